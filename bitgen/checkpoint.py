@@ -1,0 +1,42 @@
+"""The one interface through which weights are read, whatever file they come from.
+
+A GGUF file, a Hugging Face directory and the synthetic generator all look like this to the packer, to the
+GGUF writer and to the NumPy reference, so every path from a model to tokens is the same path.
+Tensors carry their GGUF names: `blk.3.attn_q.weight`, `token_embd.weight`, `output_norm.weight`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from bitgen.spec import ModelShape
+
+FUSED: dict[str, tuple[str, ...]] = {
+    "qkv": ("attn_q", "attn_k", "attn_v"),
+    "o": ("attn_output",),
+    "gate_up": ("ffn_gate", "ffn_up"),
+    "down": ("ffn_down",),
+}
+"""Role of a fused matrix -> the GGUF names of its parts, top to bottom."""
+
+
+class Checkpoint(Protocol):
+    """A model's weights, read one tensor at a time so that memory stays small."""
+
+    @property
+    def shape(self) -> ModelShape:
+        """Dimensions and architecture."""
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """GGUF key-values: tokenizer, chat template, names."""
+
+    def ternary(self, name: str) -> tuple[npt.NDArray[np.int8], float]:
+        """Codes {-1, 0, +1} int8 [M, K] and the multiplier: W = scale * codes."""
+
+    def dense(self, name: str) -> npt.NDArray[np.floating[Any]]:
+        """A float tensor (embedding, norm, head) as float16 or float32, shape as in formats: [rows, cols] or [n]."""

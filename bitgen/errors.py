@@ -1,0 +1,23 @@
+"""The errors a user can meet. Every message says what was wrong, where, and what to do next."""
+
+from __future__ import annotations
+
+
+class BitgenError(Exception):
+    """Base of every error bitgen raises on purpose; the CLI prints it without a traceback."""
+
+
+class FormatError(BitgenError):
+    """A file is not what it claims to be: truncated, corrupt, or of an unknown kind."""
+
+
+class UnsupportedError(BitgenError):
+    """A well-formed request for something bitgen does not do (an unknown architecture, an illegal tile)."""
+
+
+class CompileError(BitgenError):
+    """The C compiler is missing or failed; carries where the source and the log were kept."""
+
+
+class EngineError(BitgenError):
+    """The runtime returned an error code; carries its text."""

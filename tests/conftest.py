@@ -1,0 +1,25 @@
+"""Shared by all tests: a cache of their own, and where the fixtures written by other engines are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Builds, packed models and plans of the tests never touch the user's; compiled objects outlive a run."""
+    if config.cache is not None:
+        os.environ["BITGEN_CACHE"] = str(config.cache.mkdir("bitgen"))
+
+
+@pytest.fixture(scope="session")
+def fixtures() -> Path:
+    """Files written by other engines: BITGEN_FIXTURES, or the folder beside the checkout."""
+    folder = Path(os.environ.get("BITGEN_FIXTURES") or REPO.parent / "shared" / "fixtures")
+    if not folder.is_dir():
+        pytest.skip(f"no fixtures at {folder}; BITGEN_FIXTURES names another folder")
+    return folder

@@ -1,0 +1,42 @@
+"""Symbols spell specs, and can be read back."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bitgen.spec import GemmShape, KernelSpec, Layout, ModelShape, Tile
+
+positive = st.integers(1, 1 << 20)
+natural = st.integers(0, 1 << 16)
+specs = st.builds(
+    KernelSpec,
+    st.sampled_from(["gemv", "gemm"]),
+    st.builds(GemmShape, positive, positive),
+    st.sampled_from(["avx2", "avx512vnni", "neon", "scalar"]),
+    st.builds(Layout, st.sampled_from(["i2_s", "tl1", "tl2"]), positive, positive),
+    st.builds(Tile, st.integers(1, 64), natural, natural),
+)
+
+
+@given(specs)
+def test_symbol_round_trip(spec: KernelSpec) -> None:
+    parsed = KernelSpec.parse(spec.symbol)
+    assert parsed == spec
+    assert parsed is not None and parsed.symbol == spec.symbol
+
+
+def test_other_text_is_no_symbol() -> None:
+    for text in ("", "bg_i2_s_gemv", "bg_i2_s_dot_m1_k1_bm1_bk4__avx2", "x" * 50):
+        assert KernelSpec.parse(text) is None
+
+
+def test_matrices_fuse_their_parts() -> None:
+    shape = ModelShape(
+        *("t", "bitnet-b1.58", 2560, 6912, 30, 20, 5, 128, 128256, 4096, 5e5, 1e-5, "relu2", True, True)
+    )
+    assert shape.matrices == {
+        "qkv": GemmShape(3840, 2560),
+        "o": GemmShape(2560, 2560),
+        "gate_up": GemmShape(13824, 2560),
+        "down": GemmShape(2560, 6912),
+    }
+    assert shape.segments["qkv"] == (2560, 640, 640)
