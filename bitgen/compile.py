@@ -1,0 +1,283 @@
+"""The only caller of the C compiler: finds one, compiles units in parallel, links, caches by content.
+
+The pipeline in this file:   units -> objects -> library (or program) in <root>/<name>-<arch>-<hash>/
+
+The hash covers everything that matters (source and header text, flags, compiler version, target), so nobody
+invalidates by hand. A build happens in a private temporary folder and appears by one rename: two processes
+that build the same thing do not disturb each other. A failed build keeps its sources and its log.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from bitgen import data, targets
+from bitgen.errors import BitgenError, CompileError
+from bitgen.targets import ARCHES, host_arch
+
+OLDEST_CLANG = 14
+
+COMMON_FLAGS = (
+    *("-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-strict-aliasing"),
+    *("-fPIC", "-fvisibility=hidden", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Wno-unused-function", "-Wno-psabi"),
+)
+BASELINE = {"x86_64": ("-march=x86-64",), "arm64": ("-march=armv8-a",), "riscv64": ("-march=rv64gc",)}
+
+INSTALL_HINT = """no C compiler found. Any one of these installs one:
+  pip install ziglang            (a full clang in a Python package, no system package needed)
+  apt-get install clang          (Debian, Ubuntu)
+  dnf install clang              (Fedora)
+or name yours:  BITGEN_CC=/path/to/clang"""
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """A clang: the command that runs it and its version line, which is part of every cache key."""
+
+    command: tuple[str, ...]
+    version: str
+    zig: bool
+
+    def target_flags(self, arch: str, libc: str = "gnu") -> tuple[str, ...]:
+        """Flags that select the architecture and its baseline instruction set."""
+        triple = ARCHES[arch].replace("-gnu", f"-{libc}")
+        if self.zig:  # zig tunes for the host unless a target is named
+            return ("-target", triple, "-fno-sanitize=undefined")
+        if arch == host_arch():
+            return BASELINE[arch]
+        sysroot = os.environ.get("BITGEN_SYSROOT", f"/usr/{triple}")
+        return (f"--target={triple}", f"--sysroot={sysroot}", "-fuse-ld=lld", *BASELINE[arch])
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One translation unit: a file of the build's source tree and the flags it needs beyond the common ones."""
+
+    source: str  # name in the source tree
+    object: str  # name of the object file
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A finished build: its folder and the library or program in it."""
+
+    folder: Path
+    path: Path
+    spec: Mapping[str, object]
+
+
+def cache_root() -> Path:
+    """Where builds, packed models and plans are cached; BITGEN_CACHE overrides."""
+    return Path(os.environ.get("BITGEN_CACHE") or platformdirs.user_cache_dir("bitgen"))
+
+
+@functools.cache
+def find_compiler(arch: str) -> Compiler:
+    """The compiler for an architecture: $BITGEN_CC, else a system clang of 14 or newer, else ziglang.
+
+    A system clang compiles for another architecture only where BITGEN_SYSROOT names its headers and
+    libraries; otherwise ziglang, which carries those of every target, does.
+    """
+    named = os.environ.get("BITGEN_CC")
+    if named:
+        compiler = _probe(tuple(shlex.split(named)))
+        if compiler is None:
+            raise CompileError(f"BITGEN_CC={named!r} does not run as a clang of {OLDEST_CLANG} or newer")
+        return compiler
+    native_or_sysroot = arch == host_arch() or "BITGEN_SYSROOT" in os.environ
+    names = ("clang", *(f"clang-{n}" for n in range(30, OLDEST_CLANG - 1, -1))) if native_or_sysroot else ()
+    for command in (*((name,) for name in names), (sys.executable, "-m", "ziglang", "cc")):
+        compiler = _probe(command)
+        if compiler is not None:
+            return compiler
+    raise CompileError(INSTALL_HINT)
+
+
+def _probe(command: tuple[str, ...]) -> Compiler | None:
+    """The compiler behind a command, or None when it is absent, too old or not a clang."""
+    if shutil.which(command[0]) is None:
+        return None
+    try:
+        out = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=120)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = re.search(r"clang version (\d+)\.\S*", out.stdout)
+    if out.returncode != 0 or found is None or int(found.group(1)) < OLDEST_CLANG:
+        return None
+    return Compiler(command, found.group(0), zig="zig" in " ".join(command))
+
+
+def build(
+    name: str,
+    arch: str,
+    sources: Mapping[str, str],
+    units: Sequence[Unit],
+    spec: Mapping[str, object],
+    *,
+    root: Path | None = None,
+    program: bool = False,
+    sanitize: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Artefact:
+    """Compile `units` of the source tree `sources` (file name -> text) and link them.
+
+    Gives a shared library, or a static program when `program`. Raises CompileError with the failing
+    command, the kept source and the first lines of the compiler's words.
+    """
+    compiler = find_compiler(arch)
+    flags = (*compiler.target_flags(arch, "musl" if program and compiler.zig else "gnu"), *COMMON_FLAGS)
+    if sanitize:
+        flags = (*flags, "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1")
+    product = "bitgen-runner" if program else "libbitgen.so"
+    link = [*flags, *(("-static",) if program else ("-shared", "-Wl,-z,defs")), "-pthread", "-o", product]
+    stamp = {
+        "compiler": compiler.version,
+        "flags": flags,
+        "link": link,
+        "units": [(u.source, u.object, u.flags) for u in units],
+        "sources": {file: hashlib.sha256(text.encode()).hexdigest() for file, text in sorted(sources.items())},
+    }
+    digest = hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()[:16]
+    root = root or cache_root() / "build"
+    folder = root / f"{name}-{arch}-{digest}"
+    if not (folder / product).exists():
+        work = _fresh_folder(root, folder.name)
+        try:
+            for file, text in sources.items():
+                (work / file).write_text(text)
+            record = {**spec, "arch": arch, "compiler": compiler.version, "flags": list(flags)}
+            (work / "spec.json").write_text(json.dumps(record, indent=1, default=str) + "\n")
+            log = _compile_all(compiler, flags, units, sources, work, progress)
+            objects = [u.object for u in units]
+            log += _run(compiler, [*objects, *link], work, f"linking {product}")
+            (work / "build.log").write_text(log)
+            for file in objects:
+                (work / file).unlink()
+            _publish(work, folder)
+        except CompileError as e:
+            raise CompileError(f"{e}\n  sources and build.log kept in: {_keep_failed(work, folder)}") from e
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+    return Artefact(folder, folder / product, json.loads((folder / "spec.json").read_text()))
+
+
+def assembly(isa: str, file: str, text: str) -> str:
+    """The assembly of one source file, compiled as it would be for a library's ISA level."""
+    target = targets.target(isa)
+    arch = host_arch() if target.arch == "any" else target.arch
+    compiler = find_compiler(arch)
+    flags = (*compiler.target_flags(arch), *COMMON_FLAGS, *target.flags)
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        (work / file).write_text(text)
+        for header in data.folder("runtime").glob("*.h"):
+            shutil.copy(header, work)
+        _run(compiler, [*flags, "-S", file, "-o", "out.s"], work, f"compiling {file}")
+        return (work / "out.s").read_text()
+
+
+def _fresh_folder(root: Path, name: str) -> Path:
+    """A private folder beside the final one, so that the closing rename stays on one file system."""
+    work = root / f".{name}.{os.getpid()}"
+    try:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+    except OSError as e:
+        raise BitgenError(
+            f"cannot write to {root}: {e.strerror}; set BITGEN_CACHE to a writable folder or pass -o"
+        ) from e
+    return work
+
+
+def _keep_failed(work: Path, folder: Path) -> Path:
+    """Move a failed build to <name>.failed, where the user can look at it; it replaces an earlier failure."""
+    failed = folder.with_name(f"{folder.name}.failed")
+    shutil.rmtree(failed, ignore_errors=True)
+    return work.rename(failed)
+
+
+def _publish(work: Path, folder: Path) -> None:
+    """Let a finished build appear under its final name; the first of two equal builds wins."""
+    try:
+        work.rename(folder)
+    except OSError:
+        if not folder.exists():
+            raise
+        shutil.rmtree(work)
+
+
+def _compile_all(
+    compiler: Compiler,
+    flags: Sequence[str],
+    units: Sequence[Unit],
+    sources: Mapping[str, str],
+    work: Path,
+    progress: Callable[[int, int], None] | None,
+) -> str:
+    """Objects of all units in `work`, as many compilers at once as there are CPUs. Returns the log."""
+    headers = "".join(text for file, text in sorted(sources.items()) if file.endswith(".h"))
+    store = cache_root() / "objects"
+
+    def compile_one(unit: Unit) -> str:
+        arguments = [*flags, *unit.flags, "-c", unit.source, "-o", unit.object]
+        key = json.dumps([compiler.version, arguments, sources[unit.source], headers])
+        kept = store / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.o"
+        if kept.exists():
+            shutil.copyfile(kept, work / unit.object)
+            return f"{unit.object}: from the object cache\n"
+        log = _run(compiler, arguments, work, f"compiling {unit.source}")
+        _keep(work / unit.object, kept)
+        return log
+
+    logs = []
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for done, log in enumerate(pool.map(compile_one, units), 1):
+            logs.append(log)
+            if progress:
+                progress(done, len(units))
+    return "".join(logs)
+
+
+def _keep(made: Path, kept: Path) -> None:
+    """Copy an object into the cache by atomic rename; a cache that cannot be written is no error."""
+    partial = kept.with_suffix(f".{os.getpid()}-{made.stem}")
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(made, partial)
+        partial.replace(kept)
+    except OSError:
+        partial.unlink(missing_ok=True)
+
+
+def _run(compiler: Compiler, arguments: Iterable[str], cwd: Path, what: str) -> str:
+    """Run the compiler in `cwd`; the log text, or CompileError with its first lines."""
+    command = [*compiler.command, *arguments]
+    try:
+        out = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    except OSError as e:
+        raise CompileError(f"cannot run {compiler.command[0]}: {e.strerror}\n{INSTALL_HINT}") from e
+    log = f"$ {shlex.join(command)}\n{out.stdout}{out.stderr}"
+    if out.returncode != 0:
+        (cwd / "build.log").write_text(log)
+        words = "\n".join(f"  {line}" for line in out.stderr.splitlines()[:12])
+        raise CompileError(
+            f"{what} failed (exit code {out.returncode})\n  command: {shlex.join(command)}\n{words}"
+        )
+    return log
