@@ -1,0 +1,338 @@
+"""Tokenizers from a GGUF's own vocabulary, through the `tokenizers` package.
+
+Two kinds of vocabulary are in use. "gpt2": byte-level BPE, where every byte is spelt as one printable
+character and a regular expression, named by `tokenizer.ggml.pre`, first cuts the text into words. "llama":
+SentencePiece, where spaces are spelt ▁ and merges follow from the pieces' scores. Text comes back from ids
+here, byte by byte, so that characters split over several tokens can be streamed.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+
+from bitgen.errors import BitgenError, FormatError, UnsupportedError
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+"""Values of tokenizer.ggml.token_type."""
+
+SPACE, BYTE_TOKEN = "▁", re.compile("<0x([0-9A-Fa-f]{2})>")
+"""How SentencePiece spells a space, and a byte that is in no piece."""
+LONGEST_PIECE = 1024
+STOP_WORDS = ("<|eot_id|>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "<|eom_id|>", "</s>")
+"""Control tokens that end a turn, whatever the file says of them."""
+
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+
+@dataclass(frozen=True)
+class Words:
+    """How a byte-level vocabulary cuts text into words, and what goes with it."""
+
+    patterns: tuple[str, ...]  # applied one after the other
+    ignore_merges: bool = False  # a word that is a token is that token, whatever the merges say
+    add_bos: bool = False  # where the file does not say
+    nfc: bool = False  # Unicode normalisation first
+
+
+_LLAMA3 = Words((LLAMA3,), ignore_merges=True, add_bos=True)
+WORDS: dict[str, Words] = {
+    "llama-bpe": _LLAMA3,
+    "llama3": _LLAMA3,
+    "llama-v3": _LLAMA3,
+    "falcon3": _LLAMA3,
+    "falcon_e": _LLAMA3,
+    "qwen2": Words((QWEN2,), nfc=True),
+    "gpt-2": Words((GPT2,)),
+    "default": Words((r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
+}
+"""tokenizer.ggml.pre -> Words. The names are llama.cpp's; "default" is what it does where there is none."""
+
+_LLAMA3_TOKENS = 128256
+_BITNET_2B4T = ("bitnet-25", "bitnet-b1.58")
+"""Files of these architectures with that many tokens lack the key, and mean llama-bpe."""
+
+
+def _byte_alphabet() -> dict[str, int]:
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+BYTE_ALPHABET = _byte_alphabet()
+"""The character that spells a byte in a byte-level vocabulary -> the byte, in the order of GPT-2's."""
+
+
+class Tokenizer:
+    """Text to ids and back. Made by `from_metadata`; immutable, and safe to share between threads."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self.bos, self.eos, self.eot = vocabulary.bos, vocabulary.eos, vocabulary.eot
+        self.add_bos = vocabulary.add_bos and self.bos is not None
+        self._parsing = vocabulary.backend(parse_special=True)
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any]) -> Tokenizer:
+        """The tokenizer in a GGUF's key-values; FormatError or UnsupportedError names the key at fault."""
+        return cls(Vocabulary(metadata))
+
+    def __len__(self) -> int:
+        return len(self._vocabulary.tokens)
+
+    @property
+    def kind(self) -> str:
+        """What it is, in words."""
+        return self._vocabulary.kind
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """Ids after which a model has nothing more to say."""
+        v = self._vocabulary
+        words = {v.ids[word] for word in STOP_WORDS if word in v.ids and v.types[v.ids[word]] == CONTROL}
+        return frozenset(words | {id for id in (self.eos, self.eot) if id is not None})
+
+    def encode(self, text: str, add_bos: bool | None = None, parse_special: bool = True) -> list[int]:
+        """Ids of a text.
+
+        add_bos: begin with the begin-of-text token (None: as the model was trained), unless the text does.
+        parse_special: "<|eot_id|>" in the text becomes that token; False: it is spelt out, as any other text.
+        """
+        backend = self._parsing if parse_special else self._plain
+        try:
+            ids: list[int] = backend.encode(text, add_special_tokens=False).ids
+        except (UnicodeEncodeError, TypeError):
+            raise BitgenError("the text is not valid Unicode: it holds lone surrogates") from None
+        wanted = self.add_bos if add_bos is None else add_bos
+        if wanted and self.bos is not None and ids[:1] != [self.bos]:
+            ids = [self.bos, *ids]
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids. Control tokens have none; bytes that are not UTF-8 become U+FFFD."""
+        stream = Stream(self, start=True)
+        return "".join([stream.push(id) for id in ids]) + stream.flush()
+
+    def piece(self, id: int) -> bytes:
+        """The bytes of one token; of an id beyond the vocabulary, those of U+FFFD."""
+        return self._vocabulary.piece(id) if 0 <= id < len(self) else "\ufffd".encode()
+
+    @property
+    def strips_first_space(self) -> bool:
+        """Whether a text's first space was put there by the encoder."""
+        return self._vocabulary.space_prefix
+
+    @cached_property
+    def _plain(self) -> Backend:
+        return self._vocabulary.backend(parse_special=False)
+
+
+class Stream:
+    """Text from ids as they come, held back until its characters are complete.
+
+    start: the first id begins the text, so that the space an encoder puts before it is dropped; a model's
+    continuation of a prompt keeps it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, start: bool = False) -> None:
+        self._tokenizer = tokenizer
+        self._strip = start and tokenizer.strips_first_space
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, id: int) -> str:
+        """The text that this token completes, perhaps none."""
+        piece = self._tokenizer.piece(id)
+        if piece and self._strip:
+            piece, self._strip = piece.removeprefix(b" "), False
+        return self._utf8.decode(piece)
+
+    def flush(self) -> str:
+        """What is left at the end: U+FFFD for an incomplete character, else nothing."""
+        return self._utf8.decode(b"", final=True)
+
+
+class Vocabulary:
+    """The tokenizer keys of a GGUF, checked; builds the backends that encode."""
+
+    def __init__(self, metadata: Mapping[str, Any]) -> None:
+        self._metadata = metadata
+        self.model: str = self._key("model", str, "")
+        if self.model not in ("gpt2", "llama"):
+            raise UnsupportedError(f"tokenizer.ggml.model is {self.model!r}; supported: gpt2, llama")
+        self.tokens: list[str] = self._key("tokens", list, [])
+        if not self.tokens or not all(isinstance(token, str) for token in self.tokens):
+            raise FormatError("tokenizer.ggml.tokens is not a list of texts")
+        self.types = self._numbers("token_type", np.full(len(self.tokens), NORMAL), "iu").tolist()
+        self.ids = self._ids()
+        self.bos, self.eos, self.eot = (self._id(f"{name}_token_id") for name in ("bos", "eos", "eot"))
+        self.words = self._words() if self.model == "gpt2" else None
+        self.add_bos = bool(self._key("add_bos_token", bool, self.words.add_bos if self.words else True))
+        self.space_prefix = self.model == "llama" and bool(self._key("add_space_prefix", bool, True))
+
+    @property
+    def kind(self) -> str:
+        """What it is, in words."""
+        return f"byte-level BPE ({self.pre})" if self.words else "SentencePiece BPE"
+
+    @cached_property
+    def pre(self) -> str:
+        """The name of the pre-tokenizer, also where the file lacks it."""
+        architecture = self._metadata.get("general.architecture")
+        forced = architecture in _BITNET_2B4T and len(self.tokens) == _LLAMA3_TOKENS
+        return str(self._key("pre", str, "llama-bpe" if forced else "default"))
+
+    def backend(self, parse_special: bool) -> Backend:
+        """An encoder. User-defined tokens are always found in a text, control tokens only if asked."""
+        try:
+            backend = self._byte_level(self.words) if self.words else self._sentence_piece()
+            found = {USER_DEFINED, CONTROL, UNKNOWN} if parse_special else {USER_DEFINED}
+            backend.add_special_tokens(
+                [
+                    AddedToken(token, normalized=False, special=type != USER_DEFINED)
+                    for token, type in zip(self.tokens, self.types, strict=True)
+                    if type in found and token
+                ]
+            )
+        except (FormatError, UnsupportedError):
+            raise
+        except Exception as error:  # the package raises nothing narrower
+            raise FormatError(f"the vocabulary cannot be used: {error}") from None
+        return backend
+
+    def piece(self, id: int) -> bytes:
+        """The bytes that a token stands for."""
+        token, type = self.tokens[id], self.types[id]
+        if type == CONTROL:
+            return b""
+        if type == USER_DEFINED:
+            return token.encode()
+        if self.words:
+            known = all(char in BYTE_ALPHABET for char in token)
+            return bytes(BYTE_ALPHABET[char] for char in token) if known else token.encode()
+        if type == UNKNOWN:
+            return " \u2047 ".encode()  # as SentencePiece shows it
+        if type == BYTE:
+            return bytes([_byte_value(token)])
+        return token.replace(SPACE, " ").encode()
+
+    def _byte_level(self, words: Words) -> Backend:
+        merges = []
+        for merge in self._key("merges", list, []):
+            left, _, right = merge.partition(" ") if isinstance(merge, str) else ("", "", "")
+            if not left or not right:
+                raise FormatError(f"tokenizer.ggml.merges holds {merge!r}; expected two tokens")
+            merges.append((left, right))
+        backend = Backend(models.BPE(vocab=self.ids, merges=merges, ignore_merges=words.ignore_merges))
+        if words.nfc:
+            backend.normalizer = normalizers.NFC()
+        splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in words.patterns]
+        spell = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([*splits, spell])
+        return backend
+
+    def _sentence_piece(self) -> Backend:
+        scores = self._numbers("scores", None, "f")
+        unknown = next((t for t, type in zip(self.tokens, self.types, strict=True) if type == UNKNOWN), None)
+        for token, type in zip(self.tokens, self.types, strict=True):
+            if type == BYTE:
+                _byte_value(token)
+        backend = Backend(
+            models.BPE(
+                vocab=self.ids,
+                merges=self._merges(scores),
+                unk_token=unknown,
+                fuse_unk=True,
+                byte_fallback=BYTE in self.types,
+            )
+        )
+        spaces = normalizers.Replace(" ", SPACE)
+        prefix = [normalizers.Prepend(SPACE)] if self.space_prefix else []
+        backend.normalizer = normalizers.Sequence([*prefix, spaces])
+        return backend
+
+    def _merges(self, scores: npt.NDArray[np.floating[Any]]) -> list[tuple[str, str]]:
+        """The pairs of pieces that make a piece, best score first.
+
+        SentencePiece joins the neighbours whose union scores best, the leftmost of equals. A merge list says
+        the same once all the pairs of one piece rank next to each other.
+        """
+        pieces = {
+            token: float(score)
+            for token, type, score in zip(self.tokens, self.types, scores.tolist(), strict=True)
+            if type in (NORMAL, USER_DEFINED)
+        }
+        if any(len(piece) > LONGEST_PIECE for piece in pieces):
+            raise FormatError(f"tokenizer.ggml.tokens holds a piece of more than {LONGEST_PIECE} characters")
+        pairs = [
+            (-score, self.ids[piece], -cut, piece[:cut], piece[cut:])
+            for piece, score in pieces.items()
+            for cut in range(1, len(piece))
+            if piece[:cut] in pieces and piece[cut:] in pieces
+        ]
+        return [(left, right) for *_, left, right in sorted(pairs)]
+
+    def _ids(self) -> dict[str, int]:
+        """Token -> id. Unused fillers may repeat, other tokens not."""
+        ids: dict[str, int] = {}
+        for id, token in enumerate(self.tokens):
+            if token not in ids:
+                ids[token] = id
+            elif self.types[id] != UNUSED:
+                raise FormatError(f"tokenizer.ggml.tokens: {token!r} is both token {ids[token]} and token {id}")
+        return ids
+
+    def _words(self) -> Words:
+        if self.pre not in WORDS:
+            raise UnsupportedError(f"tokenizer.ggml.pre is {self.pre!r}; known: {', '.join(WORDS)}")
+        return WORDS[self.pre]
+
+    def _id(self, name: str) -> int | None:
+        id = self._key(name, int, None)
+        if id is None:
+            return None
+        if not 0 <= id < len(self.tokens):
+            raise FormatError(f"tokenizer.ggml.{name} is {id}, beyond the {len(self.tokens)} tokens")
+        return int(id)
+
+    def _numbers(self, name: str, default: Any, kinds: str) -> npt.NDArray[Any]:
+        """An array with one finite number per token."""
+        key = f"tokenizer.ggml.{name}"
+        values = self._metadata.get(key, default)
+        if values is None:
+            raise FormatError(f"{key} is missing")
+        try:
+            array = np.asarray(values)
+        except ValueError:
+            array = np.empty(0)
+        if array.shape != (len(self.tokens),) or array.dtype.kind not in kinds or not np.isfinite(array).all():
+            raise FormatError(f"{key} is not a list of {len(self.tokens)} numbers, one for each token")
+        return array
+
+    def _key(self, name: str, type: type, default: Any) -> Any:
+        value = self._metadata.get(f"tokenizer.ggml.{name}", default)
+        wrong = not isinstance(value, type) or (type is int and isinstance(value, bool))
+        if wrong and value is not default:
+            raise FormatError(f"tokenizer.ggml.{name} is of type {value.__class__.__name__}; expected {type.__name__}")
+        return value
+
+
+def _byte_value(token: str) -> int:
+    """<0x0A> -> 10."""
+    found = BYTE_TOKEN.fullmatch(token)
+    if found is None:
+        raise FormatError(f"tokenizer.ggml.tokens: the byte token {token!r} is not of the form <0x00>")
+    return int(found[1], 16)

@@ -1,0 +1,534 @@
+"""GGUF models to canonical ternary codes and scales, and back.
+
+Reading takes what other engines write: I2_S (bitnet.cpp), TQ1_0 and TQ2_0 (llama.cpp), and float tensors
+whose values are ternary. Writing gives what they read. The container is gguf_container.py's concern, the bits
+of each block format layout.py's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from bitgen import layout
+from bitgen.checkpoint import Checkpoint
+from bitgen.errors import BitgenError, FormatError, UnsupportedError
+from bitgen.gguf_container import (
+    BF16,
+    F16,
+    F32,
+    I2_S,
+    Q6_K,
+    TL1,
+    TL2,
+    TQ1_0,
+    TQ2_0,
+    Container,
+    Entry,
+    Tensor,
+    head,
+    padded,
+)
+from bitgen.shapes import ARCHITECTURES, Architecture, architecture, shape_from
+from bitgen.spec import Activation, GemmShape, ModelShape
+
+I2sLayout = Literal["x86", "arm"]
+TernaryType = Literal["i2_s", "tq1_0", "tq2_0"]
+Progress = Callable[[int, int], None]
+
+I2S_BLOCK: dict[str, int] = {"x86": 128, "arm": 64}
+"""Weights of an I2_S block. bitnet.cpp built for ARM since November 2025 writes 64; no file says so."""
+
+HIDDEN_ACTIVATIONS: dict[str, Activation] = {
+    "relu2": "relu2",
+    "relu_squared": "relu2",
+    "silu": "silu",
+    "swish": "silu",
+}
+"""Values of the key <arch>.hidden_activation."""
+
+VOCAB_1BITLLM = 32002
+"""Tokens of the first BitNet models, whose FFN is SiLU even under the newer name bitnet-b1.58."""
+
+MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+FLOAT_TYPES, TERNARY_TYPES = (F32, F16, BF16), (I2_S, TQ1_0, TQ2_0)
+ROWS_AT_ONCE = 1 << 22
+"""Elements handled at a time where a whole tensor would take too much memory."""
+
+
+def tensor_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
+    """GGUF name -> shape of every tensor of a model, in the order they are written."""
+    q, kv, h, inter = (
+        shape.heads * shape.head_dim,
+        shape.kv_heads * shape.head_dim,
+        shape.hidden,
+        shape.intermediate,
+    )
+    layer: dict[str, tuple[int, ...]] = {
+        "attn_norm": (h,),
+        "attn_q": (q, h),
+        "attn_k": (kv, h),
+        "attn_v": (kv, h),
+        "attn_sub_norm": (q,),
+        "attn_output": (h, q),
+        "ffn_norm": (h,),
+        "ffn_gate": (inter, h),
+        "ffn_up": (inter, h),
+        "ffn_sub_norm": (inter,),
+        "ffn_down": (h, inter),
+    }
+    if not shape.sub_norms:
+        del layer["attn_sub_norm"], layer["ffn_sub_norm"]
+    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (shape.vocab, h), "output_norm.weight": (h,)}
+    if not shape.tied:
+        shapes["output.weight"] = (shape.vocab, h)
+    return shapes | {f"blk.{n}.{name}.weight": dims for n in range(shape.layers) for name, dims in layer.items()}
+
+
+def is_ternary(name: str) -> bool:
+    """Whether a tensor is one of the ternary matrices of a layer."""
+    parts = name.split(".")
+    return len(parts) == 4 and parts[0] == "blk" and parts[2] in MATRICES and parts[3] == "weight"
+
+
+# ---- reading ----------------------------------------------------------------------------------------------
+
+
+def open(path: str | Path, i2s_layout: I2sLayout = "x86", activation: str | None = None) -> GgufCheckpoint:
+    """A GGUF file as a Checkpoint; see GgufCheckpoint for what is checked and raised.
+
+    i2s_layout: "arm" reads the I2_S of ARM builds of bitnet.cpp.
+    activation: "relu2" or "silu" overrules the file.
+    """
+    return GgufCheckpoint(Container(path), i2s_layout, activation)
+
+
+class GgufCheckpoint:
+    """A Checkpoint over a GGUF file. Opening checks every name, shape and type; weights are read on demand.
+
+    FormatError: the file contradicts itself or its architecture, or a tensor is not what its type says.
+    UnsupportedError: a sound file that asks for what bitgen does not do.
+    Both name the file and the tensor or key.
+    """
+
+    def __init__(self, container: Container, i2s_layout: I2sLayout = "x86", activation: str | None = None) -> None:
+        if i2s_layout not in I2S_BLOCK:
+            raise UnsupportedError(f"unknown I2_S layout {i2s_layout!r}; known: {', '.join(I2S_BLOCK)}")
+        self._container, self._i2s_block = container, I2S_BLOCK[i2s_layout]
+        self.path, self._tensors = container.path, container.tensors
+        keys = _Keys(container)
+        self._shape, self.activation_reason = keys.shape(activation)
+        self._check_tensors()
+
+    @property
+    def shape(self) -> ModelShape:
+        """Dimensions and architecture, from the metadata."""
+        return self._shape
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The file's key-values."""
+        return self._container.metadata
+
+    def ternary(self, name: str) -> tuple[npt.NDArray[np.int8], float]:
+        """Codes {-1, 0, +1} int8 [M, K] and the multiplier: W = scale * codes.
+
+        FormatError where the values are not ternary or the scale is not a finite number of at least 0.
+        """
+        tensor = self._tensor(name)
+        try:
+            codes, scale = self._codes(tensor)
+        except FormatError as error:
+            raise FormatError(f"{self.path}: tensor {name}: {error}") from None
+        beside = self._tensors.get(_scale_name(name))
+        if beside is not None:
+            scale = float(np.float32(scale) * self._floats(beside)[0])
+        if not np.isfinite(scale) or scale < 0 or (scale == 0 and codes.any()):
+            raise FormatError(f"{self.path}: tensor {name}: the scale is {scale}; the file is corrupt")
+        return codes, scale
+
+    def dense(self, name: str) -> npt.NDArray[np.floating[Any]]:
+        """A float tensor: float16 where stored so, else float32. FormatError where a value is not finite."""
+        tensor = self._tensor(name)
+        values = self._dequantised(tensor) if tensor.type == Q6_K else self._floats(tensor)
+        for rows in _pieces(values):
+            if not np.isfinite(rows).all():
+                raise FormatError(f"{self.path}: tensor {name} holds NaN or infinite values; the file is corrupt")
+        return values
+
+    def _tensor(self, name: str) -> Tensor:
+        if name not in self._tensors:
+            raise FormatError(f"{self.path}: the tensor {name} is missing")
+        return self._tensors[name]
+
+    def _codes(self, tensor: Tensor) -> tuple[npt.NDArray[np.int8], float]:
+        """Codes and scale as stored in the tensor itself."""
+        m, k = tensor.shape
+        if tensor.type in FLOAT_TYPES:
+            return ternary_values(self._floats(tensor))
+        raw = self._container.bytes_of(tensor)
+        if tensor.type == TQ1_0:
+            return layout.unpack_tq1_0(raw, m, k)
+        if tensor.type == TQ2_0:
+            return layout.unpack_tq2_0(raw, m, k)
+        # I2_S blocks run on from row to row, so that K need not be whole blocks
+        codes = layout.unpack_i2_s(raw, GemmShape(1, m * k), 1, self._i2s_block).reshape(m, k)
+        return codes, float(raw[m * k // 4 :][:4].view("<f4")[0])
+
+    def _floats(self, tensor: Tensor) -> npt.NDArray[np.floating[Any]]:
+        """An F32, F16 or BF16 tensor; the first two as views of the file."""
+        raw = self._container.bytes_of(tensor)
+        if tensor.type == BF16:
+            return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32).reshape(tensor.shape)
+        return raw.view("<f4" if tensor.type == F32 else "<f2").reshape(tensor.shape)
+
+    def _dequantised(self, tensor: Tensor) -> npt.NDArray[np.float32]:
+        """A Q6_K tensor as float32, some rows at a time."""
+        from gguf import GGMLQuantizationType
+        from gguf.quants import dequantize
+
+        raw = self._container.bytes_of(tensor).reshape(tensor.shape[0], -1)
+        values = np.empty(tensor.shape, np.float32)
+        step = max(1, ROWS_AT_ONCE // tensor.shape[1])
+        for at in range(0, len(raw), step):
+            values[at : at + step] = dequantize(raw[at : at + step], GGMLQuantizationType.Q6_K)
+        return values
+
+    def _check_tensors(self) -> None:
+        """All tensors of the architecture in shape and in a readable type; none that would go unused."""
+        expected = tensor_shapes(self._shape)
+        for name, dims in expected.items():
+            tensor = self._tensor(name)
+            if tensor.shape != dims:
+                raise FormatError(
+                    f"{self.path}: tensor {name} is {list(tensor.shape)}; the metadata asks for {list(dims)}"
+                )
+            self._check_type(tensor)
+        scales = {_scale_name(name) for name in expected if is_ternary(name)}
+        for name, tensor in self._tensors.items():
+            if name in scales:
+                if tensor.shape != (1,) or tensor.type != F32:
+                    raise FormatError(f"{self.path}: tensor {name}: expected one F32 value")
+            elif name not in expected:
+                raise UnsupportedError(
+                    f"{self.path}: the tensor {name} has no place in a model of architecture "
+                    f"{self._shape.architecture}; running without it would give wrong results"
+                )
+
+    def _check_type(self, tensor: Tensor) -> None:
+        ternary = is_ternary(tensor.name)
+        readable = FLOAT_TYPES + TERNARY_TYPES if ternary else FLOAT_TYPES + (Q6_K,) * (len(tensor.shape) == 2)
+        if tensor.type in readable:
+            return
+        name = tensor.type_name
+        if tensor.type == TL2 and not self._shape.architecture.startswith("bitnet"):
+            name = "MXFP4 (or TL2)"
+        hint = ""
+        if tensor.type in (TL1, TL2) and ternary:
+            hint = "; its tile sizes are not in the file: make the file again as I2_S"
+        raise UnsupportedError(f"{self.path}: tensor {tensor.name} is of type {name}, which cannot be read here{hint}")
+
+
+def ternary_values(values: npt.NDArray[np.floating[Any]]) -> tuple[npt.NDArray[np.int8], float]:
+    """Floats [M, K] that are -s, 0 and +s -> codes int8 [M, K] and s; FormatError names any other value.
+
+    The tolerance, a ten-thousandth of s, is for rounding; a matrix of master weights is far outside it.
+    """
+    scale = max((float(np.abs(rows).max()) for rows in _pieces(values)), default=0.0)
+    if not np.isfinite(scale):
+        raise FormatError("it holds NaN or infinite values")
+    codes = np.zeros(values.shape, np.int8)
+    if scale == 0:
+        return codes, 0.0
+    for rows, out in zip(_pieces(values), _pieces(codes), strict=True):
+        relative = rows.astype(np.float32) / np.float32(scale)
+        np.rint(relative, out=out, casting="unsafe")
+        wrong = np.abs(relative - out) > 1e-4
+        if wrong.any():
+            value = float(rows[wrong][0])
+            raise FormatError(f"the value {value:g} is none of 0 and ±{scale:g}: the weights are not ternary")
+    return codes, scale
+
+
+def _pieces(values: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+    """Views of consecutive rows, each of bounded size."""
+    step = max(1, ROWS_AT_ONCE // max(1, values[:1].size))
+    return (values[at : at + step] for at in range(0, len(values), step))
+
+
+def _scale_name(name: str) -> str:
+    """blk.0.attn_q.weight -> blk.0.attn_q.scale: where it exists, the matrix's output is multiplied by it."""
+    return name.removesuffix("weight") + "scale"
+
+
+class _Keys:
+    """A file's metadata as a ModelShape; errors name the file and the key."""
+
+    def __init__(self, container: Container) -> None:
+        self.where, self.tensors, self.values = str(container.path), container.tensors, container.metadata
+        self.arch = self.get("general.architecture", str)
+        self.kind: Architecture = architecture(self.arch, self.where)
+
+    def shape(self, override: str | None) -> tuple[ModelShape, str]:
+        """The shape, and why it has its activation."""
+        self._refuse_variants()
+        vocab = self._vocab()
+        heads, hidden = self.own("attention.head_count", int), self.own("embedding_length", int)
+        activation, reason = self._activation(override, vocab)
+        values = {
+            "name": self.get("general.name", str, Path(self.where).stem) or Path(self.where).stem,
+            "architecture": self.arch,
+            "hidden": hidden,
+            "intermediate": self.own("feed_forward_length", int),
+            "layers": self.own("block_count", int),
+            "heads": heads,
+            "kv_heads": self.own("attention.head_count_kv", int, heads),
+            "head_dim": self._head_dim(hidden, heads),
+            "vocab": vocab,
+            "context": self.own("context_length", int),
+            "rope_theta": _shortest(self.own("rope.freq_base", float, 10000.0)),
+            "norm_eps": _shortest(self.own("attention.layer_norm_rms_epsilon", float)),
+            "activation": activation,
+            "sub_norms": self.kind.sub_norms,
+            "tied": "output.weight" not in self.tensors,
+            "rope_interleaved": self.kind.rope_interleaved,
+        }
+        return shape_from(values, self.where), reason
+
+    def own(self, key: str, type: type, default: Any = None) -> Any:
+        """The value of <architecture>.<key>."""
+        return self.get(f"{self.arch}.{key}", type, default)
+
+    def get(self, key: str, type: type, default: Any = None) -> Any:
+        """A value of a type; integers serve as floats. Without a default the key must be there."""
+        value = self.values.get(key, default)
+        if value is None:
+            raise FormatError(f"{self.where}: the key {key} is missing")
+        if type is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if not isinstance(value, type) or (type is int and isinstance(value, bool)):
+            raise FormatError(f"{self.where}: {key} is {_brief(value)}; expected {type.__name__}")
+        return value
+
+    def _vocab(self) -> int:
+        """Rows of the embedding, which the key and the tokenizer must not contradict."""
+        embedding = self.tensors.get("token_embd.weight")
+        if embedding is None:
+            raise FormatError(f"{self.where}: the tensor token_embd.weight is missing")
+        rows = embedding.shape[0]
+        stated = self.own("vocab_size", int, rows)
+        tokens = self.values.get("tokenizer.ggml.tokens", [])
+        if stated != rows:
+            raise FormatError(f"{self.where}: vocab_size is {stated}, but token_embd.weight has {rows} rows")
+        if isinstance(tokens, list) and len(tokens) > rows:
+            raise FormatError(f"{self.where}: {len(tokens)} tokens, but token_embd.weight has {rows} rows")
+        return rows
+
+    def _head_dim(self, hidden: int, heads: int) -> int:
+        """attention.key_length, else rope.dimension_count, else hidden / heads."""
+        if heads < 1:
+            raise FormatError(f"{self.where}: {self.arch}.attention.head_count is {heads}")
+        rope = self.own("rope.dimension_count", int, 0)
+        dim = int(self.own("attention.key_length", int, rope or hidden // heads))
+        value_dim = self.own("attention.value_length", int, dim)
+        if (rope or dim) != dim or value_dim != dim:
+            raise UnsupportedError(
+                f"{self.where}: heads of {dim} with RoPE over {rope or dim} and values of {value_dim}; "
+                "all three must be equal"
+            )
+        return dim
+
+    def _activation(self, override: str | None, vocab: int) -> tuple[Activation, str]:
+        """The FFN's activation and the reason: the caller, the file's key, or the architecture's rule."""
+        key = f"{self.arch}.hidden_activation"
+        stated = override or self.get(key, str, "")
+        if stated:
+            by = "chosen by the caller" if override else f"the key {key}"
+            if stated not in HIDDEN_ACTIVATIONS:
+                known = ", ".join(dict.fromkeys(HIDDEN_ACTIVATIONS.values()))
+                raise UnsupportedError(f"{self.where}: activation {stated!r} ({by}) is unknown; known: {known}")
+            return HIDDEN_ACTIVATIONS[stated], by
+        if self.kind.activation == "relu2" and vocab == VOCAB_1BITLLM:
+            return "silu", f"a vocabulary of {VOCAB_1BITLLM}: a 1bitLLM model under a newer architecture name"
+        return self.kind.activation, f"architecture {self.arch}"
+
+    def _refuse_variants(self) -> None:
+        """Keys that change the arithmetic in ways not implemented, unless they say that nothing changes."""
+        for key, neutral in (
+            ("rope.scaling.type", ("none", "linear")),
+            ("rope.scaling.factor", (0.0, 1.0)),
+            ("rope.scale_linear", (0.0, 1.0)),
+            ("expert_count", (0,)),
+            ("attention.sliding_window", (0,)),
+            ("attention.scale", (0.0,)),
+            ("attention.causal", (True,)),
+        ):
+            value = self.values.get(f"{self.arch}.{key}", neutral[0])
+            if isinstance(value, list | np.ndarray) or value not in neutral:
+                raise UnsupportedError(f"{self.where}: {self.arch}.{key} = {_brief(value)} is not supported")
+
+
+def _shortest(value: float) -> float:
+    """A float32 as the decimal it was written from: 1e-05, not 9.999999747378752e-06. Same float32."""
+    with np.errstate(over="ignore"):
+        return float(str(np.float32(value)))
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+# ---- writing ----------------------------------------------------------------------------------------------
+
+FILE_TYPES: dict[str, tuple[int, int]] = {"i2_s": (I2_S, 40), "tq1_0": (TQ1_0, 36), "tq2_0": (TQ2_0, 37)}
+"""Type of a file -> tensor type id of its matrices, general.file_type."""
+
+
+def write(path: str | Path, checkpoint: Checkpoint, type: str = "i2_s", progress: Progress | None = None) -> None:
+    """Write a checkpoint as a GGUF file, one tensor in memory at a time. It appears whole or not at all.
+
+    type: "i2_s", in bitnet.cpp's own layout, or "tq1_0", "tq2_0", for llama.cpp. The block scales of those
+    are float16 and a model's scale is not, so they hold 1 and the scale goes beside the matrix, exactly, as
+    blk.N.*.scale (llama.cpp multiplies by it: in bitnet it always did, in llama since 2026). Embeddings and
+    head are rounded to F16; norms are F32. progress is called with (bytes done, bytes in all).
+
+    UnsupportedError: a shape that the type or the architecture cannot express. FormatError: weights that are
+    not ternary or not finite.
+    """
+    path = Path(path)
+    if type not in FILE_TYPES:
+        raise UnsupportedError(f"unknown file type {type!r}; known: {', '.join(FILE_TYPES)}")
+    entries = _entries(checkpoint.shape, type)
+    total, done = sum(padded(e.nbytes) for e in entries), 0
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with partial.open("wb") as f:
+            f.write(head(_metadata(checkpoint, type), entries))
+            for entry, pieces in _payloads(checkpoint, entries):
+                done += _write_tensor(f, entry, pieces)
+                if progress:
+                    progress(done, total)
+        partial.replace(path)
+    except OSError as error:
+        raise BitgenError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _entries(shape: ModelShape, type: str) -> list[Entry]:
+    """The tensor table of a file, checked against what the type can hold."""
+    known = ARCHITECTURES.get(shape.architecture)
+    if known is None or (known.sub_norms, known.rope_interleaved) != (
+        shape.sub_norms,
+        shape.rope_interleaved,
+    ):
+        raise UnsupportedError(
+            f"architecture {shape.architecture!r} with sub_norms={shape.sub_norms}, rope_interleaved="
+            f"{shape.rope_interleaved} has no GGUF form"
+        )
+    id, entries = FILE_TYPES[type][0], []
+    for name, dims in tensor_shapes(shape).items():
+        if not is_ternary(name):
+            entries.append(Entry(name, dims, F32 if len(dims) == 1 else F16))
+            continue
+        m, k = dims
+        if id == I2_S and m * k % 128:
+            raise UnsupportedError(f"{name}: {m} x {k} weights are not whole I2_S blocks of 128")
+        if id != I2_S and k % layout.TQ_BLOCK:
+            raise UnsupportedError(f"{name}: rows of {k} are not whole {type} blocks of 256; take i2_s")
+        entries.append(Entry(name, dims, id))
+        if id != I2_S:
+            entries.append(Entry(_scale_name(name), (1,), F32))
+    return entries
+
+
+def _metadata(checkpoint: Checkpoint, type: str) -> dict[str, Any]:
+    """The key-values: dimensions from the shape; tokenizer and general notes from the checkpoint's own."""
+    s, arch = checkpoint.shape, checkpoint.shape.architecture
+    ours = {
+        "general.architecture": arch,
+        "general.name": s.name,
+        "general.file_type": FILE_TYPES[type][1],
+        "general.quantization_version": 2,
+    }
+    notes = {
+        key: value
+        for key, value in checkpoint.metadata.items()
+        if key.startswith(("general.", "tokenizer.")) and key not in ours and key != "general.alignment"
+    }
+    dimensions = {
+        "vocab_size": s.vocab,
+        "context_length": s.context,
+        "embedding_length": s.hidden,
+        "block_count": s.layers,
+        "feed_forward_length": s.intermediate,
+        "rope.dimension_count": s.head_dim,
+        "attention.head_count": s.heads,
+        "attention.head_count_kv": s.kv_heads,
+        "attention.layer_norm_rms_epsilon": s.norm_eps,
+        "rope.freq_base": s.rope_theta,
+        "hidden_activation": s.activation,
+    }
+    if s.heads * s.head_dim != s.hidden:
+        dimensions |= {"attention.key_length": s.head_dim, "attention.value_length": s.head_dim}
+    return ours | {f"{arch}.{key}": value for key, value in dimensions.items()} | notes
+
+
+def _payloads(checkpoint: Checkpoint, entries: list[Entry]) -> Iterator[tuple[Entry, Iterator[npt.NDArray[Any]]]]:
+    """Each tensor's data, in order; a matrix in one piece, floats in several."""
+    scale = 0.0
+    for entry in entries:
+        if entry.type in TERNARY_TYPES:
+            codes, scale = checkpoint.ternary(entry.name)
+            yield entry, iter(_packed(entry, codes, scale))
+        elif entry.name.endswith(".scale"):
+            yield entry, iter([np.array([scale], "<f4")])
+        else:
+            yield entry, _converted(entry, checkpoint.dense(entry.name))
+
+
+def _packed(entry: Entry, codes: npt.NDArray[np.int8], scale: float) -> list[npt.NDArray[Any]]:
+    """A matrix in its file type; codes are checked by layout.py."""
+    if codes.shape != entry.shape:
+        raise _misshapen(entry, codes)
+    if not np.isfinite(np.float32(scale)) or scale < 0:
+        raise FormatError(f"{entry.name}: the scale is {scale}; expected a finite number of at least 0")
+    if entry.type == TQ1_0:
+        return [layout.pack_tq1_0(codes, 1.0)]
+    if entry.type == TQ2_0:
+        return [layout.pack_tq2_0(codes, 1.0)]
+    tail = np.zeros(8, "<f4")
+    tail[0] = scale
+    return [layout.pack_i2_s(codes.reshape(1, -1), 1, I2S_BLOCK["x86"]), tail]
+
+
+def _converted(entry: Entry, values: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+    """A float tensor in its file type, some rows at a time."""
+    if values.shape != entry.shape:
+        raise _misshapen(entry, values)
+    for rows in _pieces(values):
+        with np.errstate(over="ignore"):
+            out = rows.astype("<f4" if entry.type == F32 else "<f2")
+        if not np.isfinite(out).all():
+            raise FormatError(f"{entry.name} holds NaN, infinity or values beyond the range of float16")
+        yield out
+
+
+def _misshapen(entry: Entry, data: npt.NDArray[Any]) -> FormatError:
+    return FormatError(f"{entry.name} is {list(data.shape)}; the model's shape asks for {list(entry.shape)}")
+
+
+def _write_tensor(f: BinaryIO, entry: Entry, pieces: Iterator[npt.NDArray[Any]]) -> int:
+    """Append a tensor and its padding; the number of bytes written."""
+    written = 0
+    for piece in pieces:
+        written += f.write(np.ascontiguousarray(piece).data.cast("B"))
+    if written != entry.nbytes:
+        raise BitgenError(f"{entry.name}: {written} bytes where {entry.nbytes} were planned")
+    return written + f.write(bytes(padded(written) - written))

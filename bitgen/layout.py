@@ -1,0 +1,355 @@
+"""Where every weight lies: packing and unpacking as NumPy reshape and transpose.
+
+Canonical weights are codes {-1, 0, +1}, int8 [M, K]. Runtime layouts (i2_s, tl1, tl2) pad M to the panel height
+and K to the block with zero weights; with no padding they are byte for byte what bitnet.cpp writes. The GGUF
+block formats TQ1_0 and TQ2_0 carry a float16 scale in every block of 256 weights.
+
+Axes are named in the comments as they are reshaped; a transpose then spells the loop order of the stream,
+outermost first. Arithmetic is on uint8 and wraps, so a signed code may be added before its offset is.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from bitgen.errors import FormatError, UnsupportedError
+from bitgen.spec import GemmShape
+
+Codes = npt.NDArray[np.int8]
+Bytes = npt.NDArray[np.uint8]
+
+TL2_PAIR_TILE = 32  # columns of one tile of tl2's tail, where K mod bk is packed in pairs
+TL2_ROWS = 32  # rows of one SIMD step of tl2
+TQ_BLOCK = 256  # weights of one TQ1_0 or TQ2_0 block
+
+
+def round_up(n: int, to: int) -> int:
+    """The least multiple of `to` that is not below n."""
+    return -(-n // to) * to
+
+
+# ---- i2_s: four codes w + 1 to a byte, high bits first -----------------------------------------------------------
+
+
+def pack_i2_s(codes: Codes, bm: int, bk: int) -> Bytes:
+    """Codes [M, K] -> uint8 [m_pad * k_pad / 4], panels of bm rows, blocks of bk columns.
+
+    Stream: panel, block, row of the panel, byte j < bk/4. The byte holds elements j, j + bk/4, j + 2 bk/4 and
+    j + 3 bk/4 of the block from its top bit pair down. bm=1, bk=128 is the I2_S of GGUF files for K % 128 == 0
+    (flat otherwise: pack codes.reshape(1, -1)), bk=64 that of ARM builds of bitnet.cpp.
+    """
+    c = _blocks(codes, bm, bk)  # [panel, row, block, quarter, byte]
+    out = c[:, :, :, 0] * np.uint8(4)
+    for quarter in (1, 2):
+        out += c[:, :, :, quarter]
+        out *= 4
+    out += c[:, :, :, 3]
+    out += 0x55  # + 1 to each of the four codes
+    return np.ascontiguousarray(out.transpose(0, 2, 1, 3)).reshape(-1)
+
+
+def unpack_i2_s(data: Bytes, shape: GemmShape, bm: int, bk: int) -> Codes:
+    """The inverse of pack_i2_s: uint8 -> codes [M, K]. The unused code 3 is a FormatError."""
+    m_pad, k_pad = round_up(shape.m, bm), round_up(shape.k, bk)
+    packed = _exactly(data, m_pad * k_pad // 4, "i2_s")
+    if np.any(packed & (packed >> 1) & 0x55):
+        raise FormatError("i2_s data holds the unused code 3: the tensor is corrupt or not I2_S")
+    rows = packed.reshape(m_pad // bm, k_pad // bk, bm, bk // 4).transpose(0, 2, 1, 3)
+    codes = np.empty((m_pad // bm, bm, k_pad // bk, 4, bk // 4), np.int8)
+    for quarter in range(4):
+        codes[:, :, :, quarter] = (rows >> np.uint8(6 - 2 * quarter)) & 3
+    codes -= 1
+    return _crop(codes.reshape(m_pad, k_pad), shape)
+
+
+def _blocks(codes: Codes, bm: int, bk: int) -> Bytes:
+    c = _padded(codes, bm, bk)
+    return c.reshape(c.shape[0] // bm, bm, c.shape[1] // bk, 4, bk // 4)
+
+
+# ---- tl1: pairs of weights as an index of nine, two to a byte ----------------------------------------------------
+
+
+def pack_tl1(codes: Codes, bm: int, bk: int, rows: int = 32) -> Bytes:
+    """Codes [M, K] -> uint8 [m_pad * k_pad / 4]: bitnet.cpp's TL1 of outer tile bm x bk, `rows` (32 or 64) inside.
+
+    Pair code 3 w0 + w1 + 4, the earlier pair in the high nibble. Stream: mt, kt, mi < bm/rows, ki < bk/by with
+    by = 256/rows, g < rows/16, p < by/4, r < 16: row mt bm + mi rows + 16 g + r, columns kt bk + ki by + 4 p + 0..3.
+    """
+    _check_tl1(bm, bk, rows)
+    c = _padded(codes, bm, bk)
+    by = 256 // rows
+    out = _pairs(c).reshape(c.shape[0] // bm, bm // rows, rows // 16, 16, c.shape[1] // bk, bk // by, by // 4)
+    #                        mt  mi  g   r   kt  ki  p   ->   mt, kt, mi, ki, g, p, r
+    return np.ascontiguousarray(out.transpose(0, 4, 1, 5, 2, 6, 3)).reshape(-1)
+
+
+def unpack_tl1(data: Bytes, shape: GemmShape, bm: int, bk: int, rows: int = 32) -> Codes:
+    """The inverse of pack_tl1. A pair code above 8 is a FormatError."""
+    _check_tl1(bm, bk, rows)
+    m_pad, k_pad = round_up(shape.m, bm), round_up(shape.k, bk)
+    by = 256 // rows
+    packed = _exactly(data, m_pad * k_pad // 4, "tl1")
+    stream = packed.reshape(m_pad // bm, k_pad // bk, bm // rows, bk // by, rows // 16, by // 4, 16)
+    return _crop(_unpairs(stream.transpose(0, 2, 4, 6, 1, 3, 5).reshape(m_pad, k_pad // 4)), shape)
+
+
+def _check_tl1(bm: int, bk: int, rows: int) -> None:
+    if rows not in (32, 64) or bm % rows or bk % (256 // rows) or bm < 1 or bk < 1:
+        raise UnsupportedError(
+            f"tl1 tile {bm} x {bk} with {rows} rows a step: need 32 or 64 rows, bm a multiple of them, "
+            f"bk a multiple of 256 / rows"
+        )
+
+
+def _pairs(codes: Bytes) -> Bytes:
+    """uint8 codes [m, k] -> [m, k / 4]: two pair codes 3 w0 + w1 + 4 to a byte, the earlier one above."""
+    c = codes.reshape(codes.shape[0], -1, 4)
+    out = c[:, :, 0] * np.uint8(3)
+    out += c[:, :, 1]
+    out *= 16
+    out += c[:, :, 2] * np.uint8(3)
+    out += c[:, :, 3]
+    out += 0x44
+    return out
+
+
+def _unpairs(pairs: Bytes) -> Codes:
+    """uint8 [m, k / 4] -> codes [m, k], the inverse of _pairs."""
+    high, low = pairs >> 4, pairs & 15
+    if pairs.size and max(high.max(), low.max()) > 8:
+        raise FormatError("a pair code above 8: the tensor is corrupt or was packed otherwise")
+    codes = np.empty((*pairs.shape, 4), np.int8)
+    for at, pair in ((0, high), (2, low)):
+        codes[..., at] = pair // 3
+        codes[..., at + 1] = pair % 3
+    codes -= 1
+    return codes.reshape(pairs.shape[0], -1)
+
+
+# ---- tl2: triples of weights as a sign and an index of fourteen; the tail of K in pairs --------------------------
+
+
+def pack_tl2(codes: Codes, bm: int, bk: int) -> Bytes:
+    """Codes [M, K] -> uint8: bitnet.cpp's TL2 of outer tile bm x bk, 32 rows inside.
+
+    Three areas, index | sign | pair, each in the order mt, kt, mi < bm/32, step, 32 bytes. Columns below
+    k3 = floor(K / bk) bk go in triples v = 9 w0 + 3 w1 + w2: |v| in a nibble (the earlier triple above) and the sign
+    in a bit; the rest, padded to tiles of 32 columns, go in tl1's pair codes.
+    """
+    _check_tl2(bm, bk)
+    c = _padded(codes, bm, TL2_PAIR_TILE)
+    m, k3 = c.shape[0], tl2_triple_columns(c.shape[1], bk)
+    triples = c[:, :k3].reshape(m, k3 // 3, 3)
+    v = triples[:, :, 0] * np.uint8(9)
+    v += triples[:, :, 1] * np.uint8(3)
+    v += triples[:, :, 2]
+    signed = v.view(np.int8)
+    index: Bytes = np.abs(signed).view(np.uint8)
+    steps = index[:, 0::2] * np.uint8(16)
+    steps += index[:, 1::2]
+    return np.concatenate(
+        [
+            _tl2_rows(steps, bm, bk // 6),
+            _tl2_signs(signed < 0, bm, bk // 3),
+            _tl2_rows(_pairs(np.ascontiguousarray(c[:, k3:])), bm, TL2_PAIR_TILE // 4),
+        ]
+    )
+
+
+def unpack_tl2(data: Bytes, shape: GemmShape, bm: int, bk: int) -> Codes:
+    """The inverse of pack_tl2. An index above 13 or a pair code above 8 is a FormatError."""
+    _check_tl2(bm, bk)
+    m, k = round_up(shape.m, bm), round_up(shape.k, TL2_PAIR_TILE)
+    k3 = tl2_triple_columns(k, bk)
+    ends = np.cumsum([m * k3 // 6, m * k3 // 24, m * (k - k3) // 4])
+    data = _exactly(data, int(ends[-1]), "tl2")
+    index, signs, pairs = data[: ends[0]], data[ends[0] : ends[1]], data[ends[1] :]
+    steps = _tl2_unrows(index, m, bm, bk // 6)
+    magnitude = np.stack([steps >> 4, steps & 15], axis=2).reshape(m, k3 // 3)
+    if magnitude.size and magnitude.max() > 13:
+        raise FormatError("a tl2 index above 13: the tensor is corrupt or was packed otherwise")
+    negative = _tl2_unsigns(signs, m, bm, bk // 3)
+    v = np.where(negative, 13 - magnitude, 13 + magnitude)  # 9 w0 + 3 w1 + w2 + 13, base-3 digits w + 1
+    codes = np.empty((m, k), np.int8)
+    codes[:, :k3] = np.stack([v // 9, v // 3 % 3, v % 3], axis=2).reshape(m, k3).view(np.int8) - 1
+    codes[:, k3:] = _unpairs(_tl2_unrows(pairs, m, bm, TL2_PAIR_TILE // 4))
+    return _crop(codes, shape)
+
+
+def tl2_triple_columns(k: int, bk: int) -> int:
+    """Columns that tl2 packs in triples; the other k mod bk go in pairs."""
+    return k // bk * bk
+
+
+def tl2_bytes(m: int, k: int, bk: int) -> int:
+    """Bytes of a tl2 matrix of padded sizes: 5 bits a triple, 4 bits a pair."""
+    k3 = tl2_triple_columns(k, bk)
+    return m * k3 // 24 * 5 + m * (k - k3) // 4
+
+
+def _check_tl2(bm: int, bk: int) -> None:
+    if bm < 1 or bm % TL2_ROWS or bk < 1 or bk % 96:
+        raise UnsupportedError(
+            f"tl2 tile {bm} x {bk}: need bm a multiple of 32 and bk a multiple of 96 "
+            "(24 columns to a sign word, 32 to a tile of the pair tail)"
+        )
+
+
+def _tl2_rows(a: Bytes, bm: int, tile: int) -> Bytes:
+    """[m, steps] -> the stream mt, kt, mi, step, 32 rows, where rows h 16 + q 8 + i lie at q 16 + h 8 + i.
+
+    That order makes the unpack instructions of AVX2, which work within 128-bit lanes, yield rows 0-15 and 16-31.
+    """
+    axes = a.reshape(a.shape[0] // bm, bm // TL2_ROWS, 2, 2, 8, a.shape[1] // tile, tile)
+    #                             mt  mi  h  q  i  kt  step  ->  mt, kt, mi, step, q, h, i
+    return np.ascontiguousarray(axes.transpose(0, 5, 1, 6, 3, 2, 4)).reshape(-1)
+
+
+def _tl2_unrows(stream: Bytes, m: int, bm: int, tile: int) -> Bytes:
+    axes = stream.reshape(m // bm, -1, bm // TL2_ROWS, tile, 2, 2, 8) if stream.size else stream
+    return axes.transpose(0, 2, 5, 4, 6, 1, 3).reshape(m, -1) if stream.size else stream.reshape(m, 0)
+
+
+def _tl2_signs(negative: npt.NDArray[np.bool_], bm: int, tile: int) -> Bytes:
+    """[m, triples] -> the stream mt, kt, mi, g < tile/8, 16 words: bit 15 - 2 col - h of word j is row 16 h + j's."""
+    m, triples = negative.shape
+    axes = negative.reshape(m // bm, bm // TL2_ROWS, 2, 16, triples // tile, tile // 8, 8)
+    bits = np.ascontiguousarray(axes.transpose(0, 4, 1, 5, 3, 6, 2))  # mt, kt, mi, g, j, col, h
+    return np.packbits(bits.reshape(-1)).view(">u2").astype("<u2").view(np.uint8)
+
+
+def _tl2_unsigns(stream: Bytes, m: int, bm: int, tile: int) -> npt.NDArray[np.bool_]:
+    bits = np.unpackbits(stream.view("<u2").astype(">u2").view(np.uint8)).view(np.bool_)
+    if not bits.size:
+        return bits.reshape(m, 0)
+    axes = bits.reshape(m // bm, -1, bm // TL2_ROWS, tile // 8, 16, 8, 2)
+    return axes.transpose(0, 2, 6, 4, 1, 3, 5).reshape(m, -1)
+
+
+# ---- TQ2_0 and TQ1_0: blocks of 256 weights with a float16 scale -------------------------------------------------
+
+
+def pack_tq2_0(codes: Codes, scale: float) -> Bytes:
+    """Codes [M, K], K % 256 == 0 -> uint8 [M * K / 256 * 66]: 2-bit codes w + 1 low bits first, then the scale."""
+    digits = _tq_digits(codes, "TQ2_0").reshape(-1, 2, 4, 32)
+    packed = digits[:, :, 3] * np.uint8(4)
+    for quarter in (2, 1):
+        packed += digits[:, :, quarter]
+        packed *= 4
+    packed += digits[:, :, 0]
+    return np.concatenate([packed.reshape(-1, 64), _tq_scales(codes, scale)], axis=1).reshape(-1)
+
+
+def unpack_tq2_0(data: Bytes, m: int, k: int) -> tuple[Codes, float]:
+    """The inverse of pack_tq2_0: codes int8 [m, k] and the tensor's scale, on which all blocks must agree."""
+    blocks = _tq_blocks(data, m, k, 66, "TQ2_0")
+    packed = blocks[:, :64].reshape(-1, 2, 32)
+    if np.any(packed & (packed >> 1) & 0x55):
+        raise FormatError("TQ2_0 data holds the unused code 3: the tensor is corrupt or not ternary")
+    digits = np.empty((blocks.shape[0], 2, 4, 32), np.uint8)
+    for quarter in range(4):
+        digits[:, :, quarter] = (packed >> np.uint8(2 * quarter)) & 3
+    return _tq_codes(digits, blocks[:, 64:], m, k, "TQ2_0")
+
+
+TQ1_RUNS = ((0, 160, 32), (160, 240, 16), (240, 256, 4))
+"""Elements from, to, and bytes of the three runs of a TQ1_0 block; consecutive digits of a byte lie `bytes` apart."""
+
+
+def pack_tq1_0(codes: Codes, scale: float) -> Bytes:
+    """Codes [M, K], K % 256 == 0 -> uint8 [M * K / 256 * 54]: five base-3 digits to a byte, then the scale.
+
+    A byte is ceil(256 / 243 Q) of the base-3 number Q whose first element is the most significant digit; the last
+    four bytes of a block hold four digits, times three.
+    """
+    digits = _tq_digits(codes, "TQ1_0")
+    runs = []
+    for start, end, width in TQ1_RUNS:
+        d = digits[:, start:end].reshape(digits.shape[0], -1, width)
+        q = np.zeros((digits.shape[0], width), np.uint16)
+        for n in range(5):
+            q *= 3
+            if n < d.shape[1]:
+                q += d[:, n]
+        runs.append(((q * 256 + 242) // 243).astype(np.uint8))
+    return np.concatenate([*runs, _tq_scales(codes, scale)], axis=1).reshape(-1)
+
+
+def unpack_tq1_0(data: Bytes, m: int, k: int) -> tuple[Codes, float]:
+    """The inverse of pack_tq1_0: codes int8 [m, k] and the tensor's scale, on which all blocks must agree."""
+    blocks = _tq_blocks(data, m, k, 54, "TQ1_0")
+    digits = np.empty((blocks.shape[0], TQ_BLOCK), np.uint8)
+    byte = 0
+    for start, end, width in TQ1_RUNS:
+        rest = blocks[:, byte : byte + width].copy()
+        for at in range(start, end, width):
+            digits[:, at : at + width] = (rest.astype(np.uint16) * 3) >> 8
+            rest *= 3  # mod 256: drops the leading digit
+        byte += width
+    return _tq_codes(digits, blocks[:, 52:], m, k, "TQ1_0")
+
+
+def _tq_digits(codes: Codes, name: str) -> Bytes:
+    if codes.shape[1] % TQ_BLOCK:
+        raise UnsupportedError(f"{name} needs K to be a multiple of 256, not {codes.shape[1]}: write I2_S instead")
+    return (_checked(codes) + np.uint8(1)).reshape(-1, TQ_BLOCK)
+
+
+def _tq_scales(codes: Codes, scale: float) -> Bytes:
+    """float16 scale of each block as bytes [blocks, 2]; 0 for a block of zeros, as other writers have it."""
+    used = codes.reshape(-1, TQ_BLOCK).any(axis=1)
+    return np.where(used, np.float16(scale), np.float16(0)).astype("<f2").view(np.uint8).reshape(-1, 2)
+
+
+def _tq_blocks(data: Bytes, m: int, k: int, size: int, name: str) -> Bytes:
+    if k % TQ_BLOCK:
+        raise FormatError(f"a {name} tensor with rows of {k} weights: not a multiple of 256")
+    return _exactly(data, m * k // TQ_BLOCK * size, name).reshape(-1, size)
+
+
+def _tq_codes(digits: Bytes, scales: Bytes, m: int, k: int, name: str) -> tuple[Codes, float]:
+    codes = digits.reshape(-1, TQ_BLOCK).view(np.int8)
+    codes -= 1
+    d = np.ascontiguousarray(scales).view("<f2")[:, 0].astype(np.float32)
+    codes[d == 0] = 0
+    used = d[codes.any(axis=1)]
+    if not np.isfinite(d).all() or (used.size and (used != used[0]).any()):
+        raise FormatError(f"the blocks of a {name} tensor differ in scale: it is not one ternary matrix")
+    return codes.reshape(m, k), float(used[0]) if used.size else 0.0
+
+
+# ---- shared ------------------------------------------------------------------------------------------------------
+
+
+def _checked(codes: Codes) -> Bytes:
+    """The codes as wrapping uint8, once they are known to be ternary."""
+    if codes.dtype != np.int8 or codes.ndim != 2:
+        raise FormatError(f"weights must be int8 codes [M, K], not {codes.dtype} of {codes.ndim} axes")
+    if codes.size and (codes.min() < -1 or codes.max() > 1):
+        raise FormatError("weights outside {-1, 0, +1}: the matrix is not ternary")
+    return codes.view(np.uint8)
+
+
+def _padded(codes: Codes, bm: int, bk: int) -> Bytes:
+    """Codes as uint8 [m_pad, k_pad], zero weights below and to the right; the same memory where nothing is added."""
+    c = _checked(codes)
+    m, k = c.shape
+    m_pad, k_pad = round_up(m, bm), round_up(k, bk)
+    if (m_pad, k_pad) == (m, k):
+        return c
+    out = np.zeros((m_pad, k_pad), np.uint8)
+    out[:m, :k] = c
+    return out
+
+
+def _crop(codes: Codes, shape: GemmShape) -> Codes:
+    return np.ascontiguousarray(codes[: shape.m, : shape.k])
+
+
+def _exactly(data: Bytes, size: int, name: str) -> Bytes:
+    """The first `size` bytes of a tensor (files carry a scale after them); fewer is a FormatError."""
+    if data.dtype != np.uint8 or data.size < size:
+        raise FormatError(f"{name} data is cut short: {data.nbytes} bytes where {size} are needed")
+    return data.reshape(-1)[:size]

@@ -1,0 +1,655 @@
+"""Model files: what other engines wrote is read exactly, what we write is read back, and bad files say so."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import struct
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from gguf_files import SMALLEST, TINY, TINY_LLAMA, changed, contents, floats, store
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bitgen import gguf_container as container
+from bitgen import gguf_io, info, layout, synth
+from bitgen.engine.tokenizer import Tokenizer
+from bitgen.errors import BitgenError, FormatError, UnsupportedError
+
+DATA = Path(__file__).parent / "data"
+Q = "blk.0.attn_q.weight"
+SHAPES = {"bitnet-b1.58": TINY, "llama": TINY_LLAMA}
+SHAPES["bitnet"] = dataclasses.replace(TINY, architecture="bitnet", activation="silu")
+SHAPES["odd heads"] = dataclasses.replace(TINY, head_dim=128)
+
+
+@pytest.fixture(scope="module")
+def truth() -> dict[str, np.ndarray]:
+    return dict(np.load(DATA / "truth-bitnet.npz"))
+
+
+# ---- what other engines wrote ----
+
+
+def assert_truth(checkpoint: gguf_io.GgufCheckpoint, truth: dict[str, np.ndarray]) -> None:
+    matrices = [name for name in truth if not name.endswith(".scale")]
+    assert len(matrices) == 7
+    for name in matrices:
+        codes, scale = checkpoint.ternary(name)
+        assert codes.dtype == np.int8 and np.array_equal(codes, truth[name])
+        assert np.float32(scale) == truth[f"{name}.scale"]
+
+
+def test_bitnet_cpp_i2_s(truth: dict[str, np.ndarray]) -> None:
+    checkpoint = gguf_io.open(DATA / "bitnetcpp-i2_s.gguf")
+    assert_truth(checkpoint, truth)
+    s = checkpoint.shape
+    assert (s.hidden, s.intermediate, s.layers, s.heads, s.kv_heads, s.head_dim) == (256, 640, 1, 4, 2, 64)
+    assert (s.vocab, s.architecture, s.activation, s.sub_norms, s.tied) == (320, "bitnet", "silu", True, True)
+    assert (s.rope_theta, s.norm_eps, s.rope_interleaved) == (500000.0, 1e-5, False)
+    assert checkpoint.dense("token_embd.weight").dtype == np.float16
+    assert checkpoint.dense("output_norm.weight").dtype == np.float32
+
+
+def test_ternary_floats_of_another_engine(fixtures: Path, truth: dict[str, np.ndarray]) -> None:
+    checkpoint = gguf_io.open(fixtures / "src-b158-f32.gguf")
+    assert_truth(checkpoint, truth)
+    assert checkpoint.shape.activation == "relu2"
+
+
+@pytest.mark.parametrize("file", ["ik-iq1_bn", "ik-iq2_bn", "ik-iq2_bn_r4"])
+def test_types_of_other_engines_are_named(fixtures: Path, file: str) -> None:
+    with pytest.raises(UnsupportedError, match=f"blk.0.attn_q.weight is of type {file[3:].upper()}"):
+        gguf_io.open(fixtures / f"{file}.gguf")
+
+
+@pytest.mark.parametrize("name", ["tq1_0", "tq2_0"])
+def test_tq_tensors_of_the_gguf_package(fixtures: Path, tmp_path: Path, name: str) -> None:
+    """Its blocks carry the model's scale themselves, in float16."""
+    stored = np.load(fixtures / f"gguf-{name}-192x512.npz")
+    shape = dataclasses.replace(TINY, hidden=512, heads=3, kv_heads=3, layers=1)
+    metadata, tensors = contents(shape)
+    tensors[Q] = ((192, 512), getattr(container, name.upper()), stored["data"].tobytes())
+    codes, scale = gguf_io.open(store(tmp_path / "m.gguf", metadata, tensors)).ternary(Q)
+    assert np.array_equal(codes, stored["trits"])
+    assert scale == np.float16(stored["scale"])
+
+
+def test_worked_example_in_both_i2_s_layouts(tmp_path: Path) -> None:
+    """128 weights, all 0 but w0 +1, w1 -1, w32 +1, w64 -1, w96 +1, w127 +1, spelt out as bytes."""
+    wanted = np.zeros(128, np.int8)
+    wanted[[0, 32, 96, 127]], wanted[[1, 64]] = 1, -1
+    x86, arm = bytearray(b"\x55" * 32), bytearray(b"\x55" * 32)
+    x86[0], x86[1], x86[31] = 0xA2, 0x15, 0x56
+    arm[0], arm[1], arm[16], arm[31] = 0x99, 0x15, 0x19, 0x56
+    for name, packed in (("x86", x86), ("arm", arm)):
+        metadata, tensors = contents()
+        m, k = tensors[Q][0]
+        data = bytes(packed) * (m * k // 128) + struct.pack("<f", 0.75) + bytes(28)
+        tensors[Q] = ((m, k), container.I2_S, data)
+        codes, scale = gguf_io.open(store(tmp_path / "m.gguf", metadata, tensors), i2s_layout=name).ternary(Q)
+        assert np.array_equal(codes.reshape(-1, 128), np.tile(wanted, (m * k // 128, 1)))
+        assert scale == 0.75
+
+
+def test_filler_after_the_i2_s_scale_is_ignored(tmp_path: Path) -> None:
+    def fill(metadata: dict, tensors: dict) -> None:
+        shape, type, data = tensors[Q]
+        tensors[Q] = (shape, type, data[:-28] + b"\xff" * 28)
+
+    want = synth.SynthCheckpoint(TINY, 1).ternary(Q)
+    codes, scale = gguf_io.open(changed(tmp_path / "m.gguf", fill)).ternary(Q)
+    assert np.array_equal(codes, want[0]) and scale == want[1]
+
+
+@pytest.mark.parametrize("type", [container.F32, container.F16, container.BF16])
+@pytest.mark.parametrize("beside", [None, 0.375])
+def test_ternary_floats(tmp_path: Path, type: int, beside: float | None) -> None:
+    codes, _ = synth.SynthCheckpoint(TINY, 1).ternary(Q)
+    s = np.float32(0.015625 * 1.25)  # exact in all three types
+
+    def change(metadata: dict, tensors: dict) -> None:
+        tensors[Q] = floats(codes * s, type)
+        if beside is not None:
+            tensors["blk.0.attn_q.scale"] = floats(np.array([beside]), container.F32)
+
+    got, scale = gguf_io.open(changed(tmp_path / "m.gguf", change)).ternary(Q)
+    assert np.array_equal(got, codes)
+    assert scale == np.float32(s) * np.float32(1 if beside is None else beside)
+
+
+def test_an_all_zero_matrix_is_ternary() -> None:
+    codes, scale = gguf_io.ternary_values(np.zeros((3, 8), np.float16))
+    assert not codes.any() and scale == 0
+
+
+@pytest.mark.parametrize("odd", [0.5, 0.99, math.nan, math.inf])
+def test_floats_that_are_not_ternary(tmp_path: Path, odd: float) -> None:
+    def change(metadata: dict, tensors: dict) -> None:
+        values = np.ones((256, 256), np.float32)
+        values[200, 7] = odd
+        tensors[Q] = floats(values, container.F32)
+
+    checkpoint = gguf_io.open(changed(tmp_path / "m.gguf", change))
+    with pytest.raises(FormatError, match=r"blk\.0\.attn_q\.weight.*(0\.5|0\.99|NaN)"):
+        checkpoint.ternary(Q)
+
+
+def test_dense_types_agree(tmp_path: Path) -> None:
+    """F32, F16 and BF16 embeddings and F16 norms; Q6_K as the gguf package dequantises it."""
+    rng = np.random.default_rng(5)
+    values = (rng.integers(-64, 64, (TINY.vocab, TINY.hidden)) / 64).astype(np.float32)
+    for type in (container.F32, container.F16, container.BF16):
+
+        def change(metadata: dict, tensors: dict, type: int = type) -> None:
+            tensors["token_embd.weight"] = floats(values, type)
+            tensors["blk.1.ffn_norm.weight"] = floats(values[0], container.F16)
+
+        checkpoint = gguf_io.open(changed(tmp_path / "m.gguf", change))
+        assert np.array_equal(checkpoint.dense("token_embd.weight"), values)
+        assert np.array_equal(checkpoint.dense("blk.1.ffn_norm.weight"), values[0])
+
+    blocks = rng.integers(0, 256, (TINY.vocab, TINY.hidden // 256, 210), np.uint8)
+    blocks[:, :, 208:] = np.frombuffer(np.float16(0.01).tobytes(), np.uint8)
+
+    def six_bits(metadata: dict, tensors: dict) -> None:
+        tensors["token_embd.weight"] = (values.shape, container.Q6_K, blocks.tobytes())
+
+    got = gguf_io.open(changed(tmp_path / "m.gguf", six_bits)).dense("token_embd.weight")
+    want = gguf.quants.dequantize(blocks.reshape(TINY.vocab, -1), gguf.GGMLQuantizationType.Q6_K)
+    assert got.shape == values.shape and np.array_equal(got, want)
+
+
+# ---- what we write ----
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("type", gguf_io.FILE_TYPES)
+def test_written_files_are_read_back_identically(tmp_path: Path, name: str, type: str) -> None:
+    original, path = synth.SynthCheckpoint(SHAPES[name], 7), tmp_path / "m.gguf"
+    steps: list[tuple[int, int]] = []
+    gguf_io.write(path, original, type, progress=lambda done, total: steps.append((done, total)))
+    back = gguf_io.open(path)
+    assert back.shape == original.shape
+    for tensor in gguf_io.tensor_shapes(original.shape):
+        if gguf_io.is_ternary(tensor):
+            (codes, scale), (want, want_scale) = back.ternary(tensor), original.ternary(tensor)
+            assert np.array_equal(codes, want) and scale == want_scale
+        else:
+            assert np.array_equal(back.dense(tensor), original.dense(tensor))
+    for key, value in original.metadata.items():
+        assert np.array_equal(back.metadata[key], value), key
+    assert [d for d, _ in steps] == sorted(d for d, _ in steps) and steps[-1][0] == steps[-1][1]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_copied_through_write_keeps_the_bits_of_bitnet_cpp(tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "m.gguf", DATA / "bitnetcpp-i2_s.gguf"
+    gguf_io.write(ours, gguf_io.open(theirs))
+    a, b = container.Container(ours), container.Container(theirs)
+    assert a.tensors.keys() == b.tensors.keys()
+    for name, tensor in a.tensors.items():
+        assert (tensor.shape, tensor.type) == (b.tensors[name].shape, b.tensors[name].type)
+        used = tensor.elements // 4 + 4 if tensor.type == container.I2_S else tensor.nbytes
+        assert np.array_equal(a.bytes_of(tensor)[:used], b.bytes_of(b.tensors[name])[:used]), name
+    assert {k for k in b.metadata if k not in a.metadata} == set()
+
+
+@pytest.mark.parametrize("type", ["tq1_0", "tq2_0"])
+@pytest.mark.parametrize("name", ["bitnet", "llama"])
+def test_the_gguf_package_reads_our_tq_files(tmp_path: Path, name: str, type: str) -> None:
+    """As llama.cpp would: offsets are the running sum of padded sizes, the scale is beside the matrix."""
+    original, path = synth.SynthCheckpoint(SHAPES[name], 3), tmp_path / "m.gguf"
+    gguf_io.write(path, original, type)
+    reader = gguf.GGUFReader(path)
+    assert reader.fields["general.architecture"].contents() == name
+    tensors = {t.name: t for t in reader.tensors}
+    at = reader.data_offset
+    for tensor in reader.tensors:
+        assert tensor.data_offset == at
+        at += -(-tensor.n_bytes // 32) * 32
+    assert at == path.stat().st_size
+    for tensor_name in filter(gguf_io.is_ternary, gguf_io.tensor_shapes(original.shape)):
+        codes, scale = original.ternary(tensor_name)
+        tensor = tensors[tensor_name]
+        assert np.array_equal(gguf.quants.dequantize(tensor.data, tensor.tensor_type), codes.astype(np.float32))
+        assert tensors[tensor_name.replace("weight", "scale")].data[0] == np.float32(scale)
+
+
+def test_metadata_types_are_those_other_readers_insist_on(tmp_path: Path) -> None:
+    gguf_io.write(tmp_path / "m.gguf", synth.SynthCheckpoint(TINY, 1), "tq2_0")
+    fields = gguf.GGUFReader(tmp_path / "m.gguf").fields
+    types = gguf.GGUFValueType
+    for key, type in (
+        ("general.file_type", [types.UINT32]),
+        ("bitnet-b1.58.block_count", [types.UINT32]),
+        ("bitnet-b1.58.attention.layer_norm_rms_epsilon", [types.FLOAT32]),
+        ("bitnet-b1.58.hidden_activation", [types.STRING]),
+        ("tokenizer.ggml.tokens", [types.ARRAY, types.STRING]),
+        ("tokenizer.ggml.token_type", [types.ARRAY, types.INT32]),
+        ("tokenizer.ggml.bos_token_id", [types.UINT32]),
+        ("tokenizer.ggml.add_bos_token", [types.BOOL]),
+    ):
+        assert fields[key].types == type, key
+
+
+def test_every_kind_of_metadata_value_comes_back(tmp_path: Path) -> None:
+    values = {
+        "a.u8": np.uint8(200), "a.i8": np.int8(-3), "a.u16": np.uint16(40000), "a.i16": np.int16(-30000),
+        "a.i32": -5, "a.u64": 1 << 40, "a.i64": np.int64(-(1 << 40)), "a.f64": np.float64(0.1), "a.f32": 0.5,
+        "a.yes": True, "a.no": False, "a.text": "naïve ▁", "a.empty": "", "a.list": [1, -2],
+        "a.wide": [1 << 40],
+        "a.floats": [0.5, 0.25], "a.flags": np.array([True, False]), "a.texts": ["a", "", "é"], "a.none": [],
+    }  # fmt: skip
+    back = container.Container(store(tmp_path / "m.gguf", values, {})).metadata
+    assert list(back) == list(values)
+    for key, value in values.items():
+        assert np.array_equal(back[key], value) and isinstance(back[key], bool) == isinstance(value, bool), key
+
+
+@pytest.mark.parametrize(
+    ("change", "type", "reason"),
+    [
+        ({"hidden": 192, "head_dim": 48}, "tq2_0", "rows of 192 are not whole tq2_0 blocks of 256"),
+        ({"hidden": 12, "head_dim": 2, "intermediate": 20}, "i2_s", "not whole I2_S blocks"),
+        ({"sub_norms": False}, "i2_s", "has no GGUF form"),
+        ({"rope_interleaved": True}, "i2_s", "has no GGUF form"),
+        ({"architecture": "qwen3"}, "i2_s", "has no GGUF form"),
+        ({}, "q4_0", "unknown file type 'q4_0'; known: i2_s, tq1_0, tq2_0"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(tmp_path: Path, change: dict, type: str, reason: str) -> None:
+    with pytest.raises(UnsupportedError, match=reason):
+        gguf_io.write(tmp_path / "m.gguf", synth.SynthCheckpoint(dataclasses.replace(TINY, **change)), type)
+    assert not list(tmp_path.iterdir())
+
+
+class Spoilt(synth.SynthCheckpoint):
+    """A checkpoint with one tensor gone wrong."""
+
+    def __init__(self, name: str, wrong: object) -> None:
+        super().__init__(TINY, 1)
+        self.name, self.wrong = name, wrong
+
+    def ternary(self, name: str) -> tuple[np.ndarray, float]:
+        return self.wrong if name == self.name else super().ternary(name)  # type: ignore[return-value]
+
+    def dense(self, name: str) -> np.ndarray:
+        return self.wrong if name == self.name else super().dense(name)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        (Q, (np.full((256, 256), 2, np.int8), 1.0)),
+        (Q, (np.zeros((256, 128), np.int8), 1.0)),
+        (Q, (np.zeros((256, 256), np.int8), math.nan)),
+        (Q, (np.zeros((256, 256), np.int8), -1.0)),
+        ("output_norm.weight", np.full(256, math.inf, np.float32)),
+        ("output_norm.weight", np.ones(255, np.float32)),
+        ("token_embd.weight", np.full((300, 256), 1e6, np.float32)),
+    ],
+)
+def test_spoilt_weights_are_refused_and_leave_nothing_behind(tmp_path: Path, name: str, wrong: object) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"before")
+    with pytest.raises(FormatError):
+        gguf_io.write(tmp_path / "m.gguf", Spoilt(name, wrong))
+    assert [p.name for p in tmp_path.iterdir()] == ["m.gguf"]
+    assert (tmp_path / "m.gguf").read_bytes() == b"before"
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(BitgenError, match="cannot write"):
+        gguf_io.write(tmp_path / "none" / "m.gguf", synth.SynthCheckpoint(TINY))
+
+
+# ---- what the metadata says ----
+
+
+def renamed(architecture: str, **keys: object):
+    """A change of architecture, with keys of it added."""
+
+    def change(metadata: dict, tensors: dict) -> None:
+        old = metadata["general.architecture"]
+        for key in [k for k in metadata if k.startswith(f"{old}.")]:
+            metadata[architecture + key.removeprefix(old)] = metadata.pop(key)
+        metadata["general.architecture"] = architecture
+        del metadata[f"{architecture}.hidden_activation"]
+        metadata |= {f"{architecture}.{key}": value for key, value in keys.items()}
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("architecture", "keys", "vocab", "override", "activation", "reason"),
+    [
+        ("bitnet", {}, 300, None, "silu", "architecture bitnet"),
+        ("bitnet-25", {}, 300, None, "relu2", "architecture bitnet-25"),
+        ("bitnet-b1.58", {}, 300, None, "relu2", "architecture bitnet-b1.58"),
+        ("bitnet-b1.58", {}, 32002, None, "silu", "32002"),
+        ("bitnet-b1.58", {"hidden_activation": "relu2"}, 32002, None, "relu2", "hidden_activation"),
+        ("bitnet", {"hidden_activation": "relu2"}, 300, None, "relu2", "hidden_activation"),
+        ("bitnet-b1.58", {"hidden_activation": "silu"}, 300, None, "silu", "hidden_activation"),
+        ("bitnet-b1.58", {"hidden_activation": "silu"}, 300, "relu2", "relu2", "caller"),
+    ],
+)
+def test_activation_rule(
+    tmp_path: Path,
+    architecture: str,
+    keys: dict,
+    vocab: int,
+    override: str | None,
+    activation: str,
+    reason: str,
+) -> None:
+    shape = dataclasses.replace(SMALLEST, vocab=vocab)
+    path = changed(tmp_path / "m.gguf", renamed(architecture, **keys), shape=shape)
+    checkpoint = gguf_io.open(path, activation=override)
+    assert checkpoint.shape.activation == activation and reason in checkpoint.activation_reason
+    assert checkpoint.shape.sub_norms and not checkpoint.shape.rope_interleaved
+
+
+def test_llama_files_turn_adjacent_pairs(tmp_path: Path) -> None:
+    shape = gguf_io.open(changed(tmp_path / "m.gguf", lambda m, t: None, shape=TINY_LLAMA)).shape
+    assert shape == TINY_LLAMA and shape.rope_interleaved and shape.activation == "silu" and not shape.tied
+
+
+def test_defaults_where_keys_are_absent(tmp_path: Path) -> None:
+    def change(metadata: dict, tensors: dict) -> None:
+        for key in ("rope.dimension_count", "attention.head_count_kv", "rope.freq_base", "vocab_size"):
+            del metadata[f"bitnet-b1.58.{key}"]
+        del metadata["general.name"]
+
+    shape = dataclasses.replace(TINY, kv_heads=4)
+    assert gguf_io.open(changed(tmp_path / "tiny.gguf", change, shape=shape)).shape == shape
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "error", "reason"),
+    [
+        ("general.architecture", "qwen3", UnsupportedError, "architecture 'qwen3'"),
+        ("general.architecture", 3, FormatError, "general.architecture is 3; expected str"),
+        ("general.alignment", 33, FormatError, "general.alignment is 33"),
+        ("bitnet-b1.58.hidden_activation", "gelu", UnsupportedError, "activation 'gelu'"),
+        ("bitnet-b1.58.block_count", "2", FormatError, "block_count is '2'"),
+        ("bitnet-b1.58.block_count", 1 << 40, FormatError, "layers is 1099511627776"),
+        ("bitnet-b1.58.block_count", 1, UnsupportedError, "blk.1.attn_norm.weight has no place"),
+        ("bitnet-b1.58.block_count", 3, FormatError, "blk.2.attn_norm.weight is missing"),
+        (
+            "bitnet-b1.58.embedding_length",
+            128,
+            FormatError,
+            r"token_embd.weight is \[300, 256\].*\[300, 128\]",
+        ),
+        ("bitnet-b1.58.feed_forward_length", 500, FormatError, "ffn_gate.weight"),
+        ("bitnet-b1.58.attention.head_count", 0, FormatError, "head_count is 0"),
+        ("bitnet-b1.58.attention.head_count", 3, FormatError, "3 heads are not a multiple of 2"),
+        ("bitnet-b1.58.rope.dimension_count", 63, FormatError, "head_dim 63 is odd"),
+        ("bitnet-b1.58.attention.key_length", 32, UnsupportedError, "heads of 32 with RoPE over 64"),
+        ("bitnet-b1.58.attention.layer_norm_rms_epsilon", math.nan, FormatError, "norm_eps is nan"),
+        ("bitnet-b1.58.rope.freq_base", np.float64(1e300), FormatError, "rope_theta is inf"),
+        ("bitnet-b1.58.rope.scaling.type", "yarn", UnsupportedError, "rope.scaling.type = 'yarn'"),
+        ("bitnet-b1.58.rope.scaling.factor", 8.0, UnsupportedError, "rope.scaling.factor = 8.0"),
+        ("bitnet-b1.58.expert_count", 8, UnsupportedError, "expert_count = 8"),
+        ("bitnet-b1.58.vocab_size", 301, FormatError, "vocab_size is 301"),
+        ("tokenizer.ggml.tokens", ["a"] * 301, FormatError, "301 tokens"),
+    ],
+)
+def test_wrong_keys_are_named(tmp_path: Path, key: str, value: object, error: type, reason: str) -> None:
+    path = changed(tmp_path / "m.gguf", lambda metadata, tensors: metadata.update({key: value}))
+    with pytest.raises(error, match=reason) as caught:
+        gguf_io.open(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["rope.scaling.type", "rope.scaling.factor"])
+def test_a_rope_scaling_that_does_nothing_is_accepted(tmp_path: Path, key: str) -> None:
+    value = "linear" if key.endswith("type") else 1.0
+    gguf_io.open(changed(tmp_path / "m.gguf", lambda m, t: m.update({f"bitnet-b1.58.{key}": value})))
+
+
+def test_unknown_options_are_errors(tmp_path: Path) -> None:
+    path = changed(tmp_path / "m.gguf", lambda m, t: None)
+    with pytest.raises(UnsupportedError, match="I2_S layout 'avx'"):
+        gguf_io.open(path, i2s_layout="avx")  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedError, match="'gelu' \\(chosen by the caller\\)"):
+        gguf_io.open(path, activation="gelu")
+
+
+# ---- what the tensors say ----
+
+
+def spoil(name: str, at: slice, data: bytes):
+    """A change of some bytes of a tensor."""
+
+    def change(metadata: dict, tensors: dict) -> None:
+        shape, type, old = tensors[name]
+        new = bytearray(old)
+        new[at] = data
+        tensors[name] = (shape, type, bytes(new))
+
+    return change
+
+
+@pytest.mark.parametrize("scale", [math.nan, math.inf, -0.5, 0.0])
+def test_wrong_scales_are_errors(tmp_path: Path, scale: float) -> None:
+    path = changed(tmp_path / "m.gguf", spoil(Q, slice(-32, -28), struct.pack("<f", scale)))
+    with pytest.raises(FormatError, match=r"blk\.0\.attn_q\.weight: the scale is"):
+        gguf_io.open(path).ternary(Q)
+
+
+def test_the_unused_code_is_an_error(tmp_path: Path) -> None:
+    path = changed(tmp_path / "m.gguf", spoil(Q, slice(5, 6), b"\xff"))
+    with pytest.raises(FormatError, match=r"blk\.0\.attn_q\.weight: .*code 3"):
+        gguf_io.open(path).ternary(Q)
+
+
+@pytest.mark.parametrize("name", ["token_embd.weight", "blk.1.ffn_sub_norm.weight"])
+def test_nan_in_float_tensors_is_an_error(tmp_path: Path, name: str) -> None:
+    path = changed(tmp_path / "m.gguf", spoil(name, slice(4, 8), b"\xff" * 4))
+    with pytest.raises(FormatError, match=f"{name} holds NaN"):
+        gguf_io.open(path).dense(name)
+
+
+@pytest.mark.parametrize("type", ["tq1_0", "tq2_0"])
+def test_tq_blocks_of_different_scales_are_an_error(tmp_path: Path, type: str) -> None:
+    half = np.float16(0.5).tobytes()
+    path = changed(tmp_path / "m.gguf", spoil(Q, slice(-2, None), half), type=type)
+    with pytest.raises(FormatError, match=r"blk\.0\.attn_q\.weight: .*scale"):
+        gguf_io.open(path).ternary(Q)
+
+
+@pytest.mark.parametrize(
+    ("shape", "type", "named"),
+    [
+        (TINY, container.TL1, "TL1.*make the file again as I2_S"),
+        (TINY, container.TL2, "type TL2"),
+        (TINY_LLAMA, container.TL2, "MXFP4"),
+        (TINY, 12, "Q4_K"),
+        (TINY, 9999, "type 9999"),
+    ],
+)
+def test_types_that_cannot_be_read_are_named(tmp_path: Path, shape: object, type: int, named: str) -> None:
+    def change(metadata: dict, tensors: dict) -> None:
+        dims, _, data = tensors[Q]
+        tensors[Q] = (dims, type, data)
+
+    path = changed(tmp_path / "m.gguf", change, shape=shape)
+    with pytest.raises(UnsupportedError, match=f"blk.0.attn_q.weight is of type .*{named.removeprefix('type ')}"):
+        gguf_io.open(path)
+
+
+def test_an_embedding_in_a_ternary_type_is_refused(tmp_path: Path) -> None:
+    def change(metadata: dict, tensors: dict) -> None:
+        dims, _, _ = tensors["token_embd.weight"]
+        tensors["token_embd.weight"] = (dims, container.I2_S, bytes(dims[0] * dims[1] // 4 + 32))
+
+    with pytest.raises(UnsupportedError, match=r"token_embd\.weight is of type I2_S"):
+        gguf_io.open(changed(tmp_path / "m.gguf", change))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "type", "nbytes", "reason"),
+    [
+        (Q, (256, 128), container.I2_S, None, r"\[256, 128\]; the metadata asks for \[256, 256\]"),
+        (Q, (256, 256), container.F32, None, "the file is cut short|overlap"),
+        ("blk.0.attn_q.bias", (256,), container.F32, 1024, "blk.0.attn_q.bias has no place"),
+        ("rope_freqs.weight", (32,), container.F32, 128, "rope_freqs.weight has no place"),
+        ("blk.0.attn_q.scale", (2,), container.F32, 8, "expected one F32 value"),
+        (Q, (1 << 31, 1 << 31), container.I2_S, None, "do not fit"),
+        (Q, (1 << 62, 1 << 62), 12, None, "do not fit"),
+        (Q, (2, 100), container.TQ2_0, None, "rows of 100 are not whole TQ2_0 blocks"),
+        (Q, (0, 256), container.F32, None, "dimension of 0"),
+        (Q, (1, 1, 1, 1, 1), container.F32, None, "5 dimensions"),
+        (Q, (), container.F32, None, "0 dimensions"),
+        ("x" * 300, (1,), container.F32, 4, "300 bytes long"),
+    ],
+)
+def test_wrong_rows_of_the_tensor_table(
+    tmp_path: Path, name: str, shape: tuple, type: int, nbytes: int | None, reason: str
+) -> None:
+    def change(metadata: dict, tensors: dict) -> None:
+        tensors[name] = (shape, type, bytes(nbytes) if nbytes else tensors[name][2])
+
+    with pytest.raises(BitgenError, match=reason):
+        gguf_io.open(changed(tmp_path / "m.gguf", change))
+
+
+def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
+    for name in contents()[1]:
+        with pytest.raises(FormatError, match=f"{name} is missing"):
+            gguf_io.open(changed(tmp_path / "m.gguf", lambda m, t, name=name: t.pop(name)))
+
+
+# ---- what the bytes say ----
+
+
+def smallest(path: Path) -> bytes:
+    """A valid file of a few kilobytes."""
+    store(path, *contents(SMALLEST))
+    return path.read_bytes()
+
+
+def use(path: Path) -> bool:
+    """Read everything there is to read; False when it was refused. Any other exception is a bug."""
+    try:
+        checkpoint = gguf_io.open(path)
+        for name in gguf_io.tensor_shapes(checkpoint.shape):
+            checkpoint.ternary(name) if gguf_io.is_ternary(name) else checkpoint.dense(name)
+        tokenizer = Tokenizer.from_metadata(checkpoint.metadata)
+        tokenizer.decode(tokenizer.encode("a <|eot_id|> b", parse_special=False))
+    except BitgenError as error:
+        assert len(str(error)) > 10
+        return False
+    return True
+
+
+def test_not_a_model_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    with pytest.raises(FormatError, match="no such file"):
+        gguf_io.open(path)
+    with pytest.raises(FormatError, match="cannot be read"):
+        gguf_io.open(tmp_path)
+    for raw, reason in (
+        (b"", "empty"),
+        (b"GG", "ends within the magic"),
+        (b"PK\3\4 a zip file", "not a GGUF file"),
+        (b"GGUF", "ends within the version"),
+        (b"GGUF" + struct.pack(">I", 3), "big-endian"),
+        (b"GGUF" + struct.pack("<I", 1), "version 1"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 1 << 60, 0), "1152921504606846976 tensors"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1 << 60), "1152921504606846976 key-values"),
+        (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1 << 63), "ends within key 1 of 1"),
+        (b"GGUF" + struct.pack("<IQQQ1sI", 3, 0, 1, 1, b"a", 13), "a has the value type 13"),
+        (b"GGUF" + struct.pack("<IQQQ1sIIQ", 3, 0, 1, 1, b"a", 9, 8, 1 << 61), "a claims"),
+        (b"GGUF" + struct.pack("<IQQQ1sIIQ", 3, 0, 1, 1, b"a", 9, 12, 1 << 61), "ends within a"),
+        (b"GGUF" + struct.pack("<IQQQ1sIIQ", 3, 0, 1, 1, b"a", 9, 9, 1), "value type 9"),
+        (b"GGUF" + struct.pack("<IQQQ1sIQ1s", 3, 0, 1, 1, b"a", 8, 1, b"\xff"), "a is not UTF-8"),
+        (
+            b"GGUF" + struct.pack("<IQQQ1sIIQQ1s", 3, 0, 1, 1, b"a", 9, 8, 1, 1, b"\xff"),
+            r"a\[0\] is not UTF-8",
+        ),
+        (
+            b"GGUF" + struct.pack("<IQQ", 3, 0, 2) + struct.pack("<Q1sIB", 1, b"a", 0, 1) * 2,
+            "'a' appears twice",
+        ),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 0), "general.architecture is missing"),
+    ):
+        path.write_bytes(raw)
+        with pytest.raises(FormatError, match=reason) as caught:
+            gguf_io.open(path)
+        assert str(path) in str(caught.value)
+
+
+def test_duplicate_and_overlapping_tensors(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    raw = smallest(path)
+    path.write_bytes(raw.replace(b"blk.0.attn_k.weight", b"blk.0.attn_v.weight"))
+    with pytest.raises(FormatError, match=r"'blk\.0\.attn_v\.weight' appears twice"):
+        gguf_io.open(path)
+    at = raw.index(b"blk.0.attn_v.weight") + 19 + 4 + 16 + 4
+    for offset, reason in ((0, "overlap"), (1, "not a multiple of the alignment"), (1 << 50, "cut short")):
+        path.write_bytes(raw[:at] + struct.pack("<Q", offset) + raw[at + 8 :])
+        with pytest.raises(FormatError, match=reason):
+            gguf_io.open(path)
+
+
+def test_version_2_is_the_same_format(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    raw = smallest(path)
+    path.write_bytes(raw[:4] + struct.pack("<I", 2) + raw[8:])
+    assert use(path)
+
+
+def test_cut_short_anywhere(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    raw = smallest(path)
+    assert use(path)
+    data_at = min(t.offset for t in container.Container(path).tensors.values())
+    for length in [*range(0, data_at, 7), *range(data_at, len(raw) - 32, 97)]:
+        path.write_bytes(raw[:length])
+        assert not use(path), length
+
+
+def test_any_byte_of_the_header_changed(tmp_path: Path) -> None:
+    """Each byte before the tensor data, one at a time: the file loads or is refused, nothing else."""
+    path = tmp_path / "m.gguf"
+    raw = bytearray(smallest(path))
+    data_at = min(t.offset for t in container.Container(path).tensors.values())
+    refused = 0
+    for at in range(data_at):
+        spoilt = raw.copy()
+        spoilt[at] = raw[at] ^ 0x80 if at % 2 else raw[at] + 1 & 0xFF
+        path.write_bytes(spoilt)
+        refused += not use(path)
+    assert refused > data_at // 2
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(edits=st.lists(st.tuples(st.integers(0, 1 << 16), st.binary(min_size=1, max_size=9)), min_size=1, max_size=6))
+def test_several_edits_anywhere(tmp_path: Path, edits: list[tuple[int, bytes]]) -> None:
+    path = tmp_path / "m.gguf"
+    raw = bytearray(smallest(path))
+    for at, data in edits:
+        at %= len(raw)
+        raw[at : at + len(data)] = data
+    path.write_bytes(raw)
+    use(path)
+    with contextlib.suppress(BitgenError):
+        info.describe(path)
+
+
+def test_layout_blocks_are_the_ones_of_the_file_format() -> None:
+    """A matrix whose rows are no whole blocks: the packing runs on from row to row."""
+    shape = dataclasses.replace(TINY, intermediate=160)
+    codes, _ = synth.SynthCheckpoint(shape, 1).ternary("blk.0.ffn_down.weight")
+    assert codes.shape == (256, 160)
+    flat = codes.reshape(-1)
+    packed = layout.pack_i2_s(codes.reshape(1, -1), 1, 128)
+    for e in (0, 1, 31, 32, 127, 128, 159, 160, 161, 40959):
+        byte, shift = 32 * (e // 128) + e % 32, 6 - 2 * (e % 128 // 32)
+        assert (int(packed[byte]) >> shift & 3) - 1 == flat[e]

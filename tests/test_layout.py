@@ -1,0 +1,148 @@
+"""Packing: round trips, the official byte orders, the files of other engines, bad data."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bitgen import layout
+from bitgen.errors import FormatError, UnsupportedError
+from bitgen.layout import Codes
+from bitgen.spec import GemmShape
+
+
+def ternary(m: int, k: int, seed: int = 0) -> Codes:
+    return np.random.default_rng(seed).integers(-1, 2, (m, k), dtype=np.int8)
+
+
+sizes = st.integers(1, 200)
+seeds = st.integers(0, 1000)
+
+
+@given(m=sizes, k=sizes, bm=st.integers(1, 9), quarter=st.integers(1, 64), seed=seeds)
+def test_i2_s_round_trip(m: int, k: int, bm: int, quarter: int, seed: int) -> None:
+    codes = ternary(m, k, seed)
+    data = layout.pack_i2_s(codes, bm, 4 * quarter)
+    assert np.array_equal(layout.unpack_i2_s(data, GemmShape(m, k), bm, 4 * quarter), codes)
+
+
+@given(m=sizes, k=sizes, steps=st.integers(1, 4), by=st.integers(1, 12), rows=st.sampled_from([32, 64]), seed=seeds)
+def test_tl1_round_trip(m: int, k: int, steps: int, by: int, rows: int, seed: int) -> None:
+    codes, bm, bk = ternary(m, k, seed), steps * rows, by * 256 // rows
+    data = layout.pack_tl1(codes, bm, bk, rows)
+    assert np.array_equal(layout.unpack_tl1(data, GemmShape(m, k), bm, bk, rows), codes)
+
+
+@given(m=sizes, k=st.integers(1, 700), steps=st.integers(1, 4), bk=st.sampled_from([96, 192]), seed=seeds)
+def test_tl2_round_trip(m: int, k: int, steps: int, bk: int, seed: int) -> None:
+    codes, bm = ternary(m, k, seed), 32 * steps
+    data = layout.pack_tl2(codes, bm, bk)
+    assert np.array_equal(layout.unpack_tl2(data, GemmShape(m, k), bm, bk), codes)
+
+
+@given(m=st.integers(1, 9), blocks=st.integers(1, 4), seed=seeds)
+def test_tq_round_trips(m: int, blocks: int, seed: int) -> None:
+    codes = ternary(m, 256 * blocks, seed)
+    codes[0, :256] = 0  # a block without a scale of its own
+    for pack, unpack in ((layout.pack_tq1_0, layout.unpack_tq1_0), (layout.pack_tq2_0, layout.unpack_tq2_0)):
+        back, scale = unpack(pack(codes, 0.375), *codes.shape)
+        assert np.array_equal(back, codes)
+        assert scale == (0.375 if codes.any() else 0)
+
+
+def test_i2_s_byte_order() -> None:
+    """Codes 2 2 0 2, then 0 1 1 1, from the top bit pair down; 64-blocks and interleaved rows likewise."""
+    w = np.zeros((1, 128), np.int8)
+    w[0, [0, 1, 32, 64, 96, 127]] = 1, -1, 1, -1, 1, 1
+    assert layout.pack_i2_s(w, 1, 128).tolist() == [0xA2, 0x15, *[0x55] * 29, 0x56]
+    assert layout.pack_i2_s(w, 1, 64).tolist() == [0x99, 0x15, *[0x55] * 14, 0x19, *[0x55] * 14, 0x56]
+    two = layout.pack_i2_s(np.concatenate([w, -w]), 2, 128).reshape(2, 32)
+    assert two[0, 0] == 0xA2 and two[1, 0] == 0x08
+
+
+def test_padding_is_zero_weights() -> None:
+    codes = ternary(5, 130)
+    assert layout.pack_i2_s(codes, 4, 128).size == 8 * 256 // 4
+    padded = np.zeros((8, 256), np.int8)
+    padded[:5, :130] = codes
+    assert np.array_equal(layout.pack_i2_s(codes, 4, 128), layout.pack_i2_s(padded, 4, 128))
+
+
+@pytest.mark.parametrize("name", ["tl1-256x512", "tl1-512x256", "tl2-256x1024", "tl2-320x960"])
+def test_bytes_of_bitnet_cpp(fixtures: Path, name: str) -> None:
+    f = np.load(fixtures / f"bitnetcpp-{name}.npz")
+    codes, shape, tile = f["trits"], GemmShape(*f["trits"].shape), (int(f["BM"]), int(f["BK"]))
+    if name.startswith("tl1"):
+        packed = layout.pack_tl1(codes, *tile, int(f["bm"]))
+        back = layout.unpack_tl1(f["data"], shape, *tile, int(f["bm"]))
+    else:
+        packed = layout.pack_tl2(codes, *tile)
+        back = layout.unpack_tl2(f["data"], shape, *tile)
+    assert packed.size + 32 <= f["data"].size
+    assert np.array_equal(packed, f["data"][: packed.size])
+    assert np.array_equal(back, codes)
+
+
+@pytest.mark.parametrize("name", ["tq1_0", "tq2_0"])
+def test_bytes_of_gguf(fixtures: Path, name: str) -> None:
+    f = np.load(fixtures / f"gguf-{name}-192x512.npz")
+    pack, unpack = getattr(layout, f"pack_{name}"), getattr(layout, f"unpack_{name}")
+    assert np.array_equal(pack(f["trits"], float(f["scale"])), f["data"])
+    codes, scale = unpack(f["data"], *f["trits"].shape)
+    assert np.array_equal(codes, f["trits"]) and scale == f["scale"]
+
+
+def test_bad_codes_are_refused() -> None:
+    for bad in (np.full((1, 4), 2, np.int8), np.full((1, 4), -2, np.int8), np.zeros((1, 4)), np.zeros(4, np.int8)):
+        with pytest.raises(FormatError):
+            layout.pack_i2_s(bad, 1, 4)
+    with pytest.raises(UnsupportedError, match="256"):
+        layout.pack_tq2_0(ternary(1, 255), 1.0)
+
+
+def test_bad_bytes_are_refused() -> None:
+    shape, ff = GemmShape(32, 256), np.full(1 << 14, 0xFF, np.uint8)
+    with pytest.raises(FormatError, match="code 3"):
+        layout.unpack_i2_s(ff, shape, 1, 128)
+    with pytest.raises(FormatError, match="code 3"):
+        layout.unpack_tq2_0(ff, 32, 256)
+    with pytest.raises(FormatError, match="pair code"):
+        layout.unpack_tl1(ff, shape, 32, 128)
+    with pytest.raises(FormatError, match="index above 13"):
+        layout.unpack_tl2(ff, shape, 32, 96)
+    for unpack in (layout.unpack_tq1_0, layout.unpack_tq2_0):
+        with pytest.raises(FormatError, match="cut short"):
+            unpack(ff[:10], 32, 256)
+        with pytest.raises(FormatError, match="multiple of 256"):
+            unpack(ff, 32, 100)
+
+
+@pytest.mark.parametrize("second", [0.25, np.inf, np.nan])
+def test_blocks_that_differ_in_scale_are_refused(second: float) -> None:
+    codes = np.ones((2, 256), np.int8)
+    data = layout.pack_tq2_0(codes, 0.5).reshape(2, 66).copy()
+    data[1, 64:] = np.array([second], "<f2").view(np.uint8)
+    with pytest.raises(FormatError, match="differ in scale"):
+        layout.unpack_tq2_0(data.reshape(-1), 2, 256)
+
+
+@pytest.mark.parametrize("bm, bk", [(16, 96), (32, 100), (0, 96), (32, 0)])
+def test_illegal_tiles_are_refused(bm: int, bk: int) -> None:
+    with pytest.raises(UnsupportedError):
+        layout.pack_tl2(ternary(32, 96), bm, bk)
+    with pytest.raises(UnsupportedError):
+        layout.pack_tl1(ternary(32, 96), bm, bk)
+
+
+def test_packing_a_large_matrix_takes_no_time() -> None:
+    """A gate_up matrix of 2B4T: seconds at load per layer would be minutes per model. A loose bound."""
+    codes = ternary(13824, 2560)
+    for pack in (lambda: layout.pack_i2_s(codes, 4, 128), lambda: layout.pack_tl2(codes, 64, 96)):
+        start = time.perf_counter()
+        pack()
+        assert time.perf_counter() - start < 2
