@@ -1,0 +1,153 @@
+"""The oracle in NumPy: what every kernel and the runtime must compute, written for reading, not for speed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitgen.checkpoint import Checkpoint
+from bitgen.spec import Activation
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int8]
+
+EXACT_K = 1 << 17
+"""Sums of up to this many products |w q| <= 128 stay within 2**24, so float32 holds them exactly."""
+
+
+def quantise(x: FloatArray) -> tuple[IntArray, FloatArray]:
+    """Absmax int8 quantisation of each row: x float32 [..., k] -> q int8 [..., k], s float32 [...], q ~ x s.
+
+    amax = max(1e-5, max|x|), s = 127 / amax, q = clamp(round_half_even(x s), -128, 127), all in float32.
+    """
+    amax = np.maximum(np.float32(1e-5), np.abs(x).max(axis=-1))
+    s = (np.float32(127) / amax).astype(np.float32)
+    q = np.clip(np.rint(x * s[..., None]), -128, 127)
+    return q.astype(np.int8), s
+
+
+def gemm_int(codes: IntArray, q: IntArray) -> npt.NDArray[np.int32]:
+    """y = W q for each token: codes {-1, 0, +1} int8 [m, k], q int8 [n, k] -> int32 [n, m], exact.
+
+    Runs in floating point for BLAS's sake: every partial sum is an integer that the type holds exactly.
+    """
+    exact = np.float32 if codes.shape[1] <= EXACT_K else np.float64
+    y: npt.NDArray[np.int32] = (q.astype(exact) @ codes.T.astype(exact)).astype(np.int32)
+    return y
+
+
+def bit_linear(x: FloatArray, codes: IntArray, scale: float) -> FloatArray:
+    """y = W x with x rounded to int8 per row: x float32 [n, k], codes {-1, 0, +1} [m, k] -> float32 [n, m].
+
+    The integer product is exact; one float32 factor per token undoes both scalings.
+    (Ma et al. 2024, "The Era of 1-bit LLMs: All Large Language Models are in 1.58 Bits".)
+    """
+    q, s = quantise(x)
+    return gemm_int(codes, q).astype(np.float32) * (np.float32(scale) / s)[:, None]
+
+
+def rms_norm(x: FloatArray, gain: FloatArray, eps: float) -> FloatArray:
+    """gain * x / sqrt(mean(x^2) + eps) over the last axis (Zhang and Sennrich 2019); the mean in float64."""
+    mean_square = np.mean(np.square(x, dtype=np.float64), axis=-1, keepdims=True)
+    normed: FloatArray = (x / np.sqrt(mean_square + eps)).astype(np.float32)
+    return normed * gain
+
+
+def rope(x: FloatArray, theta: float, interleaved: bool) -> FloatArray:
+    """Rotary positions: turn pair i of x [n, heads, d] by p * theta^(-2i/d) in row p.
+
+    A pair is components i and i + d/2, or 2i and 2i + 1 where `interleaved`. (Su et al. 2021, RoFormer.)
+    """
+    n, heads, d = x.shape
+    angle = np.arange(n)[:, None] * float(theta) ** (-np.arange(0, d, 2) / d)  # [n, d/2]
+    cos, sin = (f(angle).astype(np.float32)[:, None] for f in (np.cos, np.sin))
+    shape, pair = ((n, heads, d // 2, 2), 3) if interleaved else ((n, heads, 2, d // 2), 2)
+    a, b = np.moveaxis(x.reshape(shape), pair, 0)  # each [n, heads, d/2]
+    return np.stack([a * cos - b * sin, b * cos + a * sin], axis=pair).reshape(n, heads, d)
+
+
+def attention(q: FloatArray, k: FloatArray, v: FloatArray) -> FloatArray:
+    """Causal softmax(q k^T / sqrt(d)) v: q [n, heads, d], k and v [n, kv_heads, d] -> [n, heads * d].
+
+    Grouped queries: head j reads kv head j // (heads / kv_heads). (Vaswani et al. 2017; Ainslie et al. 2023.)
+    """
+    n, heads, d = q.shape
+    group = heads // k.shape[1]
+    k, v = (np.repeat(t, group, axis=1).transpose(1, 0, 2) for t in (k, v))  # [heads, n, d]
+    scores = q.transpose(1, 0, 2) @ k.swapaxes(1, 2) / np.float32(np.sqrt(d))  # [heads, n, n]
+    scores[:, np.triu(np.ones((n, n), dtype=bool), k=1)] = -np.inf
+    weights = np.exp((scores - scores.max(axis=-1, keepdims=True)).astype(np.float64))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    context: FloatArray = weights.astype(np.float32) @ v
+    return context.transpose(1, 0, 2).reshape(n, heads * d)
+
+
+def activate(x: FloatArray, activation: Activation) -> FloatArray:
+    """SiLU x / (1 + exp(-x)), or the square of ReLU."""
+    if activation == "relu2":
+        return np.square(np.maximum(x, np.float32(0)))
+    with np.errstate(over="ignore"):  # exp(-x) = inf gives the right limit, 0
+        silu: FloatArray = (x / (1 + np.exp(-x))).astype(np.float32)
+    return silu
+
+
+def forward(
+    checkpoint: Checkpoint,
+    tokens: Sequence[int] | npt.NDArray[np.integer[Any]],
+    cache: type[np.floating[Any]] = np.float32,
+) -> FloatArray:
+    """Logits float32 [n, vocab] after each of the n tokens. Weights are read layer by layer.
+
+    cache: the type that keys and values are rounded to; float16 is what the runtime keeps.
+    """
+    shape = checkpoint.shape
+    embedding = checkpoint.dense("token_embd.weight").astype(np.float32)
+    x = embedding[np.asarray(tokens, dtype=np.int64)]
+    for layer in range(shape.layers):
+        block = Block(checkpoint, layer, cache)
+        x = x + block.attend(x)
+        x = x + block.feed_forward(x)
+    x = rms_norm(x, checkpoint.dense("output_norm.weight").astype(np.float32), shape.norm_eps)
+    head = embedding if shape.tied else checkpoint.dense("output.weight").astype(np.float32)
+    return x @ head.T
+
+
+@dataclass(frozen=True)
+class Block:
+    """One transformer layer: two residual branches over x [n, hidden]."""
+
+    checkpoint: Checkpoint
+    layer: int
+    cache: type[np.floating[Any]]
+
+    def attend(self, x: FloatArray) -> FloatArray:
+        """attn_output(attn_sub_norm?(attention(rope(q), rope(k), v))), of the normed x."""
+        shape = self.checkpoint.shape
+        h = self._norm("attn_norm", x)
+        q, k, v = (self._linear(name, h).reshape(len(x), -1, shape.head_dim) for name in ("attn_q", "attn_k", "attn_v"))
+        q, k = (rope(t, shape.rope_theta, shape.rope_interleaved) for t in (q, k))
+        k, v = (t.astype(self.cache).astype(np.float32) for t in (k, v))
+        context = attention(q, k, v)
+        if shape.sub_norms:
+            context = self._norm("attn_sub_norm", context)
+        return self._linear("attn_output", context)
+
+    def feed_forward(self, x: FloatArray) -> FloatArray:
+        """ffn_down(ffn_sub_norm?(activate(ffn_gate) * ffn_up)), of the normed x."""
+        shape = self.checkpoint.shape
+        h = self._norm("ffn_norm", x)
+        inner = activate(self._linear("ffn_gate", h), shape.activation) * self._linear("ffn_up", h)
+        if shape.sub_norms:
+            inner = self._norm("ffn_sub_norm", inner)
+        return self._linear("ffn_down", inner)
+
+    def _linear(self, name: str, x: FloatArray) -> FloatArray:
+        return bit_linear(x, *self.checkpoint.ternary(f"blk.{self.layer}.{name}.weight"))
+
+    def _norm(self, name: str, x: FloatArray) -> FloatArray:
+        gain = self.checkpoint.dense(f"blk.{self.layer}.{name}.weight").astype(np.float32)
+        return rms_norm(x, gain, self.checkpoint.shape.norm_eps)

@@ -1,0 +1,185 @@
+"""Tiny random Hugging Face checkpoints in the layouts of published models, made without bitgen's code."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault(
+    "TORCHDYNAMO_DISABLE", "1"
+)  # transformers' BitNet code would compile itself, for minutes
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+torch.set_num_threads(1)  # tiny matrices: threads that wait for each other cost more than they give
+
+VOCAB = 320
+SPECIALS = ["<|begin_of_text|>", "<|end_of_text|>"]
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A tiny model: its config.json and how its linears are stored."""
+
+    architecture: str
+    linear: str  # "autobitlinear", "bitlinear", or "custom" for the 1bitLLM code
+    hidden: int = 256
+    inter: int = 384
+    layers: int = 2
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 64
+    act: str = "relu2"
+    tied: bool = True
+    eps: float = 1e-5
+    theta: float = 10000.0
+    online: bool = False
+    unpacked: bool = False  # packed no more: transformers 4 saved loaded models as one float per code
+    dtype: torch.dtype = torch.float32  # of the scales, norms and master weights on disk
+    seed: int = 0
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def sub_norms(self) -> tuple[str, str] | None:
+        return {
+            "BitNetForCausalLM": ("self_attn.attn_sub_norm", "mlp.ffn_sub_norm"),
+            "BitnetForCausalLM": ("self_attn.inner_attn_ln", "mlp.ffn_layernorm"),
+            "LlamaForCausalLM": None,
+        }[self.architecture]
+
+    def config(self) -> dict[str, Any]:
+        """config.json in the spelling of transformers 4, as the published files have it."""
+        config: dict[str, Any] = {
+            "architectures": [self.architecture],
+            "model_type": {"BitNetForCausalLM": "bitnet"}.get(self.architecture, "llama"),
+            "hidden_size": self.hidden,
+            "intermediate_size": self.inter,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "vocab_size": VOCAB,
+            "max_position_embeddings": 128,
+            "rope_theta": self.theta,
+            "rms_norm_eps": self.eps,
+            "hidden_act": self.act,
+            "tie_word_embeddings": self.tied,
+            "bos_token_id": VOCAB - 2,
+            "eos_token_id": VOCAB - 1,
+            "torch_dtype": "bfloat16",
+        }
+        if self.linear == "custom":
+            config |= {"weight_bits": 1, "input_bits": 8}
+        else:
+            quantization = {"quant_method": "bitnet", "modules_to_not_convert": None}
+            if self.linear == "autobitlinear":  # else absent, as in the published Llama files
+                mode = "online" if self.online else "offline"
+                quantization |= {"linear_class": "autobitlinear", "quantization_mode": mode}
+            config["quantization_config"] = quantization
+        return config | self.extra
+
+    def matrices(self) -> dict[str, tuple[int, int]]:
+        """Module -> [M, K] of every ternary linear."""
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        layer = {
+            "self_attn.q_proj": (q, self.hidden),
+            "self_attn.k_proj": (kv, self.hidden),
+            "self_attn.v_proj": (kv, self.hidden),
+            "self_attn.o_proj": (self.hidden, q),
+            "mlp.gate_proj": (self.inter, self.hidden),
+            "mlp.up_proj": (self.inter, self.hidden),
+            "mlp.down_proj": (self.hidden, self.inter),
+        }
+        return {f"model.layers.{n}.{name}": mk for n in range(self.layers) for name, mk in layer.items()}
+
+    def norms(self) -> dict[str, int]:
+        """Module -> length of every norm."""
+        lengths = {"input_layernorm": self.hidden, "post_attention_layernorm": self.hidden}
+        if self.sub_norms:
+            lengths |= dict(zip(self.sub_norms, (self.heads * self.head_dim, self.inter), strict=True))
+        layers = {
+            f"model.layers.{n}.{name}": size for n in range(self.layers) for name, size in lengths.items()
+        }
+        return {**layers, "model.norm": self.hidden}
+
+
+def random_tensors(tiny: Tiny) -> dict[str, torch.Tensor]:
+    """A state dict as on disk: packed linears with scales, or master weights; the rest in `tiny.dtype`.
+
+    Embedding and head are multiples of 2**-10 that float16 and bfloat16 hold, so storing them costs nothing.
+    """
+    rng = torch.Generator().manual_seed(tiny.seed)
+    packed = not tiny.online and tiny.linear != "custom"
+    tensors: dict[str, torch.Tensor] = {}
+    for module, (m, k) in tiny.matrices().items():
+        if packed:
+            scale = 0.02 + 0.02 * torch.rand(1, generator=rng)
+            codes = torch.randint(-1, 2, (m, k), generator=rng)
+            tensors[f"{module}.weight"] = codes.to(tiny.dtype) if tiny.unpacked else pack(codes)
+            tensors[f"{module}.weight_scale"] = (scale if tiny.linear == "autobitlinear" else 1 / scale).to(
+                tiny.dtype
+            )
+        else:
+            tensors[f"{module}.weight"] = (0.03 * torch.randn(m, k, generator=rng)).to(tiny.dtype)
+    for module, size in tiny.norms().items():
+        tensors[f"{module}.weight"] = (1 + 0.2 * torch.randn(size, generator=rng)).to(tiny.dtype)
+    tables = ["model.embed_tokens"] if tiny.tied else ["model.embed_tokens", "lm_head"]
+    for module in tables:
+        steps = torch.randint(-100, 101, (VOCAB, tiny.hidden), generator=rng)
+        tensors[f"{module}.weight"] = (steps / 1024).to(tiny.dtype)
+    return tensors
+
+
+def pack(codes: torch.Tensor) -> torch.Tensor:
+    """Codes [M, K] -> uint8 [M/4, K], four quarters of the rows in the four bit pairs, low pair first."""
+    quarters = (codes + 1).to(torch.uint8).chunk(4, dim=0)
+    return quarters[0] | quarters[1] << 2 | quarters[2] << 4 | quarters[3] << 6
+
+
+def save(tiny: Tiny, directory: Path, shards: int = 1) -> Path:
+    """Write config.json, the tokenizer and the weights in `shards` files; returns the directory."""
+    directory.mkdir(parents=True, exist_ok=True)
+    save_config(tiny, directory)
+    save_tokenizer(directory)
+    tensors = {name: t.contiguous() for name, t in random_tensors(tiny).items()}
+    if shards == 1:
+        save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+        return directory
+    weight_map: dict[str, str] = {}
+    for i in range(shards):
+        file = f"model-{i + 1:05}-of-{shards:05}.safetensors"
+        part = {name: tensors[name] for name in sorted(tensors)[i::shards]}
+        save_file(part, directory / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(part, file)
+    index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    return directory
+
+
+def save_config(tiny: Tiny, directory: Path) -> None:
+    (directory / "config.json").write_text(json.dumps(tiny.config()))
+
+
+def save_tokenizer(directory: Path) -> None:
+    """A byte-level BPE tokenizer of exactly VOCAB ids, the two specials last."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    text = [" ".join(f"{a}{b}{a}" for a in "abcdefgh" for b in "aeiou") * 4]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(text, trainers.BpeTrainer(vocab_size=VOCAB - 2, initial_alphabet=alphabet))
+    tokenizer.add_special_tokens(SPECIALS)
+    assert tokenizer.get_vocab_size() == VOCAB
+    tokenizer.save(str(directory / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": SPECIALS[0],
+        "eos_token": SPECIALS[1],
+        "chat_template": "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}",
+    }
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
