@@ -34,7 +34,15 @@ OLDEST_CLANG = 14
 
 COMMON_FLAGS = (
     *("-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-strict-aliasing"),
-    *("-fPIC", "-fvisibility=hidden", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Wno-unused-function", "-Wno-psabi"),
+    *(
+        "-fPIC",
+        "-fvisibility=hidden",
+        "-D_GNU_SOURCE",
+        "-Wall",
+        "-Wextra",
+        "-Wno-unused-function",
+        "-Wno-psabi",
+    ),
 )
 BASELINE = {"x86_64": ("-march=x86-64",), "arm64": ("-march=armv8-a",), "riscv64": ("-march=rv64gc",)}
 
@@ -151,7 +159,9 @@ def build(
         "flags": flags,
         "link": link,
         "units": [(u.source, u.object, u.flags) for u in units],
-        "sources": {file: hashlib.sha256(text.encode()).hexdigest() for file, text in sorted(sources.items())},
+        "sources": {
+            file: hashlib.sha256(text.encode()).hexdigest() for file, text in sorted(sources.items())
+        },
     }
     digest = hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()[:16]
     root = root or cache_root() / "build"

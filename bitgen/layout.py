@@ -208,8 +208,9 @@ def _tl2_rows(a: Bytes, bm: int, tile: int) -> Bytes:
 
 
 def _tl2_unrows(stream: Bytes, m: int, bm: int, tile: int) -> Bytes:
-    axes = stream.reshape(m // bm, -1, bm // TL2_ROWS, tile, 2, 2, 8) if stream.size else stream
-    return axes.transpose(0, 2, 5, 4, 6, 1, 3).reshape(m, -1) if stream.size else stream.reshape(m, 0)
+    tiles = stream.size // (m * tile)
+    axes = stream.reshape(m // bm, tiles, bm // TL2_ROWS, tile, 2, 2, 8)
+    return axes.transpose(0, 2, 5, 4, 6, 1, 3).reshape(m, tiles * tile)
 
 
 def _tl2_signs(negative: npt.NDArray[np.bool_], bm: int, tile: int) -> Bytes:
@@ -222,10 +223,9 @@ def _tl2_signs(negative: npt.NDArray[np.bool_], bm: int, tile: int) -> Bytes:
 
 def _tl2_unsigns(stream: Bytes, m: int, bm: int, tile: int) -> npt.NDArray[np.bool_]:
     bits = np.unpackbits(stream.view("<u2").astype(">u2").view(np.uint8)).view(np.bool_)
-    if not bits.size:
-        return bits.reshape(m, 0)
-    axes = bits.reshape(m // bm, -1, bm // TL2_ROWS, tile // 8, 16, 8, 2)
-    return axes.transpose(0, 2, 6, 4, 1, 3, 5).reshape(m, -1)
+    tiles = bits.size // (m * tile)
+    axes = bits.reshape(m // bm, tiles, bm // TL2_ROWS, tile // 8, 16, 8, 2)
+    return axes.transpose(0, 2, 6, 4, 1, 3, 5).reshape(m, tiles * tile)
 
 
 # ---- TQ2_0 and TQ1_0: blocks of 256 weights with a float16 scale -------------------------------------------------

@@ -129,7 +129,8 @@ class KernelSpec:
     def parse(cls, symbol: str) -> KernelSpec | None:
         """The inverse of `symbol`; None for any other text."""
         found = re.fullmatch(
-            r"bg_(\w+)_(gemv|gemm)_m(\d+)_k(\d+)_bm(\d+)_bk(\d+)(?:_nr(\d+))?(?:_kc(\d+))?(?:_pf(\d+))?__(\w+)", symbol
+            r"bg_(\w+)_(gemv|gemm)_m(\d+)_k(\d+)_bm(\d+)_bk(\d+)(?:_nr(\d+))?(?:_kc(\d+))?(?:_pf(\d+))?__(\w+)",
+            symbol,
         )
         if found is None:
             return None

@@ -22,10 +22,20 @@ TARGETS: dict[str, Target] = {
 }
 """Best first within each architecture; a library lists its levels in this order."""
 
-ARCHES: dict[str, str] = {"x86_64": "x86_64-linux-gnu", "arm64": "aarch64-linux-gnu", "riscv64": "riscv64-linux-gnu"}
+ARCHES: dict[str, str] = {
+    "x86_64": "x86_64-linux-gnu",
+    "arm64": "aarch64-linux-gnu",
+    "riscv64": "riscv64-linux-gnu",
+}
 """Architecture -> target triple of the compiler."""
 
-_MACHINES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "arm64", "arm64": "arm64", "riscv64": "riscv64"}
+_MACHINES = {
+    "x86_64": "x86_64",
+    "amd64": "x86_64",
+    "aarch64": "arm64",
+    "arm64": "arm64",
+    "riscv64": "riscv64",
+}
 
 
 def host_arch() -> str:

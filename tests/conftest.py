@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import pytest
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy loads: its threads only contend on small models
+
+import pytest  # noqa: E402
 
 REPO = Path(__file__).resolve().parent.parent
 

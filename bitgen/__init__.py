@@ -1,0 +1,27 @@
+"""bitgen: a kernel compiler and autotuner for ternary (BitNet b1.58) language models on CPUs.
+
+    from bitgen import Model
+    m = Model.load()                       # the model that ships; or a GGUF path
+    for piece in m.generate("Once upon a time", max_tokens=64, temperature=0.8, seed=1):
+        print(piece, end="")
+    m.logits([1, 2, 3])                    # float32 [n, vocab]
+
+`bitgen.api` has the verbs of the command line: tune, build, synth, convert, bench, gen, info.
+"""
+
+from bitgen.engine.model import Generation, Model, Sampling, Session
+from bitgen.errors import BitgenError, CompileError, EngineError, FormatError, UnsupportedError
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BitgenError",
+    "CompileError",
+    "EngineError",
+    "FormatError",
+    "Generation",
+    "Model",
+    "Sampling",
+    "Session",
+    "UnsupportedError",
+]

@@ -1,0 +1,5 @@
+"""`python -m bitgen`."""
+
+from bitgen.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""The runtime from Python: models, sessions, tokenizers."""

@@ -1,0 +1,139 @@
+"""Puts a library together: which kernels, probes and runtime files, compiled with which flags.
+
+    plans -> KernelSpecs -> generated C ┐
+    runtime/*.c ────────────────────────┴-> source tree + units -> compile.build
+
+Files of the runtime that do float arithmetic are compiled once per ISA level from the same text; the rest
+once, for the architecture's baseline.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bitgen import compile, data, render, targets
+from bitgen.compile import Artefact, Unit
+from bitgen.engine import binding
+from bitgen.errors import UnsupportedError
+from bitgen.plan import Lookup
+from bitgen.spec import ROLES, KernelSpec, ModelShape
+
+PER_ISA = ("ops.c", "attention.c", "head.c")
+ONCE = ("isa.c", "model.c", "session.c", "kernels.c", "pool.c", "sampler.c")
+
+
+@dataclass(frozen=True)
+class Level:
+    """What a library holds for one ISA: kernels, and the model's matrices bound to some of them."""
+
+    isa: str
+    kernels: tuple[KernelSpec, ...]
+    roles: dict[str, tuple[KernelSpec, KernelSpec]]  # role -> its decode and prefill kernel
+    layout_key: str
+
+    @classmethod
+    def of_model(cls, shape: ModelShape, lookup: Lookup) -> Level:
+        """The level that runs a model by a plan."""
+        roles = {role: lookup.matrices[role].specs(shape.matrices[role], lookup.isa) for role in ROLES}
+        kernels = tuple(dict.fromkeys(spec for pair in roles.values() for spec in pair))
+        return cls(lookup.isa, kernels, roles, lookup.layout_key)
+
+    @classmethod
+    def of_kernels(cls, isa: str, kernels: Iterable[KernelSpec]) -> Level:
+        """A bare kernel set, for tests and tuning."""
+        return cls(isa, tuple(dict.fromkeys(kernels)), {}, "")
+
+
+def for_model(
+    shape: ModelShape,
+    lookups: Sequence[Lookup],
+    *,
+    arch: str | None = None,
+    root: Path | None = None,
+    program: bool = False,
+    sanitize: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Artefact:
+    """The library of a model's shape with one ISA level per lookup, best first."""
+    levels = [Level.of_model(shape, lookup) for lookup in lookups]
+    spec = {
+        "model": asdict(shape),
+        "levels": {
+            lookup.isa: {role: asdict(plan) for role, plan in lookup.matrices.items()} for lookup in lookups
+        },
+    }
+    return assemble(
+        shape.name, levels, spec, arch=arch, root=root, program=program, sanitize=sanitize, progress=progress
+    )
+
+
+def for_kernels(isa: str, kernels: Iterable[KernelSpec], *, arch: str | None = None, **how: Any) -> Artefact:
+    """A library of bare kernels of one ISA, in the order given."""
+    level = Level.of_kernels(isa, kernels)
+    return assemble("kernels", [level], {"kernels": [s.symbol for s in level.kernels]}, arch=arch, **how)
+
+
+def assemble(
+    name: str,
+    levels: Sequence[Level],
+    spec: Mapping[str, object],
+    *,
+    arch: str | None = None,
+    root: Path | None = None,
+    program: bool = False,
+    sanitize: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Artefact:
+    """Render, compile and link the source tree of some levels."""
+    arch = arch or targets.host_arch()
+    for level in levels:
+        if targets.target(level.isa) not in targets.levels(arch):
+            raise UnsupportedError(f"ISA {level.isa!r} is not of architecture {arch!r}")
+    folder = data.folder("runtime")
+    sources = {file.name: file.read_text() for file in sorted(folder.glob("*.[ch]"))}
+    units = [Unit(file, file.replace(".c", ".o")) for file in (*ONCE, *(("runner.c",) if program else ()))]
+    for level in levels:
+        flags = targets.target(level.isa).flags
+        for spec_ in level.kernels:
+            sources[f"{spec_.symbol}.c"] = render.render_kernel(spec_)
+            units.append(Unit(f"{spec_.symbol}.c", f"{spec_.symbol}.o", flags))
+        sources[f"probe__{level.isa}.c"] = render.render_probe(level.isa)
+        units.append(Unit(f"probe__{level.isa}.c", f"probe__{level.isa}.o", flags))
+        for file in PER_ISA:
+            object_ = file.replace(".c", f"__{level.isa}.o")
+            units.append(Unit(file, object_, (*flags, f"-DBG_ISA={level.isa}")))
+    sources["registry.c"] = render.render_registry(levels)
+    units.append(Unit("registry.c", "registry.o"))
+    return compile.build(
+        name, arch, sources, units, spec, root=root, program=program, sanitize=sanitize, progress=progress
+    )
+
+
+def isa_index(lib: Any, isa: str) -> int:
+    """The number of an ISA level within a library; UnsupportedError when this CPU cannot execute it."""
+    names = [binding.ffi().string(lib.bg_isa_name(i)).decode() for i in range(lib.bg_isa_count())]
+    if isa not in names:
+        raise UnsupportedError(f"the library holds no ISA level {isa!r}, only {', '.join(names)}")
+    index = names.index(isa)
+    if not lib.bg_isa_runs(index):
+        raise UnsupportedError(
+            f"this CPU cannot execute {isa!r}; leave --isa out and the best that runs is taken"
+        )
+    return index
+
+
+@functools.cache
+def host_isas() -> tuple[str, ...]:
+    """The ISA levels that this CPU executes, best first, found by running each level's probe."""
+    levels = [Level.of_kernels(t.isa, ()) for t in targets.levels(targets.host_arch())]
+    lib = binding.load(assemble("probe", levels, {"purpose": "finds the ISA levels this CPU executes"}).path)
+    return tuple(level.isa for i, level in enumerate(levels) if lib.bg_isa_runs(i))
+
+
+def host_isa() -> str:
+    """The best ISA level that this CPU executes."""
+    return host_isas()[0]

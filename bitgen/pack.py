@@ -1,0 +1,198 @@
+"""Packed models: a checkpoint laid out for one library's kernels, written once and memory-mapped from then on.
+
+The file is the header `bg_header` and a fixed sequence of 64-byte aligned sections (runtime/model.c reads it
+in the same order). It appears by atomic rename, keyed by the source file's identity and the layouts, and
+carries its layout key, so that a library with other kernels refuses it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from bitgen.checkpoint import FUSED, Checkpoint
+from bitgen.compile import cache_root
+from bitgen.errors import BitgenError, UnsupportedError
+from bitgen.formats import FORMATS
+from bitgen.plan import Lookup
+
+Head = Literal["f16", "int8"]
+Progress = Callable[[int, int], None]
+
+MAGIC, VERSION, HEADER_BYTES, ALIGN, LANES = b"BITGENPK", 1, 256, 64, 16
+_HEADER = struct.Struct("<8sIIQ8i2f4i160s")
+_HEAD_KIND = {"tied": 0, "f16": 1, "int8": 2}
+
+
+def header(checkpoint: Checkpoint, lookup: Lookup, head: Head, file_bytes: int) -> bytes:
+    """The first 256 bytes of a packed file."""
+    s = checkpoint.shape
+    kind = "tied" if head == "f16" and s.tied else head
+    fields = _HEADER.pack(
+        MAGIC, VERSION, HEADER_BYTES, file_bytes,
+        *(s.hidden, s.intermediate, s.layers, s.heads, s.kv_heads, s.head_dim, s.vocab, s.context),
+        *(s.rope_theta, s.norm_eps),
+        *(int(s.activation == "relu2"), int(s.sub_norms), int(s.rope_interleaved), _HEAD_KIND[kind]),
+        lookup.layout_key.encode(),
+    )  # fmt: skip
+    return fields.ljust(HEADER_BYTES, b"\0")
+
+
+def path_for(source: Path, lookup: Lookup, head: Head, reading: str) -> Path:
+    """Where the packed form of a model file is cached.
+
+    The key covers the layouts, the head, how the file was read and the source's identity: size, time of change, its first MiB
+    (all of the metadata's start) and 64 samples of 4 KiB spread over the rest. Reading all of a model at
+    every start would cost more than loading it.
+    """
+    stat = source.stat()
+    digest = hashlib.sha256(
+        f"{VERSION} {lookup.layout_key} {head} {reading} {stat.st_size} {stat.st_mtime_ns}".encode()
+    )
+    with source.open("rb") as f:
+        digest.update(f.read(1 << 20))
+        for i in range(64):
+            f.seek(i * stat.st_size // 64)
+            digest.update(f.read(4096))
+    return cache_root() / "packed" / f"{source.stem}-{lookup.isa}-{digest.hexdigest()[:16]}.bgpk"
+
+
+def ensure(
+    source: Path,
+    checkpoint: Checkpoint,
+    lookup: Lookup,
+    head: Head = "f16",
+    reading: str = "",
+    progress: Progress | None = None,
+) -> Path:
+    """The packed file of `source` for the kernels of `lookup`, written now unless it is cached.
+
+    reading: whatever else decided how `checkpoint` reads the file (its overrides).
+    """
+    path = path_for(source, lookup, head, f"{checkpoint.shape} {reading}")
+    if not path.exists():
+        write(path, checkpoint, lookup, head, progress)
+    return path
+
+
+def write(
+    path: Path, checkpoint: Checkpoint, lookup: Lookup, head: Head = "f16", progress: Progress | None = None
+) -> None:
+    """Write a packed model, one tensor in memory at a time; nothing is left behind on failure."""
+    if len(lookup.layout_key) >= 160:
+        raise UnsupportedError(f"the layout key {lookup.layout_key!r} is longer than a packed header holds")
+    partial = path.with_suffix(f".{os.getpid()}.part")
+    shape = checkpoint.shape
+    sections_of_head = 2 if head == "int8" else 0 if shape.tied else 1
+    total = 2 + shape.layers * (9 if shape.sub_norms else 7) + sections_of_head
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as f:
+            f.write(bytes(HEADER_BYTES))
+            for done, section in enumerate(_sections(checkpoint, lookup, head), 1):
+                _write_section(f, section)
+                if progress:
+                    progress(done, total)
+            size = f.tell()
+            f.seek(0)
+            f.write(header(checkpoint, lookup, head, size))
+        partial.replace(path)
+    except OSError as e:
+        raise BitgenError(
+            f"cannot write the packed model {path}: {e.strerror}; "
+            "free some space or set BITGEN_CACHE to a folder with room"
+        ) from e
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write_section(f: BinaryIO, section: npt.NDArray[Any]) -> None:
+    """Append one section and zero fill up to the alignment."""
+    f.write(np.ascontiguousarray(section).data)
+    f.write(bytes(-f.tell() % ALIGN))
+
+
+def _sections(checkpoint: Checkpoint, lookup: Lookup, head: Head) -> Iterator[npt.NDArray[Any]]:
+    """Every section of the file, in the order that the runtime walks it."""
+    s = checkpoint.shape
+    attention = s.heads * s.head_dim
+    embedding = checkpoint.dense("token_embd.weight")
+    _expect("token_embd.weight", embedding, (s.vocab, s.hidden))
+    yield _f16_rows("token_embd.weight", embedding)
+    yield _norm(checkpoint, "output_norm.weight", s.hidden)
+    for n in range(s.layers):
+        scales: list[float] = []
+        for role, norm, width in (
+            ("qkv", "attn_norm", s.hidden),
+            ("o", "attn_sub_norm" if s.sub_norms else None, attention),
+            ("gate_up", "ffn_norm", s.hidden),
+            ("down", "ffn_sub_norm" if s.sub_norms else None, s.intermediate),
+        ):
+            if norm:
+                yield _norm(checkpoint, f"blk.{n}.{norm}.weight", width)
+            codes, parts = _fused(checkpoint, n, role)
+            layout = lookup.matrices[role].layout
+            yield FORMATS[layout.format].pack(codes, layout)
+            scales += parts
+        yield np.array([*scales, 0.0], np.float32)
+    if head == "int8":
+        yield from _int8_head(embedding if s.tied else checkpoint.dense("output.weight"))
+    elif not s.tied:
+        output = checkpoint.dense("output.weight")
+        _expect("output.weight", output, (s.vocab, s.hidden))
+        yield _f16_rows("output.weight", output)
+
+
+def _fused(checkpoint: Checkpoint, layer: int, role: str) -> tuple[npt.NDArray[np.int8], list[float]]:
+    """Codes int8 [M, K] of one fused matrix and the scale of each part."""
+    shape = checkpoint.shape
+    parts = [checkpoint.ternary(f"blk.{layer}.{name}.weight") for name in FUSED[role]]
+    k = shape.matrices[role].k
+    for name, rows, (codes, _) in zip(FUSED[role], shape.segments[role], parts, strict=True):
+        _expect(f"blk.{layer}.{name}.weight", codes, (rows, k))
+    codes = parts[0][0] if len(parts) == 1 else np.concatenate([codes for codes, _ in parts])
+    return codes, [float(scale) for _, scale in parts]
+
+
+def _int8_head(head: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int8]]:
+    """Row scales float32 [p(vocab)] and rows int8 [vocab, p(hidden)]: absmax of a row to 127, half to even."""
+    codes = np.zeros((len(head), _padded(head.shape[1])), np.int8)
+    scales = np.zeros(_padded(len(head)), np.float32)
+    for start in range(0, len(head), 4096):  # in pieces: the head is the largest tensor of a model
+        rows = head[start : start + 4096].astype(np.float32)
+        scale = np.maximum(np.abs(rows).max(axis=1), np.float32(1e-30)) / np.float32(127)
+        codes[start : start + 4096, : head.shape[1]] = np.rint(rows / scale[:, None]).astype(np.int8)
+        scales[start : start + len(rows)] = scale
+    return scales, codes
+
+
+def _norm(checkpoint: Checkpoint, name: str, width: int) -> npt.NDArray[np.float32]:
+    """A norm's weights as float32, padded with zeros to whole vectors."""
+    weight = checkpoint.dense(name)
+    _expect(name, weight, (width,))
+    return np.pad(weight.astype(np.float32), (0, _padded(width) - width))
+
+
+def _f16_rows(name: str, matrix: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
+    """A float matrix as float16, its rows padded with zeros to whole vectors."""
+    with np.errstate(over="ignore"):
+        rows = matrix.astype(np.float16, copy=False)
+    if not np.isfinite(rows).all():
+        raise BitgenError(f"tensor {name} holds NaN, infinity or values beyond the float16 range (65504)")
+    return np.pad(rows, ((0, 0), (0, _padded(rows.shape[1]) - rows.shape[1])))
+
+
+def _padded(n: int) -> int:
+    return -(-n // LANES) * LANES
+
+
+def _expect(name: str, tensor: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
+    if tensor.shape != shape:
+        raise BitgenError(f"tensor {name} has shape {list(tensor.shape)}, the model needs {list(shape)}")

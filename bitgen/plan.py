@@ -1,0 +1,152 @@
+"""The tuned plan: which layout and tiles each matrix shape gets on an ISA, with the evidence for it.
+
+A plan belongs to a CPU model and an ISA and maps matrix shapes to decisions, so models that share a shape
+share its tuning. Look-up order for a shape: the plan of this host, the plan that ships for the ISA, the
+static default of `space`. A decision that has become illegal, or that was made with other templates, is
+passed over and replanned; it is never an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bitgen import data, space
+from bitgen.compile import cache_root
+from bitgen.errors import BitgenError
+from bitgen.spec import GemmShape, Layout, MatrixPlan, ModelShape, Tile
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A plan for one matrix and why: candidates tried, seconds, share of the machine's limit."""
+
+    plan: MatrixPlan
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Plan:
+    """Decisions by matrix shape for one CPU model and ISA."""
+
+    isa: str
+    cpu: str
+    stamp: str = ""  # hash of the templates the decisions were measured with
+    compiler: str = ""
+    threads: int | None = None  # the count that decoded fastest; None: all cores
+    bandwidth: dict[str, float] = field(default_factory=dict)  # threads -> measured read bytes/s
+    decisions: dict[GemmShape, Decision] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain data, matrices keyed "MxK"."""
+        head = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "decisions"}
+        matrices = {
+            f"{shape.m}x{shape.k}": {**dataclasses.asdict(d.plan), "evidence": d.evidence}
+            for shape, d in sorted(self.decisions.items(), key=lambda item: (item[0].m, item[0].k))
+        }
+        return {"version": VERSION, **head, "matrices": matrices}
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any], where: Path) -> Plan:
+        """The inverse of to_json; BitgenError names the file when it is not a plan."""
+        try:
+            if raw["version"] != VERSION:
+                raise ValueError(f"plan version {raw['version']}, this bitgen reads {VERSION}")
+            head = {f.name: raw[f.name] for f in dataclasses.fields(cls) if f.name != "decisions"}
+            decisions = {}
+            for key, entry in raw["matrices"].items():
+                m, k = map(int, key.split("x"))
+                matrix = MatrixPlan(Layout(**entry["layout"]), Tile(**entry["gemv"]), Tile(**entry["gemm"]))
+                decisions[GemmShape(m, k)] = Decision(matrix, entry["evidence"])
+            return cls(**head, decisions=decisions)
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            raise BitgenError(f"{where} is not a bitgen plan ({e}); delete it and tune again") from e
+
+
+def cpu_name() -> str:
+    """The CPU's own name, which keys a host's plan."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    fields = dict(
+        re.findall(r"^(model name|cpu family|model|CPU implementer|CPU part)\s*:\s*(.+)$", text, re.M)
+    )
+    return " ".join(fields[k] for k in sorted(fields)) or "unknown CPU"
+
+
+@functools.cache
+def template_stamp() -> str:
+    """Hash of all template text: measurements of other templates' kernels say nothing about these."""
+    digest = hashlib.sha256()
+    for file in sorted(data.folder("templates").rglob("*.j2")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def host_path(isa: str) -> Path:
+    """Where this host's plan for an ISA is kept."""
+    slug = re.sub(r"[^a-z0-9]+", "-", cpu_name().lower()).strip("-")
+    return cache_root() / "plans" / f"{slug}-{isa}.json"
+
+
+def load(path: Path) -> Plan | None:
+    """The plan in a file; None when there is none."""
+    try:
+        return Plan.from_json(json.loads(path.read_text()), path)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as e:
+        raise BitgenError(f"{path} cannot be read as a plan ({e}); delete it and tune again") from e
+
+
+def save(plan: Plan, path: Path) -> None:
+    """Write a plan by atomic rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(plan.to_json(), indent=1) + "\n")
+    partial.replace(path)
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """What a model runs with: a MatrixPlan per role, and where each came from."""
+
+    isa: str
+    matrices: dict[str, MatrixPlan]
+    sources: dict[str, str]  # role -> "tuned on this host" | "shipped" | "default"
+    threads: int | None
+
+    @property
+    def layout_key(self) -> str:
+        """The key that a packed model and a library must agree on."""
+        return ";".join(f"{role}={plan.layout}" for role, plan in self.matrices.items())
+
+
+def lookup(shape: ModelShape, isa: str) -> Lookup:
+    """The best known plan of every matrix of a model on an ISA."""
+    host = load(host_path(isa))
+    shipped = load(data.folder("presets") / "plans" / f"{isa}.json")
+    tables = []
+    if host is not None and host.stamp == template_stamp():
+        tables.append((host, "tuned on this host"))
+    if shipped is not None:
+        tables.append((shipped, "shipped"))
+    matrices, sources = {}, {}
+    for role, gemm in shape.matrices.items():
+        matrices[role], sources[role] = space.default_plan(gemm, isa), "default"
+        for plan, source in tables:
+            decision = plan.decisions.get(gemm)
+            if decision and not any(space.legal(spec) for spec in decision.plan.specs(gemm, isa)):
+                matrices[role], sources[role] = decision.plan, source
+                break
+    return Lookup(isa, matrices, sources, host.threads if host else None)

@@ -1,0 +1,99 @@
+// bitgen.h: the whole public ABI of a bitgen library.
+//
+// A library holds one model shape's kernels for one or more instruction-set levels ("ISAs"), best first,
+// and the runtime that drives them. Every function that can fail returns BG_OK or a negative code; nothing
+// prints, exits or aborts. Only plain C types appear here: the Python binding takes its declarations from
+// the part between the two marker lines, so that no signature is written twice.
+#ifndef BITGEN_H
+#define BITGEN_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#pragma GCC visibility push(default)  // everything else in the library is hidden
+// <cdef>
+enum {
+  BG_OK = 0,
+  BG_E_ARGUMENT = -1,   // a null pointer, a count out of range
+  BG_E_MEMORY = -2,     // an allocation or a mapping failed
+  BG_E_IO = -3,         // the file cannot be opened or read
+  BG_E_FORMAT = -4,     // not a packed model, or cut short, or with impossible fields
+  BG_E_LAYOUT = -5,     // packed for other kernels than this library holds
+  BG_E_NO_KERNEL = -6,  // the library lacks a kernel for a matrix of this model
+  BG_E_ISA = -7,        // no such ISA level here, or this CPU cannot execute it
+  BG_E_CONTEXT = -8,    // the tokens do not fit into the session's context
+  BG_E_TOKEN = -9,      // a token id outside the vocabulary
+  BG_E_VALUE = -10,     // NaN or infinity in the file's scales or norms
+  BG_E_THREAD = -11,    // a worker thread cannot be started
+};
+
+typedef struct bg_model bg_model;      // mapped weights, shared by sessions
+typedef struct bg_session bg_session;  // buffers, KV cache, threads of one conversation
+
+// What the library holds. ISA levels are numbered from the best (0) down; -1 asks for the best that runs.
+int32_t bg_isa_count(void);
+const char *bg_isa_name(int32_t isa);
+int32_t bg_isa_runs(int32_t isa);            // 1 when its probe executed on this CPU
+int32_t bg_isa_best(void);                   // the first that runs, or BG_E_ISA
+const char *bg_isa_layout(int32_t isa);      // the layout key its packed model must carry; "" for a bare kernel set
+const char *bg_strerror(int32_t code);
+
+// A model is opened from a packed file; weights stay memory-mapped until bg_close.
+int32_t bg_open(const char *path, int32_t isa, bg_model **out);
+void bg_close(bg_model *model);
+int32_t bg_vocab(const bg_model *model);
+int32_t bg_context(const bg_model *model);   // the longest context the model was made for
+
+// A session owns every buffer that forward touches; forward allocates nothing.
+int32_t bg_session_open(bg_model *model, int32_t threads, int32_t context, bg_session **out);
+// The same with the KV cache in float32 instead of float16: twice its size, and as near as possible to models
+// that do not round there.
+int32_t bg_session_open_f32(bg_model *model, int32_t threads, int32_t context, bg_session **out);
+void bg_session_close(bg_session *session);
+int32_t bg_position(const bg_session *session);               // tokens in the KV cache
+int32_t bg_rewind(bg_session *session, int32_t position);     // forget tokens after `position`
+
+// Append n tokens. logits: NULL, or float32 [vocab] of the last token (all == 0), or [n][vocab] (all == 1).
+int32_t bg_forward(bg_session *session, const int32_t *tokens, int32_t n, float *logits, int32_t all);
+
+typedef struct {
+  float temperature;     // 0: greedy
+  int32_t top_k;         // 0: off
+  float top_p;           // 1: off
+  float min_p;           // 0: off
+  float repeat_penalty;  // 1: off; over the last `repeat_last` tokens given to bg_sample
+  int32_t repeat_last;
+  uint64_t seed;
+} bg_sampling;
+
+// Choose the next token from logits float32 [vocab]. `history` holds the n tokens so far (for the penalty);
+// `step` numbers the draw: the same seed and step give the same draw. Returns the token or a negative code.
+int32_t bg_sample(bg_session *session, const bg_sampling *how, const float *logits, const int32_t *history,
+                  int32_t n, uint64_t step);
+
+// Kernels one by one: for tests, tuning and `bitgen bench`.
+typedef struct {
+  const char *symbol;
+  int32_t m, k, m_pad;      // logical shape; rows of y as written
+  int32_t panels, max_n;    // units along M that threads divide; most tokens per call (1 for gemv)
+  int64_t weight_bytes, operand_bytes;  // packed matrix; prepared activations of one token
+} bg_kernel_info;
+
+int32_t bg_kernel_count(int32_t isa);
+int32_t bg_kernel_get(int32_t isa, int32_t index, bg_kernel_info *out);
+// y int32 [n][m_pad] = w (packed) x q int8 [n][k]
+int32_t bg_kernel_run(int32_t isa, int32_t index, const uint8_t *w, const int8_t *q, int32_t n, int32_t *y,
+                      int32_t threads);
+// Seconds of each of `reps` runs over `copies` packed matrices laid end to end (64-byte aligned), visited in turn.
+// Operand preparation is inside the time, as it is in a forward pass.
+int32_t bg_kernel_time(int32_t isa, int32_t index, const uint8_t *w, int32_t copies, const int8_t *q, int32_t n,
+                       int32_t threads, int32_t reps, double *seconds);
+// Sequential read bandwidth of `bytes` (64 KiB or more) at `buffer` in bytes per second, best of `reps` passes.
+int32_t bg_read_bandwidth(int32_t isa, const void *buffer, size_t bytes, int32_t threads, int32_t reps,
+                          double *bytes_per_s);
+// Peak integer operations per second of the ISA's dot product on registers (two per multiply-add), best of `reps`.
+int32_t bg_peak_ops(int32_t isa, int32_t threads, int32_t reps, double *ops_per_s);
+// </cdef>
+#pragma GCC visibility pop
+
+#endif

@@ -1,0 +1,43 @@
+// kernel.h: what generated code and the runtime know of each other.
+#ifndef BITGEN_KERNEL_H
+#define BITGEN_KERNEL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+// One generated kernel: y = W q in exact integers.
+//
+// `prepare` turns n rows of int8 activations q [n][k] into the form the kernel reads (padded, summed, or a
+// look-up table); `run` writes rows [p0 * m_pad / panels, p1 * m_pad / panels) of y int32 [n][m_pad], so that
+// threads divide panels. Rows m..m_pad-1 are padding and are written as 0.
+typedef struct {
+  const char *symbol;
+  int32_t m, k, m_pad;
+  int32_t panels;
+  int32_t max_n;          // 1 for gemv, INT32_MAX for gemm
+  size_t weight_bytes;    // of the packed matrix, a multiple of 64
+  size_t operand_bytes;   // of one token's prepared activations, a multiple of 64
+  void (*prepare)(const int8_t *q, int32_t n, uint8_t *operand);
+  void (*run)(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1);
+} bg_kernel;
+
+enum { BG_QKV, BG_O, BG_GATE_UP, BG_DOWN, BG_ROLES };
+
+typedef struct bg_ops bg_ops;  // the float operations compiled for one ISA: ops.h
+
+// One instruction-set level of a library. The generated registry lists them, best first, NULL at the end.
+typedef struct {
+  const char *name;                 // "avx2"
+  int32_t (*probe)(void);           // executes the ISA's instructions; 1 when the answer is right
+  int64_t (*peak)(int64_t rounds);  // runs the integer dot product at full speed; returns the operations done
+  const bg_ops *ops;
+  const char *layout;               // key of the packed layouts, "" when no model is bound
+  const bg_kernel *const *kernels;  // [n_kernels]
+  int32_t n_kernels;
+  const bg_kernel *gemv[BG_ROLES];  // the model's matrices; NULL where not bound
+  const bg_kernel *gemm[BG_ROLES];
+} bg_isa;
+
+extern const bg_isa *const bg_isas[];  // defined by the generated registry.c
+
+#endif

@@ -1,0 +1,141 @@
+// ops.c: the float operations on rows; compiled once per ISA. See ops.h for the contracts.
+#include "ops.h"
+
+#include "vec.h"
+
+extern const bg_attention_ops BG_FOR_ISA(bg_attention_f16), BG_FOR_ISA(bg_attention_f32);
+extern const bg_head_ops BG_FOR_ISA(bg_head);
+
+static void widen(const uint16_t *row, int32_t n, float *x) {
+  for (int32_t i = 0; i < n; i += LANES)
+    v16_store(x + i, v16_load_f16(row + i));
+}
+
+static void rmsnorm(const float *x, const float *g, int32_t n, float eps, float *y) {
+  v16 squares = {0};
+  for (int32_t i = 0; i < n; i += LANES)
+    squares = v16_fma(v16_load(x + i), v16_load(x + i), squares);
+  float inverse = 1.0f / __builtin_sqrtf(v16_sum(squares) / (float)n + eps);
+  for (int32_t i = 0; i < n; i += LANES)
+    v16_store(y + i, v16_load(g + i) * (v16_load(x + i) * v16_set(inverse)));
+}
+
+static float quantise(const float *x, int32_t n, int8_t *q) {
+  v16 most = v16_set(1e-5f);
+  for (int32_t i = 0; i < n; i += LANES)
+    most = v16_max(v16_abs(v16_load(x + i)), most);
+  float s = 127.0f / v16_hmax(most);
+  for (int32_t i = 0; i < n; i += LANES) {
+    v16i r = v16_round(v16_clamp(v16_load(x + i) * v16_set(s), -128.0f, 127.0f));
+    v16b b = __builtin_convertvector(r, v16b);
+    memcpy(q + i, &b, n - i < LANES ? (size_t)(n - i) : LANES);
+  }
+  return s;
+}
+
+static void dequantise(const int32_t *acc, int32_t n, float f, float *y) {
+  for (int32_t i = 0; i < n; i++)
+    y[i] = (float)acc[i] * f;
+}
+
+static void add_dequantised(const int32_t *acc, int32_t n, float f, float *x) {
+  for (int32_t i = 0; i < n; i++)
+    x[i] += (float)acc[i] * f;
+}
+
+VEC v16 scaled(const int32_t *acc, int32_t n, float f) {
+  return __builtin_convertvector(v16i_load_part(acc, n), v16) * v16_set(f);
+}
+
+static void relu2(const int32_t *gate, const int32_t *up, int32_t n, float fg, float fu, float *y) {
+  for (int32_t i = 0; i < n; i += LANES) {
+    v16 z = v16_max(scaled(gate + i, n - i, fg), v16_set(0));
+    v16_store(y + i, z * z * scaled(up + i, n - i, fu));
+  }
+}
+
+static void silu(const int32_t *gate, const int32_t *up, int32_t n, float fg, float fu, float *y) {
+  for (int32_t i = 0; i < n; i += LANES) {
+    v16 z = scaled(gate + i, n - i, fg);
+    v16_store(y + i, z / (v16_set(1) + v16_exp(-z)) * scaled(up + i, n - i, fu));
+  }
+}
+
+static void rope_halves(float *x, int32_t heads, int32_t d, const float *c, const float *s) {
+  for (int32_t h = 0; h < heads; h++, x += d) {
+    float *restrict a = x, *restrict b = x + d / 2;
+    for (int32_t i = 0; i < d / 2; i++) {
+      float ai = a[i], bi = b[i];
+      a[i] = ai * c[i] - bi * s[i];
+      b[i] = bi * c[i] + ai * s[i];
+    }
+  }
+}
+
+static void rope_pairs(float *x, int32_t heads, int32_t d, const float *c, const float *s) {
+  for (int32_t h = 0; h < heads; h++, x += d)
+    for (int32_t i = 0; i < d / 2; i++) {
+      float a = x[2 * i], b = x[2 * i + 1];
+      x[2 * i] = a * c[i] - b * s[i];
+      x[2 * i + 1] = b * c[i] + a * s[i];
+    }
+}
+
+static float greatest(const float *x, int32_t n) {
+  v16 most = v16_set(-__builtin_inff());
+  for (int32_t i = 0; i < n; i += LANES) {
+    v16 a = v16_set(-__builtin_inff());
+    memcpy(&a, x + i, (n - i < LANES ? (size_t)(n - i) : LANES) * sizeof *x);
+    most = v16_max(a, most);
+  }
+  return v16_hmax(most);
+}
+
+static void exp_row(const float *x, int32_t n, float top, float temperature, float *p) {
+  for (int32_t i = 0; i < n; i += LANES) {
+    size_t bytes = (n - i < LANES ? (size_t)(n - i) : LANES) * sizeof *x;
+    v16 a = {0};
+    memcpy(&a, x + i, bytes);
+    a = (a - v16_set(top)) / v16_set(temperature);
+    a = v16_select(a >= v16_set(-87), v16_exp(a), v16_set(0));
+    memcpy(p + i, &a, bytes);
+  }
+}
+
+// Four streams side by side, each asked for early: nearer to the memory's limit than one stream.
+static uint64_t read(const uint8_t *p, size_t bytes) {
+  enum { STREAM = READ_UNIT / 4 };
+  v16i seen[4] = {{0}};
+  for (const uint8_t *end = p + bytes; p < end; p += READ_UNIT)
+    for (size_t i = 0; i < STREAM; i += sizeof(v16i))
+      for (int s = 0; s < 4; s++) {
+        const uint8_t *at = p + s * STREAM + i;
+        __builtin_prefetch(at + READ_UNIT);
+        v16i a;
+        memcpy(&a, at, sizeof a);
+        seen[s] ^= a;
+      }
+  v16i all = seen[0] ^ seen[1] ^ seen[2] ^ seen[3];
+  uint64_t mixed = 0;
+  for (int j = 0; j < LANES; j++)
+    mixed = mixed * 31 + (uint32_t)all[j];
+  return mixed;
+}
+
+const bg_ops BG_FOR_ISA(bg_ops) = {
+    .widen = widen,
+    .rmsnorm = rmsnorm,
+    .quantise = quantise,
+    .dequantise = dequantise,
+    .add_dequantised = add_dequantised,
+    .relu2 = relu2,
+    .silu = silu,
+    .rope_halves = rope_halves,
+    .rope_pairs = rope_pairs,
+    .greatest = greatest,
+    .exp_row = exp_row,
+    .read = read,
+    .attention_f16 = &BG_FOR_ISA(bg_attention_f16),
+    .attention_f32 = &BG_FOR_ISA(bg_attention_f32),
+    .head = &BG_FOR_ISA(bg_head),
+};

@@ -1,0 +1,78 @@
+// ops.h: the float operations of a forward pass, compiled once per ISA from ops.c, attention.c and head.c.
+//
+// All of them give the same bits on every ISA (vec.h says how). "Padded" rows have a multiple of 16 elements
+// in memory, zeros after the last; no other row is touched past its length. Nothing here allocates.
+#ifndef BITGEN_OPS_H
+#define BITGEN_OPS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kernel.h"
+
+#define BG_JOIN_(name, isa) name##__##isa
+#define BG_JOIN(name, isa) BG_JOIN_(name, isa)
+#define BG_FOR_ISA(name) BG_JOIN(name, BG_ISA) // bg_ops__avx2
+
+static inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+static inline int32_t padded(int32_t n) { return (int32_t)round_up(n, 16); }
+
+// Attention over a cache of halves or floats, in absolute blocks of positions: each block is a softmax of its
+// own, and blocks are merged in order. So a token's result depends neither on how the tokens were batched nor
+// on who computed which block.
+//
+// The cache of one kv head holds, up to a multiple of ATTEND_BLOCK positions,
+//   k [position / 16][head_dim][16]       so that the scores of 16 positions are one vector
+//   v [position][padded(head_dim)]
+// A partial result, float [partial_floats], is sum p v of some positions, with p = exp(score - top); then
+// top, the greatest score, and sum p.
+enum { ATTEND_BLOCK = 256 };
+static inline size_t partial_floats(int32_t head_dim) { return (size_t)padded(head_dim) + 16; }
+
+typedef struct {
+  size_t width; // bytes of a cached number
+  // Write position `at` from k float [d], v float [d].
+  void (*write)(const float *k, const float *v, int32_t d, int32_t at, void *kc, void *vc);
+  // part[r] = partial result of query q[r] float [d] over positions first .. first + ends[r] - 1;
+  // 1 <= ends[0] <= ends[1] ... <= ATTEND_BLOCK, first a multiple of ATTEND_BLOCK.
+  void (*block)(const float *const *q, const int32_t *ends, int32_t rows, int32_t d, float scale,
+                const void *kc, const void *vc, int32_t first, float *const *part);
+  void (*merge)(float *into, const float *part, int32_t d); // into = the partial result of both
+  void (*finish)(const float *part, int32_t d, float *y);   // y float [d] = sum p v / sum p
+} bg_attention_ops;
+
+// logits[i * stride + row] = w[row] . x[i] for rows row0 .. row1 - 1 and n tokens; x float [n][k], k % 16 ==
+// 0.
+typedef struct {
+  void (*f16)(const uint16_t *w, int32_t k, int32_t row0, int32_t row1, const float *x, int32_t n,
+              float *logits, size_t stride);
+  void (*i8)(const int8_t *w, const float *scales, int32_t k, int32_t row0, int32_t row1, const float *x,
+             int32_t n, float *logits, size_t stride);
+} bg_head_ops;
+
+enum { READ_UNIT = 1 << 16 };
+
+struct bg_ops {
+  void (*widen)(const uint16_t *row, int32_t n, float *x); // float16 -> float, n % 16 == 0
+  // y = g x / sqrt(mean(x^2) + eps); x, g, y padded; y may be x
+  void (*rmsnorm)(const float *x, const float *g, int32_t n, float eps, float *y);
+  // q int8 [n] = x s, rounded; returns s = 127 / max(1e-5, max|x|); x padded
+  float (*quantise)(const float *x, int32_t n, int8_t *q);
+  void (*dequantise)(const int32_t *acc, int32_t n, float f, float *y);      // y = acc f
+  void (*add_dequantised)(const int32_t *acc, int32_t n, float f, float *x); // x += acc f
+  // y = act(gate fg) (up fu), act = relu(.)^2 or silu; y padded
+  void (*relu2)(const int32_t *gate, const int32_t *up, int32_t n, float fg, float fu, float *y);
+  void (*silu)(const int32_t *gate, const int32_t *up, int32_t n, float fg, float fu, float *y);
+  // Turn pair i of each head of x float [heads][d] by an angle of cosine c[i], sine s[i], i < d / 2: elements
+  // (i, i + d / 2), or (2i, 2i + 1).
+  void (*rope_halves)(float *x, int32_t heads, int32_t d, const float *c, const float *s);
+  void (*rope_pairs)(float *x, int32_t heads, int32_t d, const float *c, const float *s);
+  float (*greatest)(const float *x, int32_t n); // NaN does not count; -inf when there is no number
+  // p = exp((x - top) / temperature), 0 where that is below e^-87
+  void (*exp_row)(const float *x, int32_t n, float top, float temperature, float *p);
+  uint64_t (*read)(const uint8_t *p, size_t bytes); // touches all of it; bytes a multiple of READ_UNIT
+  const bg_attention_ops *attention_f16, *attention_f32;
+  const bg_head_ops *head;
+};
+
+#endif

@@ -1,0 +1,178 @@
+// sampler.c: logits -> the next token. The same logits, seed and step give the same token on every host:
+// exponentials are ours, sums are in double in a fixed order, ties go to the lowest id, and draws are
+// numbered, not remembered.
+#include "fpstate.h"
+#include "session.h"
+
+#include <string.h>
+
+// Draw number `step` of a seed, uniform in [0, 1): SplitMix64's finaliser (Steele et al. 2014), twice.
+static uint64_t mix(uint64_t a) {
+  a = (a ^ a >> 30) * 0xbf58476d1ce4e5b9u;
+  a = (a ^ a >> 27) * 0x94d049bb133111ebu;
+  return a ^ a >> 31;
+}
+static double uniform(uint64_t seed, uint64_t step) {
+  const uint64_t golden = 0x9e3779b97f4a7c15u;
+  return (double)(mix(mix(seed + golden) + (step + 1) * golden) >> 11) * 0x1p-53;
+}
+
+// A candidate as one number: greater probability first, then the lower id.
+static uint64_t candidate(float p, int32_t id) {
+  uint32_t bits;
+  memcpy(&bits, &p, sizeof bits); // p >= 0: floats order as their bits do
+  return (uint64_t)bits << 32 | (0xffffffffu - (uint32_t)id);
+}
+static int32_t id_of(uint64_t candidate_) { return (int32_t)(0xffffffffu - (uint32_t)candidate_); }
+static float p_of(uint64_t candidate_) {
+  uint32_t bits = (uint32_t)(candidate_ >> 32);
+  float p;
+  memcpy(&p, &bits, sizeof p);
+  return p;
+}
+
+// A heap whose first element is the greatest.
+static void sift_down(uint64_t *heap, int32_t at, int32_t n) {
+  for (int32_t child; (child = 2 * at + 1) < n; at = child) {
+    if (child + 1 < n && heap[child + 1] > heap[child])
+      child++;
+    if (heap[at] >= heap[child])
+      return;
+    const uint64_t swap = heap[at];
+    heap[at] = heap[child];
+    heap[child] = swap;
+  }
+}
+static void make_heap(uint64_t *heap, int32_t n) {
+  for (int32_t i = n / 2; i-- > 0;)
+    sift_down(heap, i, n);
+}
+// Move the greatest of n behind the others.
+static uint64_t take_greatest(uint64_t *heap, int32_t n) {
+  const uint64_t greatest = heap[0];
+  heap[0] = heap[n - 1];
+  heap[n - 1] = greatest;
+  sift_down(heap, 0, n - 1);
+  return greatest;
+}
+
+// Put the tokens with p >= bound into `order`; their number, and the sum of their p.
+static int32_t gather(bg_session *s, float bound, double *sum) {
+  int32_t n = 0;
+  *sum = 0;
+  for (int32_t i = 0; i < s->model->config.vocab; i++)
+    if (s->scores[i] >= bound) {
+      s->order[n++] = candidate(s->scores[i], i);
+      *sum += s->scores[i];
+    }
+  return n;
+}
+
+// The tokens that top-k, then top-p leave, as a part of `order`. Only those above a bound are looked at more
+// closely; the bound sinks until they are enough.
+static uint64_t *shortlist(bg_session *s, int32_t top_k, float top_p, int32_t *kept) {
+  const float bounds[] = {0x1p-8f, 0x1p-16f, 0};
+  double enough = __builtin_inf(), sum, covered = 0;
+  int32_t n = 0, rest;
+  if (!top_k) {
+    gather(s, 0, &sum);
+    enough = top_p * sum;
+  }
+  for (int b = 0; b < 3; b++) {
+    n = gather(s, bounds[b], &sum);
+    if (top_k ? n >= top_k : sum >= enough)
+      break;
+  }
+  make_heap(s->order, n);
+  for (rest = n; rest > 0 && (!top_k || n - rest < top_k) && covered < enough; rest--)
+    covered += p_of(take_greatest(s->order, rest));
+  if (top_k) { // top-p of those: again from the greatest down
+    enough = top_p * covered;
+    covered = 0;
+    for (rest = n; covered < enough; rest--)
+      covered += p_of(s->order[rest - 1]);
+  }
+  *kept = n - rest;
+  return s->order + rest;
+}
+
+// The candidate in which the draw u falls, of those with p >= min_p.
+static int32_t draw(const uint64_t *list, int32_t n, float min_p, double u) {
+  double total = 0, sum = 0;
+  int32_t last = 0;
+  for (int32_t i = 0; i < n; i++)
+    if (p_of(list[i]) >= min_p)
+      total += p_of(list[i]);
+  for (int32_t i = 0; i < n && sum <= u * total; i++)
+    if (p_of(list[i]) >= min_p) {
+      sum += p_of(list[i]);
+      last = id_of(list[i]);
+    }
+  return last;
+}
+
+static int finite(float a) { return a - a == 0; }
+
+static int is_sane(const bg_sampling *how) {
+  return how->temperature >= 0 && finite(how->temperature) && how->top_k >= 0 && how->top_p > 0 &&
+         how->top_p <= 1 && how->min_p >= 0 && how->min_p <= 1 && how->repeat_penalty > 0 &&
+         finite(how->repeat_penalty) && how->repeat_last >= 0;
+}
+
+// scores = logits, but those of recent tokens are moved down, once each
+static int32_t penalise(bg_session *s, const bg_sampling *how, const float *logits, const int32_t *history,
+                        int32_t n) {
+  memcpy(s->scores, logits, (size_t)s->model->config.vocab * sizeof *logits);
+  for (int32_t i = n > how->repeat_last ? n - how->repeat_last : 0; i < n; i++) {
+    const int32_t id = history[i];
+    if (id < 0 || id >= s->model->config.vocab)
+      return BG_E_TOKEN;
+    s->scores[id] = logits[id] > 0 ? logits[id] / how->repeat_penalty : logits[id] * how->repeat_penalty;
+  }
+  return BG_OK;
+}
+
+// Temperature, top-k, top-p, min-p, draw.
+static int32_t choose(bg_session *s, const bg_sampling *how, float top, double u) {
+  const float possible = 1e-38f; // what exp_row gives is greater, or 0
+  const float least = how->min_p > possible ? how->min_p : possible;
+  uint64_t *list = s->order;
+  int32_t n;
+  double sum;
+  s->ops->exp_row(s->scores, s->model->config.vocab, top, how->temperature, s->scores);
+  if (how->top_k || how->top_p < 1)
+    list = shortlist(s, how->top_k, how->top_p, &n);
+  else
+    n = gather(s, least, &sum);
+  return draw(list, n, least, u);
+}
+
+// The lowest id of the greatest score.
+static int32_t first_of(const float *scores, float greatest) {
+  int32_t id = 0;
+  while (scores[id] != greatest)
+    id++;
+  return id;
+}
+
+static int32_t sample(bg_session *s, const bg_sampling *how, const float *logits, const int32_t *history,
+                      int32_t n, uint64_t step) {
+  const int32_t code = penalise(s, how, logits, history, n);
+  if (code != BG_OK)
+    return code;
+  const float greatest = s->ops->greatest(s->scores, s->model->config.vocab);
+  if (!finite(greatest))
+    return BG_E_VALUE;
+  return how->temperature == 0 ? first_of(s->scores, greatest)
+                               : choose(s, how, greatest, uniform(how->seed, step));
+}
+
+int32_t bg_sample(bg_session *s, const bg_sampling *how, const float *logits, const int32_t *history,
+                  int32_t n, uint64_t step) {
+  if (!s || !how || !logits || n < 0 || (n && !history) || !is_sane(how))
+    return BG_E_ARGUMENT;
+  const uint64_t callers = fp_default();
+  const int32_t token = sample(s, how, logits, history, n, step);
+  fp_set(callers);
+  return token;
+}

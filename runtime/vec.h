@@ -1,0 +1,206 @@
+// vec.h: sixteen float lanes with one meaning on every machine.
+//
+// A v16 is one zmm register, two ymm, four NEON registers, or what the compiler makes of it; the results are
+// the same bits everywhere, because each operation is either exact, correctly rounded, or built from such:
+// + - * / are IEEE, v16_fma rounds once, reductions have a fixed order, and exp is our own polynomial.
+// Compile with -ffp-contract=off: a fused multiply-add happens where v16_fma is written and nowhere else.
+#ifndef BITGEN_VEC_H
+#define BITGEN_VEC_H
+
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#include <immintrin.h>
+#define BG_VEC_AVX2 1
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#define BG_VEC_NEON 1
+#endif
+#if defined(__AVX512F__)
+#define BG_VEC_AVX512 1
+#endif
+
+#if defined(__clang__)
+#pragma clang diagnostic ignored "-Wpsabi" // everything here is inlined: no vector crosses a call
+#endif
+#define VEC static inline __attribute__((always_inline, unused))
+
+enum { LANES = 16 };
+typedef float v16 __attribute__((vector_size(64)));
+typedef int32_t v16i __attribute__((vector_size(64)));
+typedef float v8 __attribute__((vector_size(32)));
+typedef float v4 __attribute__((vector_size(16)));
+typedef int8_t v16b __attribute__((vector_size(16)));
+
+VEC v16 v16_set(float a) { return (v16){a, a, a, a, a, a, a, a, a, a, a, a, a, a, a, a}; }
+VEC v16i v16i_set(int32_t a) { return (v16i){a, a, a, a, a, a, a, a, a, a, a, a, a, a, a, a}; }
+VEC v16i v16i_iota(void) { return (v16i){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}; }
+
+// Loads and stores take any alignment.
+VEC v16 v16_load(const float *p) {
+  v16 a;
+  memcpy(&a, p, sizeof a);
+  return a;
+}
+VEC void v16_store(float *p, v16 a) { memcpy(p, &a, sizeof a); }
+VEC v16 v16_load_i8(const int8_t *p) {
+  v16b a;
+  memcpy(&a, p, sizeof a);
+  return __builtin_convertvector(a, v16);
+}
+
+// The first n of 16 elements, the rest zero: the tail of a row that is not padded.
+VEC v16i v16i_load_part(const int32_t *p, int32_t n) {
+  v16i a = {0};
+  memcpy(&a, p, (n < LANES ? (size_t)n : LANES) * sizeof *p);
+  return a;
+}
+
+VEC v8 v16_low(v16 a) { return __builtin_shufflevector(a, a, 0, 1, 2, 3, 4, 5, 6, 7); }
+VEC v8 v16_high(v16 a) { return __builtin_shufflevector(a, a, 8, 9, 10, 11, 12, 13, 14, 15); }
+VEC v16 v16_join(v8 a, v8 b) {
+  return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+
+VEC v16 v16_select(v16i mask, v16 a, v16 b) { return (v16)((mask & (v16i)a) | (~mask & (v16i)b)); }
+VEC v16 v16_max(v16 a, v16 b) { return v16_select(a > b, a, b); }
+VEC v16 v16_min(v16 a, v16 b) { return v16_select(a < b, a, b); }
+VEC v16 v16_abs(v16 a) { return (v16)((v16i)a & v16i_set(0x7fffffff)); }
+VEC v16 v16_clamp(v16 a, float low, float high) { // NaN becomes low
+  return v16_min(v16_max(a, v16_set(low)), v16_set(high));
+}
+
+// a * b + c, rounded once.
+#if BG_VEC_AVX512
+VEC v16 v16_fma(v16 a, v16 b, v16 c) { return (v16)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+#elif BG_VEC_AVX2
+VEC v16 v16_fma(v16 a, v16 b, v16 c) {
+  return v16_join((v8)_mm256_fmadd_ps((__m256)v16_low(a), (__m256)v16_low(b), (__m256)v16_low(c)),
+                  (v8)_mm256_fmadd_ps((__m256)v16_high(a), (__m256)v16_high(b), (__m256)v16_high(c)));
+}
+#elif BG_VEC_NEON || defined(__riscv_flen)
+VEC v16 v16_fma(v16 a, v16 b, v16 c) {
+  for (int i = 0; i < LANES; i++)
+    c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+  return c;
+}
+#else
+// Without the instruction: the product of two floats is exact in double; the sum is rounded to odd (its last
+// bit set when anything was lost), which makes the second rounding, to float, the only one that counts
+// (Boldo and Melquiond, "Emulation of a FMA and correctly rounded sums", 2008).
+VEC float fma_to_odd(float a, float b, float c) {
+  double p = (double)a * b, s = p + c;
+  double t = s - p, lost = (p - (s - t)) + (c - t); // what the addition dropped, exactly
+  uint64_t bits;
+  memcpy(&bits, &s, sizeof bits);
+  if ((lost > 0 || lost < 0) && !(bits & 1))
+    bits += (lost > 0) == (s > 0) ? 1 : (uint64_t)-1;
+  memcpy(&s, &bits, sizeof s);
+  return (float)s;
+}
+VEC v16 v16_fma(v16 a, v16 b, v16 c) {
+  for (int i = 0; i < LANES; i++)
+    c[i] = fma_to_odd(a[i], b[i], c[i]);
+  return c;
+}
+#endif
+
+// Sum and maximum over lanes, by halves: j + (j + 8), then 4, 2, 1.
+VEC float v16_sum(v16 a) {
+  v8 b = v16_low(a) + v16_high(a);
+  v4 c = __builtin_shufflevector(b, b, 0, 1, 2, 3) + __builtin_shufflevector(b, b, 4, 5, 6, 7);
+  c = c + __builtin_shufflevector(c, c, 2, 3, 0, 1);
+  return c[0] + c[1];
+}
+VEC float v16_hmax(v16 a) {
+  a = v16_max(a, __builtin_shufflevector(a, a, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
+  a = v16_max(a, __builtin_shufflevector(a, a, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));
+  a = v16_max(a, __builtin_shufflevector(a, a, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13));
+  return a[0] > a[1] ? a[0] : a[1];
+}
+
+// The nearest integer, ties to even, of |a| <= 2^22: adding 1.5 * 2^23 leaves no bits for a fraction, and the
+// integer then stands in the low bits of the sum.
+VEC v16i v16_round(v16 a) { return (v16i)(a + v16_set(0x1.8p23f)) - v16i_set(0x4b400000); }
+
+// Half precision, stored as uint16_t. Every half is a float; a float is rounded to the nearest half, ties to
+// even, and saturates at +-65504 (NaN too), so that nothing stored is ever infinite.
+#if BG_VEC_AVX512
+VEC v16 v16_load_f16(const uint16_t *p) {
+  return (v16)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
+#elif BG_VEC_AVX2
+VEC v16 v16_load_f16(const uint16_t *p) {
+  return v16_join((v8)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)),
+                  (v8)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 8))));
+}
+#elif BG_VEC_NEON
+VEC v16 v16_load_f16(const uint16_t *p) {
+  float16x8_t a = vreinterpretq_f16_u16(vld1q_u16(p)), b = vreinterpretq_f16_u16(vld1q_u16(p + 8));
+  v4 q[4] = {(v4)vcvt_f32_f16(vget_low_f16(a)), (v4)vcvt_high_f32_f16(a), (v4)vcvt_f32_f16(vget_low_f16(b)),
+             (v4)vcvt_high_f32_f16(b)};
+  return v16_join(__builtin_shufflevector(q[0], q[1], 0, 1, 2, 3, 4, 5, 6, 7),
+                  __builtin_shufflevector(q[2], q[3], 0, 1, 2, 3, 4, 5, 6, 7));
+}
+#else
+VEC v16 v16_load_f16(const uint16_t *p) {
+  typedef uint16_t v16h __attribute__((vector_size(32)));
+  v16h half;
+  memcpy(&half, p, sizeof half);
+  v16i h = __builtin_convertvector(half, v16i);
+  // exponent and fraction in a float's place, rebased from 15 to 127 by an exact product (subnormals
+  // included)
+  v16 a = (v16)((h & v16i_set(0x7fff)) << 13) * v16_set(0x1p112f);
+  v16i special = (h & v16i_set(0x7c00)) == v16i_set(0x7c00); // infinity and NaN keep an all-ones exponent
+  return (v16)((v16i)a | (special & v16i_set(0x7f800000)) | (h & v16i_set(0x8000)) << 16);
+}
+#endif
+
+VEC void v16_store_f16(uint16_t *p, v16 a) {
+  a = v16_clamp(a, -65504.0f, 65504.0f);
+#if BG_VEC_AVX512
+  _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph((__m512)a, _MM_FROUND_TO_NEAREST_INT));
+#elif BG_VEC_AVX2
+  _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph((__m256)v16_low(a), _MM_FROUND_TO_NEAREST_INT));
+  _mm_storeu_si128((__m128i *)(p + 8), _mm256_cvtps_ph((__m256)v16_high(a), _MM_FROUND_TO_NEAREST_INT));
+#elif BG_VEC_NEON
+  v8 low = v16_low(a), high = v16_high(a);
+  v4 q[4] = {__builtin_shufflevector(low, low, 0, 1, 2, 3), __builtin_shufflevector(low, low, 4, 5, 6, 7),
+             __builtin_shufflevector(high, high, 0, 1, 2, 3),
+             __builtin_shufflevector(high, high, 4, 5, 6, 7)};
+  for (int i = 0; i < 4; i++)
+    vst1_u16(p + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)q[i])));
+#else
+  // Normal halves: round the fraction at bit 13 by an addition that carries into the exponent. Subnormal
+  // ones: adding 1/2 aligns the sum's last bit with 2^-24, so that the hardware does the rounding.
+  v16i bits = (v16i)v16_abs(a), sign = ((v16i)a >> 16) & v16i_set(0x8000);
+  v16i normal = (bits + v16i_set(0xfff) + ((bits >> 13) & v16i_set(1)) - v16i_set(112 << 23)) >> 13;
+  v16i small = (v16i)(v16_abs(a) + v16_set(0.5f)) - v16i_set(0x3f000000);
+  v16i tiny = bits < v16i_set(113 << 23);
+  v16i h = (tiny & small) | (~tiny & normal) | sign;
+  for (int i = 0; i < LANES; i++)
+    p[i] = (uint16_t)h[i];
+#endif
+}
+
+// e^a within 2 ulp for a in [-87, 88], clamped outside; exactly 1 at 0. a = n ln 2 + r with |r| <= ln(2) / 2;
+// the polynomial for e^r is the well-known one of Cephes' expf.
+VEC v16 v16_exp(v16 a) {
+  a = v16_clamp(a, -87.0f, 88.0f);
+  v16i n = v16_round(a * v16_set(0x1.715476p0f));
+  v16 k = __builtin_convertvector(n, v16);
+  v16 r = v16_fma(k, v16_set(-0x1.63p-1f), a);
+  r = v16_fma(k, v16_set(0x1.bd0106p-13f), r);
+  v16 y = v16_set(1.9875691500e-4f);
+  y = v16_fma(y, r, v16_set(1.3981999507e-3f));
+  y = v16_fma(y, r, v16_set(8.3334519073e-3f));
+  y = v16_fma(y, r, v16_set(4.1665795894e-2f));
+  y = v16_fma(y, r, v16_set(1.6666665459e-1f));
+  y = v16_fma(y, r, v16_set(5.0000001201e-1f));
+  y = v16_fma(y, r * r, r) + v16_set(1.0f);
+  return y * (v16)((n + v16i_set(127)) << 23);
+}
+VEC float exp_of(float a) { return v16_exp(v16_set(a))[0]; }
+
+#endif

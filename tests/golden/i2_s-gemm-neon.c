@@ -1,0 +1,163 @@
+// bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr4_kc3456__neon
+//
+// gemm of W [2560, 6912] in layout i2_s_bm4_bk64 on neon.
+// Generated from templates/i2_s/neon.c.j2 by:
+//   bitgen gen bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr4_kc3456__neon
+
+#include <arm_neon.h>
+#include <string.h>
+
+#include "kernel.h"
+
+enum { M = 2560, K = 6912, M_PAD = 2560, K_PAD = 6912 };
+enum { BM = 4, BK = 64, PANELS = 640 };
+enum { WEIGHT_BYTES = 4423680, OPERAND_BYTES = 6976 };
+enum { NR = 4, KC = 3456 };
+_Static_assert(M_PAD == PANELS * BM && M <= M_PAD && K <= K_PAD, "whole panels and blocks cover the matrix");
+
+enum { VB = 16, BLOCKS = K_PAD / BK, PANEL_BYTES = BM * K_PAD / 4 };
+_Static_assert(BK == 4 * VB && K_PAD % BK == 0, "a block of one row is one vector of 64 codes");
+
+// Partial sums are int16, in one vector for the low and one for the high halves. A lane gains 4 products of a
+// code 0..2 and an activation -128..127 from each block: over SPAN blocks it stays within [-32768, 32512].
+enum { SPAN = 2048 / BK };
+_Static_assert(SPAN * 4 * (2 * 128) <= 32768, "int16 sums over SPAN blocks are exact");
+
+// One token's operand: int32 sum(q) alone on a cache line, then q padded with zeros to K_PAD. The sum undoes
+// the + 1 of the codes: sum (w + 1) q - sum q = sum w q.
+enum { HEADER = 64 };
+
+static void prepare(const int8_t *q, int32_t n, uint8_t *operand) {
+  for (int32_t t = 0; t < n; t++, q += K, operand += OPERAND_BYTES) {
+    int32_t sum = 0;
+    for (int32_t i = 0; i < K; i++)
+      sum += q[i];
+    memset(operand, 0, HEADER);
+    memcpy(operand, &sum, sizeof sum);
+    memcpy(operand + HEADER, q, K);
+    memset(operand + HEADER + K, 0, OPERAND_BYTES - HEADER - K);
+  }
+}
+
+static inline int32_t operand_sum(const uint8_t *operand) {
+  int32_t sum;
+  memcpy(&sum, operand, sizeof sum);
+  return sum;
+}
+
+typedef struct {
+  int16x8_t low, high;
+} sums;
+
+static inline int8x16_t load(const uint8_t *p) { return vreinterpretq_s8_u8(vld1q_u8(p)); }
+
+// Codes 0..2 of the four quarters of a block.
+static inline void decode(const uint8_t *w, int8x16_t c[4]) {
+  const uint8x16_t v = vld1q_u8(w), low2 = vdupq_n_u8(3);
+  c[0] = vreinterpretq_s8_u8(vshrq_n_u8(v, 6));
+  c[1] = vreinterpretq_s8_u8(vandq_u8(vshrq_n_u8(v, 4), low2));
+  c[2] = vreinterpretq_s8_u8(vandq_u8(vshrq_n_u8(v, 2), low2));
+  c[3] = vreinterpretq_s8_u8(vandq_u8(v, low2));
+}
+
+static inline sums zero(void) { return (sums){vdupq_n_s16(0), vdupq_n_s16(0)}; }
+
+static inline sums multiply_add(sums acc, int8x16_t c, int8x16_t x) {
+  acc.low = vmlal_s8(acc.low, vget_low_s8(c), vget_low_s8(x));
+  acc.high = vmlal_s8(acc.high, vget_high_s8(c), vget_high_s8(x));
+  return acc;
+}
+
+static inline int32x4_t widen_add(int32x4_t total, sums acc) {
+  return vpadalq_s16(vpadalq_s16(total, acc.low), acc.high);
+}
+
+enum { MR = 1 };
+_Static_assert(KC % BK == 0, "whole blocks");
+
+// One row over `blocks` blocks against `tokens` <= NR tokens, each with its sums in two registers: the codes
+// are unpacked once for all of them. y [t][M_PAD] gains the products.
+static inline __attribute__((always_inline)) void rows_times(const uint8_t *w, const uint8_t *x,
+                                                             int32_t blocks, int tokens, int32_t *y) {
+  int32x4_t total[NR];
+  for (int t = 0; t < tokens; t++)
+    total[t] = vdupq_n_s32(0);
+  while (blocks > 0) {
+    const int32_t span = blocks < SPAN ? blocks : SPAN;
+    sums acc[NR];
+    for (int t = 0; t < tokens; t++)
+      acc[t] = zero();
+    for (int32_t b = 0; b < span; b++, w += BM * VB, x += BK) {
+      int8x16_t c[4];
+      decode(w, c);
+      for (int t = 0; t < tokens; t++)
+        for (int quarter = 0; quarter < 4; quarter++)
+          acc[t] = multiply_add(acc[t], c[quarter], load(x + (size_t)t * OPERAND_BYTES + quarter * VB));
+    }
+    for (int t = 0; t < tokens; t++)
+      total[t] = widen_add(total[t], acc[t]);
+    blocks -= span;
+  }
+  for (int t = 0; t < tokens; t++)
+    y[(size_t)t * M_PAD] += vaddvq_s32(total[t]);
+}
+
+// Panels [p, p_end) over the cache block of columns that starts at k0, for `tokens` <= NR tokens.
+static void panels_times(const uint8_t *w, const uint8_t *x, int32_t tokens, int32_t *y, int32_t p,
+                         int32_t p_end, int32_t k0) {
+  const int32_t blocks = (K_PAD - k0 < KC ? K_PAD - k0 : KC) / BK;
+  x += HEADER + k0;
+  for (int32_t row = p * BM; row < p_end * BM; row += MR) {
+    const uint8_t *wr = w + (size_t)(row / BM) * PANEL_BYTES + (size_t)k0 / 4 * BM + row % BM * VB;
+    switch (tokens) {
+    case 1:
+      rows_times(wr, x, blocks, 1, y + row);
+      break;
+    case 2:
+      rows_times(wr, x, blocks, 2, y + row);
+      break;
+    case 3:
+      rows_times(wr, x, blocks, 3, y + row);
+      break;
+    case 4:
+      rows_times(wr, x, blocks, 4, y + row);
+      break;
+    }
+  }
+}
+
+// As many panels as fill a part of the second-level cache stay there while all tokens pass over them; a cache
+// block of NR tokens' activations stays in the first.
+enum { CACHED = 128 << 10, FIT = CACHED / (BM * KC / 4), PANEL_BLOCK = FIT > 1 ? FIT : 1 };
+
+static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1) {
+  const int32_t groups = (n + NR - 1) / NR; // of tokens, as even as can be
+  for (int32_t p = p0; p < p1; p += PANEL_BLOCK) {
+    const int32_t p_end = p1 - p < PANEL_BLOCK ? p1 : p + PANEL_BLOCK;
+    for (int32_t t = 0; t < n; t++) {
+      const int32_t sum = operand_sum(operand + (size_t)t * OPERAND_BYTES);
+      for (int32_t row = p * BM; row < p_end * BM; row++)
+        y[(size_t)t * M_PAD + row] = -sum;
+    }
+    for (int32_t k0 = 0; k0 < K_PAD; k0 += KC) {
+      for (int32_t g = 0, t = 0; g < groups; g++) {
+        const int32_t t_end = (int32_t)((int64_t)n * (g + 1) / groups);
+        panels_times(w, operand + (size_t)t * OPERAND_BYTES, t_end - t, y + (size_t)t * M_PAD, p, p_end, k0);
+        t = t_end;
+      }
+    }
+  }
+}
+
+const bg_kernel bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr4_kc3456__neon = {
+    .symbol = "bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr4_kc3456__neon",
+    .m = M,
+    .k = K,
+    .m_pad = M_PAD,
+    .panels = PANELS,
+    .max_n = INT32_MAX,
+    .weight_bytes = WEIGHT_BYTES,
+    .operand_bytes = OPERAND_BYTES,
+    .prepare = prepare,
+    .run = run,
+};

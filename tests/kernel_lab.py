@@ -1,0 +1,156 @@
+"""Compiles generated kernels into one program per ISA and runs them on data: natively, under qemu, or emulated.
+
+Depends on kernel.h and the generated text alone, not on the runtime.
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import struct
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from bitgen import compile, data, render, targets
+from bitgen.compile import Unit
+from bitgen.errors import CompileError
+from bitgen.formats import FORMATS
+from bitgen.spec import KernelSpec
+
+HERE = Path(__file__).parent
+QEMU_CPU = {"dotprod": "cortex-a76"}  # for other ARM levels the baseline, which traps what it lacks
+SIMDE = Path("/usr/include/simde/x86/avx512.h")
+
+# What the kernels include as <immintrin.h> when their ISA is emulated: SIMDe's portable C, and what it lacks.
+EMULATED_HEADER = """\
+#include <simde/x86/avx512.h>
+static inline int32_t _mm512_reduce_add_epi32(simde__m512i v) {
+  const simde__m512i_private p = simde__m512i_to_private(v);
+  int32_t sum = 0;
+  for (int i = 0; i < 16; i++)
+    sum += p.i32[i];
+  return sum;
+}
+"""
+EMULATED_FLAGS = ("-I.", "-DSIMDE_ENABLE_NATIVE_ALIASES", "-O1")
+
+
+class Unavailable(Exception):
+    """This machine cannot run the ISA, and why."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One call of a kernel: q int8 [n, k], the panels divided over `splits` calls."""
+
+    q: npt.NDArray[np.int8]
+    splits: int = 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """Some runs of a kernel over one matrix of codes int8 [m, k]."""
+
+    spec: KernelSpec
+    codes: npt.NDArray[np.int8]
+    runs: tuple[Run, ...]
+
+
+def run(isa: str, jobs: Sequence[Job]) -> list[list[npt.NDArray[np.int32]]]:
+    """y int32 [n, m_pad] of every run of every job. Unavailable when this machine has no way to."""
+    specs = tuple(dict.fromkeys(job.spec for job in jobs))
+    command = _command(isa, specs)
+    out = subprocess.run([*command, "run"], input=b"".join(_words(jobs, specs)), capture_output=True)
+    if out.returncode:
+        raise AssertionError(f"the kernels of {isa} failed ({out.returncode}): {out.stderr.decode()}")
+    y, answers = np.frombuffer(out.stdout, np.int32), []
+    for job in jobs:
+        m_pad = FORMATS[job.spec.layout.format].geometry(job.spec.shape, job.spec.layout).m_pad
+        answers.append([])
+        for each in job.runs:
+            size = len(each.q) * m_pad
+            answers[-1].append(y[:size].reshape(len(each.q), m_pad))
+            y = y[size:]
+    assert y.size == 0
+    return answers
+
+
+def _words(jobs: Iterable[Job], specs: Sequence[KernelSpec]) -> Iterable[bytes]:
+    """The input of kernel_lab.c."""
+    for job in jobs:
+        yield struct.pack("<2i", specs.index(job.spec), len(job.runs))
+        yield FORMATS[job.spec.layout.format].pack(job.codes, job.spec.layout).tobytes()
+        for each in job.runs:
+            yield struct.pack("<2i", len(each.q), each.splits) + each.q.tobytes()
+
+
+def _command(isa: str, specs: Sequence[KernelSpec]) -> list[str]:
+    """What runs the kernels here: the program itself, with qemu before it, or a build against SIMDe."""
+    prefix = _emulator(isa)
+    why = f"this CPU cannot execute {isa}"
+    try:
+        program = _program(isa, (), False)
+        if subprocess.run([*prefix, program, "probe"], capture_output=True).returncode == 0:
+            return [*prefix, str(_program(isa, tuple(specs), False))]
+        if isa.startswith("avx512") and SIMDE.exists():
+            return [str(_program(isa, tuple(specs), True))]
+    except CompileError as e:
+        why = f"no program for {isa}: {str(e).splitlines()[0]}"
+    raise Unavailable(f"{why} (SIMDe would emulate AVX-512: apt-get install libsimde-dev)")
+
+
+def _emulator(isa: str) -> list[str]:
+    arch = targets.target(isa).arch
+    if arch in ("any", targets.host_arch()):
+        return []
+    qemu = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
+    if arch != "arm64" or qemu is None:
+        raise Unavailable(f"{isa} is of {arch}, and no qemu for it is installed (apt-get install qemu-user-static)")
+    return [qemu, "-cpu", QEMU_CPU.get(isa, "cortex-a53")]
+
+
+@functools.cache
+def _program(isa: str, specs: tuple[KernelSpec, ...], emulated: bool) -> Path:
+    """The program of some kernels, each compiled as a library would compile it."""
+    target = targets.target(isa)
+    arch = target.arch if target.arch != "any" else targets.host_arch()
+    flags = EMULATED_FLAGS if emulated else target.flags
+    sources = {
+        "kernel.h": (data.folder("runtime") / "kernel.h").read_text(),
+        "lab.c": (HERE / "kernel_lab.c").read_text(),
+        "probe.c": render.render_probe(isa) if not emulated else _no_probe(isa),
+        "table.c": _table(isa, specs),
+        **{f"{spec.symbol}.c": render.render_kernel(spec) for spec in specs},
+    }
+    if emulated:
+        sources["immintrin.h"] = EMULATED_HEADER
+    units = [
+        Unit(file, file.replace(".c", ".o"), flags if file == "probe.c" or file.startswith("bg_") else ())
+        for file in sources
+        if file.endswith(".c")
+    ]
+    return compile.build(f"lab-{isa}", arch, sources, units, {}, program=True).path
+
+
+def _no_probe(isa: str) -> str:
+    return f"#include <stdint.h>\nint32_t bg_probe__{isa}(void);\nint32_t bg_probe__{isa}(void) {{ return 0; }}\n"
+
+
+def _table(isa: str, specs: Sequence[KernelSpec]) -> str:
+    return "\n".join(
+        [
+            '#include "kernel.h"',
+            f"int32_t bg_probe__{isa}(void);",
+            "int32_t lab_probe(void);",
+            f"int32_t lab_probe(void) {{ return bg_probe__{isa}(); }}",
+            *(f"extern const bg_kernel {spec.symbol};" for spec in specs),
+            f"const bg_kernel *const lab_kernels[] = {{{''.join(f'&{spec.symbol}, ' for spec in specs)}NULL}};",
+            f"const int32_t lab_count = {len(specs)};",
+            "",
+        ]
+    )

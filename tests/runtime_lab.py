@@ -1,0 +1,338 @@
+"""The runtime's arithmetic once more, in NumPy and to the last bit; and tiny models to hold it against.
+
+`logits` is the forward pass as runtime/vec.h and ops.h define it: float32, sixteen lanes, fused multiply-adds where
+they are written. It shares no code with the C and no more than the definition, so equality with == means that every
+ISA, compiler and thread count computes what is documented. `reference.forward` says whether that is the right thing.
+"""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cffi
+import numpy as np
+import numpy.typing as npt
+
+from bitgen import compile, data, library, pack, plan, space, targets
+from bitgen.compile import Artefact
+from bitgen.engine import binding
+from bitgen.reference import gemm_int, quantise
+from bitgen.spec import MatrixPlan, ModelShape
+from bitgen.synth import SynthCheckpoint
+
+F32 = np.float32
+FloatArray = npt.NDArray[np.float32]
+
+LANES, ATTEND_BLOCK = 16, 256
+
+# ---- sixteen lanes -------------------------------------------------------------------------------------------
+
+
+def fma(a: Any, b: Any, c: Any) -> FloatArray:
+    """a * b + c of float32, rounded once: the sum in float64 rounded to odd, then to float32."""
+    p, c = np.multiply(a, b, dtype=np.float64), np.asarray(c, np.float64)
+    s = p + c
+    t = s - p
+    lost = (p - (s - t)) + (c - t)
+    bits = s.view(np.int64)
+    away = np.where((lost > 0) == (s > 0), 1, -1)
+    return (bits + np.where((lost != 0) & (bits & 1 == 0), away, 0)).view(np.float64).astype(F32)
+
+
+def lanes(x: FloatArray) -> FloatArray:
+    """[..., n] -> [..., ceil(n / 16), 16], zeros after the last."""
+    x = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % LANES)])
+    return x.reshape(*x.shape[:-1], -1, LANES)
+
+
+def tree(a: FloatArray) -> FloatArray:
+    """The sum over 16 lanes, by halves."""
+    for half in (8, 4, 2, 1):
+        a = a[..., :half] + a[..., half:]
+    return a[..., 0]
+
+
+def dot(a: FloatArray, b: FloatArray) -> FloatArray:
+    """Sums of products over the last axis in lane order; other axes broadcast."""
+    a, b = lanes(a), lanes(b)
+    total = np.zeros((*np.broadcast_shapes(a.shape, b.shape)[:-2], LANES), F32)
+    for i in range(a.shape[-2]):
+        total = fma(a[..., i, :], b[..., i, :], total)
+    return tree(total)
+
+
+def exp(x: FloatArray) -> FloatArray:
+    """e^x as v16_exp has it."""
+    x = np.clip(x, F32(-87), F32(88))
+    n = np.rint(x * F32(float.fromhex("0x1.715476p0")))
+    r = fma(n, F32(-0.693359375), x)
+    r = fma(n, F32(float.fromhex("0x1.bd0106p-13")), r)
+    y = np.full_like(r, 1.9875691500e-4)
+    for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+        y = fma(y, r, F32(c))
+    return (fma(y, r * r, r) + F32(1)) * np.ldexp(F32(1), n.astype(np.int32))
+
+
+def silu(x: FloatArray) -> FloatArray:
+    """x / (1 + e^-x)."""
+    return x / (F32(1) + exp(-x))
+
+
+def half(x: FloatArray) -> npt.NDArray[np.uint16]:
+    """Bits of the nearest float16, ties to even, at most 65504 in size."""
+    return np.clip(x, F32(-65504), F32(65504)).astype(np.float16).view(np.uint16)
+
+
+# ---- the forward pass ----------------------------------------------------------------------------------------
+
+
+def rms_norm(x: FloatArray, gain: FloatArray, eps: float) -> FloatArray:
+    """gain * (x / sqrt(mean(x^2) + eps)), the mean in lane order."""
+    inverse = F32(1) / np.sqrt(dot(x, x) / F32(x.shape[-1]) + F32(eps))
+    return gain * (x * inverse[..., None])
+
+
+def rope(x: FloatArray, theta: float, interleaved: bool) -> FloatArray:
+    """Turn pairs of x [n, heads, d]; the frequency and the angle are float32, as in transformers."""
+    n, _, d = x.shape
+    frequency = (float(F32(theta)) ** (-np.arange(0, d, 2) / d)).astype(F32)
+    angle = (np.arange(n, dtype=F32)[:, None] * frequency).astype(np.float64)
+    c, s = np.cos(angle).astype(F32)[:, None], np.sin(angle).astype(F32)[:, None]
+    first, second = (x[..., 0::2], x[..., 1::2]) if interleaved else (x[..., : d // 2], x[..., d // 2 :])
+    turned = first * c - second * s, second * c + first * s
+    return np.stack(turned, axis=-1).reshape(x.shape) if interleaved else np.concatenate(turned, axis=-1)
+
+
+def merge(a: tuple[Any, Any, Any], b: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+    """Two partial results (sum p v, sum p, greatest score) as one."""
+    top = np.maximum(a[2], b[2])
+    old, new = exp(a[2] - top), exp(b[2] - top)
+    return fma(b[0], new[..., None], a[0] * old[..., None]), fma(b[1], new, a[1] * old), top
+
+
+def attend_block(q: FloatArray, k: FloatArray, v: FloatArray, sees: npt.NDArray[np.int64]) -> tuple[Any, Any, Any]:
+    """sum p v [n, heads, d], sum p and the greatest score [n, heads] of rows q that see the first `sees` of k."""
+    n, heads, d = q.shape
+    scores = np.zeros((n, heads, len(k)), F32)
+    for i in range(d):
+        scores = fma(q[:, :, i, None], k[:, :, i].T[None], scores)
+    visible = np.arange(len(k)) < sees[:, None, None]
+    scores = np.where(visible, scores * (F32(1) / np.sqrt(F32(d))), F32(-np.inf))
+    top = scores.max(-1)
+    p = np.where(visible, exp(scores - top[..., None]), F32(0))
+    total = np.zeros((n, heads, LANES), F32)
+    for group in np.moveaxis(lanes(p), -2, 0):
+        total = total + group
+    out = np.zeros((n, heads, d), F32)
+    for i in range(len(k)):
+        out = np.where(visible[:, :, i, None], fma(p[:, :, i, None], v[None, i], out), out)
+    return out, tree(total), top
+
+
+def attention(q: FloatArray, k: FloatArray, v: FloatArray) -> FloatArray:
+    """Causal attention, block by block of absolute positions, blocks merged in order -> [n, heads * d]."""
+    n, heads, d = q.shape
+    k, v = (np.repeat(t, heads // t.shape[1], axis=1) for t in (k, v))
+    out, total, top = attend_block(q, k[:ATTEND_BLOCK], v[:ATTEND_BLOCK], np.arange(n) + 1)
+    for first in range(ATTEND_BLOCK, n, ATTEND_BLOCK):
+        rows, cut = slice(first, None), slice(first, first + ATTEND_BLOCK)
+        part = attend_block(q[rows], k[cut], v[cut], np.arange(n - first) + 1)
+        out[rows], total[rows], top[rows] = merge((out[rows], total[rows], top[rows]), part)
+    return (out / total[..., None]).reshape(n, heads * d)
+
+
+def logits(
+    checkpoint: SynthCheckpoint, tokens: Sequence[int], cache: type[np.floating[Any]] = np.float16
+) -> FloatArray:
+    """float32 [n, vocab], bit for bit what the runtime gives with an f16 head and a KV cache of type `cache`."""
+    s, n = checkpoint.shape, len(tokens)
+    embedding = checkpoint.dense("token_embd.weight").astype(np.float16).astype(F32)
+    x = embedding[np.asarray(tokens)]
+    for layer in range(s.layers):
+
+        def norm(name: str, x: FloatArray, layer: int = layer) -> FloatArray:
+            return rms_norm(x, checkpoint.dense(f"blk.{layer}.{name}.weight").astype(F32), s.norm_eps)
+
+        def linear(names: Sequence[str], x: FloatArray, layer: int = layer) -> list[FloatArray]:
+            q, scale = quantise(x)
+            parts = [checkpoint.ternary(f"blk.{layer}.{name}.weight") for name in names]
+            return [gemm_int(codes, q).astype(F32) * (F32(a) / scale)[:, None] for codes, a in parts]
+
+        qkv = linear(("attn_q", "attn_k", "attn_v"), norm("attn_norm", x))
+        q, k, v = (t.reshape(n, -1, s.head_dim) for t in qkv)
+        q, k = (rope(t, s.rope_theta, s.rope_interleaved) for t in (q, k))
+        context = attention(q, k.astype(cache).astype(F32), v.astype(cache).astype(F32))
+        if s.sub_norms:
+            context = norm("attn_sub_norm", context)
+        x = x + linear(("attn_output",), context)[0]
+        gate, up = linear(("ffn_gate", "ffn_up"), norm("ffn_norm", x))
+        relu = np.maximum(gate, F32(0))
+        inner = relu * relu * up if s.activation == "relu2" else silu(gate) * up
+        if s.sub_norms:
+            inner = norm("ffn_sub_norm", inner)
+        x = x + linear(("ffn_down",), inner)[0]
+    x = rms_norm(x, checkpoint.dense("output_norm.weight").astype(F32), s.norm_eps)
+    head = embedding if s.tied else checkpoint.dense("output.weight").astype(np.float16).astype(F32)
+    return np.stack([dot(row, head) for row in x])
+
+
+# ---- tiny models ---------------------------------------------------------------------------------------------
+
+
+def shape(name: str, **different: Any) -> ModelShape:
+    """A tiny model of the flagship's architecture, but for what is said."""
+    return replace(FLAGSHIP, name=name, **different)
+
+
+FLAGSHIP = ModelShape(
+    name="flagship",
+    architecture="bitnet-b1.58",
+    hidden=128,
+    intermediate=192,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=32,
+    vocab=320,
+    context=600,
+    rope_theta=10000.0,
+    norm_eps=1e-5,
+    activation="relu2",
+    sub_norms=True,
+    tied=True,
+)
+SHAPES = {
+    s.name: s
+    for s in (
+        FLAGSHIP,
+        shape("odd-sizes", hidden=100, intermediate=84, heads=2, head_dim=100, activation="silu", vocab=61),
+        shape("llama", head_dim=128, kv_heads=1, activation="silu", sub_norms=False, tied=False, rope_interleaved=True),
+        shape("thirds", hidden=196, intermediate=172, heads=6, kv_heads=2, head_dim=64, rope_theta=500000.0),
+        shape("one-kv", hidden=64, heads=20, kv_heads=1, head_dim=16, vocab=33),
+        shape("least", hidden=4, intermediate=4, layers=1, heads=1, kv_heads=1, head_dim=2, vocab=3, tied=False),
+        shape("wide-heads", heads=2, kv_heads=1, head_dim=256, sub_norms=False, rope_interleaved=True),
+        shape("mha", heads=3, kv_heads=3, head_dim=96, activation="silu", layers=1),
+    )
+}
+"""Head sizes and ratios of the known models and beyond; widths that are no multiple of a vector or a block."""
+
+
+def lookup(model: ModelShape, isa: str, choice: int = 0) -> plan.Lookup:
+    """A plan of a model: the default (0), or some other legal layout and tile of each matrix."""
+    matrices = {role: space.default_plan(gemm, isa) for role, gemm in model.matrices.items()}
+    for role, gemm in model.matrices.items() if choice else ():
+        layouts = space.candidate_layouts(gemm, isa, True)
+        layout = layouts[-choice % len(layouts)]
+        tiles = [space.candidate_tiles(op, gemm, isa, layout, True)[-1] for op in ("gemv", "gemm")]
+        matrices[role] = MatrixPlan(layout, *tiles)
+    return plan.Lookup(isa, matrices, dict.fromkeys(matrices, "test"), None)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A tiny model packed for every level of a library."""
+
+    shape: ModelShape
+    checkpoint: SynthCheckpoint
+    artefact: Artefact
+    packed: tuple[Path, ...]  # by level
+
+    @property
+    def lib(self) -> Any:
+        """The loaded library."""
+        return binding.load(self.artefact.path)
+
+    def open(self, level: int = 0, threads: int = 1, context: int | None = None, cache: str = "f16") -> Session:
+        """A session of the model at one level."""
+        return Session(self, self.packed[level], level, threads, context or self.shape.context, cache)
+
+    def logits(
+        self, tokens: Sequence[int], level: int = 0, threads: int = 1, chunk: int | None = None, cache: str = "f16"
+    ) -> FloatArray:
+        """float32 [n, vocab], the tokens given in calls of `chunk`."""
+        chunk = chunk or len(tokens)
+        with self.open(level, threads, cache=cache) as session:
+            parts = [session.forward(tokens[i : i + chunk]) for i in range(0, len(tokens), chunk)]
+        return np.concatenate(parts)
+
+
+class Session:
+    """The C API, one call to a method; codes come back as they are."""
+
+    def __init__(self, bench: Bench, path: Path, level: int, threads: int, context: int, cache: str) -> None:
+        self.lib, self.vocab, self.ffi = bench.lib, bench.shape.vocab, binding.ffi()
+        model, session = self.ffi.new("bg_model **"), self.ffi.new("bg_session **")
+        opener = self.lib.bg_session_open if cache == "f16" else self.lib.bg_session_open_f32
+        assert self.lib.bg_open(str(path).encode(), level, model) == 0
+        assert opener(model[0], threads, context, session) == 0
+        self.model, self.handle = model[0], session[0]
+
+    def forward(self, tokens: Sequence[int]) -> FloatArray:
+        """Logits of all tokens."""
+        out = np.empty((len(tokens), self.vocab), F32)
+        assert self.code(tokens, out, 1) == 0
+        return out
+
+    def code(self, tokens: Sequence[int], out: FloatArray | None, every: int) -> int:
+        """What bg_forward returns."""
+        ids = np.asarray(tokens, np.int32)
+        pointer = self.ffi.NULL if out is None else self.ffi.cast("float *", out.ctypes.data)
+        return int(
+            self.lib.bg_forward(self.handle, self.ffi.cast("int32_t *", ids.ctypes.data), len(ids), pointer, every)
+        )
+
+    def sample(self, scores: FloatArray, history: Sequence[int] = (), step: int = 0, **how: Any) -> int:
+        """What bg_sample returns; by default every filter is off."""
+        fields = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repeat_penalty": 1.0}
+        params = self.ffi.new("bg_sampling *", {**fields, "repeat_last": 64, "seed": 0, **how})
+        scores, past = np.ascontiguousarray(scores, F32), np.asarray(history, np.int32)
+        assert scores.shape == (self.vocab,)
+        floats, ids = (self.ffi.cast(t, a.ctypes.data) for t, a in (("float *", scores), ("int32_t *", past)))
+        return int(self.lib.bg_sample(self.handle, params, floats, ids, len(past), step))
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.lib.bg_session_close(self.handle)
+        self.lib.bg_close(self.model)
+
+
+@functools.cache
+def ops(isa: str) -> tuple[cffi.FFI, Any]:
+    """The float operations of one ISA: a cffi namespace and its `const bg_ops *`."""
+    runtime, arch = data.folder("runtime"), targets.host_arch()
+    compiler, folder = compile.find_compiler(arch), Path(tempfile.mkdtemp(prefix="bitgen-test-"))
+    flags = [*compiler.target_flags(arch), *compile.COMMON_FLAGS, *targets.target(isa).flags]
+    flags += [f"-DBG_ISA={isa}", "-fvisibility=default", "-shared"]
+    sources = [str(runtime / file) for file in library.PER_ISA]
+    subprocess.run([*compiler.command, *flags, *sources, "-o", str(folder / "ops.so")], check=True)
+    ffi = cffi.FFI()
+    ffi.cdef((runtime / "ops.h").read_text().split("// <cdef>")[1].split("// </cdef>")[0])
+    ffi.cdef(f"extern struct bg_ops bg_ops__{isa};")
+    library_ = ffi.dlopen(str(folder / "ops.so"))
+    return ffi, getattr(library_, f"bg_ops__{isa}")
+
+
+@functools.cache
+def bench(name: str, choice: int = 0, head: pack.Head = "f16", levels: tuple[str, ...] | None = None) -> Bench:
+    """The model of SHAPES for the levels this CPU executes, built once."""
+    model = SHAPES[name]
+    lookups = [lookup(model, isa, choice) for isa in levels or library.host_isas()]
+    checkpoint = SynthCheckpoint(model, seed=1)
+    folder = Path(tempfile.mkdtemp(prefix="bitgen-test-"))
+    paths = tuple(folder / f"{found.isa}.bgpk" for found in lookups)
+    for path, found in zip(paths, lookups, strict=True):
+        pack.write(path, checkpoint, found, head)
+    return Bench(model, checkpoint, library.for_model(model, lookups), paths)
+
+
+def tokens(model: ModelShape, n: int, seed: int = 0) -> list[int]:
+    """Random token ids."""
+    return np.random.default_rng(seed).integers(0, model.vocab, n).tolist()

@@ -1,0 +1,219 @@
+"""Models from Python: the API, its errors, and the promise that logits are the same bits everywhere."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import bitgen
+from bitgen import library, pack, plan, reference, space, synth
+from bitgen.engine.model import shipped_path
+from bitgen.errors import BitgenError, EngineError
+from bitgen.gguf_io import open as open_gguf
+from bitgen.spec import MatrixPlan, ModelShape
+
+TOKENS = [1, 17, 300, 299, 5, 4, 1000, 64, 2, 3, 77, 78, 79, 80, 81, 82, 83, 84]
+
+
+@pytest.fixture(scope="module")
+def model() -> bitgen.Model:
+    return bitgen.Model.load(threads=2)
+
+
+@pytest.fixture(scope="module")
+def expected(model: bitgen.Model) -> np.ndarray:
+    return model.logits(TOKENS)
+
+
+def test_logits_agree_with_the_reference(model: bitgen.Model) -> None:
+    """Short prompts, each from an empty context. Float noise of one ulp can turn an int8 rounding tie the other way,
+    which moves all later logits by a few hundredths: most prompts meet none, and those agree to 1e-4."""
+    checkpoint, rng = open_gguf(model.path), np.random.default_rng(0)
+    worst = []
+    for _ in range(16):
+        tokens = rng.integers(0, model.shape.vocab, 3).tolist()
+        want, got = reference.forward(checkpoint, tokens, cache=np.float16), model.logits(tokens)
+        assert got.shape == want.shape and got.dtype == np.float32
+        worst.append(np.abs(got - want).max() / want.std())
+    assert max(worst) < 0.1
+    assert np.median(worst) < 1e-4
+
+
+@pytest.mark.parametrize("isa", library.host_isas())
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_same_bits_on_every_isa_and_thread_count(isa: str, threads: int, expected: np.ndarray) -> None:
+    loaded = bitgen.Model.load(isa=isa, threads=threads)
+    assert loaded.lookup.isa == isa
+    assert np.array_equal(loaded.logits(TOKENS), expected)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5])
+def test_same_bits_however_the_tokens_come(model: bitgen.Model, expected: np.ndarray, chunk: int) -> None:
+    with model.session() as session:
+        parts = [session.forward(TOKENS[i : i + chunk], every=True) for i in range(0, len(TOKENS), chunk)]
+    assert np.array_equal(np.concatenate(parts), expected)
+
+
+def layouts_of(shape: ModelShape, isa: str) -> list[plan.Lookup]:
+    """A look-up per format that the ISA has a kernel for, other than the default."""
+    found = []
+    names = {
+        layout.format
+        for gemm in shape.matrices.values()
+        for layout in space.candidate_layouts(gemm, isa, True)
+    }
+    for name in sorted(names):
+        matrices = {}
+        for role, gemm in shape.matrices.items():
+            layout = next(x for x in reversed(space.candidate_layouts(gemm, isa, True)) if x.format == name)
+            tiles = [space.candidate_tiles(op, gemm, isa, layout, True)[-1] for op in ("gemv", "gemm")]
+            matrices[role] = MatrixPlan(layout, *tiles)
+        found.append(plan.Lookup(isa, matrices, dict.fromkeys(matrices, "test"), None))
+    return found
+
+
+def test_same_bits_from_every_format(
+    model: bitgen.Model, expected: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lookups = layouts_of(model.shape, library.host_isa())
+    assert len(lookups) >= 2 or library.host_isa() == "scalar"
+    for lookup in lookups:
+        monkeypatch.setattr(plan, "lookup", lambda shape, isa, found=lookup: found)
+        loaded = bitgen.Model.load()
+        assert loaded.lookup.layout_key != model.lookup.layout_key
+        assert np.array_equal(loaded.logits(TOKENS), expected)
+
+
+def test_int8_head_is_close_and_smaller(model: bitgen.Model, expected: np.ndarray) -> None:
+    loaded = bitgen.Model.load(head="int8")
+    got = loaded.logits(TOKENS)
+    assert 0 < np.abs(got - expected).max() < 0.05 * np.abs(expected).max()
+    assert loaded.head_bytes * 2 == model.head_bytes
+
+
+def test_rewind_forgets(model: bitgen.Model) -> None:
+    with model.session() as session:
+        first = session.forward(TOKENS)
+        session.forward([9, 9, 9])
+        session.rewind(len(TOKENS) - 1)
+        assert session.position == len(TOKENS) - 1
+        assert np.array_equal(session.forward(TOKENS[-1:]), first)
+
+
+def test_sessions_are_independent(model: bitgen.Model) -> None:
+    with model.session() as a, model.session(threads=1) as b:
+        a.forward([7, 8, 9])
+        assert b.position == 0
+        assert np.array_equal(b.forward(TOKENS), model.session().forward(TOKENS))
+
+
+def test_generate_is_seeded(model: bitgen.Model) -> None:
+    texts = {s: "".join(model.generate("Once upon a time", 20, temperature=1.0, seed=s)) for s in (1, 1, 2)}
+    assert texts[1] != texts[2]
+    assert texts[1] == "".join(model.generate("Once upon a time", 20, temperature=1.0, seed=1))
+
+
+def test_greedy_generation_follows_the_logits(model: bitgen.Model) -> None:
+    generation = model.generate("The little dog", 12, temperature=0, stop=False)
+    list(generation)
+    ids = model.tokenizer.encode("The little dog")
+    logits = model.logits(ids + generation.token_ids)
+    assert generation.token_ids == logits[len(ids) - 1 : -1].argmax(-1).tolist()
+    assert generation.timing.tokens == 12 and generation.timing.prompt_tokens == len(ids)
+
+
+def test_generation_ends_where_the_context_is_full(model: bitgen.Model) -> None:
+    prompt = "word " * (model.shape.context - 20)
+    generation = model.generate(prompt[: len(prompt) // 2], 10**6, stop=False, temperature=0)
+    list(generation)
+    assert generation.timing.prompt_tokens + generation.timing.tokens == model.shape.context + 1
+
+
+@pytest.mark.parametrize(
+    ("action", "words"),
+    [
+        (lambda s: s.forward([0] * 600), "context"),
+        (lambda s: s.forward([10**6]), "tokens must be"),
+        (lambda s: s.forward([-1]), "tokens must be"),
+        (lambda s: s.forward([]), "tokens must be"),
+        (lambda s: s.rewind(5), "rewind"),
+        (lambda s: s.rewind(-1), "rewind"),
+    ],
+)
+def test_wrong_calls_are_clear_errors_and_harmless(
+    model: bitgen.Model, expected: np.ndarray, action, words
+) -> None:  # type: ignore[no-untyped-def]
+    with model.session() as session:
+        with pytest.raises(EngineError, match=words):
+            action(session)
+        assert session.position == 0
+        assert np.array_equal(session.forward(TOKENS, every=True), expected)
+
+
+def test_a_closed_session_says_so(model: bitgen.Model) -> None:
+    session = model.session()
+    session.close()
+    session.close()
+    with pytest.raises(EngineError, match="closed"):
+        session.forward([1])
+
+
+@pytest.mark.parametrize(("threads", "context"), [(0, 10), (10**6, 10), (1, 0), (1, 10**9)])
+def test_absurd_sessions_are_refused(model: bitgen.Model, threads: int, context: int) -> None:
+    if threads == 0:
+        pytest.skip("0 threads means the default")
+    with pytest.raises(EngineError, match="session"):
+        model.session(threads=threads, context=context)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": -1},
+        {"temperature": float("nan")},
+        {"top_k": -1},
+        {"top_p": 0},
+        {"min_p": 2},
+        {"seed": -1},
+    ],
+)
+def test_wrong_sampling_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(BitgenError, match=next(iter(wrong))):
+        bitgen.Sampling(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_damaged_packed_model_is_refused_and_named(tmp_path: Path) -> None:
+    found = plan.lookup(open_gguf(shipped_path()).shape, library.host_isa())
+    packed = tmp_path / "m.bgpk"
+    pack.write(packed, open_gguf(shipped_path()), found)
+    whole = packed.read_bytes()
+    model = bitgen.Model.load()
+    for size in (0, 100, 256, len(whole) // 2, len(whole) - 1):
+        packed.write_bytes(whole[:size])
+        with pytest.raises(EngineError, match=r"m\.bgpk"):
+            bitgen.Model(model.path, model.shape, model.tokenizer, found, model.artefact, packed, "f16", 1)
+
+
+def test_a_failed_packing_leaves_nothing(tmp_path: Path) -> None:
+    class Broken(synth.SynthCheckpoint):
+        def dense(self, name: str):  # type: ignore[no-untyped-def]
+            if name.startswith("blk.1."):
+                raise BitgenError("a damaged tensor")
+            return super().dense(name)
+
+    shape = open_gguf(shipped_path()).shape
+    with pytest.raises(BitgenError, match="damaged"):
+        pack.write(tmp_path / "m.bgpk", Broken(shape, 0), plan.lookup(shape, library.host_isa()))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_many_processes_may_start_at_once() -> None:
+    script = "import bitgen; print(''.join(bitgen.Model.load(threads=1).generate('A', 3, temperature=0)))"
+    running = [
+        subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    assert len({p.communicate(timeout=300)[0] for p in running}) == 1

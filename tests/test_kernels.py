@@ -1,0 +1,123 @@
+"""Every template's kernels against the oracle, bit for bit: boundary shapes, every tile, extreme data, split panels."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import kernel_lab
+import numpy as np
+import numpy.typing as npt
+import pytest
+from kernel_lab import Job, Run
+
+from bitgen import presets, space
+from bitgen.reference import gemm_int
+from bitgen.spec import GemmShape, KernelSpec, Layout, Op
+from bitgen.targets import TARGETS
+
+TOKENS = (1, 2, 3, 5, 8, 17)
+EXTREMES = (127, -127, -128)
+PRESET_KS = sorted({s.k for name in presets.names() for s in presets.load(name).matrices.values()})
+
+
+def _layouts(format: str, isa: str) -> list[Layout]:
+    template = space.TEMPLATES[format, isa]
+    return [Layout(format, bm, bk) for bm in template.bm for bk in template.bk]
+
+
+def _spec(op: Op, isa: str, layout: Layout, m: int, k: int) -> KernelSpec:
+    shape = GemmShape(m, k)
+    return KernelSpec(op, shape, isa, layout, space.candidate_tiles(op, shape, isa, layout)[0])
+
+
+def _boundary(format: str, isa: str) -> Iterator[KernelSpec]:
+    """M and K below, at and above the tile, with remainders, for the first layout; and every other layout once."""
+    first, *others = _layouts(format, isa)
+    bm, bk = first.bm, first.bk
+    spans = {2048, 2049, 4096 + bk} if space.TEMPLATES[format, isa].int16_columns else set()
+    shapes = [(1, 1), (bm, bk), (bm + 1, bk - 1), (max(bm - 1, 1), bk + 1), (2 * bm + 3, 3 * bk + bk // 2)]
+    shapes += [(bm, k) for k in sorted(spans)]
+    for op in ("gemv", "gemm"):
+        yield from (_spec(op, isa, first, m, k) for m, k in shapes)
+    for i, layout in enumerate(others):
+        yield _spec("gemm" if i % 2 else "gemv", isa, layout, layout.bm + 1, 2 * layout.bk + 40)
+
+
+def _tiles(format: str, isa: str) -> Iterator[KernelSpec]:
+    """Every tile that the tuner may try, on one shape whose K takes several cache blocks."""
+    layout = _layouts(format, isa)[0]
+    shape = GemmShape(2 * layout.bm + 1, 2500)
+    for op in ("gemv", "gemm"):
+        for tile in space.candidate_tiles(op, shape, isa, layout, thorough=True):
+            yield KernelSpec(op, shape, isa, layout, tile)
+
+
+def _preset_ks(format: str, isa: str) -> Iterator[KernelSpec]:
+    """Every K of every preset, decode and prefill in turn, so that each also meets its neighbours' remainders."""
+    layout = _layouts(format, isa)[0]
+    for i, k in enumerate(PRESET_KS):
+        yield _spec("gemm" if i % 2 else "gemv", isa, layout, 3 if layout.bm < 3 else layout.bm, k)
+
+
+def _specs(format: str, isa: str) -> list[KernelSpec]:
+    found = [*_boundary(format, isa), *_tiles(format, isa), *_preset_ks(format, isa)]
+    if isa == "scalar":  # any layout: blocks of four columns, panels of odd height
+        free = [Layout("i2_s", 3, 20), Layout("i2_s", 1, 4)] if format == "i2_s" else []
+        found += [_spec(op, isa, layout, 7, 50) for op in ("gemv", "gemm") for layout in free]
+    return list(dict.fromkeys(found))
+
+
+def _job(spec: KernelSpec) -> Job:
+    """Random weights and activations, then rows of all +1 and all -1 against every extreme activation."""
+    shape = spec.shape
+    rng = np.random.default_rng([shape.m, shape.k])
+    codes = rng.integers(-1, 2, (shape.m, shape.k), dtype=np.int8)
+    codes[-1], codes[0] = -1, 1  # in this order: a matrix of one row is all +1
+    q = rng.integers(-128, 128, (TOKENS[-1], shape.k), dtype=np.int8)
+    worst = np.repeat(np.array(EXTREMES, np.int8)[:, None], shape.k, axis=1)
+    if spec.op == "gemv":
+        tokens = [q[:1], q[1:2], *(row[None] for row in worst)]
+    else:
+        tokens = [*(q[:n] for n in TOKENS), worst]
+    return Job(spec, codes, tuple(Run(t, splits=1 + i % 3) for i, t in enumerate(tokens)))
+
+
+@functools.cache
+def _answers(format: str, isa: str) -> dict[KernelSpec, list[npt.NDArray[np.int32]]]:
+    jobs = [_job(spec) for spec in _specs(format, isa)]
+    return {job.spec: y for job, y in zip(jobs, kernel_lab.run(isa, jobs), strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("format", "isa"),
+    [
+        pytest.param(format, isa, marks=[pytest.mark.qemu] * (TARGETS[isa].arch == "arm64"), id=f"{format}-{isa}")
+        for format, isa in space.TEMPLATES
+    ],
+)
+def test_kernels_equal_the_oracle(format: str, isa: str) -> None:
+    try:
+        answers = _answers(format, isa)
+    except kernel_lab.Unavailable as e:
+        pytest.skip(str(e))
+    wrong = []
+    for spec, answer in answers.items():
+        job = _job(spec)
+        for each, y in zip(job.runs, answer, strict=True):
+            right = np.array_equal(y[:, : spec.shape.m], gemm_int(job.codes, each.q))
+            if not right or y[:, spec.shape.m :].any():
+                wrong.append(f"{spec.symbol} n={len(each.q)} splits={each.splits}")
+    assert not wrong, "\n".join(wrong)
+    assert len(answers) >= 20
+
+
+def test_a_level_without_a_template_runs_a_simpler_one() -> None:
+    """TL1 has none for AVX2: the scalar template, compiled with AVX2's flags, serves there."""
+    job = _job(_spec("gemm", "avx2", Layout("tl1", 32, 24), 33, 100))
+    try:
+        (answer,) = kernel_lab.run("avx2", [job])
+    except kernel_lab.Unavailable as e:
+        pytest.skip(str(e))
+    for each, y in zip(job.runs, answer, strict=True):
+        assert np.array_equal(y[:, :33], gemm_int(job.codes, each.q))

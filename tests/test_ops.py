@@ -1,0 +1,221 @@
+"""The runtime's float operations one by one, against their definition in NumPy, bit for bit.
+
+Logits cannot show all of it: activations are rounded to int8 on the way, which hides most last bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import runtime_lab as lab
+
+from bitgen import library, reference
+
+F32 = np.float32
+WIDTHS = (1, 4, 15, 16, 17, 100, 256, 2560)
+TRICKY = np.array([0.0, -0.0, 1e-45, -1e-38, 1e-5, 0.5, -1.5, 2.5, 3.4e38, -65504.0, 65519.0, 65520.0, 1e30], F32)
+
+
+class Ops:
+    """The operations of one ISA on NumPy arrays; rows are padded here as the runtime pads them."""
+
+    def __init__(self, isa: str) -> None:
+        self.ffi, self.ops = lab.ops(isa)
+
+    def at(self, a: np.ndarray, kind: str = "float *") -> Any:
+        return self.ffi.cast(kind, a.ctypes.data)
+
+    @staticmethod
+    def row(x: np.ndarray) -> np.ndarray:
+        return np.concatenate([x, np.zeros(-len(x) % 16, x.dtype)])
+
+
+@pytest.fixture(scope="module", params=library.host_isas())
+def ops(request: pytest.FixtureRequest) -> Ops:
+    return Ops(request.param)
+
+
+def numbers(n: int, seed: int = 0) -> np.ndarray:
+    """Floats of many sizes, tricky ones among them."""
+    rng = np.random.default_rng(seed)
+    x = (rng.normal(0, 1, n) * np.exp(rng.normal(0, 3, n))).astype(F32)
+    return np.concatenate([x, TRICKY])[rng.permutation(n + len(TRICKY))[:n]] if n > 64 else x
+
+
+def assert_same(got: np.ndarray, want: np.ndarray) -> None:
+    assert got.shape == want.shape and got.dtype == want.dtype
+    different = np.flatnonzero(got.view(f"i{got.itemsize}") != want.view(f"i{got.itemsize}"))
+    assert not len(different), (different[:5], got.flat[different[:5]], want.flat[different[:5]])
+
+
+def test_every_half_becomes_its_float(ops: Ops) -> None:
+    halves = np.arange(1 << 16, dtype=np.uint16)
+    out = np.empty(len(halves), F32)
+    ops.ops.widen(ops.at(halves, "uint16_t *"), len(halves), ops.at(out))
+    want = halves.view(np.float16).astype(F32)
+    finite = np.isfinite(want)
+    assert_same(out[finite], want[finite])
+    assert not np.isfinite(out[~finite]).any()
+
+
+def test_floats_become_the_nearest_half(ops: Ops) -> None:
+    """Through the cache: borders between halves and their neighbours, subnormal halves, the greatest ones, NaN."""
+    halves = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float64)
+    middle = ((halves[:-1] + halves[1:]) / 2).astype(F32)
+    x = np.concatenate([middle, np.nextafter(middle, F32(0)), np.nextafter(middle, F32(1e9)), halves.astype(F32)])
+    x = np.concatenate([x, -x, TRICKY, numbers(1000), F32([np.inf, -np.inf, np.nan])])
+    x = np.pad(x, (0, -len(x) % 128))
+    for row in x.reshape(-1, 128):
+        k, v = np.zeros((1, 128, 16), np.uint16), np.zeros((16, 128), np.uint16)
+        ops.ops.attention_f16.write(ops.at(row), ops.at(row), 128, 5, ops.at(k, "void *"), ops.at(v, "void *"))
+        want = lab.half(np.where(np.isnan(row), F32(-65504), row))
+        assert_same(v[5], want)
+        assert_same(k[0, :, 5].copy(), want)
+        assert not k[:, :, :5].any() and not k[:, :, 6:].any() and not v[:5].any() and not v[6:].any()
+
+
+@pytest.mark.parametrize("n", WIDTHS)
+def test_rmsnorm(ops: Ops, n: int) -> None:
+    x, g = np.clip(numbers(n), -1e15, 1e15), numbers(n, 1)
+    x_row, g_row, y = ops.row(x), ops.row(g), np.full(len(ops.row(x)), 7, F32)
+    ops.ops.rmsnorm(ops.at(x_row), ops.at(g_row), n, 1e-5, ops.at(y))
+    assert_same(y[:n], lab.rms_norm(x, g, 1e-5))
+    assert not y[n:].any()
+    close = reference.rms_norm(x, g, 1e-5)
+    assert np.allclose(y[:n], close, rtol=1e-5, atol=1e-30)
+    ops.ops.rmsnorm(ops.at(x_row), ops.at(g_row), n, 1e-5, ops.at(x_row))  # in place
+    assert_same(x_row, y)
+
+
+@pytest.mark.parametrize("n", WIDTHS)
+def test_quantise(ops: Ops, n: int) -> None:
+    ties = (np.arange(n) % 254 - 127 + 0.5).astype(F32)
+    ties[0] = 127
+    for x in (numbers(n), ties, -ties, np.zeros(n, F32), np.full(n, 1e-6, F32), np.full(n, -3e38, F32)):
+        q = np.full(n + 1, 99, np.int8)
+        s = ops.ops.quantise(ops.at(ops.row(x)), n, ops.at(q, "int8_t *"))
+        want, scale = reference.quantise(x[None])
+        assert F32(s) == scale[0]
+        assert_same(q[:n], want[0])
+        assert q[n] == 99
+
+
+@pytest.mark.parametrize("n", WIDTHS)
+def test_sums_become_activations(ops: Ops, n: int) -> None:
+    rng = np.random.default_rng(n)
+    gate, up = (rng.integers(-(2**b), 2**b, n).astype(np.int32) for b in (20, 24))
+    at = [ops.at(a, "int32_t *") for a in (gate, up)]
+    f, g = F32(3e-4), F32(7e-5)
+    for n_, got, want in (
+        (ops.ops.dequantise, np.full(n, 2, F32), gate.astype(F32) * f),
+        (ops.ops.add_dequantised, np.full(n, 2, F32), F32(2) + gate.astype(F32) * f),
+    ):
+        n_(at[0], n, f, ops.at(got))
+        assert_same(got, want)
+    z, u = gate.astype(F32) * f, up.astype(F32) * g
+    relu = np.maximum(z, F32(0))
+    for op, want in ((ops.ops.relu2, relu * relu * u), (ops.ops.silu, lab.silu(z) * u)):
+        y = np.full(len(ops.row(z)), 7, F32)
+        op(at[0], at[1], n, f, g, ops.at(y))
+        assert_same(y[:n] + F32(0), want + F32(0))  # -0 and 0 are the same to everything that follows
+        assert not y[n:].any()
+    assert np.allclose(lab.silu(z), z / (1 + np.exp(-z.astype(np.float64))), rtol=1e-6)
+
+
+@pytest.mark.parametrize("d", [2, 32, 100, 128])
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_rope(ops: Ops, d: int, interleaved: bool) -> None:
+    x = np.random.default_rng(d).normal(0, 1, (3, d)).astype(F32)
+    angle = np.random.default_rng(1).uniform(0, 6, d // 2)
+    c, s = np.cos(angle).astype(F32), np.sin(angle).astype(F32)
+    y = x.copy()
+    (ops.ops.rope_pairs if interleaved else ops.ops.rope_halves)(ops.at(y), 3, d, ops.at(c), ops.at(s))
+    a, b = (x[:, 0::2], x[:, 1::2]) if interleaved else (x[:, : d // 2], x[:, d // 2 :])
+    turned = a * c - b * s, b * c + a * s
+    assert_same(y, np.stack(turned, -1).reshape(3, d) if interleaved else np.concatenate(turned, -1))
+
+
+@pytest.mark.parametrize("n", WIDTHS)
+def test_exponentials(ops: Ops, n: int) -> None:
+    x = np.random.default_rng(n).uniform(-120, 0, n).astype(F32)
+    x[0] = 0
+    p = np.empty(n, F32)
+    ops.ops.exp_row(ops.at(x), n, 0.0, 1.0, ops.at(p))
+    assert_same(p, np.where(x >= -87, lab.exp(x), F32(0)))
+    true = np.exp(x.astype(np.float64))
+    assert p[0] == 1 and np.all(np.abs(p - true)[x >= -87] <= 1.5 * np.spacing(true.astype(F32))[x >= -87])
+    x[n // 2] = np.nan
+    want = np.nanmax(x) if n > 1 else -np.inf
+    assert ops.ops.greatest(ops.at(x), n) == want
+
+
+@pytest.mark.parametrize("cache", ["f16", "f32"])
+@pytest.mark.parametrize(("d", "rows"), [(32, 4), (100, 3), (16, 16), (128, 7), (2, 1), (256, 2), (96, 5)])
+def test_attention_over_a_block(ops: Ops, cache: str, d: int, rows: int) -> None:
+    rng = np.random.default_rng(rows)
+    attention = getattr(ops.ops, f"attention_{cache}")
+    kind, dp = (np.uint16 if cache == "f16" else F32), -(-d // 16) * 16
+    k, v = rng.normal(0, 1, (512, d)).astype(F32), rng.normal(0, 1, (512, d)).astype(F32)
+    kc, vc = np.zeros((32, d, 16), kind), np.zeros((512, dp), kind)
+    assert attention.width == kc.itemsize
+    for i in range(512):
+        attention.write(ops.at(k[i]), ops.at(v[i]), d, i, ops.at(kc, "void *"), ops.at(vc, "void *"))
+    if cache == "f16":
+        k, v = k.astype(np.float16).astype(F32), v.astype(np.float16).astype(F32)
+    q = rng.normal(0, 2, (rows, d)).astype(F32)
+    scale = F32(1) / np.sqrt(F32(d))
+    parts = []
+    for first, ends in ((0, [256] * rows), (256, sorted(rng.integers(1, 257, rows).tolist()))):
+        part = np.full((rows, dp + 16), 9, F32)
+        pointers = [ops.ffi.new("float *[]", [ops.at(a[i]) for i in range(rows)]) for a in (q, part)]
+        attention.block(
+            pointers[0], ops.ffi.new("int32_t[]", ends), rows, d, scale, ops.at(kc, "void *"), ops.at(vc, "void *"),
+            first, pointers[1],
+        )  # fmt: skip
+        cut = slice(first, first + 256)
+        want = lab.attend_block(q[:, None], k[cut, None], v[cut, None], np.array(ends))
+        assert_same(part[:, :d].copy(), want[0][:, 0])
+        assert_same(part[:, dp].copy(), want[2][:, 0])
+        assert_same(part[:, dp + 1].copy(), want[1][:, 0])
+        parts.append((part, want))
+    (into, a), (part, b) = parts
+    out, total, _ = lab.merge(a, b)
+    for r in range(rows):
+        y = np.empty(d, F32)
+        attention.merge(ops.at(into[r]), ops.at(part[r]), d)
+        attention.finish(ops.at(into[r]), d, ops.at(y))
+        assert_same(y, (out / total[..., None])[r, 0])
+
+
+@pytest.mark.parametrize(("k", "vocab"), [(16, 1), (48, 37), (112, 70), (2560, 5)])
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_head(ops: Ops, k: int, vocab: int, n: int) -> None:
+    rng = np.random.default_rng(k + n)
+    x = rng.normal(0, 1, (n, k)).astype(F32)
+    rows = rng.normal(0, 1, (vocab, k)).astype(np.float16)
+    codes = rng.integers(-128, 128, (vocab, k), dtype=np.int8)
+    scales = rng.uniform(0.01, 0.1, vocab).astype(F32)
+    row0, row1 = vocab // 3, vocab
+    for int8 in (False, True):
+        y = np.full((n, vocab + 3), 5, F32)
+        rest = (k, row0, row1, ops.at(x), n, ops.at(y), vocab + 3)
+        if int8:
+            ops.ops.head.i8(ops.at(codes, "int8_t *"), ops.at(scales), *rest)
+            want = lab.dot(x[:, None], codes.astype(F32)[None]) * scales
+        else:
+            ops.ops.head.f16(ops.at(rows, "uint16_t *"), *rest)
+            want = lab.dot(x[:, None], rows.astype(F32)[None])
+        assert_same(y[:, row0:row1].copy(), want[:, row0:])
+        assert (y[:, :row0] == 5).all() and (y[:, row1:] == 5).all()
+
+
+def test_reading_depends_on_every_byte(ops: Ops) -> None:
+    data = np.zeros(1 << 17, np.uint8)
+    seen = {ops.ops.read(ops.at(data, "uint8_t *"), len(data))}
+    for at in (0, 1, 63, 64, 16383, 16384, 65535, 65536, len(data) - 1):
+        data[at] = 1
+        seen.add(ops.ops.read(ops.at(data, "uint8_t *"), len(data)))
+        data[at] = 0
+    assert len(seen) == 10

@@ -1,0 +1,90 @@
+"""What is legal and what is tried: bounds of the partial sums, candidates, defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from bitgen import presets, space
+from bitgen.spec import GemmShape, KernelSpec, Layout, Tile
+from bitgen.targets import TARGETS
+
+SHAPES = sorted({s for name in presets.names() for s in presets.load(name).matrices.values()}, key=lambda s: (s.m, s.k))
+GOOD = KernelSpec("gemm", GemmShape(2560, 2560), "avx2", Layout("i2_s", 4, 128), Tile(nr=8, kc=1280))
+
+
+def test_bounds_of_int16_sums() -> None:
+    """The largest count is in range and the next is not, for every activation -128..127."""
+    assert space.PRODUCT_COLUMNS == 2048
+    products = space.PRODUCT_COLUMNS // 16
+    assert products * 2 * -128 == -(1 << 15) and products * 2 * 127 < 1 << 15
+    assert space.PAIR_COLUMNS // 2 * 256 < 1 << 15 <= (space.PAIR_COLUMNS // 2 + 1) * 256
+    assert space.TRIPLE_COLUMNS // 3 * 384 < 1 << 15 <= (space.TRIPLE_COLUMNS // 3 + 1) * 384
+
+
+@pytest.mark.parametrize("isa", TARGETS)
+@pytest.mark.parametrize("shape", [*SHAPES, GemmShape(1, 1)], ids=lambda s: f"{s.m}x{s.k}")
+def test_every_candidate_and_default_is_legal(isa: str, shape: GemmShape) -> None:
+    plan = space.default_plan(shape, isa)
+    assert [space.legal(spec) for spec in plan.specs(shape, isa)] == [None, None]
+    for thorough in (False, True):
+        layouts = space.candidate_layouts(shape, isa, thorough)
+        assert plan.layout in layouts and len(set(layouts)) == len(layouts)
+        for layout in layouts:
+            for op in ("gemv", "gemm"):
+                tiles = space.candidate_tiles(op, shape, isa, layout, thorough)
+                assert tiles and len(set(tiles)) == len(tiles)
+                assert all(space.legal(KernelSpec(op, shape, isa, layout, t)) is None for t in tiles)
+
+
+def test_thorough_tries_more() -> None:
+    shape = GemmShape(2560, 6912)
+    quick, thorough = (space.candidate_layouts(shape, "avx2", t) for t in (False, True))
+    assert set(quick) < set(thorough)
+    layout = quick[0]
+    quick_tiles, all_tiles = (space.candidate_tiles("gemm", shape, "avx2", layout, t) for t in (False, True))
+    assert set(quick_tiles) < set(all_tiles)
+
+
+def test_formats_offered_by_level() -> None:
+    """A format is offered where it has a template better than portable C; at the scalar level all are."""
+    shape = GemmShape(256, 960)
+    offered = {isa: {layout.format for layout in space.candidate_layouts(shape, isa)} for isa in TARGETS}
+    assert offered == {
+        "avx512vnni": {"i2_s", "tl2"},
+        "avx2": {"i2_s", "tl2"},
+        "dotprod": {"i2_s", "tl1"},
+        "neon": {"i2_s", "tl1"},
+        "scalar": {"i2_s", "tl1", "tl2"},
+    }
+
+
+def test_the_good_one_is_legal() -> None:
+    assert space.legal(GOOD) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"isa": "sse9"}, "unknown ISA"),
+        ({"shape": GemmShape(0, 5)}, "empty"),
+        ({"shape": GemmShape(1 << 30, 1 << 20)}, "2 GiB"),
+        ({"layout": Layout("q4", 4, 128)}, "unknown format"),
+        ({"layout": Layout("i2_s", 3, 128)}, "bm must be one of"),
+        ({"layout": Layout("i2_s", 4, 64)}, "bk must be one of"),
+        ({"layout": Layout("i2_s", 4, 30)}, "multiple of 4"),
+        ({"tile": Tile(nr=8, kc=2560)}, "below K"),
+        ({"tile": Tile(nr=8, kc=-128)}, "below K"),
+        ({"isa": "scalar", "tile": Tile(kc=1280)}, "where the template divides K"),
+        ({"tile": Tile(nr=8, kc=1000)}, "multiple of bk"),
+        ({"tile": Tile(nr=99, kc=1280)}, "nr must be"),
+        ({"tile": Tile(nr=8, kc=1280, prefetch=64)}, "no prefetch"),
+        ({"op": "gemv"}, "only a prefetch"),
+        ({"op": "gemv", "tile": Tile(prefetch=-64)}, "prefetch must be"),
+        ({"layout": Layout("tl2", 64, 288), "tile": Tile()}, "may overflow; at most 255"),
+        ({"layout": Layout("tl1", 64, 256), "isa": "neon", "tile": Tile()}, "may overflow; at most 254"),
+    ],
+)
+def test_reasons(change: dict[str, object], reason: str) -> None:
+    assert reason in str(space.legal(dataclasses.replace(GOOD, **change)))

@@ -1,0 +1,388 @@
+"""End to end against transformers in float32: tiny random models of every family, logits and greedy tokens.
+
+Logits of two right implementations need not be close everywhere. Activations are rounded to int8, and now and
+then one lies so near the middle between two integers that float noise decides; the integers are then one
+apart, and what follows is off by some hundredths. transformers differs from itself like that when its matmuls
+sum in another order. So the reference adopts transformers' integers, after checking that each is a right
+rounding of its own value too, and must then agree everywhere. The runtime's integers cannot be chosen: it must
+agree to 1e-3 wherever no rounding was that close, which is on most short prompts. It keeps keys and values in
+float16, and so does the transformers model it is compared with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="compares with PyTorch models")
+transformers = pytest.importorskip("transformers", reason="compares with transformers")
+
+import hf_models  # noqa: E402
+from hf_models import VOCAB, Tiny  # noqa: E402
+from transformers.models.llama import modeling_llama  # noqa: E402
+
+from bitgen import gguf_io, reference  # noqa: E402
+from bitgen.checkpoint import Checkpoint  # noqa: E402
+from bitgen.convert import HfCheckpoint, convert  # noqa: E402
+from bitgen.engine.model import Model, shipped_path  # noqa: E402
+from bitgen.gguf_container import Container  # noqa: E402
+
+pytestmark = pytest.mark.transformers
+
+TOLERANCE = 1e-4  # of logits with a standard deviation of about 1
+TIE = 1e-3  # steps of int8: how far float noise moves an activation, generously
+
+BITNET = Tiny("BitNetForCausalLM", "autobitlinear")
+LLAMA = Tiny("LlamaForCausalLM", "bitlinear", act="silu", tied=False)
+MODELS = {
+    "bitnet": BITNET,
+    "bitnet-head128-untied-bf16": replace(
+        BITNET, heads=2, kv_heads=1, head_dim=128, tied=False, dtype=torch.bfloat16, seed=1
+    ),
+    "bitnet-head256": replace(BITNET, hidden=512, heads=2, kv_heads=2, head_dim=256, layers=1, seed=2),
+    "bitnet-online": replace(BITNET, online=True, seed=3),
+    "bitnet-online-bf16": replace(BITNET, online=True, dtype=torch.bfloat16, seed=4),
+    "bitnet-unpacked": replace(BITNET, unpacked=True, seed=9),
+    "bitnet-bitlinear": replace(BITNET, linear="bitlinear", seed=5),
+    "llama": replace(LLAMA, seed=6),
+    "llama-head256-bf16": replace(
+        LLAMA,
+        hidden=512,
+        heads=2,
+        kv_heads=1,
+        head_dim=256,
+        eps=1e-6,
+        theta=1000042.0,
+        dtype=torch.bfloat16,
+        seed=7,
+    ),
+    "llama-wide-heads-tied": replace(LLAMA, heads=4, kv_heads=4, head_dim=128, tied=True, seed=8),
+}
+
+
+def f16_cache(module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float, **_: Any) -> Any:
+    """transformers' plain attention on keys and values rounded to float16."""
+    key, value = key.half().float(), value.half().float()
+    return modeling_llama.eager_attention_forward(module, query, key, value, mask, scaling)
+
+
+transformers.AttentionInterface.register("f16_cache", f16_cache)
+transformers.AttentionMaskInterface.register("f16_cache", transformers.masking_utils.eager_mask)
+
+
+class Torch:
+    """A transformers model in float32, and the int8 activations of its linears in the order they ran."""
+
+    def __init__(self, directory: Path, attention: str = "eager") -> None:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            directory, dtype=torch.float32, attn_implementation=attention
+        )
+        # as loaded, scales and unpacked weights keep the type of the file; for float32 they must be cast by hand
+        self.model = torch.nn.Module.float(model).eval()
+        self.integers: list[np.ndarray] = []
+        for module in self.model.modules():
+            if type(module).__name__ in ("BitLinear", "AutoBitLinear"):
+                module.register_forward_pre_hook(lambda _, inputs: self.integers.append(int8(inputs[0][0])))
+
+    def logits(self, tokens: Any) -> np.ndarray:
+        """Logits [n, vocab]; `integers` are those of this call."""
+        self.integers.clear()
+        with torch.no_grad():
+            return self.model(torch.tensor(tokens)[None]).logits[0].numpy()
+
+    def greedy(self, prompt: list[int], steps: int) -> list[int]:
+        ids = self.model.generate(
+            torch.tensor([prompt]), max_new_tokens=steps, do_sample=False, eos_token_id=None, pad_token_id=0
+        )
+        return ids[0, len(prompt) :].tolist()
+
+
+def int8(x: Any) -> np.ndarray:
+    """The integers transformers' linears make of x [n, k]."""
+    scale = 127 / x.abs().max(dim=-1, keepdim=True).values.clamp(min=1e-5)
+    return (x * scale).round().clamp(-128, 127).numpy()
+
+
+def reference_logits(
+    monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint, tokens: Any, integers: list[np.ndarray]
+) -> np.ndarray:
+    """The reference's logits with the given int8 activations, each checked to be a right rounding."""
+    taken = iter(integers)
+    quantise = reference.quantise
+
+    def adopt(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        _, s = quantise(x)
+        theirs = next(taken)
+        assert np.abs(x * s[:, None] - theirs).max() < 0.5 + TIE, "not a rounding of the same activations"
+        return theirs.astype(np.int8), s
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reference, "quantise", adopt)
+        logits = reference.forward(checkpoint, tokens)
+    assert next(taken, None) is None
+    return logits
+
+
+def prompts(count: int, length: int, seed: int = 0, vocab: int = VOCAB) -> list[list[int]]:
+    """Random token ids."""
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, vocab, length).tolist() for _ in range(count)]
+
+
+@pytest.fixture(scope="module", params=MODELS.values(), ids=MODELS)
+def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Torch]:
+    """A model directory and the same in transformers. Odd seeds are stored in two shards."""
+    directory = hf_models.save(request.param, tmp_path_factory.mktemp("hf") / "tiny", 1 + request.param.seed % 2)
+    return directory, Torch(directory)
+
+
+def test_logits(tiny: tuple[Path, Torch], monkeypatch: pytest.MonkeyPatch) -> None:
+    directory, model = tiny
+    for tokens in prompts(4, 24):
+        want = model.logits(tokens)
+        got = reference_logits(monkeypatch, HfCheckpoint(directory), tokens, model.integers)
+        assert np.abs(got - want).max() < TOLERANCE
+
+
+def test_logits_without_help(tiny: tuple[Path, Torch]) -> None:
+    """With the reference's own integers: most short prompts have no rounding so close that it matters."""
+    directory, model = tiny
+    checkpoint = HfCheckpoint(directory)
+    assert agreeing(lambda tokens: reference.forward(checkpoint, tokens), model) >= 0.6
+
+
+def test_greedy(tiny: tuple[Path, Torch], monkeypatch: pytest.MonkeyPatch) -> None:
+    directory, model = tiny
+    prompt = prompts(1, 6)[0]
+    new = model.greedy(prompt, 20)
+    model.logits(prompt + new)
+    logits = reference_logits(monkeypatch, HfCheckpoint(directory), prompt + new, model.integers)
+    assert follows(new, logits[len(prompt) - 1 : -1])
+
+
+def test_through_gguf(tiny: tuple[Path, Torch], tmp_path: Path) -> None:
+    """Directory -> GGUF -> logits: the very same bits as from the directory."""
+    directory, _ = tiny
+    convert(directory, tmp_path / "m.gguf")
+    tokens = prompts(1, 12)[0]
+    want = reference.forward(HfCheckpoint(directory), tokens)
+    assert (reference.forward(gguf_io.open(tmp_path / "m.gguf"), tokens) == want).all()
+
+
+def agreeing(forward: Callable[[list[int]], np.ndarray], model: Torch | OneBitLLM, vocab: int = VOCAB) -> float:
+    """The share of short prompts with all logits those of `model` to 1e-3; no logit may be far off."""
+    close = []
+    for tokens in prompts(16, 2, vocab=vocab):
+        want = model.logits(tokens)
+        off = np.abs(forward(tokens) - want)
+        assert off.max() < 0.3 * want.std(), "further off than a rounding could be"
+        close.append(off.max() < 1e-3)
+    return float(np.mean(close))
+
+
+def follows(new: list[int], logits: np.ndarray, flip: float = 0.0) -> bool:
+    """Are these the greedy tokens of logits [n, vocab]? Nine in ten at least, the rest within `flip` of it."""
+    behind = logits.max(axis=1) - logits[np.arange(len(new)), new]
+    return bool((behind <= max(flip, 2 * TOLERANCE)).all() and (behind <= 2 * TOLERANCE).mean() >= 0.9)
+
+
+# ---- the checks can fail ----
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [{"act": "silu"}, {"linear": "bitlinear"}, {"theta": 20000.0}, {"eps": 1e-2}],
+    ids=lambda f: next(iter(f)),
+)
+def test_a_wrong_config_is_noticed(fault: dict[str, Any], tmp_path: Path) -> None:
+    """SiLU for relu², dividing by the scale for multiplying, another theta or epsilon: logits move visibly."""
+    model = Torch(hf_models.save(BITNET, tmp_path))
+    hf_models.save_config(replace(BITNET, **fault), tmp_path)
+    wrong = HfCheckpoint(tmp_path)
+    for tokens in prompts(4, 24):
+        off = np.abs(reference.forward(wrong, tokens) - model.logits(tokens))
+        assert np.median(off) > 100 * TOLERANCE
+
+
+# ---- the runtime ----
+
+
+def test_runtime(tiny: tuple[Path, Torch], tmp_path: Path) -> None:
+    """Directory -> GGUF -> generated kernels -> logits, by prefill; then greedy tokens, by decode."""
+    directory, _ = tiny
+    convert(directory, tmp_path / "m.gguf")
+    check_runtime(Model.load(tmp_path / "m.gguf"), Torch(directory, "f16_cache"), prompts(1, 6)[0])
+
+
+def check_runtime(model: Model, oracle: Torch | OneBitLLM, prompt: list[int]) -> None:
+    """Logits of short prompts to 1e-3; on a long one, the greedy tokens, and all logits but for roundings."""
+    assert agreeing(model.logits, oracle, model.shape.vocab) >= 0.6
+    new = greedy(model, prompt, 20)
+    want = oracle.logits(prompt + new)
+    spread = float(want.std())
+    assert np.abs(model.logits(prompt + new) - want).max() < 0.3 * spread
+    assert follows(new, want[len(prompt) - 1 : -1], flip=0.2 * spread)
+
+
+def greedy(model: Model, prompt: list[int], steps: int) -> list[int]:
+    """The runtime's greedy continuation, one token at a time."""
+    new: list[int] = []
+    with model.session() as session:
+        logits = session.forward(prompt)
+        for _ in range(steps):
+            new.append(int(logits.argmax()))
+            logits = session.forward(new[-1:])
+    return new
+
+
+@pytest.mark.skipif(not shipped_path().is_file(), reason="the model that ships is not in this checkout")
+def test_the_model_that_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its GGUF, taken apart here by plain code and packed for transformers."""
+    directory = unpack_gguf(shipped_path(), tmp_path)
+    model, oracle = Model.load(), Torch(directory)
+    prompt = model.tokenizer.encode("Once upon a time")
+    new = oracle.greedy(prompt, 20)
+    want = oracle.logits(prompt + new)
+    got = reference_logits(monkeypatch, gguf_io.open(shipped_path()), prompt + new, oracle.integers)
+    assert np.abs(got - want).max() < 1e-3
+    assert follows(new, got[len(prompt) - 1 : -1])
+    check_runtime(model, Torch(directory, "f16_cache"), prompt)
+
+
+MODULES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_norm": "input_layernorm",
+    "attn_sub_norm": "self_attn.attn_sub_norm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_sub_norm": "mlp.ffn_sub_norm",
+}
+
+
+def unpack_gguf(path: Path, directory: Path) -> Path:
+    """A tied bitnet-b1.58 GGUF of I2_S matrices as a packed Hugging Face directory."""
+    file, tensors = Container(path), {}
+    for name, tensor in file.tensors.items():
+        *block, part, _ = name.split(".")
+        module = f"model.layers.{block[1]}.{MODULES[part]}" if block else MODULES[part]
+        raw = np.array(file.bytes_of(tensor))
+        if tensor.type_name == "I2_S":
+            codes, scale = i2_s(raw, tensor.shape)
+            tensors[f"{module}.weight"] = hf_models.pack(torch.from_numpy(codes))
+            tensors[f"{module}.weight_scale"] = torch.from_numpy(scale)
+        else:
+            values = raw.view({"F32": "<f4", "F16": "<f2"}[tensor.type_name]).reshape(tensor.shape)
+            tensors[f"{module}.weight"] = torch.from_numpy(values.astype(np.float32))
+    prefix = file.metadata["general.architecture"] + "."
+    keys = {key.removeprefix(prefix): value for key, value in file.metadata.items()}
+    sizes = {
+        "hidden": keys["embedding_length"],
+        "inter": keys["feed_forward_length"],
+        "layers": keys["block_count"],
+        "heads": keys["attention.head_count"],
+        "kv_heads": keys["attention.head_count_kv"],
+        "head_dim": keys["rope.dimension_count"],
+        "eps": keys["attention.layer_norm_rms_epsilon"],
+        "theta": keys["rope.freq_base"],
+    }
+    extra = {"vocab_size": keys["vocab_size"], "max_position_embeddings": keys["context_length"]}
+    hf_models.save_config(replace(BITNET, extra=extra, **sizes), directory)
+    hf_models.save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+def i2_s(raw: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Codes [M, K] and scale [1]: in each 32 bytes, 128 weights, 32 to a bit pair, the first in the top pair."""
+    m, k = shape
+    blocks = raw[: m * k // 4].reshape(-1, 32)
+    codes = np.concatenate([(blocks >> shift) & 3 for shift in (6, 4, 2, 0)], axis=1)
+    return codes.reshape(m, k).astype(np.int64) - 1, raw[m * k // 4 :][:4].view("<f4")
+
+
+# ---- the custom code of the 1bitLLM models, which transformers does not have ----
+
+
+class OneBitLLM:
+    """Logits by the equations of bitnet_b1_58-large's modeling code, with RoPE as a complex product."""
+
+    def __init__(self, tiny: Tiny, attention: str = "eager") -> None:
+        self.tiny, self.half = tiny, attention == "f16_cache"
+        self.tensors = {name: t.float() for name, t in hf_models.random_tensors(tiny).items()}
+        self.integers: list[np.ndarray] = []
+
+    def logits(self, tokens: Any) -> np.ndarray:
+        self.integers.clear()
+        embedding = self.tensors["model.embed_tokens.weight"]
+        x = embedding[torch.tensor(tokens)]
+        for n in range(self.tiny.layers):
+            at = f"model.layers.{n}."
+            x = x + self.attend(at + "self_attn.", self.norm(at + "input_layernorm", x))
+            x = x + self.feed_forward(at + "mlp.", self.norm(at + "post_attention_layernorm", x))
+        head = embedding if self.tiny.tied else self.tensors["lm_head.weight"]
+        return (self.norm("model.norm", x) @ head.T).numpy()
+
+    def attend(self, at: str, h: Any) -> Any:
+        n, tiny = len(h), self.tiny
+        q, k, v = (self.linear(f"{at}{p}_proj", h).view(n, -1, tiny.head_dim).transpose(0, 1) for p in "qkv")
+        q, k = self.turn(q), self.turn(k)
+        if self.half:
+            k, v = k.half().float(), v.half().float()
+        k, v = (t.repeat_interleave(tiny.heads // tiny.kv_heads, dim=0) for t in (k, v))
+        y = torch.nn.functional.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True)[0]
+        return self.linear(at + "o_proj", self.norm(at + "inner_attn_ln", y.transpose(0, 1).reshape(n, -1)))
+
+    def feed_forward(self, at: str, h: Any) -> Any:
+        inner = torch.nn.functional.silu(self.linear(at + "gate_proj", h)) * self.linear(at + "up_proj", h)
+        return self.linear(at + "down_proj", self.norm(at + "ffn_layernorm", inner))
+
+    def turn(self, x: Any) -> Any:
+        """Components i and i + D/2 as the real and imaginary part of a number turned by p theta^(-2i/D)."""
+        real, imaginary = x.chunk(2, dim=-1)
+        frequency = self.tiny.theta ** (-torch.arange(real.shape[-1]) / real.shape[-1])
+        angle = torch.arange(x.shape[1])[:, None] * frequency
+        turned = torch.complex(real, imaginary) * torch.polar(torch.ones_like(angle), angle)
+        return torch.cat([turned.real, turned.imag], dim=-1)
+
+    def norm(self, module: str, x: Any) -> Any:
+        return self.tensors[module + ".weight"] * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.tiny.eps)
+
+    def linear(self, module: str, x: Any) -> Any:
+        self.integers.append(int8(x))
+        x_scale = 127 / x.abs().max(dim=-1, keepdim=True).values.clamp(min=1e-5)
+        w = self.tensors[module + ".weight"]
+        w_scale = 1 / w.abs().mean().clamp(min=1e-5)
+        w = (w * w_scale).round().clamp(-1, 1) / w_scale
+        return ((x * x_scale).round().clamp(-128, 127) / x_scale) @ w.T
+
+
+ONEBIT = {
+    "head96": Tiny("BitnetForCausalLM", "custom", hidden=384, heads=4, kv_heads=4, head_dim=96, act="silu"),
+    "untied-f16": Tiny("BitnetForCausalLM", "custom", act="silu", tied=False, dtype=torch.float16, seed=1),
+}
+
+
+@pytest.mark.parametrize("model", ONEBIT.values(), ids=ONEBIT)
+def test_1bitllm(model: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = HfCheckpoint(hf_models.save(model, tmp_path))
+    oracle = OneBitLLM(model)
+    for tokens in prompts(4, 24):
+        want = oracle.logits(tokens)
+        got = reference_logits(monkeypatch, checkpoint, tokens, oracle.integers)
+        assert np.abs(got - want).max() < TOLERANCE
+    convert(tmp_path, tmp_path / "m.gguf")
+    again = gguf_io.open(tmp_path / "m.gguf")
+    assert again.shape.activation == "silu"
+    assert (reference.forward(again, tokens) == reference.forward(checkpoint, tokens)).all()
+    check_runtime(Model.load(tmp_path / "m.gguf"), OneBitLLM(model, "f16_cache"), tokens[:6])
