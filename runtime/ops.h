@@ -29,6 +29,9 @@ static inline int32_t padded(int32_t n) { return (int32_t)round_up(n, 16); }
 enum { ATTEND_BLOCK = 256 };
 static inline size_t partial_floats(int32_t head_dim) { return (size_t)padded(head_dim) + 16; }
 
+enum { READ_UNIT = 1 << 16 };
+
+// <cdef>
 typedef struct {
   size_t width; // bytes of a cached number
   // Write position `at` from k float [d], v float [d].
@@ -41,16 +44,13 @@ typedef struct {
   void (*finish)(const float *part, int32_t d, float *y);   // y float [d] = sum p v / sum p
 } bg_attention_ops;
 
-// logits[i * stride + row] = w[row] . x[i] for rows row0 .. row1 - 1 and n tokens; x float [n][k], k % 16 ==
-// 0.
+// logits[i * stride + row] = w[row] . x[i] for rows row0 .. row1 - 1, n tokens; x float [n][k], k % 16 == 0.
 typedef struct {
   void (*f16)(const uint16_t *w, int32_t k, int32_t row0, int32_t row1, const float *x, int32_t n,
               float *logits, size_t stride);
   void (*i8)(const int8_t *w, const float *scales, int32_t k, int32_t row0, int32_t row1, const float *x,
              int32_t n, float *logits, size_t stride);
 } bg_head_ops;
-
-enum { READ_UNIT = 1 << 16 };
 
 struct bg_ops {
   void (*widen)(const uint16_t *row, int32_t n, float *x); // float16 -> float, n % 16 == 0
@@ -74,5 +74,6 @@ struct bg_ops {
   const bg_attention_ops *attention_f16, *attention_f32;
   const bg_head_ops *head;
 };
+// </cdef>
 
 #endif

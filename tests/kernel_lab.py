@@ -9,10 +9,12 @@ import functools
 import shutil
 import struct
 import subprocess
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import emulate_avx512
 import numpy as np
 import numpy.typing as npt
 
@@ -24,20 +26,6 @@ from bitgen.spec import KernelSpec
 
 HERE = Path(__file__).parent
 QEMU_CPU = {"dotprod": "cortex-a76"}  # for other ARM levels the baseline, which traps what it lacks
-SIMDE = Path("/usr/include/simde/x86/avx512.h")
-
-# What the kernels include as <immintrin.h> when their ISA is emulated: SIMDe's portable C, and what it lacks.
-EMULATED_HEADER = """\
-#include <simde/x86/avx512.h>
-static inline int32_t _mm512_reduce_add_epi32(simde__m512i v) {
-  const simde__m512i_private p = simde__m512i_to_private(v);
-  int32_t sum = 0;
-  for (int i = 0; i < 16; i++)
-    sum += p.i32[i];
-  return sum;
-}
-"""
-EMULATED_FLAGS = ("-I.", "-DSIMDE_ENABLE_NATIVE_ALIASES", "-O1")
 
 
 class Unavailable(Exception):
@@ -90,55 +78,48 @@ def _words(jobs: Iterable[Job], specs: Sequence[KernelSpec]) -> Iterable[bytes]:
 
 
 def _command(isa: str, specs: Sequence[KernelSpec]) -> list[str]:
-    """What runs the kernels here: the program itself, with qemu before it, or a build against SIMDe."""
-    prefix = _emulator(isa)
-    why = f"this CPU cannot execute {isa}"
+    """What runs the kernels here: the program itself, or an emulator before it."""
     try:
-        program = _program(isa, (), False)
-        if subprocess.run([*prefix, program, "probe"], capture_output=True).returncode == 0:
-            return [*prefix, str(_program(isa, tuple(specs), False))]
-        if isa.startswith("avx512") and SIMDE.exists():
-            return [str(_program(isa, tuple(specs), True))]
+        probe = _program(isa, ())
+        for prefix in _ways(isa):
+            if subprocess.run([*prefix, probe, "probe"], capture_output=True).returncode == 0:
+                return [*prefix, str(_program(isa, tuple(specs)))]
     except CompileError as e:
-        why = f"no program for {isa}: {str(e).splitlines()[0]}"
-    raise Unavailable(f"{why} (SIMDe would emulate AVX-512: apt-get install libsimde-dev)")
+        raise Unavailable(f"no program for {isa}: {str(e).splitlines()[0]}") from e
+    raise Unavailable(f"neither this CPU nor an emulator here executes {isa} ({emulate_avx512.available()})")
 
 
-def _emulator(isa: str) -> list[str]:
+def _ways(isa: str) -> list[list[str]]:
+    """Command prefixes to try: none where the CPU is of the ISA's architecture, and the emulators that know it."""
     arch = targets.target(isa).arch
-    if arch in ("any", targets.host_arch()):
-        return []
-    qemu = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
-    if arch != "arm64" or qemu is None:
+    ways: list[list[str]] = [[]] if arch in ("any", targets.host_arch()) else []
+    if arch == "arm64" and (qemu := shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")):
+        ways.append([qemu, "-cpu", QEMU_CPU.get(isa, "cortex-a53")])
+    if isa.startswith("avx512") and emulate_avx512.available() is None:
+        ways.append([sys.executable, str(HERE / "emulate_avx512.py")])
+    if not ways:
         raise Unavailable(f"{isa} is of {arch}, and no qemu for it is installed (apt-get install qemu-user-static)")
-    return [qemu, "-cpu", QEMU_CPU.get(isa, "cortex-a53")]
+    return ways
 
 
 @functools.cache
-def _program(isa: str, specs: tuple[KernelSpec, ...], emulated: bool) -> Path:
+def _program(isa: str, specs: tuple[KernelSpec, ...]) -> Path:
     """The program of some kernels, each compiled as a library would compile it."""
     target = targets.target(isa)
     arch = target.arch if target.arch != "any" else targets.host_arch()
-    flags = EMULATED_FLAGS if emulated else target.flags
     sources = {
         "kernel.h": (data.folder("runtime") / "kernel.h").read_text(),
         "lab.c": (HERE / "kernel_lab.c").read_text(),
-        "probe.c": render.render_probe(isa) if not emulated else _no_probe(isa),
+        "probe.c": render.render_probe(isa),
         "table.c": _table(isa, specs),
         **{f"{spec.symbol}.c": render.render_kernel(spec) for spec in specs},
     }
-    if emulated:
-        sources["immintrin.h"] = EMULATED_HEADER
     units = [
-        Unit(file, file.replace(".c", ".o"), flags if file == "probe.c" or file.startswith("bg_") else ())
+        Unit(file, file.replace(".c", ".o"), target.flags if file == "probe.c" or file.startswith("bg_") else ())
         for file in sources
         if file.endswith(".c")
     ]
     return compile.build(f"lab-{isa}", arch, sources, units, {}, program=True).path
-
-
-def _no_probe(isa: str) -> str:
-    return f"#include <stdint.h>\nint32_t bg_probe__{isa}(void);\nint32_t bg_probe__{isa}(void) {{ return 0; }}\n"
 
 
 def _table(isa: str, specs: Sequence[KernelSpec]) -> str:
