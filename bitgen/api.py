@@ -121,9 +121,7 @@ def kernels(model: str | Path, *, isa: str | None = None) -> list[str]:
     """Symbols of the kernels that a model would run with."""
     shape, isa = shape_of(model), isa or library.host_isa()
     matrices = plan.lookup(shape, isa).matrices
-    return list(
-        dict.fromkeys(s.symbol for role, p in matrices.items() for s in p.specs(shape.matrices[role], isa))
-    )
+    return list(dict.fromkeys(s.symbol for role, p in matrices.items() for s in p.specs(shape.matrices[role], isa)))
 
 
 def gen(symbol: str, *, asm: bool = False) -> str:

@@ -75,11 +75,7 @@ def bench(
     if longest + 1 > model.shape.context:
         raise BitgenError(f"{longest} tokens do not fit into the model's context of {model.shape.context}")
     cases = [
-        (t, kind, n)
-        for t in threads
-        for kind, ns in (("prefill", prompts), ("decode", (generate,)))
-        for n in ns
-        if n
+        (t, kind, n) for t in threads for kind, ns in (("prefill", prompts), ("decode", (generate,))) for n in ns if n
     ]
     results, machine = [], {t: limits(model, t) for t in dict.fromkeys(threads)}
     for done, (count, kind, tokens) in enumerate(cases, 1):
@@ -111,11 +107,7 @@ def _measure(model: Model, machine: Limits, kind: str, tokens: int, threads: int
         rates = [tokens / seconds for seconds in timed(session, ids)]
     rate = statistics.median(rates)
     passes = 1 if kind == "prefill" else tokens
-    read = (
-        model.weight_bytes * _chunks(kind, tokens)
-        + model.head_bytes * passes
-        + _cache_bytes(model, kind, tokens)
-    )
+    read = model.weight_bytes * _chunks(kind, tokens) + model.head_bytes * passes + _cache_bytes(model, kind, tokens)
     per_token = read / tokens
     ops = 2 * model.ternary_weights
     return Result(

@@ -159,16 +159,12 @@ def run(prompt: str, model: str | None, max_tokens: int, threads: int | None, te
 @main.command()
 @click.option("--model", required=True, metavar="MODEL", help="A preset name or a GGUF file.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="[default: all CPUs]")
-@click.option(
-    "--quick/--thorough", "quick", default=True, show_default=True, help="How many candidates to try."
-)
+@click.option("--quick/--thorough", "quick", default=True, show_default=True, help="How many candidates to try.")
 @isa_option
 def tune(model: str, threads: int | None, quick: bool, isa: str | None) -> None:
     """Find the fastest kernels for a model's matrices on this CPU."""
     with progress_bar() as listen:
-        report = api.tune(
-            model, threads=threads, effort="quick" if quick else "thorough", isa=isa, listener=listen
-        )
+        report = api.tune(model, threads=threads, effort="quick" if quick else "thorough", isa=isa, listener=listen)
     table = Table(
         title=f"{report.model} on {report.isa}, {report.threads} threads",
         title_justify="left",
@@ -185,9 +181,7 @@ def tune(model: str, threads: int | None, quick: bool, isa: str | None) -> None:
 
 
 @main.command()
-@click.option(
-    "--model", "--preset", "model", default=SHIPPED, show_default=True, help="A preset name or a GGUF file."
-)
+@click.option("--model", "--preset", "model", default=SHIPPED, show_default=True, help="A preset name or a GGUF file.")
 @click.option("--arch", type=click.Choice(["native", *ARCHES]), default="native", show_default=True)
 @click.option("--isa", help="Only this instruction-set level. [default: every level of the architecture]")
 @click.option(
@@ -200,9 +194,7 @@ def tune(model: str, threads: int | None, quick: bool, isa: str | None) -> None:
 def build(model: str, arch: str, isa: str | None, output: Path) -> None:
     """Generate and compile a model's library: sources, spec and libbitgen.so in a folder of their own."""
     with progress_bar() as listen:
-        artefact = api.build(
-            model, arch=arch, isa=isa, root=output, progress=lambda d, t: listen("compiling", d, t)
-        )
+        artefact = api.build(model, arch=arch, isa=isa, root=output, progress=lambda d, t: listen("compiling", d, t))
     click.echo(artefact.path)
 
 
@@ -210,9 +202,7 @@ def build(model: str, arch: str, isa: str | None, output: Path) -> None:
 @click.argument("preset")
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option(
-    "--type", "type_", type=click.Choice(["i2_s", "tq1_0", "tq2_0"]), default="i2_s", show_default=True
-)
+@click.option("--type", "type_", type=click.Choice(["i2_s", "tq1_0", "tq2_0"]), default="i2_s", show_default=True)
 def synth(preset: str, output: Path, seed: int, type_: Any) -> None:
     """Write a model of a preset's exact shape with random weights, for tuning and benchmarks."""
     with progress_bar() as listen:
@@ -223,9 +213,7 @@ def synth(preset: str, output: Path, seed: int, type_: Any) -> None:
 @main.command()
 @click.argument("source", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path))
-@click.option(
-    "--type", "type_", type=click.Choice(["i2_s", "tq1_0", "tq2_0"]), default="i2_s", show_default=True
-)
+@click.option("--type", "type_", type=click.Choice(["i2_s", "tq1_0", "tq2_0"]), default="i2_s", show_default=True)
 def convert(source: Path, output: Path, type_: Any) -> None:
     """Convert a Hugging Face checkpoint folder to GGUF."""
     with progress_bar() as listen:
@@ -243,9 +231,7 @@ def convert(source: Path, output: Path, type_: Any) -> None:
     show_default=True,
     help="Thread counts, like 1,2.",
 )
-@click.option(
-    "--prompt", callback=numbers, default="128", show_default=True, help="Prefill lengths, like 128,512."
-)
+@click.option("--prompt", callback=numbers, default="128", show_default=True, help="Prefill lengths, like 128,512.")
 @click.option("--gen", type=click.IntRange(min=0), default=64, show_default=True, help="Tokens to decode.")
 @isa_option
 @head_option
@@ -295,9 +281,7 @@ def bench(
         )
     OUT.print(table)
     for count, rate in report["host"]["read_gb_s"].items():
-        click.echo(
-            f"{count} thread(s): reads {rate:.1f} GB/s, peak {report['host']['peak_gop_s'][count]:.0f} GOP/s"
-        )
+        click.echo(f"{count} thread(s): reads {rate:.1f} GB/s, peak {report['host']['peak_gop_s'][count]:.0f} GOP/s")
 
 
 @main.command()

@@ -159,9 +159,7 @@ def build(
         "flags": flags,
         "link": link,
         "units": [(u.source, u.object, u.flags) for u in units],
-        "sources": {
-            file: hashlib.sha256(text.encode()).hexdigest() for file, text in sorted(sources.items())
-        },
+        "sources": {file: hashlib.sha256(text.encode()).hexdigest() for file, text in sorted(sources.items())},
     }
     digest = hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()[:16]
     root = root or cache_root() / "build"
@@ -287,7 +285,5 @@ def _run(compiler: Compiler, arguments: Iterable[str], cwd: Path, what: str) -> 
     if out.returncode != 0:
         (cwd / "build.log").write_text(log)
         words = "\n".join(f"  {line}" for line in out.stderr.splitlines()[:12])
-        raise CompileError(
-            f"{what} failed (exit code {out.returncode})\n  command: {shlex.join(command)}\n{words}"
-        )
+        raise CompileError(f"{what} failed (exit code {out.returncode})\n  command: {shlex.join(command)}\n{words}")
     return log

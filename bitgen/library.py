@@ -62,9 +62,7 @@ def for_model(
     levels = [Level.of_model(shape, lookup) for lookup in lookups]
     spec = {
         "model": asdict(shape),
-        "levels": {
-            lookup.isa: {role: asdict(plan) for role, plan in lookup.matrices.items()} for lookup in lookups
-        },
+        "levels": {lookup.isa: {role: asdict(plan) for role, plan in lookup.matrices.items()} for lookup in lookups},
     }
     return assemble(
         shape.name, levels, spec, arch=arch, root=root, program=program, sanitize=sanitize, progress=progress
@@ -120,9 +118,7 @@ def isa_index(lib: Any, isa: str) -> int:
         raise UnsupportedError(f"the library holds no ISA level {isa!r}, only {', '.join(names)}")
     index = names.index(isa)
     if not lib.bg_isa_runs(index):
-        raise UnsupportedError(
-            f"this CPU cannot execute {isa!r}; leave --isa out and the best that runs is taken"
-        )
+        raise UnsupportedError(f"this CPU cannot execute {isa!r}; leave --isa out and the best that runs is taken")
     return index
 
 

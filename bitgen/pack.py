@@ -48,9 +48,9 @@ def header(checkpoint: Checkpoint, lookup: Lookup, head: Head, file_bytes: int) 
 def path_for(source: Path, lookup: Lookup, head: Head, reading: str) -> Path:
     """Where the packed form of a model file is cached.
 
-    The key covers the layouts, the head, how the file was read and the source's identity: size, time of change, its first MiB
-    (all of the metadata's start) and 64 samples of 4 KiB spread over the rest. Reading all of a model at
-    every start would cost more than loading it.
+    The key covers the layouts, the head, how the file was read and the source's identity: size, time of change,
+    its first MiB (all of the metadata's start) and 64 samples of 4 KiB spread over the rest. Reading all of a
+    model at every start would cost more than loading it.
     """
     stat = source.stat()
     digest = hashlib.sha256(

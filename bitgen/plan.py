@@ -78,9 +78,7 @@ def cpu_name() -> str:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         text = ""
-    fields = dict(
-        re.findall(r"^(model name|cpu family|model|CPU implementer|CPU part)\s*:\s*(.+)$", text, re.M)
-    )
+    fields = dict(re.findall(r"^(model name|cpu family|model|CPU implementer|CPU part)\s*:\s*(.+)$", text, re.M))
     return " ".join(fields[k] for k in sorted(fields)) or "unknown CPU"
 
 

@@ -182,11 +182,7 @@ def tune(
         plan = Plan(isa, plans.cpu_name(), plans.template_stamp(), compiler)
     for shape in dict.fromkeys(shapes):
         known = plan.decisions.get(shape)
-        if (
-            known
-            and known.evidence["threads"] == threads
-            and known.evidence["effort"] in (effort, "thorough")
-        ):
+        if known and known.evidence["threads"] == threads and known.evidence["effort"] in (effort, "thorough"):
             continue
         plan.decisions[shape] = decide(shape, isa, threads, effort, listener)
         plan.threads = threads
@@ -217,9 +213,7 @@ def decide(shape: GemmShape, isa: str, threads: int, effort: Effort, listener: L
 
     def run(stage: str, field: list[KernelSpec]) -> dict[KernelSpec, float]:
         steps = iter(range(1, race_rounds(len(field)) + 1))
-        return race(
-            field, lab.seconds, lambda: listener(f"{name} {stage}", next(steps), race_rounds(len(field)))
-        )
+        return race(field, lab.seconds, lambda: listener(f"{name} {stage}", next(steps), race_rounds(len(field))))
 
     decode = run("decode", [s for s in specs if s.op == "gemv"])
     layouts = dict.fromkeys(s.layout for s in sorted(decode, key=decode.__getitem__))

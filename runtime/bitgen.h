@@ -27,6 +27,8 @@ enum {
   BG_E_THREAD = -11,    // a worker thread cannot be started
 };
 
+enum { BG_CACHE_F16 = 0, BG_CACHE_F32 = 1 };
+
 typedef struct bg_model bg_model;      // mapped weights, shared by sessions
 typedef struct bg_session bg_session;  // buffers, KV cache, threads of one conversation
 
@@ -45,10 +47,8 @@ int32_t bg_vocab(const bg_model *model);
 int32_t bg_context(const bg_model *model);   // the longest context the model was made for
 
 // A session owns every buffer that forward touches; forward allocates nothing.
-int32_t bg_session_open(bg_model *model, int32_t threads, int32_t context, bg_session **out);
-// The same with the KV cache in float32 instead of float16: twice its size, and as near as possible to models
-// that do not round there.
-int32_t bg_session_open_f32(bg_model *model, int32_t threads, int32_t context, bg_session **out);
+// cache: BG_CACHE_F16, or BG_CACHE_F32 for comparisons with models that do not round keys and values (twice the size).
+int32_t bg_session_open(bg_model *model, int32_t threads, int32_t context, int32_t cache, bg_session **out);
 void bg_session_close(bg_session *session);
 int32_t bg_position(const bg_session *session);               // tokens in the KV cache
 int32_t bg_rewind(bg_session *session, int32_t position);     // forget tokens after `position`

@@ -115,7 +115,7 @@ static int run_model(const char *path, int32_t count, const options *o) {
   const int32_t n = read_ids(&ids);
   int32_t code = n < 0 ? BG_E_MEMORY : n == 0 ? BG_E_ARGUMENT : bg_open(path, isa_number(o->isa), &model);
   if (code == BG_OK)
-    code = bg_session_open(model, o->threads, o->context ? o->context : bg_context(model), &session);
+    code = bg_session_open(model, o->threads, o->context ? o->context : bg_context(model), BG_CACHE_F16, &session);
   if (code == BG_OK) {
     const size_t vocab = (size_t)bg_vocab(model);
     code = count < 0 ? print_logits(session, ids, n, o->chunk, vocab)

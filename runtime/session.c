@@ -403,18 +403,14 @@ static int32_t open_session(const bg_model *model, const bg_attention_ops *atten
   return code;
 }
 
-int32_t bg_session_open(bg_model *model, int32_t threads, int32_t context, bg_session **out) {
+int32_t bg_session_open(bg_model *model, int32_t threads, int32_t context, int32_t cache, bg_session **out) {
   if (!model || !out)
     return BG_E_ARGUMENT;
   *out = NULL;
-  return open_session(model, model->isa->ops->attention_f16, threads, context, out);
-}
-
-int32_t bg_session_open_f32(bg_model *model, int32_t threads, int32_t context, bg_session **out) {
-  if (!model || !out)
+  if (cache != BG_CACHE_F16 && cache != BG_CACHE_F32)
     return BG_E_ARGUMENT;
-  *out = NULL;
-  return open_session(model, model->isa->ops->attention_f32, threads, context, out);
+  const bg_ops *ops = model->isa->ops;
+  return open_session(model, cache == BG_CACHE_F16 ? ops->attention_f16 : ops->attention_f32, threads, context, out);
 }
 
 void bg_session_close(bg_session *s) {

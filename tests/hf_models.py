@@ -8,9 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault(
-    "TORCHDYNAMO_DISABLE", "1"
-)  # transformers' BitNet code would compile itself, for minutes
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # transformers' BitNet code would compile itself, for minutes
 
 import torch
 from safetensors.torch import save_file
@@ -102,9 +100,7 @@ class Tiny:
         lengths = {"input_layernorm": self.hidden, "post_attention_layernorm": self.hidden}
         if self.sub_norms:
             lengths |= dict(zip(self.sub_norms, (self.heads * self.head_dim, self.inter), strict=True))
-        layers = {
-            f"model.layers.{n}.{name}": size for n in range(self.layers) for name, size in lengths.items()
-        }
+        layers = {f"model.layers.{n}.{name}": size for n in range(self.layers) for name, size in lengths.items()}
         return {**layers, "model.norm": self.hidden}
 
 
@@ -121,9 +117,7 @@ def random_tensors(tiny: Tiny) -> dict[str, torch.Tensor]:
             scale = 0.02 + 0.02 * torch.rand(1, generator=rng)
             codes = torch.randint(-1, 2, (m, k), generator=rng)
             tensors[f"{module}.weight"] = codes.to(tiny.dtype) if tiny.unpacked else pack(codes)
-            tensors[f"{module}.weight_scale"] = (scale if tiny.linear == "autobitlinear" else 1 / scale).to(
-                tiny.dtype
-            )
+            tensors[f"{module}.weight_scale"] = (scale if tiny.linear == "autobitlinear" else 1 / scale).to(tiny.dtype)
         else:
             tensors[f"{module}.weight"] = (0.03 * torch.randn(m, k, generator=rng)).to(tiny.dtype)
     for module, size in tiny.norms().items():

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from bitgen import compile, data, library, pack, plan, space, targets
 from bitgen.compile import Artefact
 from bitgen.engine import binding
+from bitgen.engine.model import CACHES, Cache
 from bitgen.reference import gemm_int, quantise
 from bitgen.spec import MatrixPlan, ModelShape
 from bitgen.synth import SynthCheckpoint
@@ -248,12 +249,12 @@ class Bench:
         """The loaded library."""
         return binding.load(self.artefact.path)
 
-    def open(self, level: int = 0, threads: int = 1, context: int | None = None, cache: str = "f16") -> Session:
+    def open(self, level: int = 0, threads: int = 1, context: int | None = None, cache: Cache = "f16") -> Session:
         """A session of the model at one level."""
         return Session(self, self.packed[level], level, threads, context or self.shape.context, cache)
 
     def logits(
-        self, tokens: Sequence[int], level: int = 0, threads: int = 1, chunk: int | None = None, cache: str = "f16"
+        self, tokens: Sequence[int], level: int = 0, threads: int = 1, chunk: int | None = None, cache: Cache = "f16"
     ) -> FloatArray:
         """float32 [n, vocab], the tokens given in calls of `chunk`."""
         chunk = chunk or len(tokens)
@@ -265,12 +266,11 @@ class Bench:
 class Session:
     """The C API, one call to a method; codes come back as they are."""
 
-    def __init__(self, bench: Bench, path: Path, level: int, threads: int, context: int, cache: str) -> None:
+    def __init__(self, bench: Bench, path: Path, level: int, threads: int, context: int, cache: Cache) -> None:
         self.lib, self.vocab, self.ffi = bench.lib, bench.shape.vocab, binding.ffi()
         model, session = self.ffi.new("bg_model **"), self.ffi.new("bg_session **")
-        opener = self.lib.bg_session_open if cache == "f16" else self.lib.bg_session_open_f32
         assert self.lib.bg_open(str(path).encode(), level, model) == 0
-        assert opener(model[0], threads, context, session) == 0
+        assert self.lib.bg_session_open(model[0], threads, context, CACHES[cache], session) == 0
         self.model, self.handle = model[0], session[0]
 
     def forward(self, tokens: Sequence[int]) -> FloatArray:

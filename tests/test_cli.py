@@ -15,9 +15,7 @@ import pytest
 BITGEN = [sys.executable, "-m", "bitgen"]
 
 
-def bitgen(
-    *args: str, stdin: str = "", ok: bool = True, timeout: int = 300
-) -> subprocess.CompletedProcess[str]:
+def bitgen(*args: str, stdin: str = "", ok: bool = True, timeout: int = 300) -> subprocess.CompletedProcess[str]:
     out = subprocess.run([*BITGEN, *args], input=stdin, capture_output=True, text=True, timeout=timeout)
     if ok:
         assert out.returncode == 0, out.stderr
@@ -35,9 +33,7 @@ def test_run_is_repeatable_and_separates_text_from_timing() -> None:
 
 
 def test_run_gives_the_same_text_at_any_thread_count() -> None:
-    texts = {
-        bitgen("run", "-p", "The dog", "-n", "16", "--seed", "3", "-t", t).stdout for t in ("1", "2", "3")
-    }
+    texts = {bitgen("run", "-p", "The dog", "-n", "16", "--seed", "3", "-t", t).stdout for t in ("1", "2", "3")}
     assert len(texts) == 1
 
 

@@ -22,9 +22,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def build(text: str = ANSWER, flags: tuple[str, ...] = (), root: Path | None = None) -> Artefact:
-    return compile.build(
-        "t", ARCH, {"a.c": text}, [Unit("a.c", "a.o", flags)], {"made": "for a test"}, root=root
-    )
+    return compile.build("t", ARCH, {"a.c": text}, [Unit("a.c", "a.o", flags)], {"made": "for a test"}, root=root)
 
 
 def test_a_build_works_and_is_cached(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,9 +92,7 @@ def test_processes_building_the_same_do_not_disturb_each_other(cache: Path) -> N
         "a = compile.build('t', targets.host_arch(), {'a.c': 'int x;\\n'}, [compile.Unit('a.c', 'a.o')], {})\n"
         "print(a.path.exists())"
     )
-    running = [
-        subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(4)
-    ]
+    running = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(4)]
     assert [p.communicate(timeout=120)[0].strip() for p in running] == ["True"] * 4
     assert len(list((cache / "build").iterdir())) == 1
 

@@ -61,11 +61,7 @@ def test_same_bits_however_the_tokens_come(model: bitgen.Model, expected: np.nda
 def layouts_of(shape: ModelShape, isa: str) -> list[plan.Lookup]:
     """A look-up per format that the ISA has a kernel for, other than the default."""
     found = []
-    names = {
-        layout.format
-        for gemm in shape.matrices.values()
-        for layout in space.candidate_layouts(gemm, isa, True)
-    }
+    names = {layout.format for gemm in shape.matrices.values() for layout in space.candidate_layouts(gemm, isa, True)}
     for name in sorted(names):
         matrices = {}
         for role, gemm in shape.matrices.items():
@@ -144,9 +140,7 @@ def test_generation_ends_where_the_context_is_full(model: bitgen.Model) -> None:
         (lambda s: s.rewind(-1), "rewind"),
     ],
 )
-def test_wrong_calls_are_clear_errors_and_harmless(
-    model: bitgen.Model, expected: np.ndarray, action, words
-) -> None:  # type: ignore[no-untyped-def]
+def test_wrong_calls_are_clear_errors_and_harmless(model: bitgen.Model, expected: np.ndarray, action, words) -> None:  # type: ignore[no-untyped-def]
     with model.session() as session:
         with pytest.raises(EngineError, match=words):
             action(session)
@@ -213,7 +207,5 @@ def test_a_failed_packing_leaves_nothing(tmp_path: Path) -> None:
 
 def test_many_processes_may_start_at_once() -> None:
     script = "import bitgen; print(''.join(bitgen.Model.load(threads=1).generate('A', 3, temperature=0)))"
-    running = [
-        subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(3)
-    ]
+    running = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(3)]
     assert len({p.communicate(timeout=300)[0] for p in running}) == 1

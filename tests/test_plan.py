@@ -24,9 +24,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def host_plan(decision: MatrixPlan, stamp: str | None = None) -> Plan:
-    made = Plan(
-        ISA, plan.cpu_name(), stamp or plan.template_stamp(), "clang", 1, decisions={GEMM: Decision(decision)}
-    )
+    made = Plan(ISA, plan.cpu_name(), stamp or plan.template_stamp(), "clang", 1, decisions={GEMM: Decision(decision)})
     plan.save(made, plan.host_path(ISA))
     return made
 
@@ -62,9 +60,7 @@ def test_every_preset_has_legal_defaults(isa: str) -> None:
             assert all(space.legal(s) is None for s in space.default_plan(gemm, isa).specs(gemm, isa))
 
 
-@pytest.mark.parametrize(
-    "path", sorted((data.folder("presets") / "plans").glob("*.json")), ids=lambda p: p.stem
-)
+@pytest.mark.parametrize("path", sorted((data.folder("presets") / "plans").glob("*.json")), ids=lambda p: p.stem)
 def test_shipped_plans_are_legal(path: Path) -> None:
     shipped = plan.load(path)
     assert shipped is not None and shipped.isa == path.stem and shipped.decisions

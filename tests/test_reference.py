@@ -48,9 +48,7 @@ class RandomCheckpoint:
 
     def dense(self, name: str) -> np.ndarray:
         size = tensor_shapes(self.shape)[name]
-        values = (
-            self._rng(name).normal(size=size) if len(size) == 2 else self._rng(name).uniform(0.5, 1.5, size)
-        )
+        values = self._rng(name).normal(size=size) if len(size) == 2 else self._rng(name).uniform(0.5, 1.5, size)
         return values.astype(np.float16 if len(size) == 2 else np.float32)
 
     def _rng(self, name: str) -> np.random.Generator:
@@ -108,8 +106,7 @@ def test_bit_linear_is_near_the_float_product() -> None:
 def test_rms_norm() -> None:
     x, gain = normal(3, 40), normal(40, seed=1)
     want = [
-        [g * v / math.sqrt(sum(u * u for u in row) / 40 + 0.1) for g, v in zip(gain, row, strict=True)]
-        for row in x
+        [g * v / math.sqrt(sum(u * u for u in row) / 40 + 0.1) for g, v in zip(gain, row, strict=True)] for row in x
     ]
     y = reference.rms_norm(x, gain, 0.1)
     assert y.dtype == np.float32 and np.allclose(y, want, rtol=1e-6, atol=0)

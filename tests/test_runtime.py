@@ -145,8 +145,16 @@ def test_wrong_calls_change_nothing() -> None:
         assert lib.bg_rewind(session.handle, 0) == 0
         assert same_bits(session.forward(tokens), first)
         other = session.ffi.new("bg_session **")
-        for threads, context in ((0, 6), (-1, 6), (1 << 20, 6), (1, 0), (1, 601), (1, -5)):
-            assert lib.bg_session_open(session.model, threads, context, other) == E["BG_E_ARGUMENT"]
+        for threads, context, cache in (
+            (0, 6, 0),
+            (-1, 6, 0),
+            (1 << 20, 6, 0),
+            (1, 0, 0),
+            (1, 601, 0),
+            (1, -5, 0),
+            (1, 6, 2),
+        ):
+            assert lib.bg_session_open(session.model, threads, context, cache, other) == E["BG_E_ARGUMENT"]
             assert other[0] == none
 
 

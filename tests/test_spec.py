@@ -30,9 +30,7 @@ def test_other_text_is_no_symbol() -> None:
 
 
 def test_matrices_fuse_their_parts() -> None:
-    shape = ModelShape(
-        *("t", "bitnet-b1.58", 2560, 6912, 30, 20, 5, 128, 128256, 4096, 5e5, 1e-5, "relu2", True, True)
-    )
+    shape = ModelShape(*("t", "bitnet-b1.58", 2560, 6912, 30, 20, 5, 128, 128256, 4096, 5e5, 1e-5, "relu2", True, True))
     assert shape.matrices == {
         "qkv": GemmShape(3840, 2560),
         "o": GemmShape(2560, 2560),

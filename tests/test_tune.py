@@ -35,9 +35,7 @@ def test_race_is_fair_to_drift() -> None:
 
 def test_race_survives_outliers() -> None:
     calls = iter(range(10**6))
-    medians = tune.race(
-        ["slow", "fast"], lambda c: 50.0 if next(calls) == 1 else {"slow": 2.0, "fast": 1.0}[c]
-    )
+    medians = tune.race(["slow", "fast"], lambda c: 50.0 if next(calls) == 1 else {"slow": 2.0, "fast": 1.0}[c])
     assert medians == {"slow": 2.0, "fast": 1.0}
 
 

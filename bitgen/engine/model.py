@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ from bitgen.engine.tokenizer import Stream, Tokenizer
 from bitgen.errors import BitgenError, EngineError
 from bitgen.formats import FORMATS
 from bitgen.spec import ModelShape
+
+Cache = Literal["f16", "f32"]
+CACHES: dict[Cache, int] = {"f16": 0, "f32": 1}  # BG_CACHE_F16, BG_CACHE_F32
 
 SHIPPED = "stories"
 """The model that ships with bitgen."""
@@ -85,16 +88,16 @@ class Session:
     Close it, or use it as a context manager. Tokens are appended by `forward`; `rewind` forgets the latest.
     """
 
-    def __init__(self, model: Model, threads: int | None = None, context: int | None = None) -> None:
+    def __init__(
+        self, model: Model, threads: int | None = None, context: int | None = None, cache: Cache = "f16"
+    ) -> None:
         self._lib, self._model = model.lib, model
         self._vocab = model.shape.vocab
         self.threads = threads or model.threads
         self.context = model.shape.context if context is None else context
         out = binding.ffi().new("bg_session **")
-        code = self._lib.bg_session_open(model._handle, self.threads, self.context, out)
-        binding.check(
-            self._lib, code, f"cannot open a session of {self.context} tokens on {self.threads} threads"
-        )
+        code = self._lib.bg_session_open(model._handle, self.threads, self.context, CACHES[cache], out)
+        binding.check(self._lib, code, f"cannot open a session of {self.context} tokens on {self.threads} threads")
         self._handle = out[0]
 
     @property
@@ -124,17 +127,13 @@ class Session:
         binding.check(self._lib, code, what)
         return logits
 
-    def sample(
-        self, how: Sampling, logits: npt.NDArray[np.float32], history: Sequence[int], step: int
-    ) -> int:
+    def sample(self, how: Sampling, logits: npt.NDArray[np.float32], history: Sequence[int], step: int) -> int:
         """The next token from logits [vocab]; the same seed and step give the same draw on every host."""
         ffi, past = (
             binding.ffi(),
             np.asarray(history[-how.repeat_last :] if how.repeat_last else [], np.int32),
         )
-        params = ffi.new(
-            "bg_sampling *", {name: getattr(how, name) for name in Sampling.__dataclass_fields__}
-        )
+        params = ffi.new("bg_sampling *", {name: getattr(how, name) for name in Sampling.__dataclass_fields__})
         code = self._lib.bg_sample(
             self._open(),
             params,
@@ -213,10 +212,10 @@ class Model:
         checkpoint = gguf_io.open(source, i2s_layout=i2s_layout, activation=activation)
         lookup = plans.lookup(checkpoint.shape, isa or library.host_isa())
         report = progress or (lambda *_: None)
-        artefact = library.for_model(
-            checkpoint.shape, [lookup], progress=lambda d, t: report("compiling", d, t)
+        artefact = library.for_model(checkpoint.shape, [lookup], progress=lambda d, t: report("compiling", d, t))
+        packed = pack.ensure(
+            source, checkpoint, lookup, head, i2s_layout, progress=lambda d, t: report("packing", d, t)
         )
-        packed = pack.ensure(source, checkpoint, lookup, head, i2s_layout, progress=lambda d, t: report("packing", d, t))
         tokenizer = Tokenizer.from_metadata(checkpoint.metadata)
         model = cls(source, checkpoint.shape, tokenizer, lookup, artefact, packed, head, threads)
         model.load_s = time.perf_counter() - started
@@ -237,8 +236,7 @@ class Model:
         """Packed ternary bytes that one token reads."""
         matrices = self.lookup.matrices.items()
         layer = sum(
-            FORMATS[p.layout.format].geometry(self.shape.matrices[r], p.layout).weight_bytes
-            for r, p in matrices
+            FORMATS[p.layout.format].geometry(self.shape.matrices[r], p.layout).weight_bytes for r, p in matrices
         )
         return self.shape.layers * layer
 
@@ -247,13 +245,16 @@ class Model:
         """Bytes of the LM head that one token's logits read."""
         return self.shape.vocab * self.shape.hidden * (2 if self.head == "f16" else 1)
 
-    def session(self, threads: int | None = None, context: int | None = None) -> Session:
-        """A new conversation of at most `context` tokens (default: all the model was made for)."""
-        return Session(self, threads, context)
+    def session(self, threads: int | None = None, context: int | None = None, cache: Cache = "f16") -> Session:
+        """A new conversation of at most `context` tokens (default: all the model was made for).
 
-    def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        cache: the type that keys and values are kept in; "f32" is for comparisons with models that do not round them.
+        """
+        return Session(self, threads, context, cache)
+
+    def logits(self, tokens: Sequence[int], *, cache: Cache = "f16") -> npt.NDArray[np.float32]:
         """Logits float32 [n, vocab] after each of n tokens, computed from an empty context."""
-        with self.session(context=max(len(tokens), 1)) as session:
+        with self.session(context=max(len(tokens), 1), cache=cache) as session:
             return session.forward(tokens, every=True)
 
     def generate(
@@ -292,9 +293,7 @@ class Generation:
         model, timing = self.model, self.timing
         prompt = model.tokenizer.encode(self.prompt)
         if not prompt:
-            raise BitgenError(
-                "the prompt is empty and this model has no begin-of-text token; give it some text"
-            )
+            raise BitgenError("the prompt is empty and this model has no begin-of-text token; give it some text")
         context = model.shape.context
         if len(prompt) >= context:
             raise BitgenError(f"the prompt has {len(prompt)} tokens, the model's context holds {context}")
@@ -310,9 +309,7 @@ class Generation:
                 if step:
                     logits = session.forward(self.token_ids[-1:])
                 token = session.sample(self.sampling, logits, prompt + self.token_ids, step)
-                timing.decode_s += (
-                    time.perf_counter() - started if step else 0.0
-                )  # step 0 samples the prefill
+                timing.decode_s += time.perf_counter() - started if step else 0.0  # step 0 samples the prefill
                 if token in stops:
                     timing.stopped = "stop token"
                     break
