@@ -18,6 +18,7 @@ from bitgen.errors import BitgenError
 from bitgen.tune import stream_bytes
 
 RUNS = 5
+CHUNK = 128  # tokens that the runtime takes through the layers at once (runtime/session.h)
 
 
 @dataclass(frozen=True)
@@ -143,9 +144,6 @@ def _decode(session: Session, ids: list[int]) -> Iterator[float]:
 def _chunks(kind: str, tokens: int) -> int:
     """How often the weights are read: once a token in decode, once a chunk in prefill."""
     return tokens if kind == "decode" else -(-tokens // CHUNK)
-
-
-CHUNK = 128  # tokens of one prefill step: BG_CHUNK of the runtime
 
 
 def _cache_bytes(model: Model, kind: str, tokens: int) -> int:

@@ -158,7 +158,7 @@ def run(prompt: str, model: str | None, max_tokens: int, threads: int | None, te
 
 @main.command()
 @click.option("--model", required=True, metavar="MODEL", help="A preset name or a GGUF file.")
-@click.option("--threads", type=click.IntRange(1, 1024), help="[default: all CPUs]")
+@click.option("--threads", type=click.IntRange(1, 1024), help="The most threads to use. [default: all CPUs]")
 @click.option("--quick/--thorough", "quick", default=True, show_default=True, help="How many candidates to try.")
 @isa_option
 def tune(model: str, threads: int | None, quick: bool, isa: str | None) -> None:

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,6 @@ class Plan:
     cpu: str
     stamp: str = ""  # hash of the templates the decisions were measured with
     compiler: str = ""
-    threads: int | None = None  # the count that decoded fastest; None: all cores
-    bandwidth: dict[str, float] = field(default_factory=dict)  # threads -> measured read bytes/s
     decisions: dict[GemmShape, Decision] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -122,12 +121,19 @@ class Lookup:
     isa: str
     matrices: dict[str, MatrixPlan]
     sources: dict[str, str]  # role -> "tuned on this host" | "shipped" | "default"
-    threads: int | None
+    threads: int | None  # the count that decodes fastest, where this host has measured it
 
     @property
     def layout_key(self) -> str:
         """The key that a packed model and a library must agree on."""
         return ";".join(f"{role}={plan.layout}" for role, plan in self.matrices.items())
+
+
+def best_threads(decisions: Sequence[Decision]) -> int | None:
+    """The thread count with the least measured decode time over some matrices; None without measurements."""
+    times = [d.evidence.get("gemv", {}).get("seconds_by_threads", {}) for d in decisions]
+    counts = set.intersection(*map(set, times)) if times else set()
+    return int(min(counts, key=lambda n: sum(t[n] for t in times))) if counts else None
 
 
 def lookup(shape: ModelShape, isa: str) -> Lookup:
@@ -147,4 +153,5 @@ def lookup(shape: ModelShape, isa: str) -> Lookup:
             if decision and not any(space.legal(spec) for spec in decision.plan.specs(gemm, isa)):
                 matrices[role], sources[role] = decision.plan, source
                 break
-    return Lookup(isa, matrices, sources, host.threads if host else None)
+    tuned = [host.decisions[g] for r, g in shape.matrices.items() if host and sources[r] == "tuned on this host"]
+    return Lookup(isa, matrices, sources, best_threads(tuned))

@@ -117,7 +117,7 @@ class Lab:
                     f"kernel {spec.symbol} differs from the oracle; please report it with your CPU's name"
                 )
 
-    def seconds(self, spec: KernelSpec) -> float:
+    def seconds(self, spec: KernelSpec, threads: int | None = None) -> float:
         """Median seconds of one call: decode on weights that stream from memory, prefill on PREFILL_TOKENS tokens."""
         n, reps = (1, 24) if spec.op == "gemv" else (PREFILL_TOKENS, 2)
         size = self._info(spec).weight_bytes
@@ -129,7 +129,7 @@ class Lab:
         out = np.empty(reps)
         code = self._lib.bg_kernel_time(
             *(self._isa, self._index[spec], _at("uint8_t *", start), copies, _at("int8_t *", self._q)),
-            *(n, self.threads, reps, _at("double *", out)),
+            *(n, threads or self.threads, reps, _at("double *", out)),
         )
         binding.check(self._lib, code, f"cannot time {spec.symbol}")
         return float(np.median(out))
@@ -185,7 +185,6 @@ def tune(
         if known and known.evidence["threads"] == threads and known.evidence["effort"] in (effort, "thorough"):
             continue
         plan.decisions[shape] = decide(shape, isa, threads, effort, listener)
-        plan.threads = threads
         plans.save(plan, path)
     return plan
 
@@ -224,6 +223,7 @@ def decide(shape: GemmShape, isa: str, threads: int, effort: Effort, listener: L
         return decode[pair[0]] + prefill[pair[1]] / PREFILL_TOKENS
 
     gemv, gemm = min(((v, g) for v in decode for g in prefill if v.layout == g.layout), key=cost)
+    counts = [str(1 << i) for i in range(threads.bit_length()) if 1 << i < threads] + [str(threads)]
     bandwidth = lab.bandwidth()
     default_gemv, default_gemm = default.specs(shape, isa)
     operations = 2 * shape.m * shape.k * PREFILL_TOKENS / prefill[gemm]
@@ -235,6 +235,7 @@ def decide(shape: GemmShape, isa: str, threads: int, effort: Effort, listener: L
         "gemv": {
             "seconds": decode[gemv],
             "default_seconds": decode[default_gemv],
+            "seconds_by_threads": race(counts, lambda count: lab.seconds(gemv, int(count))),
             "gb_s": rate / 1e9,
             "bandwidth_share": rate / bandwidth,
             "tried": {s.symbol: t for s, t in decode.items()},

@@ -17,6 +17,8 @@ SHAPE = presets.load("stories")
 GEMM = SHAPE.matrices["o"]
 OTHER = MatrixPlan(Layout("i2_s", 2, 128), Tile(prefetch=2048), Tile(nr=4, kc=128))
 
+EVIDENCE = {"gemv": {"seconds_by_threads": {"1": 2e-3, "2": 1e-3, "4": 3e-3}}}
+
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,7 +26,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def host_plan(decision: MatrixPlan, stamp: str | None = None) -> Plan:
-    made = Plan(ISA, plan.cpu_name(), stamp or plan.template_stamp(), "clang", 1, decisions={GEMM: Decision(decision)})
+    made = Plan(
+        ISA, plan.cpu_name(), stamp or plan.template_stamp(), "clang", decisions={GEMM: Decision(decision, EVIDENCE)}
+    )
     plan.save(made, plan.host_path(ISA))
     return made
 
@@ -39,7 +43,7 @@ def test_host_plan_comes_first() -> None:
     host_plan(OTHER)
     found = plan.lookup(SHAPE, ISA)
     assert found.matrices["o"] == OTHER and found.sources["o"] == "tuned on this host"
-    assert found.threads == 1
+    assert found.threads == 2
     assert "o=i2_s_bm2_bk128" in found.layout_key.split(";")
 
 

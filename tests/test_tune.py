@@ -60,11 +60,11 @@ class FakeLab:
     def verify(self, spec: KernelSpec) -> None:
         self.verified.append(spec)
 
-    def seconds(self, spec: KernelSpec) -> float:
+    def seconds(self, spec: KernelSpec, threads: int = 2) -> float:
         assert spec in self.verified
         self.timed.append(spec)
         slow = 2.0 if spec.layout.format != "tl2" else 1.0
-        return slow + spec.layout.bm / 1000 + spec.tile.prefetch / 1e6 + spec.tile.nr / 100
+        return (threads - 2) ** 2 / 100 + slow + spec.layout.bm / 1000 + spec.tile.prefetch / 1e6 + spec.tile.nr / 100
 
     def bandwidth(self) -> float:
         return 2e10
@@ -92,6 +92,13 @@ def test_the_fastest_pair_of_one_layout_wins() -> None:
     assert tried[specs[0].symbol] == min(tried.values())
     default = space.default_plan(SHAPES[0], "avx2").specs(SHAPES[0], "avx2")
     assert decision.evidence["gemv"]["default_seconds"] == tried[default[0].symbol]
+
+
+def test_the_thread_count_is_measured_too() -> None:
+    made = tune.tune(SHAPES, "avx2", 4)
+    assert set(made.decisions[SHAPES[0]].evidence["gemv"]["seconds_by_threads"]) == {"1", "2", "4"}
+    assert plans.best_threads(list(made.decisions.values())) == 2
+    assert plans.best_threads([]) is None
 
 
 def test_a_second_run_measures_nothing() -> None:
