@@ -311,4 +311,5 @@ def info(file: Path, as_json: bool) -> None:
         return
     width = max(map(len, facts))
     for key, value in facts.items():
-        click.echo(f"{key:<{width}}  {value}")
+        counts = ", ".join(f"{n} {name}" for name, n in value.items()) if isinstance(value, dict) else value
+        click.echo(f"{key:<{width}}  {counts}")
