@@ -15,7 +15,7 @@ from bitgen.compile import Artefact
 from bitgen.gguf_io import open as open_gguf
 
 pytestmark = pytest.mark.qemu
-TOKENS = [1, 17, 300, 299, 5, 4, 1000, 64, 2, 3, 77, 78]
+TOKENS = [1, 17, 300, 299, 5, 4, 1000]
 QEMU = {"arm64": "qemu-aarch64-static", "riscv64": "qemu-riscv64-static", "x86_64": "qemu-x86_64-static"}
 CASES = [  # architecture, qemu's CPU, the level that its probes must choose
     ("arm64", "max", "dotprod"),
@@ -69,18 +69,18 @@ def test_every_level_gives_the_same_bits(runner: Artefact, model: bitgen.Model, 
             continue
         for isa in targets.fallbacks(best):
             tested.append(isa)
-            arguments = ("logits", packed_for(model, isa, tmp_path), "--isa", isa, "--chunk", "5", "--threads", "2")
+            arguments = ("logits", packed_for(model, isa, tmp_path), "--isa", isa, "--chunk", "4", "--threads", "2")
             out = emulate(runner, cpu, *arguments, stdin=" ".join(map(str, TOKENS)))
             assert np.array_equal(np.frombuffer(out, np.float32).reshape(expected.shape), expected), (cpu, isa)
     assert tested
 
 
 def test_greedy_text_is_the_same(runner: Artefact, model: bitgen.Model, tmp_path: Path) -> None:
-    generation = model.generate("Once upon a time", 24, temperature=0, stop=False)
+    generation = model.generate("Once", 6, temperature=0, stop=False)
     list(generation)
-    prompt = " ".join(map(str, model.tokenizer.encode("Once upon a time")))
+    prompt = " ".join(map(str, model.tokenizer.encode("Once")))
     cpu, best = next((cpu, best) for arch, cpu, best in CASES if arch == runner.spec["arch"])
-    out = emulate(runner, cpu, "generate", packed_for(model, best, tmp_path), "24", "--isa", best, stdin=prompt)
+    out = emulate(runner, cpu, "generate", packed_for(model, best, tmp_path), "6", "--isa", best, stdin=prompt)
     assert list(map(int, out.split())) == generation.token_ids
 
 
@@ -118,7 +118,7 @@ def test_the_arm64_shared_library_loads(model: bitgen.Model, tmp_path: Path) -> 
     sysroot = Path("/usr/aarch64-linux-gnu")
     if shutil.which(QEMU["arm64"]) is None or not (sysroot / "lib" / "ld-linux-aarch64.so.1").exists():
         pytest.skip("needs qemu-aarch64-static and glibc for arm64 (Debian: qemu-user-static, libc6-arm64-cross)")
-    artefact = api.build(model.path, arch="arm64", root=tmp_path)
+    artefact = api.build(model.path, arch="arm64", isa="neon", root=tmp_path)
     compiler = compile.find_compiler("arm64")
     (tmp_path / "caller.c").write_text(CALLER)
     command = [*compiler.command, *compiler.target_flags("arm64"), "caller.c", "-o", "caller", "-ldl"]
