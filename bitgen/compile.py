@@ -33,18 +33,11 @@ from bitgen.targets import ARCHES, host_arch
 OLDEST_CLANG = 14
 
 COMMON_FLAGS = (
-    *("-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-strict-aliasing"),
-    *(
-        "-fPIC",
-        "-fvisibility=hidden",
-        "-D_GNU_SOURCE",
-        "-Wall",
-        "-Wextra",
-        "-Wno-unused-function",
-        "-Wno-psabi",
-    ),
+    *["-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-strict-aliasing"],
+    *["-fPIC", "-fvisibility=hidden", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Wno-unused-function", "-Wno-psabi"],
+    "-Wno-unused-command-line-argument",  # what only the link needs stands in every command
 )
-BASELINE = {"x86_64": ("-march=x86-64",), "arm64": ("-march=armv8-a",), "riscv64": ("-march=rv64gc",)}
+BASELINE = {"x86_64": ("-march=x86-64",), "arm64": ("-mcpu=generic",), "riscv64": ("-march=rv64gc",)}
 
 INSTALL_HINT = """no C compiler found. Any one of these installs one:
   pip install ziglang            (a full clang in a Python package, no system package needed)
@@ -68,7 +61,7 @@ class Compiler:
             return ("-target", triple, "-fno-sanitize=undefined")
         if arch == host_arch():
             return BASELINE[arch]
-        sysroot = os.environ.get("BITGEN_SYSROOT", f"/usr/{triple}")
+        sysroot = os.environ.get("BITGEN_SYSROOT", "/")
         return (f"--target={triple}", f"--sysroot={sysroot}", "-fuse-ld=lld", *BASELINE[arch])
 
 

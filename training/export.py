@@ -95,8 +95,9 @@ def export(checkpoint: Path, tokenizer_file: Path, out: Path, mode: str) -> None
             "bos_token_id": bos,
             "eos_token_id": [eos, eot],
             "do_sample": True,
-            "temperature": 0.6,
+            "temperature": 0.7,
             "top_p": 0.9,
+            "repetition_penalty": 1.1,
             "max_length": model.shape.context,
         },
         "tokenizer_config.json": {

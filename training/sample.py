@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--prompt", default="Once upon a time")
-    parser.add_argument("--temperature", type=float, default=0.6)
+    parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--top-p", type=float, default=0.9)
     parser.add_argument("--limit", type=int, default=400, help="new tokens at most")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one story per seed")
