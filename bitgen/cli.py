@@ -94,12 +94,12 @@ def main() -> None:
 @model_option
 @click.option("-n", "--max-tokens", type=click.IntRange(min=0), default=256, show_default=True)
 @threads_option
-@click.option("--temp", type=float, default=0.8, show_default=True, help="Temperature; 0 is greedy.")
+@click.option("--temp", type=float, default=0.7, show_default=True, help="Temperature; 0 is greedy.")
 @click.option("--top-k", type=int, default=0, show_default=True, help="Keep the k likeliest tokens; 0: all.")
 @click.option(
     "--top-p",
     type=float,
-    default=0.95,
+    default=0.9,
     show_default=True,
     help="Keep the likeliest tokens of this total probability; 1: all.",
 )
@@ -110,7 +110,7 @@ def main() -> None:
     show_default=True,
     help="Drop tokens below this share of the likeliest one's probability.",
 )
-@click.option("--repeat-penalty", type=float, default=1.0, show_default=True)
+@click.option("--repeat-penalty", type=float, default=1.1, show_default=True, help="Over the last 64 tokens; 1: off.")
 @click.option("--seed", type=int, help="Same seed, same text. [default: random]")
 @click.option("--ignore-eos", is_flag=True, help="Go on after the model's stop tokens.")
 @isa_option

@@ -97,7 +97,6 @@ def export(checkpoint: Path, tokenizer_file: Path, out: Path, mode: str) -> None
             "do_sample": True,
             "temperature": 0.7,
             "top_p": 0.9,
-            "repetition_penalty": 1.1,
             "max_length": model.shape.context,
         },
         "tokenizer_config.json": {

@@ -85,9 +85,7 @@ def make_optimisers(model: BitNet, recipe: Recipe) -> list[torch.optim.Optimizer
 class Rows:
     """Batches of a stage: rows of real and of sampled stories, mixed by the stage's share."""
 
-    def __init__(
-        self, real: list[np.ndarray], sampled: list[np.ndarray], recipe: Recipe, index: int, done: int
-    ):
+    def __init__(self, real: list[np.ndarray], sampled: list[np.ndarray], recipe: Recipe, index: int, done: int):
         """`done` batches of stage `index` were already used: they are skipped."""
         self.stage = recipe.stages[index]
         self.count = recipe.batch_tokens // self.stage.length
