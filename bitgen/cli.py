@@ -41,6 +41,9 @@ class Group(click.Group):
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the exit flush must not complain
             ctx.exit(0)
+        except OSError as e:  # a full disk, a missing permission
+            click.echo(f"bitgen: {e.filename or 'writing a file'}: {e.strerror}", err=True)
+            ctx.exit(1)
 
 
 @contextmanager

@@ -11,6 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+
+from bitgen import api, cli
 
 BITGEN = [sys.executable, "-m", "bitgen"]
 
@@ -159,3 +162,13 @@ def test_build_writes_a_self_contained_folder(tmp_path: Path) -> None:
     assert {"libbitgen.so", "spec.json", "build.log", "registry.c", "model.c", "bitgen.h"} <= names
     spec = json.loads((path.parent / "spec.json").read_text())
     assert spec["model"]["name"] == "stories" and list(spec["levels"]) == ["scalar"]
+
+
+def test_a_full_disk_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: Path) -> dict[str, str]:
+        raise OSError(28, "No space left on device", "somewhere/plan.json")
+
+    monkeypatch.setattr(api, "info", full)
+    result = CliRunner().invoke(cli.main, ["info", "x.gguf"])
+    assert result.exit_code == 1
+    assert result.output == "bitgen: somewhere/plan.json: No space left on device\n"
