@@ -284,19 +284,21 @@ class Generation:
     stop: bool
     sampling: Sampling
     timing: Timing = field(init=False)
+    prompt_ids: list[int] = field(init=False)
     token_ids: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.timing = Timing(self.model.load_s)
+        self.prompt_ids = self.model.tokenizer.encode(self.prompt)
+        context = self.model.shape.context
+        if not self.prompt_ids:
+            raise BitgenError("the prompt is empty and this model has no begin-of-text token; give it some text")
+        if len(self.prompt_ids) >= context:
+            raise BitgenError(f"the prompt has {len(self.prompt_ids)} tokens, the model's context holds {context}")
 
     def __iter__(self) -> Iterator[str]:
-        model, timing = self.model, self.timing
-        prompt = model.tokenizer.encode(self.prompt)
-        if not prompt:
-            raise BitgenError("the prompt is empty and this model has no begin-of-text token; give it some text")
+        model, timing, prompt = self.model, self.timing, self.prompt_ids
         context = model.shape.context
-        if len(prompt) >= context:
-            raise BitgenError(f"the prompt has {len(prompt)} tokens, the model's context holds {context}")
         stops = model.tokenizer.stop_ids if self.stop else frozenset()
         stream = Stream(model.tokenizer)
         limit = min(self.max_tokens, context - len(prompt) + 1)
