@@ -358,7 +358,7 @@ class _Keys:
         return self.kind.activation, f"architecture {self.arch}"
 
     def _refuse_variants(self) -> None:
-        """Refuse keys that change the arithmetic in ways that bitgen does not know, unless they say that nothing changes."""
+        """Refuse keys that change the arithmetic, unless their value says that nothing changes."""
         for key, neutral in (
             ("rope.scaling.type", ("none", "linear")),
             ("rope.scaling.factor", (0.0, 1.0)),
