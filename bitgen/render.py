@@ -16,7 +16,7 @@ from jinja2 import meta
 from bitgen import data, targets
 from bitgen.errors import UnsupportedError
 from bitgen.formats import FORMATS
-from bitgen.space import legal, template_isa, template_row
+from bitgen.space import QUAD_COLUMNS, legal, template_isa, template_row
 from bitgen.spec import ROLES, KernelSpec
 
 
@@ -92,6 +92,7 @@ def _context(spec: KernelSpec) -> dict[str, Any]:
         "bk": spec.layout.bk,
         "nr": spec.tile.nr,
         "kc": spec.tile.kc or geometry.k_pad,
+        "groups": spec.tile.groups,
         "prefetch": spec.tile.prefetch,
         "m_pad": geometry.m_pad,
         "k_pad": geometry.k_pad,
@@ -99,8 +100,12 @@ def _context(spec: KernelSpec) -> dict[str, Any]:
         "weight_bytes": geometry.weight_bytes,
         "operand_bytes": geometry.operand_bytes,
     }
-    most = template_row(spec).int16_columns
-    return context | ({"int16_columns": most} if most else {})
+    template = template_row(spec)
+    if template.int16_columns:
+        context["int16_columns"] = template.int16_columns
+    if template.lanes:
+        context |= {"lanes": template.lanes, "lookup_columns": QUAD_COLUMNS}
+    return context
 
 
 def _render(name: str, context: Mapping[str, Any]) -> str:

@@ -20,9 +20,10 @@ def int16_columns(columns: int, low: int, high: int) -> int:
 # A lane of maddubs, and of each of the two accumulators that vmlal fills by halves, gains a product of a code
 # 0..2 and an activation -128..127 every 16 columns: -32768 or +32512 after 2048 columns, just in range.
 PRODUCT_COLUMNS = int16_columns(16, 2 * -128, 2 * 127)
-# An entry of a look-up table is a sum of two or three activations of either sign.
+# An entry of a look-up table is a sum of two, three or four activations of either sign.
 PAIR_COLUMNS = int16_columns(2, -2 * 128, 2 * 128)
 TRIPLE_COLUMNS = int16_columns(3, -3 * 128, 3 * 128)
+QUAD_COLUMNS = int16_columns(4, -4 * 128, 4 * 128)
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Template:
     nr: tuple[int, ...] = (1,)
     prefetch: tuple[int, ...] = (0,)
     kc: int = 0  # columns of a cache block, so that nr tokens' fit the first-level cache; 0: K is not divided
+    groups: tuple[int, ...] = (0,)  # of four columns, looked up in one pass (gemm)
+    lanes: int = 0  # tokens that a look-up serves; 0: there is none
     int16_columns: int = 0  # most columns that an int16 partial sum may span; 0: sums are int32
     any_layout: bool = False  # bm and bk are a choice, not a limit
 
@@ -41,12 +44,32 @@ class Template:
 _AHEAD = (2048, 1024, 4096, 512, 0)
 
 TEMPLATES: dict[tuple[str, str], Template] = {
-    ("i2_s", "avx512vnni"): Template((4, 8, 2), (256,), nr=(8, 6, 4, 12), prefetch=_AHEAD, kc=3072),
-    ("i2_s", "avx2"): Template(
-        (4, 8, 2, 1), (128,), nr=(8, 6, 10, 4), prefetch=_AHEAD, kc=3072, int16_columns=PRODUCT_COLUMNS
+    ("i2_s", "avx512vnni"): Template(
+        (4, 8, 2), (256,), nr=(8, 6, 4, 12), prefetch=_AHEAD, kc=3072, groups=(0, 8, 16), lanes=32
     ),
-    ("i2_s", "dotprod"): Template((4, 8, 2, 1), (64,), nr=(4, 6, 2), prefetch=_AHEAD, kc=4096),
-    ("i2_s", "neon"): Template((4, 2, 1), (64,), nr=(4, 2), prefetch=_AHEAD, kc=4096, int16_columns=PRODUCT_COLUMNS),
+    ("i2_s", "avx2"): Template(
+        (4, 8, 2, 1),
+        (128,),
+        nr=(8, 6, 10, 4),
+        prefetch=_AHEAD,
+        kc=3072,
+        int16_columns=PRODUCT_COLUMNS,
+        groups=(8, 0, 16),
+        lanes=32,
+    ),
+    ("i2_s", "dotprod"): Template(
+        (4, 8, 2, 1), (64,), nr=(4, 6, 2), prefetch=_AHEAD, kc=4096, groups=(0, 8, 16), lanes=16
+    ),
+    ("i2_s", "neon"): Template(
+        (4, 2, 1),
+        (64,),
+        nr=(4, 2),
+        prefetch=_AHEAD,
+        kc=4096,
+        int16_columns=PRODUCT_COLUMNS,
+        groups=(0, 8, 16),
+        lanes=16,
+    ),
     ("i2_s", "scalar"): Template((4, 1, 8), (128, 64), any_layout=True),
     ("tl1", "neon"): Template((64, 32, 128, 256), (128, 64), int16_columns=PAIR_COLUMNS, any_layout=True),
     ("tl1", "scalar"): Template((64, 32, 128), (128, 64), any_layout=True),
@@ -97,7 +120,7 @@ def _layout_reason(spec: KernelSpec) -> str | None:
 
 def _tile_reason(op: Op, tile: Tile, layout: Layout, template: Template, k_pad: int) -> str | None:
     if op == "gemv":
-        if (tile.nr, tile.kc) != (1, 0):
+        if (tile.nr, tile.kc, tile.groups) != (1, 0, 0):
             return "a gemv tile has only a prefetch distance"
         if tile.prefetch < 0 or (tile.prefetch and not any(template.prefetch)):
             return f"prefetch must be 0 here, not {tile.prefetch}"
@@ -106,6 +129,8 @@ def _tile_reason(op: Op, tile: Tile, layout: Layout, template: Template, k_pad: 
         return "a gemm tile has no prefetch distance"
     if tile.nr not in template.nr:
         return f"nr must be one of {sorted(template.nr)}, not {tile.nr}"
+    if tile.groups not in template.groups:
+        return f"groups must be one of {sorted(template.groups)}, not {tile.groups}"
     if tile.kc and (not template.kc or tile.kc % layout.bk or not 0 < tile.kc < k_pad):
         return f"kc must be 0 or, where the template divides K, a multiple of bk={layout.bk} below K, not {tile.kc}"
     return None
@@ -132,7 +157,11 @@ def candidate_tiles(op: Op, shape: GemmShape, isa: str, layout: Layout, thorough
         tiles = [Tile(prefetch=ahead) for ahead in template.prefetch[:keep]]
     else:
         k_pad = FORMATS[layout.format].geometry(shape, layout).k_pad
-        tiles = [Tile(nr, kc) for nr, kc in product(template.nr[:keep], _cache_blocks(k_pad, layout.bk, template))]
+        blocks = _cache_blocks(k_pad, layout.bk, template)
+        tiles = []
+        for groups in template.groups[:keep]:  # with a look-up, nr and kc serve but a rest of few tokens
+            products = [(template.nr[0], blocks[0])] if groups else product(template.nr[:keep], blocks)
+            tiles += [Tile(nr, kc, groups=groups) for nr, kc in products]
     return [t for t in tiles if legal(KernelSpec(op, shape, isa, layout, t)) is None]
 
 

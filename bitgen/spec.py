@@ -100,12 +100,14 @@ class Tile:
     """How a kernel walks a layout; changing it never changes the packed bytes.
 
     nr: tokens of one register block (gemm). kc: columns of one cache block, 0 for all (gemm).
+    groups: groups of four columns whose sums one pass over the rows looks up, 0 for products only (gemm).
     prefetch: bytes the software prefetch runs ahead, 0 for none (gemv).
     """
 
     nr: int = 1
     kc: int = 0
     prefetch: int = 0
+    groups: int = 0
 
 
 @dataclass(frozen=True)
@@ -122,20 +124,22 @@ class KernelSpec:
     def symbol(self) -> str:
         """The C symbol, which spells the whole spec."""
         lay, t = self.layout, self.tile
-        how = "".join(f"_{name}{v}" for name, v in (("nr", t.nr), ("kc", t.kc), ("pf", t.prefetch)) if v)
+        nr = t.nr if t.nr > 1 else 0
+        parts = (("nr", nr), ("kc", t.kc), ("g", t.groups), ("pf", t.prefetch))
+        how = "".join(f"_{name}{v}" for name, v in parts if v)
         return f"bg_{lay.format}_{self.op}_m{self.shape.m}_k{self.shape.k}_bm{lay.bm}_bk{lay.bk}{how}__{self.isa}"
 
     @classmethod
     def parse(cls, symbol: str) -> KernelSpec | None:
         """The inverse of `symbol`; None for any other text."""
         found = re.fullmatch(
-            r"bg_(\w+)_(gemv|gemm)_m(\d+)_k(\d+)_bm(\d+)_bk(\d+)(?:_nr(\d+))?(?:_kc(\d+))?(?:_pf(\d+))?__(\w+)",
+            r"bg_(\w+)_(gemv|gemm)_m(\d+)_k(\d+)_bm(\d+)_bk(\d+)(?:_nr(\d+))?(?:_kc(\d+))?(?:_g(\d+))?(?:_pf(\d+))?__(\w+)",
             symbol,
         )
         if found is None:
             return None
-        format, op, m, k, bm, bk, nr, kc, pf, isa = found.groups()
-        tile = Tile(int(nr or 1), int(kc or 0), int(pf or 0))
+        format, op, m, k, bm, bk, nr, kc, groups, pf, isa = found.groups()
+        tile = Tile(int(nr or 1), int(kc or 0), int(pf or 0), int(groups or 0))
         return cls(cast(Op, op), GemmShape(int(m), int(k)), isa, Layout(format, int(bm), int(bk)), tile)
 
 

@@ -6,6 +6,7 @@
 #include "isa.h"
 #include "ops.h"
 #include "pool.h"
+#include "product.h"
 
 static const bg_kernel *kernel_at(int32_t isa, int32_t index) {
   if (isa == -1)
@@ -36,75 +37,69 @@ int32_t bg_kernel_get(int32_t isa, int32_t index, bg_kernel_info *out) {
   return BG_OK;
 }
 
-// One product, as the threads share it: first tokens are prepared, then panels are computed.
+// One product and all that it works on: first tokens are prepared, then the kernel runs.
 typedef struct {
-  const bg_kernel *kernel;
-  const uint8_t *w;
+  product product;
   const int8_t *q; // [n][k]
-  int32_t n;
-  uint8_t *operand; // [n][operand_bytes]
-  int32_t *y;       // [n][m_pad]
+  uint8_t *operand;
   pool *pool;
-} product;
+} bench;
 
 static void prepare(void *arg, int32_t thread, int32_t threads) {
-  product *p = arg;
-  int32_t t0 = share(p->n, thread, threads), t1 = share(p->n, thread + 1, threads);
-  if (t0 == t1)
-    return;
-  p->kernel->prepare(p->q + (size_t)t0 * p->kernel->k, t1 - t0, p->operand + t0 * p->kernel->operand_bytes);
+  bench *b = arg;
+  const bg_kernel *k = b->product.kernel;
+  int32_t t0 = share(b->product.n, thread, threads), t1 = share(b->product.n, thread + 1, threads);
+  if (t0 < t1)
+    k->prepare(b->q + (size_t)t0 * k->k, t1 - t0, b->operand + t0 * k->operand_bytes);
 }
 
-static void run(void *arg, int32_t thread, int32_t threads) {
-  product *p = arg;
-  int32_t p0 = share(p->kernel->panels, thread, threads), p1 = share(p->kernel->panels, thread + 1, threads);
-  if (p0 < p1)
-    p->kernel->run(p->w, p->operand, p->n, p->y, p0, p1);
-}
-
-static void multiply(product *p) {
-  if (p->n == 1)
-    prepare(p, 0, 1);
+static void multiply(bench *b) {
+  if (b->product.n == 1)
+    prepare(b, 0, 1);
   else
-    pool_run(p->pool, prepare, p);
-  pool_run(p->pool, run, p);
+    pool_run(b->pool, prepare, b);
+  pool_run(b->pool, product_share, &b->product);
 }
 
-static int32_t product_open(int32_t isa, int32_t index, const uint8_t *w, const int8_t *q, int32_t n,
-                            int32_t threads, product *p) {
+static void bench_close(bench *b) {
+  pool_close(b->pool);
+  free(b->operand);
+  free(b->product.scratch);
+}
+
+static int32_t bench_open(int32_t isa, int32_t index, const uint8_t *w, const int8_t *q, int32_t n,
+                          int32_t threads, bench *b) {
   const bg_isa *level;
-  *p = (product){.kernel = kernel_at(isa, index), .w = w, .q = q, .n = n};
-  if (!p->kernel || !w || !q || n < 1 || n > p->kernel->max_n)
+  const bg_kernel *k = kernel_at(isa, index);
+  *b = (bench){.q = q};
+  if (!k || !w || !q || n < 1 || n > k->max_n)
     return BG_E_ARGUMENT;
   if (isa_find(isa, &level) != BG_OK)
     return BG_E_ISA;
-  if (p->kernel->operand_bytes > SIZE_MAX / 2 / (size_t)n)
+  if (k->operand_bytes > SIZE_MAX / 2 / (size_t)n)
     return BG_E_MEMORY;
-  p->operand = aligned_alloc(64, (size_t)n * p->kernel->operand_bytes);
-  if (!p->operand)
-    return BG_E_MEMORY;
-  int32_t code = pool_open(threads, &p->pool);
+  int32_t code = pool_open(threads, &b->pool);
   if (code != BG_OK)
-    free(p->operand);
-  return code;
-}
-
-static void product_close(product *p) {
-  pool_close(p->pool);
-  free(p->operand);
+    return code;
+  b->operand = aligned_alloc(64, (size_t)n * k->operand_bytes);
+  b->product = (product){k, w, b->operand, n, NULL, aligned_alloc(64, threads * (k->scratch_bytes + 64))};
+  if (b->operand && b->product.scratch)
+    return BG_OK;
+  bench_close(b);
+  return BG_E_MEMORY;
 }
 
 int32_t bg_kernel_run(int32_t isa, int32_t index, const uint8_t *w, const int8_t *q, int32_t n, int32_t *y,
                       int32_t threads) {
-  product p;
+  bench b;
   if (!y)
     return BG_E_ARGUMENT;
-  int32_t code = product_open(isa, index, w, q, n, threads, &p);
+  int32_t code = bench_open(isa, index, w, q, n, threads, &b);
   if (code != BG_OK)
     return code;
-  p.y = y;
-  multiply(&p);
-  product_close(&p);
+  b.product.y = y;
+  multiply(&b);
+  bench_close(&b);
   return BG_OK;
 }
 
@@ -116,25 +111,25 @@ static double now(void) {
 
 int32_t bg_kernel_time(int32_t isa, int32_t index, const uint8_t *w, int32_t copies, const int8_t *q,
                        int32_t n, int32_t threads, int32_t reps, double *seconds) {
-  product p;
+  bench b;
   if (copies < 1 || reps < 0 || !seconds)
     return BG_E_ARGUMENT;
-  int32_t code = product_open(isa, index, w, q, n, threads, &p);
+  int32_t code = bench_open(isa, index, w, q, n, threads, &b);
   if (code != BG_OK)
     return code;
-  p.y = calloc((size_t)n * (size_t)p.kernel->m_pad, sizeof *p.y);
-  if (p.y) {
-    multiply(&p); // threads started, buffers touched
+  int32_t *y = b.product.y = calloc((size_t)n * (size_t)b.product.kernel->m_pad, sizeof *y);
+  if (y) {
+    multiply(&b); // threads started, buffers touched
     for (int32_t i = 0; i < reps; i++) {
-      p.w = w + (size_t)(i % copies) * p.kernel->weight_bytes;
+      b.product.w = w + (size_t)(i % copies) * b.product.kernel->weight_bytes;
       double start = now();
-      multiply(&p);
+      multiply(&b);
       seconds[i] = now() - start;
     }
   }
-  code = p.y ? BG_OK : BG_E_MEMORY;
-  free(p.y);
-  product_close(&p);
+  code = y ? BG_OK : BG_E_MEMORY;
+  free(y);
+  bench_close(&b);
   return code;
 }
 

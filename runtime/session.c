@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "fpstate.h"
+#include "product.h"
 #include "rope.h"
 
 enum { ATTEND_ROWS = 16 };       // query rows that share one pass over keys and values
@@ -139,26 +140,12 @@ static void leave_ffn(bg_session *s, int32_t t) {
 
 // ---- products -------------------------------------------------------------------------------------------
 
-typedef struct {
-  const bg_session *session;
-  const bg_kernel *kernel;
-  const uint8_t *w;
-} product_work;
-
-static void product_share(void *arg, int32_t thread, int32_t threads) {
-  product_work *p = arg;
-  const int32_t p0 = share(p->kernel->panels, thread, threads),
-                p1 = share(p->kernel->panels, thread + 1, threads);
-  if (p0 < p1)
-    p->kernel->run(p->w, p->session->operand, p->session->n, p->session->y, p0, p1);
-}
-
 // y int32 [n][m_pad] = W q
 static void multiply(bg_session *s, int role) {
   const bg_layer *l = layer(s);
   const uint8_t *const packed[BG_ROLES] = {
       [BG_QKV] = l->qkv, [BG_O] = l->o, [BG_GATE_UP] = l->gate_up, [BG_DOWN] = l->down};
-  product_work p = {s, kernel(s, role), packed[role]};
+  product p = {kernel(s, role), packed[role], s->operand, s->n, s->y, s->work};
   pool_run(s->pool, product_share, &p);
 }
 
@@ -350,6 +337,7 @@ static int32_t allocate(bg_session *s) {
   s->attend_blocks = (s->context + ATTEND_BLOCK - 1) / ATTEND_BLOCK;
   s->k_head = (size_t)s->attend_blocks * ATTEND_BLOCK * d * s->attention->width;
   s->v_head = (size_t)s->attend_blocks * ATTEND_BLOCK * padded(d) * s->attention->width;
+  size_t work = 0;
   for (int role = 0; role < BG_ROLES; role++) {
     const bg_kernel *pair[] = {s->model->isa->gemv[role], s->model->isa->gemm[role]};
     for (int i = 0; i < 2; i++) {
@@ -357,6 +345,8 @@ static int32_t allocate(bg_session *s) {
       s->y_row = most(s->y_row, pair[i]->m_pad);
       if (pair[i]->operand_bytes > s->operand_row)
         s->operand_row = pair[i]->operand_bytes;
+      if (pair[i]->scratch_bytes > work)
+        work = pair[i]->scratch_bytes;
     }
   }
   const uint64_t caches = (uint64_t)c->layers * c->kv_heads;
@@ -368,6 +358,7 @@ static int32_t allocate(bg_session *s) {
   s->s = zeros(s, n, sizeof *s->s);
   s->operand = zeros(s, n, s->operand_row);
   s->y = zeros(s, n, s->y_row * sizeof *s->y);
+  s->work = zeros(s, pool_threads(s->pool), work);
   s->cos = zeros(s, n, d / 2 * sizeof *s->cos);
   s->sin = zeros(s, n, d / 2 * sizeof *s->sin);
   s->k = zeros(s, caches, s->k_head);

@@ -39,6 +39,7 @@ struct bg_session {
   int32_t *y;       // [y_row] the product
   float *cos, *sin; // [head_dim / 2] of the token's position
 
+  uint8_t *work;   // [threads] what a kernel asks for as scratch
   uint8_t *k, *v;  // [layers][kv_heads] caches of k_head and v_head bytes, as ops.h lays them out
   float *partials; // [heads][attend_blocks] partial results of one token's attention
   float *scratch;  // [threads][2 * ATTEND_ROWS] partial results
@@ -47,7 +48,7 @@ struct bg_session {
   float *scores;   // [vocab]
   uint64_t *order; // [vocab]
 
-  void *owned[20];
+  void *owned[24];
   int32_t n_owned;
 };
 

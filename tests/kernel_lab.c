@@ -47,11 +47,11 @@ static void fetch(void *to, size_t bytes) {
 
 // One range of panels on a fresh y; its rows are copied to `out`.
 static void run_range(const bg_kernel *k, const uint8_t *w, const uint8_t *operand, int32_t n, int32_t p0,
-                      int32_t p1, int32_t *y, int32_t *out) {
+                      int32_t p1, int32_t *y, int32_t *out, void *scratch) {
   const int32_t bm = k->m_pad / k->panels;
   for (int32_t i = 0; i < n * k->m_pad; i++)
     y[i] = UNWRITTEN;
-  k->run(w, operand, n, y, p0, p1);
+  k->run(w, operand, n, y, p0, p1, scratch);
   for (int32_t i = 0; i < n * k->m_pad; i++) {
     const int32_t row = i % k->m_pad;
     if (row >= p0 * bm && row < p1 * bm)
@@ -64,16 +64,19 @@ static void run_range(const bg_kernel *k, const uint8_t *w, const uint8_t *opera
 static void run_kernel(const bg_kernel *k, const uint8_t *w, const int8_t *q, int32_t n, int32_t splits) {
   const size_t operand_bytes = k->operand_bytes * (size_t)n,
                y_bytes = sizeof(int32_t) * (size_t)n * (size_t)k->m_pad;
-  size_t operand_mapped, y_mapped;
+  size_t operand_mapped, y_mapped, scratch_mapped;
   uint8_t *operand = guarded(operand_bytes, &operand_mapped);
   int32_t *y = guarded(y_bytes, &y_mapped), *out = malloc(y_bytes);
+  void *scratch = guarded(k->scratch_bytes, &scratch_mapped);
   memset(operand, 0xa5, operand_bytes);
+  memset(scratch, 0xa5, k->scratch_bytes);
   k->prepare(q, n, operand);
   for (int32_t s = splits - 1; s >= 0; s--)
-    run_range(k, w, operand, n, k->panels * s / splits, k->panels * (s + 1) / splits, y, out);
+    run_range(k, w, operand, n, k->panels * s / splits, k->panels * (s + 1) / splits, y, out, scratch);
   fwrite(out, 1, y_bytes, stdout);
   free(out);
   release(y, y_bytes, y_mapped);
+  release(scratch, k->scratch_bytes, scratch_mapped);
   release(operand, operand_bytes, operand_mapped);
 }
 

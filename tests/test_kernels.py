@@ -16,7 +16,7 @@ from bitgen.reference import gemm_int
 from bitgen.spec import GemmShape, KernelSpec, Layout, Op
 from bitgen.targets import TARGETS
 
-TOKENS = (1, 2, 3, 5, 8, 17)
+TOKENS = (1, 2, 3, 5, 8, 17, 35)
 EXTREMES = (127, -127, -128)
 PRESET_KS = sorted({s.k for name in presets.names() for s in presets.load(name).matrices.values()})
 

@@ -117,7 +117,8 @@ static void panels_times(const uint8_t *w, const uint8_t *x, int32_t tokens, int
 // block of NR tokens' activations stays in the first.
 enum { CACHED = 128 << 10, FIT = CACHED / (BM * KC / 4), PANEL_BLOCK = FIT > 1 ? FIT : 1 };
 
-static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1) {
+static void products(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0,
+                     int32_t p1) {
   const int32_t groups = (n + NR - 1) / NR; // of tokens, as even as can be
   for (int32_t p = p0; p < p1; p += PANEL_BLOCK) {
     const int32_t p_end = p1 - p < PANEL_BLOCK ? p1 : p + PANEL_BLOCK;
@@ -134,6 +135,12 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
       }
     }
   }
+}
+
+static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1,
+                void *scratch) {
+  (void)scratch;
+  products(w, operand, n, y, p0, p1);
 }
 
 const bg_kernel bg_i2_s_gemm_m2560_k6912_bm4_bk256_nr8_kc2304__avx512vnni = {

@@ -1,8 +1,8 @@
-// bg_i2_s_gemv_m2560_k6912_bm4_bk128_nr1_pf2048__avx2
+// bg_i2_s_gemv_m2560_k6912_bm4_bk128_pf2048__avx2
 //
 // gemv of W [2560, 6912] in layout i2_s_bm4_bk128 on avx2.
 // Generated from templates/i2_s/avx2.c.j2 by:
-//   bitgen gen bg_i2_s_gemv_m2560_k6912_bm4_bk128_nr1_pf2048__avx2
+//   bitgen gen bg_i2_s_gemv_m2560_k6912_bm4_bk128_pf2048__avx2
 
 #include <immintrin.h>
 #include <string.h>
@@ -75,8 +75,9 @@ static inline int32_t sum_lanes(__m256i v) {
 
 // The rows of a panel are interleaved block by block: one sequential stream of weights, and each load of the
 // activations serves BM rows.
-static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1) {
-  (void)n;
+static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1,
+                void *scratch) {
+  (void)n, (void)scratch;
   w += (size_t)p0 * PANEL_BYTES;
   for (int32_t p = p0; p < p1; p++) {
     __m256i total[BM] = {0};
@@ -102,8 +103,8 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
   }
 }
 
-const bg_kernel bg_i2_s_gemv_m2560_k6912_bm4_bk128_nr1_pf2048__avx2 = {
-    .symbol = "bg_i2_s_gemv_m2560_k6912_bm4_bk128_nr1_pf2048__avx2",
+const bg_kernel bg_i2_s_gemv_m2560_k6912_bm4_bk128_pf2048__avx2 = {
+    .symbol = "bg_i2_s_gemv_m2560_k6912_bm4_bk128_pf2048__avx2",
     .m = M,
     .k = K,
     .m_pad = M_PAD,

@@ -1,8 +1,8 @@
-// bg_i2_s_gemv_m2560_k6912_bm4_bk256_nr1_pf2048__avx512vnni
+// bg_i2_s_gemv_m2560_k6912_bm4_bk256_pf2048__avx512vnni
 //
 // gemv of W [2560, 6912] in layout i2_s_bm4_bk256 on avx512vnni.
 // Generated from templates/i2_s/avx512vnni.c.j2 by:
-//   bitgen gen bg_i2_s_gemv_m2560_k6912_bm4_bk256_nr1_pf2048__avx512vnni
+//   bitgen gen bg_i2_s_gemv_m2560_k6912_bm4_bk256_pf2048__avx512vnni
 
 #include <immintrin.h>
 #include <string.h>
@@ -53,8 +53,9 @@ static inline void decode(const uint8_t *w, __m512i c[4]) {
 
 // The rows of a panel are interleaved block by block: one sequential stream of weights, and each load of the
 // activations serves BM rows. Two sums a row keep the chains of vpdpbusd short.
-static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1) {
-  (void)n;
+static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1,
+                void *scratch) {
+  (void)n, (void)scratch;
   w += (size_t)p0 * PANEL_BYTES;
   for (int32_t p = p0; p < p1; p++) {
     __m512i even[BM] = {0}, odd[BM] = {0};
@@ -76,8 +77,8 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
   }
 }
 
-const bg_kernel bg_i2_s_gemv_m2560_k6912_bm4_bk256_nr1_pf2048__avx512vnni = {
-    .symbol = "bg_i2_s_gemv_m2560_k6912_bm4_bk256_nr1_pf2048__avx512vnni",
+const bg_kernel bg_i2_s_gemv_m2560_k6912_bm4_bk256_pf2048__avx512vnni = {
+    .symbol = "bg_i2_s_gemv_m2560_k6912_bm4_bk256_pf2048__avx512vnni",
     .m = M,
     .k = K,
     .m_pad = M_PAD,

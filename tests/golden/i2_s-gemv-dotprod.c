@@ -1,8 +1,8 @@
-// bg_i2_s_gemv_m2560_k6912_bm4_bk64_nr1_pf2048__dotprod
+// bg_i2_s_gemv_m2560_k6912_bm4_bk64_pf2048__dotprod
 //
 // gemv of W [2560, 6912] in layout i2_s_bm4_bk64 on dotprod.
 // Generated from templates/i2_s/dotprod.c.j2 by:
-//   bitgen gen bg_i2_s_gemv_m2560_k6912_bm4_bk64_nr1_pf2048__dotprod
+//   bitgen gen bg_i2_s_gemv_m2560_k6912_bm4_bk64_pf2048__dotprod
 
 #include <arm_neon.h>
 #include <string.h>
@@ -53,8 +53,9 @@ static inline void decode(const uint8_t *w, int8x16_t c[4]) {
 
 // The rows of a panel are interleaved block by block: one sequential stream of weights, and each load of the
 // activations serves BM rows.
-static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1) {
-  (void)n;
+static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1,
+                void *scratch) {
+  (void)n, (void)scratch;
   w += (size_t)p0 * PANEL_BYTES;
   for (int32_t p = p0; p < p1; p++) {
     int32x4_t acc[BM];
@@ -77,8 +78,8 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
   }
 }
 
-const bg_kernel bg_i2_s_gemv_m2560_k6912_bm4_bk64_nr1_pf2048__dotprod = {
-    .symbol = "bg_i2_s_gemv_m2560_k6912_bm4_bk64_nr1_pf2048__dotprod",
+const bg_kernel bg_i2_s_gemv_m2560_k6912_bm4_bk64_pf2048__dotprod = {
+    .symbol = "bg_i2_s_gemv_m2560_k6912_bm4_bk64_pf2048__dotprod",
     .m = M,
     .k = K,
     .m_pad = M_PAD,

@@ -1,8 +1,8 @@
-// bg_i2_s_gemv_m2560_k6912_bm4_bk64_nr1_pf2048__neon
+// bg_i2_s_gemv_m2560_k6912_bm4_bk64_pf2048__neon
 //
 // gemv of W [2560, 6912] in layout i2_s_bm4_bk64 on neon.
 // Generated from templates/i2_s/neon.c.j2 by:
-//   bitgen gen bg_i2_s_gemv_m2560_k6912_bm4_bk64_nr1_pf2048__neon
+//   bitgen gen bg_i2_s_gemv_m2560_k6912_bm4_bk64_pf2048__neon
 
 #include <arm_neon.h>
 #include <string.h>
@@ -74,8 +74,9 @@ static inline int32x4_t widen_add(int32x4_t total, sums acc) {
 
 // The rows of a panel are interleaved block by block: one sequential stream of weights, and each load of the
 // activations serves BM rows.
-static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1) {
-  (void)n;
+static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1,
+                void *scratch) {
+  (void)n, (void)scratch;
   w += (size_t)p0 * PANEL_BYTES;
   for (int32_t p = p0; p < p1; p++) {
     int32x4_t total[BM];
@@ -106,8 +107,8 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
   }
 }
 
-const bg_kernel bg_i2_s_gemv_m2560_k6912_bm4_bk64_nr1_pf2048__neon = {
-    .symbol = "bg_i2_s_gemv_m2560_k6912_bm4_bk64_nr1_pf2048__neon",
+const bg_kernel bg_i2_s_gemv_m2560_k6912_bm4_bk64_pf2048__neon = {
+    .symbol = "bg_i2_s_gemv_m2560_k6912_bm4_bk64_pf2048__neon",
     .m = M,
     .k = K,
     .m_pad = M_PAD,

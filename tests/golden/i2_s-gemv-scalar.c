@@ -1,8 +1,8 @@
-// bg_i2_s_gemv_m2560_k6912_bm4_bk128_nr1__scalar
+// bg_i2_s_gemv_m2560_k6912_bm4_bk128__scalar
 //
 // gemv of W [2560, 6912] in layout i2_s_bm4_bk128 on scalar.
 // Generated from templates/i2_s/scalar.c.j2 by:
-//   bitgen gen bg_i2_s_gemv_m2560_k6912_bm4_bk128_nr1__scalar
+//   bitgen gen bg_i2_s_gemv_m2560_k6912_bm4_bk128__scalar
 
 #include <string.h>
 
@@ -66,7 +66,9 @@ static int32_t dot(const int8_t *codes, const int8_t *q) {
   return sum;
 }
 
-static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1) {
+static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1,
+                void *scratch) {
+  (void)scratch;
   int8_t codes[K_PAD];
   for (int32_t row = p0 * BM; row < p1 * BM; row++) {
     decode_row(w + (size_t)(row / BM) * (BM * K_PAD / 4) + row % BM * QUARTER, codes);
@@ -77,8 +79,8 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
   }
 }
 
-const bg_kernel bg_i2_s_gemv_m2560_k6912_bm4_bk128_nr1__scalar = {
-    .symbol = "bg_i2_s_gemv_m2560_k6912_bm4_bk128_nr1__scalar",
+const bg_kernel bg_i2_s_gemv_m2560_k6912_bm4_bk128__scalar = {
+    .symbol = "bg_i2_s_gemv_m2560_k6912_bm4_bk128__scalar",
     .m = M,
     .k = K,
     .m_pad = M_PAD,

@@ -1,18 +1,18 @@
 // The kernels of this library by instruction-set level, best first.
 #include "kernel.h"
 
-extern const bg_kernel bg_i2_s_gemm_m300_k1000_bm4_bk128_nr1__scalar;
-extern const bg_kernel bg_i2_s_gemm_m300_k1000_bm4_bk128_nr8__avx2;
-extern const bg_kernel bg_i2_s_gemv_m300_k1000_bm4_bk128_nr1__scalar;
-extern const bg_kernel bg_i2_s_gemv_m300_k1000_bm4_bk128_nr1_pf2048__avx2;
+extern const bg_kernel bg_i2_s_gemm_m300_k1000_bm4_bk128__scalar;
+extern const bg_kernel bg_i2_s_gemm_m300_k1000_bm4_bk128_nr8_g8__avx2;
+extern const bg_kernel bg_i2_s_gemv_m300_k1000_bm4_bk128__scalar;
+extern const bg_kernel bg_i2_s_gemv_m300_k1000_bm4_bk128_pf2048__avx2;
 
 extern const bg_ops bg_ops__avx2;
 int32_t bg_probe__avx2(void);
 int64_t bg_peak__avx2(int64_t rounds);
 
 static const bg_kernel *const kernels__avx2[] = {
-    &bg_i2_s_gemv_m300_k1000_bm4_bk128_nr1_pf2048__avx2,
-    &bg_i2_s_gemm_m300_k1000_bm4_bk128_nr8__avx2,
+    &bg_i2_s_gemv_m300_k1000_bm4_bk128_pf2048__avx2,
+    &bg_i2_s_gemm_m300_k1000_bm4_bk128_nr8_g8__avx2,
 };
 
 static const bg_isa isa__avx2 = {
@@ -23,14 +23,14 @@ static const bg_isa isa__avx2 = {
     .layout = "qkv=some",
     .kernels = kernels__avx2,
     .n_kernels = 2,
-    .gemv[BG_QKV] = &bg_i2_s_gemv_m300_k1000_bm4_bk128_nr1_pf2048__avx2,
-    .gemm[BG_QKV] = &bg_i2_s_gemm_m300_k1000_bm4_bk128_nr8__avx2,
-    .gemv[BG_O] = &bg_i2_s_gemv_m300_k1000_bm4_bk128_nr1_pf2048__avx2,
-    .gemm[BG_O] = &bg_i2_s_gemm_m300_k1000_bm4_bk128_nr8__avx2,
-    .gemv[BG_GATE_UP] = &bg_i2_s_gemv_m300_k1000_bm4_bk128_nr1_pf2048__avx2,
-    .gemm[BG_GATE_UP] = &bg_i2_s_gemm_m300_k1000_bm4_bk128_nr8__avx2,
-    .gemv[BG_DOWN] = &bg_i2_s_gemv_m300_k1000_bm4_bk128_nr1_pf2048__avx2,
-    .gemm[BG_DOWN] = &bg_i2_s_gemm_m300_k1000_bm4_bk128_nr8__avx2,
+    .gemv[BG_QKV] = &bg_i2_s_gemv_m300_k1000_bm4_bk128_pf2048__avx2,
+    .gemm[BG_QKV] = &bg_i2_s_gemm_m300_k1000_bm4_bk128_nr8_g8__avx2,
+    .gemv[BG_O] = &bg_i2_s_gemv_m300_k1000_bm4_bk128_pf2048__avx2,
+    .gemm[BG_O] = &bg_i2_s_gemm_m300_k1000_bm4_bk128_nr8_g8__avx2,
+    .gemv[BG_GATE_UP] = &bg_i2_s_gemv_m300_k1000_bm4_bk128_pf2048__avx2,
+    .gemm[BG_GATE_UP] = &bg_i2_s_gemm_m300_k1000_bm4_bk128_nr8_g8__avx2,
+    .gemv[BG_DOWN] = &bg_i2_s_gemv_m300_k1000_bm4_bk128_pf2048__avx2,
+    .gemm[BG_DOWN] = &bg_i2_s_gemm_m300_k1000_bm4_bk128_nr8_g8__avx2,
 };
 
 extern const bg_ops bg_ops__scalar;
@@ -38,8 +38,8 @@ int32_t bg_probe__scalar(void);
 int64_t bg_peak__scalar(int64_t rounds);
 
 static const bg_kernel *const kernels__scalar[] = {
-    &bg_i2_s_gemv_m300_k1000_bm4_bk128_nr1__scalar,
-    &bg_i2_s_gemm_m300_k1000_bm4_bk128_nr1__scalar,
+    &bg_i2_s_gemv_m300_k1000_bm4_bk128__scalar,
+    &bg_i2_s_gemm_m300_k1000_bm4_bk128__scalar,
 };
 
 static const bg_isa isa__scalar = {

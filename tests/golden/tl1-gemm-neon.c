@@ -1,8 +1,8 @@
-// bg_tl1_gemm_m2560_k6912_bm64_bk128_nr1__neon
+// bg_tl1_gemm_m2560_k6912_bm64_bk128__neon
 //
 // gemm of W [2560, 6912] in layout tl1_bm64_bk128 on neon.
 // Generated from templates/tl1/neon.c.j2 by:
-//   bitgen gen bg_tl1_gemm_m2560_k6912_bm64_bk128_nr1__neon
+//   bitgen gen bg_tl1_gemm_m2560_k6912_bm64_bk128__neon
 
 #include <arm_neon.h>
 #include <string.h>
@@ -85,7 +85,9 @@ static void add_tile(const uint8_t *w, const uint8_t *tables, int32_t *y) {
   }
 }
 
-static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1) {
+static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1,
+                void *scratch) {
+  (void)scratch;
   for (int32_t p = p0; p < p1; p++) {
     int32_t *yp = y + (size_t)p * BM;
     for (int32_t t = 0; t < n; t++)
@@ -99,8 +101,8 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
   }
 }
 
-const bg_kernel bg_tl1_gemm_m2560_k6912_bm64_bk128_nr1__neon = {
-    .symbol = "bg_tl1_gemm_m2560_k6912_bm64_bk128_nr1__neon",
+const bg_kernel bg_tl1_gemm_m2560_k6912_bm64_bk128__neon = {
+    .symbol = "bg_tl1_gemm_m2560_k6912_bm64_bk128__neon",
     .m = M,
     .k = K,
     .m_pad = M_PAD,

@@ -1,8 +1,8 @@
-// bg_tl1_gemv_m2560_k6912_bm64_bk128_nr1__scalar
+// bg_tl1_gemv_m2560_k6912_bm64_bk128__scalar
 //
 // gemv of W [2560, 6912] in layout tl1_bm64_bk128 on scalar.
 // Generated from templates/tl1/scalar.c.j2 by:
-//   bitgen gen bg_tl1_gemv_m2560_k6912_bm64_bk128_nr1__scalar
+//   bitgen gen bg_tl1_gemv_m2560_k6912_bm64_bk128__scalar
 
 #include <string.h>
 
@@ -51,7 +51,9 @@ static void add_tile(const uint8_t *w, const uint8_t *tables, int32_t *y) {
                 look_up(tables, g + pair, w[r] >> 4) + look_up(tables, g + pair + 1, w[r] & 15);
 }
 
-static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1) {
+static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1,
+                void *scratch) {
+  (void)scratch;
   for (int32_t p = p0; p < p1; p++) {
     int32_t *yp = y + (size_t)p * BM;
     for (int32_t t = 0; t < n; t++)
@@ -65,8 +67,8 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
   }
 }
 
-const bg_kernel bg_tl1_gemv_m2560_k6912_bm64_bk128_nr1__scalar = {
-    .symbol = "bg_tl1_gemv_m2560_k6912_bm64_bk128_nr1__scalar",
+const bg_kernel bg_tl1_gemv_m2560_k6912_bm64_bk128__scalar = {
+    .symbol = "bg_tl1_gemv_m2560_k6912_bm64_bk128__scalar",
     .m = M,
     .k = K,
     .m_pad = M_PAD,

@@ -1,8 +1,8 @@
-// bg_tl2_gemv_m2560_k6912_bm64_bk192_nr1__scalar
+// bg_tl2_gemv_m2560_k6912_bm64_bk192__scalar
 //
 // gemv of W [2560, 6912] in layout tl2_bm64_bk192 on scalar.
 // Generated from templates/tl2/scalar.c.j2 by:
-//   bitgen gen bg_tl2_gemv_m2560_k6912_bm64_bk192_nr1__scalar
+//   bitgen gen bg_tl2_gemv_m2560_k6912_bm64_bk192__scalar
 
 #include <string.h>
 
@@ -77,7 +77,9 @@ static void add_pairs(const uint8_t *pairs, const uint8_t *tables, int32_t *y) {
             look_up(tables, 2 * step, pairs[at] >> 4) + look_up(tables, 2 * step + 1, pairs[at] & 15);
 }
 
-static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1) {
+static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1,
+                void *scratch) {
+  (void)scratch;
   const uint8_t *signs = w + (size_t)M_PAD * K3 / 6, *pairs = signs + (size_t)M_PAD * K3 / 24;
   for (int32_t p = p0; p < p1; p++) {
     int32_t *yp = y + (size_t)p * BM;
@@ -100,8 +102,8 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
   }
 }
 
-const bg_kernel bg_tl2_gemv_m2560_k6912_bm64_bk192_nr1__scalar = {
-    .symbol = "bg_tl2_gemv_m2560_k6912_bm64_bk192_nr1__scalar",
+const bg_kernel bg_tl2_gemv_m2560_k6912_bm64_bk192__scalar = {
+    .symbol = "bg_tl2_gemv_m2560_k6912_bm64_bk192__scalar",
     .m = M,
     .k = K,
     .m_pad = M_PAD,
