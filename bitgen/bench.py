@@ -13,11 +13,12 @@ import numpy as np
 
 from bitgen import library, plan
 from bitgen.engine import binding
-from bitgen.engine.model import Model, Session
+from bitgen.engine.model import Model, Sampling, Session
 from bitgen.errors import BitgenError
 from bitgen.tune import stream_bytes
 
 RUNS = 5
+GREEDY = Sampling(temperature=0)
 CHUNK = 128  # tokens that the runtime takes through the layers at once (runtime/session.h)
 
 
@@ -125,18 +126,18 @@ def _prefill(session: Session, ids: list[int]) -> Iterator[float]:
     for run in range(RUNS + 1):
         session.rewind(0)
         started = time.perf_counter()
-        session.forward(ids)
+        session.next(ids, GREEDY, ids, 0)
         if run:
             yield time.perf_counter() - started
 
 
 def _decode(session: Session, ids: list[int]) -> Iterator[float]:
-    """Seconds of RUNS greedy-length decodes: ids one by one, after one run that warms up."""
+    """Seconds of RUNS decodes: ids one by one, a greedy choice after each, after one run that warms up."""
     for run in range(RUNS + 1):
         session.rewind(0)
         started = time.perf_counter()
         for token in ids:
-            session.forward([token])
+            session.next([token], GREEDY, [token], 0)
         if run:
             yield time.perf_counter() - started
 

@@ -23,23 +23,29 @@ from bitgen.errors import BitgenError, UnsupportedError
 from bitgen.formats import FORMATS
 from bitgen.plan import Lookup
 
-Head = Literal["f16", "int8"]
+Head = Literal["certified", "f16", "int8"]
 Progress = Callable[[int, int], None]
 
 MAGIC, VERSION, HEADER_BYTES, ALIGN, LANES = b"BITGENPK", 1, 256, 64, 16
 _HEADER = struct.Struct("<8sIIQ8i2f4i160s")
-_HEAD_KIND = {"tied": 0, "f16": 1, "int8": 2}
+_HEAD_KIND = {
+    ("f16", True): 0,
+    ("f16", False): 1,
+    ("int8", True): 2,
+    ("int8", False): 2,
+    ("certified", True): 3,
+    ("certified", False): 4,
+}  # (head, tied) -> HEAD_* of runtime/model.h
 
 
 def header(checkpoint: Checkpoint, lookup: Lookup, head: Head, file_bytes: int) -> bytes:
     """The first 256 bytes of a packed file."""
     s = checkpoint.shape
-    kind = "tied" if head == "f16" and s.tied else head
     fields = _HEADER.pack(
         MAGIC, VERSION, HEADER_BYTES, file_bytes,
         *(s.hidden, s.intermediate, s.layers, s.heads, s.kv_heads, s.head_dim, s.vocab, s.context),
         *(s.rope_theta, s.norm_eps),
-        *(int(s.activation == "relu2"), int(s.sub_norms), int(s.rope_interleaved), _HEAD_KIND[kind]),
+        *(int(s.activation == "relu2"), int(s.sub_norms), int(s.rope_interleaved), _HEAD_KIND[head, s.tied]),
         lookup.layout_key.encode(),
     )  # fmt: skip
     return fields.ljust(HEADER_BYTES, b"\0")
@@ -90,7 +96,7 @@ def write(
         raise UnsupportedError(f"the layout key {lookup.layout_key!r} is longer than a packed header holds")
     partial = path.with_suffix(f".{os.getpid()}.part")
     shape = checkpoint.shape
-    sections_of_head = 2 if head == "int8" else 0 if shape.tied else 1
+    sections_of_head = {"certified": 4, "f16": 0, "int8": 2}[head] + (head != "int8" and not shape.tied)
     total = 2 + shape.layers * (9 if shape.sub_norms else 7) + sections_of_head
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -142,12 +148,17 @@ def _sections(checkpoint: Checkpoint, lookup: Lookup, head: Head) -> Iterator[np
             yield FORMATS[layout.format].pack(codes, layout)
             scales += parts
         yield np.array([*scales, 0.0], np.float32)
-    if head == "int8":
-        yield from _int8_head(embedding if s.tied else checkpoint.dense("output.weight"))
-    elif not s.tied:
-        output = checkpoint.dense("output.weight")
-        _expect("output.weight", output, (s.vocab, s.hidden))
-        yield _f16_rows("output.weight", output)
+    name = "token_embd.weight" if s.tied else "output.weight"
+    output = embedding if s.tied else checkpoint.dense(name)
+    _expect(name, output, (s.vocab, s.hidden))
+    if head != "int8" and not s.tied:
+        yield _f16_rows(name, output)
+    if head != "f16":
+        row_scales, rows = _int8_rows(output)
+        if head == "certified":
+            yield from _certificate(_f16_rows(name, output), row_scales, rows)
+        yield row_scales
+        yield rows
 
 
 def _fused(checkpoint: Checkpoint, layer: int, role: str) -> tuple[npt.NDArray[np.int8], list[float]]:
@@ -161,7 +172,7 @@ def _fused(checkpoint: Checkpoint, layer: int, role: str) -> tuple[npt.NDArray[n
     return codes, [float(scale) for _, scale in parts]
 
 
-def _int8_head(head: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int8]]:
+def _int8_rows(head: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int8]]:
     """Row scales float32 [p(vocab)] and rows int8 [vocab, p(hidden)]: absmax of a row to 127, half to even."""
     codes = np.zeros((len(head), _padded(head.shape[1])), np.int8)
     scales = np.zeros(_padded(len(head)), np.float32)
@@ -171,6 +182,26 @@ def _int8_head(head: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], npt.NDA
         codes[start : start + 4096, : head.shape[1]] = np.rint(rows / scale[:, None]).astype(np.int8)
         scales[start : start + len(rows)] = scale
     return scales, codes
+
+
+def _certificate(
+    head: npt.NDArray[np.float16], scales: npt.NDArray[np.float32], codes: npt.NDArray[np.int8]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Residuals and norms float32 [p(vocab)] of the rows, rounded up: what runtime/choose.c bounds logits with.
+
+    For a row w with scale s and codes q, the norm is |s q| and the residual |w - s q| + gamma (|w| + |s q|), gamma
+    being more than float arithmetic can add: (hidden / 16 + 32) 2^-23.
+    """
+    residuals, norms = np.zeros((2, *scales.shape), np.float32)
+    gamma, up = (head.shape[1] / 16 + 32) * 2.0**-23, 1 + 2.0**-20
+    for start in range(0, len(head), 512):  # doubles, a few megabytes at a time
+        rows = head[start : start + 512].astype(np.float64)
+        near = codes[start : start + 512] * scales[start : start + len(rows), None].astype(np.float64)
+        norm = np.linalg.norm(near, axis=1)
+        residual = np.linalg.norm(rows - near, axis=1) + gamma * (np.linalg.norm(rows, axis=1) + norm)
+        norms[start : start + len(rows)] = norm * up
+        residuals[start : start + len(rows)] = residual * up
+    return residuals, norms
 
 
 def _norm(checkpoint: Checkpoint, name: str, width: int) -> npt.NDArray[np.float32]:

@@ -71,6 +71,13 @@ typedef struct {
 int32_t bg_sample(bg_session *session, const bg_sampling *how, const float *logits, const int32_t *history,
                   int32_t n, uint64_t step);
 
+// Append n tokens and choose what follows each of the last `count`: the tokens that bg_forward and bg_sample would
+// give, into `chosen`, but with a certified head mostly without computing all logits. `history` ends with the
+// appended tokens; the i-th choice sees it up to its own token, and draws at step + i. count <= n, and <= 128.
+int32_t bg_next(bg_session *session, const int32_t *tokens, int32_t n, const bg_sampling *how,
+                const int32_t *history, int32_t n_history, uint64_t step, int32_t *chosen, int32_t count);
+int64_t bg_rescored(const bg_session *session);  // rows of the float16 output matrix that bg_next has read so far
+
 // Kernels one by one: for tests, tuning and `bitgen bench`.
 typedef struct {
   const char *symbol;

@@ -67,4 +67,15 @@ static void head_i8(const int8_t *w, const float *scales, int32_t k, int32_t row
       logits[t * stride + row] *= scales[row];
 }
 
-const bg_head_ops BG_FOR_ISA(bg_head) = {head_f16, head_i8};
+// Integers: the compiler may order the sums as it likes.
+static void screen(const int8_t *w, int32_t k, int32_t rows, const int16_t *x, int32_t n, int32_t *sums) {
+  for (int32_t r = 0; r < rows; r++, w += k)
+    for (int32_t t = 0; t < n; t++) {
+      int32_t sum = 0;
+      for (int32_t i = 0; i < k; i++)
+        sum += w[i] * x[(size_t)t * k + i];
+      sums[t * rows + r] = sum;
+    }
+}
+
+const bg_head_ops BG_FOR_ISA(bg_head) = {head_f16, head_i8, screen};

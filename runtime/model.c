@@ -105,17 +105,27 @@ static int32_t find_layer(cursor *at, const bg_model *m, bg_layer *l) {
 
 static int32_t find_head(cursor *at, bg_model *m) {
   const uint64_t elements = (uint64_t)m->config.vocab * (uint64_t)padded(m->config.hidden);
-  if (m->config.head == HEAD_TIED_F16)
+  const int32_t kind = m->config.head, vocab = m->config.vocab;
+  const int certified = kind == HEAD_TIED_CERTIFIED || kind == HEAD_CERTIFIED;
+  if (kind == HEAD_TIED_F16 || kind == HEAD_TIED_CERTIFIED)
     m->head_f16 = m->embedding;
-  if (m->config.head == HEAD_F16)
+  if (kind == HEAD_F16 || kind == HEAD_CERTIFIED)
     m->head_f16 = take(at, elements * sizeof *m->head_f16);
-  if (m->config.head == HEAD_I8) {
-    m->head_scales = take_floats(at, m->config.vocab);
-    m->head_i8 = take(at, elements);
+  if (certified) {
+    m->head_residuals = take_floats(at, vocab);
+    m->head_norms = take_floats(at, vocab);
   }
-  if (!m->head_f16 && !m->head_i8)
-    return BG_E_FORMAT;
-  return m->config.head != HEAD_I8 || finite(m->head_scales, m->config.vocab) ? BG_OK : BG_E_VALUE;
+  if (certified || kind == HEAD_I8) {
+    m->head_scales = take_floats(at, vocab);
+    m->head_i8 = take(at, elements);
+    if (!m->head_i8)
+      return BG_E_FORMAT;
+    if (!finite(m->head_scales, vocab))
+      return BG_E_VALUE;
+  }
+  if (certified && !(finite(m->head_residuals, vocab) && finite(m->head_norms, vocab)))
+    return BG_E_VALUE;
+  return m->head_f16 || kind == HEAD_I8 ? BG_OK : BG_E_FORMAT;
 }
 
 static int32_t find_sections(bg_model *m) {

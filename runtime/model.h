@@ -26,7 +26,7 @@ typedef struct {
 } bg_header;
 _Static_assert(sizeof(bg_header) == 256, "the header as written");
 
-enum { HEAD_TIED_F16, HEAD_F16, HEAD_I8, HEAD_KINDS };
+enum { HEAD_TIED_F16, HEAD_F16, HEAD_I8, HEAD_TIED_CERTIFIED, HEAD_CERTIFIED, HEAD_KINDS };
 enum { SCALE_Q, SCALE_K, SCALE_V, SCALE_O, SCALE_GATE, SCALE_UP, SCALE_DOWN, SCALES = 8 };
 
 // One transformer layer. p(n) is n rounded up to 16: rows of floats end in zeros.
@@ -51,6 +51,7 @@ struct bg_model {
   const uint16_t *head_f16;  // float16 [vocab][p(hidden)]: the embedding where tied; NULL for int8
   const int8_t *head_i8;     // int8 [vocab][p(hidden)], or NULL
   const float *head_scales;  // [p(vocab)] of the int8 rows
+  const float *head_residuals, *head_norms; // [p(vocab)] of a certified head, or NULL: choose.c
   float *rope_frequency;     // [head_dim / 2]
   const uint8_t *map;        // the file
   size_t bytes;

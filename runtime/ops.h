@@ -50,6 +50,8 @@ typedef struct {
               float *logits, size_t stride);
   void (*i8)(const int8_t *w, const float *scales, int32_t k, int32_t row0, int32_t row1, const float *x,
              int32_t n, float *logits, size_t stride);
+  // sums[i * rows + row] = w[row] . x[i], w int8 [rows][k], x int16 [n][k]; no sum may exceed int32
+  void (*screen)(const int8_t *w, int32_t k, int32_t rows, const int16_t *x, int32_t n, int32_t *sums);
 } bg_head_ops;
 
 struct bg_ops {

@@ -249,22 +249,6 @@ static void attend(bg_session *s) {
   merge_blocks(s);
 }
 
-// ---- the output matrix ----------------------------------------------------------------------------------
-
-static void head_share(void *arg, int32_t thread, int32_t threads) {
-  const bg_session *s = arg;
-  const bg_model *m = s->model;
-  const int32_t row0 = share(m->config.vocab, thread, threads),
-                row1 = share(m->config.vocab, thread + 1, threads);
-  const float *x = x_of(s, s->n - s->n_logits);
-  if (m->head_i8)
-    s->ops->head->i8(m->head_i8, m->head_scales, s->hidden_row, row0, row1, x, s->n_logits, s->logits,
-                     (size_t)m->config.vocab);
-  else
-    s->ops->head->f16(m->head_f16, s->hidden_row, row0, row1, x, s->n_logits, s->logits,
-                      (size_t)m->config.vocab);
-}
-
 static void final_norm(bg_session *s, int32_t t) {
   const bg_header *c = &s->model->config;
   if (t >= s->n - s->n_logits)
@@ -290,11 +274,12 @@ static void forward_chunk(bg_session *s) {
   }
   if (s->n_logits) {
     each_token(s, final_norm);
-    pool_run(s->pool, head_share, s);
+    if (s->logits)
+      output_logits(s, x_of(s, s->n - s->n_logits), s->n_logits, s->logits);
   }
 }
 
-int32_t bg_forward(bg_session *s, const int32_t *tokens, int32_t n, float *logits, int32_t all) {
+int32_t session_append(bg_session *s, const int32_t *tokens, int32_t n, float *logits, int32_t last) {
   if (!s || !tokens || n < 1)
     return BG_E_ARGUMENT;
   if (n > s->context - s->position)
@@ -304,16 +289,26 @@ int32_t bg_forward(bg_session *s, const int32_t *tokens, int32_t n, float *logit
       return BG_E_TOKEN;
   const uint64_t callers = fp_default();
   for (int32_t done = 0; done < n; done += s->n) {
-    s->n = n - done < CHUNK ? n - done : CHUNK;
+    const int32_t rest = n - done;
+    s->n = rest < CHUNK ? rest : CHUNK;
+    if (!logits && s->n < rest && rest - s->n < last) // the states of the last tokens stay together
+      s->n = rest - last;
     s->tokens = tokens + done;
-    s->n_logits = !logits ? 0 : all ? s->n : done + s->n == n;
-    s->logits = all && logits ? logits + (size_t)done * s->model->config.vocab : logits;
+    const int32_t skipped = n - last - done; // of the tokens from here on, those without logits
+    s->n_logits = skipped > s->n ? 0 : skipped > 0 ? s->n - skipped : s->n;
+    s->logits = logits && skipped < 0 ? logits + (size_t)-skipped * (size_t)s->model->config.vocab : logits;
     forward_chunk(s);
     s->position += s->n;
   }
   fp_set(callers);
   return BG_OK;
 }
+
+int32_t bg_forward(bg_session *s, const int32_t *tokens, int32_t n, float *logits, int32_t all) {
+  return session_append(s, tokens, n, logits, !logits ? 0 : all ? n : 1);
+}
+
+const float *session_state(const bg_session *s, int32_t back) { return x_of(s, s->n - back); }
 
 // ---- opening and closing --------------------------------------------------------------------------------
 
@@ -367,6 +362,9 @@ static int32_t allocate(bg_session *s) {
   s->scratch = zeros(s, (uint64_t)pool_threads(s->pool) * 2 * ATTEND_ROWS, part);
   s->scores = zeros(s, c->vocab, sizeof *s->scores);
   s->order = zeros(s, c->vocab, sizeof *s->order);
+  s->choices = zeros(s, CHOICES, c->vocab * sizeof *s->choices);
+  s->screened = zeros(s, CHOICES, s->hidden_row * sizeof *s->screened);
+  s->heaps = zeros(s, (uint64_t)pool_threads(s->pool) * CHOICES, MOST_KEPT * sizeof *s->heaps);
   for (int32_t i = 0; i < s->n_owned; i++)
     if (!s->owned[i])
       return BG_E_MEMORY;

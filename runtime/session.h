@@ -5,7 +5,9 @@
 #include "model.h"
 #include "pool.h"
 
-enum { CHUNK = 128 }; // most tokens of one pass through the layers
+enum { CHUNK = 128 };    // most tokens of one pass through the layers
+enum { CHOICES = 8 };    // tokens that are chosen in one pass over the output matrix
+enum { MOST_KEPT = 320 }; // of the greatest logits; a choice that depends on more takes all
 
 struct bg_session {
   const bg_model *model;
@@ -48,8 +50,22 @@ struct bg_session {
   float *scores;   // [vocab]
   uint64_t *order; // [vocab]
 
+  // Choosing
+  float *choices;    // [CHOICES][vocab] upper ends of logits, then logits
+  int16_t *screened; // [CHOICES][hidden_row] hidden states, rounded
+  float *heaps;      // [threads][CHOICES][MOST_KEPT] the greatest lower ends
+  int64_t rescored;  // rows of the float16 matrix read so far
+
   void *owned[24];
   int32_t n_owned;
 };
+
+// Append n tokens. The last `last` of them, all in the final chunk unless `logits` is given, leave their
+// normed states behind, and logits float [last][vocab] where that is not NULL.
+int32_t session_append(bg_session *s, const int32_t *tokens, int32_t n, float *logits, int32_t last);
+const float *session_state(const bg_session *s, int32_t back); // of the token `back` from the end
+
+// logits [n][vocab] of states x [n][hidden_row]
+void output_logits(bg_session *s, const float *x, int32_t n, float *logits);
 
 #endif

@@ -289,12 +289,26 @@ class Session:
 
     def sample(self, scores: FloatArray, history: Sequence[int] = (), step: int = 0, **how: Any) -> int:
         """What bg_sample returns; by default every filter is off."""
-        fields = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repeat_penalty": 1.0}
-        params = self.ffi.new("bg_sampling *", {**fields, "repeat_last": 64, "seed": 0, **how})
+        params = self._how(how)
         scores, past = np.ascontiguousarray(scores, F32), np.asarray(history, np.int32)
         assert scores.shape == (self.vocab,)
         floats, ids = (self.ffi.cast(t, a.ctypes.data) for t, a in (("float *", scores), ("int32_t *", past)))
         return int(self.lib.bg_sample(self.handle, params, floats, ids, len(past), step))
+
+    def next(
+        self, tokens: Sequence[int], history: Sequence[int], step: int = 0, count: int = 1, **how: Any
+    ) -> list[int] | int:
+        """What bg_next chose, or its error code."""
+        arrays = [np.asarray(a, np.int32) for a in (tokens, history, np.full(count, -1))]
+        ids, past, chosen = (self.ffi.cast("int32_t *", a.ctypes.data) for a in arrays)
+        code = self.lib.bg_next(
+            *(self.handle, ids, len(tokens), self._how(how), past, len(history), step, chosen, count)
+        )
+        return [int(i) for i in arrays[2]] if code == 0 else int(code)
+
+    def _how(self, how: dict[str, Any]) -> Any:
+        fields = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repeat_penalty": 1.0}
+        return self.ffi.new("bg_sampling *", {**fields, "repeat_last": 64, "seed": 0, **how})
 
     def __enter__(self) -> Session:
         return self

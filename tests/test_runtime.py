@@ -104,7 +104,7 @@ def test_int8_head() -> None:
     f16, int8 = lab.bench("odd-sizes"), lab.bench("odd-sizes", 0, "int8")
     tokens = lab.tokens(f16.shape, 9)
     got = int8.logits(tokens)
-    scales, codes = pack._int8_head(f16.checkpoint.dense("token_embd.weight"))
+    scales, codes = pack._int8_rows(f16.checkpoint.dense("token_embd.weight"))
     assert np.abs(got - f16.logits(tokens)).max() < 0.02 * np.abs(got).max()
     for level in range(len(int8.packed)):
         assert same_bits(int8.logits(tokens, level, threads=2, chunk=4), got)

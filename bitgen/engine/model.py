@@ -111,44 +111,57 @@ class Session:
 
     def forward(self, tokens: Sequence[int], *, every: bool = False) -> npt.NDArray[np.float32]:
         """Append tokens; logits float32 [vocab] of the last one, or [n, vocab] of all when `every`."""
-        ids = np.asarray(tokens, np.int64)
-        if ids.ndim != 1 or len(ids) == 0 or ids.min() < 0 or ids.max() >= self._vocab:
-            raise EngineError(f"tokens must be a non-empty list of ids in [0, {self._vocab})")
+        ids = self._ids(tokens)
         logits = np.empty((len(ids), self._vocab) if every else self._vocab, np.float32)
-        cast, ids32 = binding.ffi().cast, ids.astype(np.int32)
         code = self._lib.bg_forward(
-            self._open(),
-            cast("int32_t *", ids32.ctypes.data),
-            len(ids32),
-            cast("float *", logits.ctypes.data),
-            int(every),
+            self._open(), _ints(ids), len(ids), binding.ffi().cast("float *", logits.ctypes.data), int(every)
         )
-        what = f"cannot append {len(ids32)} tokens at position {self.position} of a context of {self.context}"
-        binding.check(self._lib, code, what)
+        binding.check(self._lib, code, self._appending(len(ids)))
         return logits
 
     def sample(self, how: Sampling, logits: npt.NDArray[np.float32], history: Sequence[int], step: int) -> int:
         """The next token from logits [vocab]; the same seed and step give the same draw on every host."""
-        ffi, past = (
-            binding.ffi(),
-            np.asarray(history[-how.repeat_last :] if how.repeat_last else [], np.int32),
-        )
-        params = ffi.new("bg_sampling *", {name: getattr(how, name) for name in Sampling.__dataclass_fields__})
-        code = self._lib.bg_sample(
-            self._open(),
-            params,
-            ffi.cast("float *", logits.ctypes.data),
-            ffi.cast("int32_t *", past.ctypes.data),
-            len(past),
-            step,
-        )
+        past = np.asarray(history[-how.repeat_last :] if how.repeat_last else [], np.int32)
+        at = binding.ffi().cast("float *", logits.ctypes.data)
+        code = self._lib.bg_sample(self._open(), _sampling(how), at, _ints(past), len(past), step)
         return binding.check(self._lib, code, "cannot sample")
+
+    def next(
+        self, tokens: Sequence[int], how: Sampling, history: Sequence[int], step: int, count: int = 1
+    ) -> list[int]:
+        """Append tokens and choose what follows each of the last `count` (at most 128) of them.
+
+        history ends with `tokens`; the i-th choice sees it up to its own token, and draws at step + i. The result is
+        what `forward` and `sample` give, but with a certified head greedy and top-k choices need few of the logits.
+        """
+        ids = self._ids(tokens)
+        past = np.asarray(history[-how.repeat_last - count :], np.int32)
+        chosen = np.empty(count, np.int32)
+        code = self._lib.bg_next(
+            *(self._open(), _ints(ids), len(ids), _sampling(how), _ints(past), len(past), step, _ints(chosen), count)
+        )
+        binding.check(self._lib, code, self._appending(len(ids)))
+        return [int(token) for token in chosen]
+
+    @property
+    def rescored(self) -> int:
+        """Rows of the float16 head that `next` has read so far."""
+        return int(self._lib.bg_rescored(self._open()))
 
     def close(self) -> None:
         """Free the buffers and stop the threads; further calls are errors."""
         if self._handle is not None:
             self._lib.bg_session_close(self._handle)
             self._handle = None
+
+    def _ids(self, tokens: Sequence[int]) -> npt.NDArray[np.int32]:
+        ids = np.asarray(tokens, np.int64)
+        if ids.ndim != 1 or len(ids) == 0 or ids.min() < 0 or ids.max() >= self._vocab:
+            raise EngineError(f"tokens must be a non-empty list of ids in [0, {self._vocab})")
+        return ids.astype(np.int32)
+
+    def _appending(self, n: int) -> str:
+        return f"cannot append {n} tokens at position {self.position} of a context of {self.context}"
 
     def _open(self) -> Any:
         if self._handle is None:
@@ -164,6 +177,14 @@ class Session:
     def __del__(self) -> None:
         if getattr(self, "_handle", None) is not None:
             self.close()
+
+
+def _ints(array: npt.NDArray[np.int32]) -> Any:
+    return binding.ffi().cast("int32_t *", array.ctypes.data)
+
+
+def _sampling(how: Sampling) -> Any:
+    return binding.ffi().new("bg_sampling *", {name: getattr(how, name) for name in Sampling.__dataclass_fields__})
 
 
 class Model:
@@ -196,14 +217,16 @@ class Model:
         *,
         threads: int | None = None,
         isa: str | None = None,
-        head: pack.Head = "f16",
+        head: pack.Head = "certified",
         i2s_layout: gguf_io.I2sLayout = "x86",
         activation: str | None = None,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> Model:
         """Open a GGUF file (None: the model that ships), building and packing what is not cached yet.
 
-        head: "f16", exact, or "int8", row-scaled: half the bytes, logits within its rounding.
+        head: "certified" chooses tokens from an int8 copy of the head and exact float16 rows for those that can win:
+            the same tokens as "f16", at half the bytes per token. "f16" saves the copy's room on disk. "int8" has
+            only the copy: logits within its rounding.
         i2s_layout, activation: override what the file says, for files that say it wrongly.
         progress: called as (stage, done, total) while kernels compile and weights are packed.
         """
@@ -242,8 +265,9 @@ class Model:
 
     @property
     def head_bytes(self) -> int:
-        """Bytes of the LM head that one token's logits read."""
-        return self.shape.vocab * self.shape.hidden * (2 if self.head == "f16" else 1)
+        """Bytes of the LM head that the choice of one token reads (certified: besides the few rows that may win)."""
+        hidden = self.shape.hidden
+        return self.shape.vocab * {"f16": 2 * hidden, "int8": hidden + 4, "certified": hidden + 12}[self.head]
 
     def session(self, threads: int | None = None, context: int | None = None, cache: Cache = "f16") -> Session:
         """A new conversation of at most `context` tokens (default: all the model was made for).
@@ -303,15 +327,15 @@ class Generation:
         stream = Stream(model.tokenizer)
         limit = min(self.max_tokens, context - len(prompt) + 1)
         with model.session(context=min(context, len(prompt) + limit)) as session:
-            started = time.perf_counter()
-            logits = session.forward(prompt)
-            timing.prompt_tokens, timing.prefill_s = len(prompt), time.perf_counter() - started
+            timing.prompt_tokens = len(prompt)
             for step in range(limit):
                 started = time.perf_counter()
+                history = prompt + self.token_ids
+                token = session.next(history[-1:] if step else prompt, self.sampling, history, step)[0]
                 if step:
-                    logits = session.forward(self.token_ids[-1:])
-                token = session.sample(self.sampling, logits, prompt + self.token_ids, step)
-                timing.decode_s += time.perf_counter() - started if step else 0.0  # step 0 samples the prefill
+                    timing.decode_s += time.perf_counter() - started
+                else:
+                    timing.prefill_s = time.perf_counter() - started
                 if token in stops:
                     timing.stopped = "stop token"
                     break
