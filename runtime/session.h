@@ -10,7 +10,7 @@ enum { CHUNK = 128 }; // most tokens of one pass through the layers
 struct bg_session {
   const bg_model *model;
   const bg_ops *ops;
-  const bg_attention_ops *attention; // for a cache of halves or floats
+  const bg_attention_ops *attention; // for the cache's type
   pool *pool;
   int32_t context;  // positions that the cache holds
   int32_t position; // tokens in the cache
