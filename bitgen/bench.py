@@ -13,13 +13,14 @@ import numpy as np
 
 from bitgen import library, plan
 from bitgen.engine import binding
-from bitgen.engine.model import Model, Sampling, Session
+from bitgen.engine.model import Cache, Model, Sampling, Session
 from bitgen.errors import BitgenError
 from bitgen.tune import stream_bytes
 
 RUNS = 5
 GREEDY = Sampling(temperature=0)
 CHUNK = 128  # tokens that the runtime takes through the layers at once (runtime/session.h)
+CACHE_BYTES: dict[Cache, tuple[int, int]] = {"f16": (2, 0), "f32": (4, 0), "int8": (1, 4)}  # of a number, of its scale
 
 
 @dataclass(frozen=True)
@@ -71,23 +72,29 @@ def bench(
     prompts: Sequence[int],
     generate: int,
     listener: Callable[[str, int, int], None] = lambda *_: None,
+    *,
+    contexts: Sequence[int] = (0,),
+    cache: Cache = "f16",
 ) -> dict[str, Any]:
-    """Measure every combination; the result is what `bitgen bench --json` prints."""
-    longest = max([*prompts, generate, 1])
+    """Measure every combination; the result is what `bitgen bench --json` prints.
+
+    contexts: tokens in the cache before each run.
+    """
+    longest = max([*prompts, generate, 1]) + max(contexts)
     if longest + 1 > model.shape.context:
         raise BitgenError(f"{longest} tokens do not fit into the model's context of {model.shape.context}")
-    cases = [
-        (t, kind, n) for t in threads for kind, ns in (("prefill", prompts), ("decode", (generate,))) for n in ns if n
-    ]
+    kinds = [("prefill", n) for n in prompts if n] + [("decode", generate)] * (generate > 0)
+    cases = [(t, kind, n, context) for t in threads for context in contexts for kind, n in kinds]
     results, machine = [], {t: limits(model, t) for t in dict.fromkeys(threads)}
-    for done, (count, kind, tokens) in enumerate(cases, 1):
-        results.append(asdict(_measure(model, machine[count], kind, tokens, count)))
+    for done, (count, kind, tokens, context) in enumerate(cases, 1):
+        results.append(asdict(_measure(model, machine[count], kind, tokens, count, context, cache)))
         listener(f"{kind} {tokens}", done, len(cases))
     return {
         "model": {
             "name": model.shape.name,
             "file": model.path.name,
             "head": model.head,
+            "cache": cache,
             "isa": model.lookup.isa,
         },
         "host": {
@@ -101,19 +108,21 @@ def bench(
     }
 
 
-def _measure(model: Model, machine: Limits, kind: str, tokens: int, threads: int) -> Result:
+def _measure(model: Model, machine: Limits, kind: str, tokens: int, threads: int, context: int, cache: Cache) -> Result:
     rng = np.random.default_rng(0)
-    ids = rng.integers(0, model.shape.vocab, tokens).tolist()
-    with model.session(threads=threads, context=tokens + 1) as session:
+    ids = rng.integers(0, model.shape.vocab, context + tokens).tolist()
+    with model.session(threads=threads, context=context + tokens + 1, cache=cache) as session:
+        if context:
+            session.forward(ids[:context])
         timed = _prefill if kind == "prefill" else _decode
-        rates = [tokens / seconds for seconds in timed(session, ids)]
+        rates = [tokens / seconds for seconds in timed(session, ids[context:])]
     rate = statistics.median(rates)
     passes = 1 if kind == "prefill" else tokens
-    read = model.weight_bytes * _chunks(kind, tokens) + model.head_bytes * passes + _cache_bytes(model, kind, tokens)
-    per_token = read / tokens
+    read = model.weight_bytes * _chunks(kind, tokens) + model.head_bytes * passes
+    per_token = (read + _cache_bytes(model, cache, kind, tokens, context)) / tokens
     ops = 2 * model.ternary_weights
     return Result(
-        *(kind, tokens, threads, 1, 0, rate, min(rates), max(rates)),
+        *(kind, tokens, threads, 1, context, rate, min(rates), max(rates)),
         bytes_per_token=per_token,
         gb_s=per_token * rate / 1e9,
         bandwidth_share=per_token * rate / machine.bytes_s,
@@ -123,8 +132,9 @@ def _measure(model: Model, machine: Limits, kind: str, tokens: int, threads: int
 
 def _prefill(session: Session, ids: list[int]) -> Iterator[float]:
     """Seconds of RUNS prefills of ids, after one that warms up."""
+    filled = session.position
     for run in range(RUNS + 1):
-        session.rewind(0)
+        session.rewind(filled)
         started = time.perf_counter()
         session.next(ids, GREEDY, ids, 0)
         if run:
@@ -133,8 +143,9 @@ def _prefill(session: Session, ids: list[int]) -> Iterator[float]:
 
 def _decode(session: Session, ids: list[int]) -> Iterator[float]:
     """Seconds of RUNS decodes: ids one by one, a greedy choice after each, after one run that warms up."""
+    filled = session.position
     for run in range(RUNS + 1):
-        session.rewind(0)
+        session.rewind(filled)
         started = time.perf_counter()
         for token in ids:
             session.next([token], GREEDY, [token], 0)
@@ -147,8 +158,9 @@ def _chunks(kind: str, tokens: int) -> int:
     return tokens if kind == "decode" else -(-tokens // CHUNK)
 
 
-def _cache_bytes(model: Model, kind: str, tokens: int) -> int:
-    """KV cache read: every decoded token reads the positions before it; prefill works on cached blocks."""
-    shape = model.shape
-    position = 2 * 2 * shape.layers * shape.kv_heads * shape.head_dim
-    return position * tokens * (tokens + 1) // 2 if kind == "decode" else 0
+def _cache_bytes(model: Model, cache: Cache, kind: str, tokens: int, context: int) -> int:
+    """KV cache read: all positions up to its own for a decoded token, once those before it for a chunk of prefill."""
+    shape, (number, scale) = model.shape, CACHE_BYTES[cache]
+    position = 2 * shape.layers * shape.kv_heads * (shape.head_dim * number + scale)
+    end = context + tokens
+    return position * sum(range(context + 1, end + 1) if kind == "decode" else range(context, end, CHUNK))

@@ -84,6 +84,13 @@ head_option = click.option(
     show_default=True,
     help="The LM head: exact at half the bytes for greedy and top-k choices; exact; or rounded to int8.",
 )
+cache_option = click.option(
+    "--cache",
+    type=click.Choice(["f16", "int8"]),
+    default="f16",
+    show_default=True,
+    help="Keys and values: halves, or half the bytes.",
+)
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -118,6 +125,7 @@ def main() -> None:
 @click.option("--ignore-eos", is_flag=True, help="Go on after the model's stop tokens.")
 @isa_option
 @head_option
+@cache_option
 @click.option(
     "--i2s-layout",
     type=click.Choice(["x86", "arm"]),
@@ -132,7 +140,7 @@ def main() -> None:
 )
 def run(prompt: str, model: str | None, max_tokens: int, threads: int | None, temp: float, top_k: int, top_p: float,
         min_p: float, repeat_penalty: float, seed: int | None, ignore_eos: bool, isa: str | None, head: Any,
-        i2s_layout: Any, activation: str | None) -> None:  # fmt: skip
+        cache: Any, i2s_layout: Any, activation: str | None) -> None:  # fmt: skip
     """Continue a prompt. Text goes to stdout as it comes, timing to stderr."""
     sampling = Sampling(
         *(temp, top_k, top_p, min_p, repeat_penalty),
@@ -149,7 +157,7 @@ def run(prompt: str, model: str | None, max_tokens: int, threads: int | None, te
             activation=activation,
             progress=listen,
         )
-    generation = loaded.generate(text, max_tokens, stop=not ignore_eos, sampling=sampling)
+    generation = loaded.generate(text, max_tokens, stop=not ignore_eos, sampling=sampling, cache=cache)
     try:
         click.echo(text, nl=False)
         for piece in generation:
@@ -236,26 +244,33 @@ def convert(source: Path, output: Path, type_: Any) -> None:
 )
 @click.option("--prompt", callback=numbers, default="128", show_default=True, help="Prefill lengths, like 128,512.")
 @click.option("--gen", type=click.IntRange(min=0), default=64, show_default=True, help="Tokens to decode.")
+@click.option(
+    "--context", callback=numbers, default="0", show_default=True, help="Tokens in the cache before, like 0,3500."
+)
 @isa_option
 @head_option
+@cache_option
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 def bench(
     model: str | None,
     threads: list[int],
     prompt: list[int],
     gen: int,
+    context: list[int],
     isa: str | None,
     head: Any,
+    cache: Any,
     as_json: bool,
 ) -> None:
     """Measure prefill and decode, beside the machine's own limits measured in the same run."""
     with progress_bar() as listen:
         loaded = Model.load(*(model,), isa=isa, head=head, progress=listen)
-        report = bench_model(loaded, threads, prompt, gen, listen)
+        report = bench_model(loaded, threads, prompt, gen, listen, contexts=context, cache=cache)
     if as_json:
         click.echo(json.dumps(report, indent=1))
         return
-    table = Table(title=f"{loaded.about}; {report['host']['cpu']}", title_justify="left", box=box.SIMPLE_HEAD)
+    title = f"{loaded.about}, {cache} cache; {report['host']['cpu']}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for column in (
         "test",
         "threads",
@@ -270,7 +285,7 @@ def bench(
     for r in report["results"]:
         table.add_row(
             *(
-                f"{r['kind']} {r['tokens']}",
+                f"{r['kind']} {r['tokens']}" + (f" at {r['context']}" if r["context"] else ""),
                 str(r["threads"]),
                 f"{r['tok_s']:.1f}",
                 f"{r['tok_s_min']:.1f} - {r['tok_s_max']:.1f}",

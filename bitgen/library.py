@@ -22,7 +22,7 @@ from bitgen.errors import UnsupportedError
 from bitgen.plan import Lookup
 from bitgen.spec import ROLES, KernelSpec, ModelShape
 
-PER_ISA = ("ops.c", "attention.c", "head.c")
+PER_ISA = ("ops.c", "attention.c", "attention_i8.c", "head.c")
 ONCE = ("isa.c", "model.c", "session.c", "choose.c", "kernels.c", "pool.c", "sampler.c")
 
 

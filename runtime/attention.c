@@ -1,7 +1,6 @@
-// attention.c: softmax attention over cached keys and values, block by block; compiled once per ISA. ops.h
-// has the layout.
-#include "ops.h"
-#include "vec.h"
+// attention.c: softmax attention over a cache of halves or floats, block by block; compiled once per ISA.
+// ops.h has the layout.
+#include "softmax.h"
 
 typedef enum { F16, F32 } cache_type; // a constant wherever it is named: each type has code of its own
 
@@ -67,26 +66,6 @@ VEC void score_rows(cache_type type, const int rows, const int blocks, const flo
     score_tile(type, rows, blocks, q, k + (size_t)p * d * width(type), d, scale, scores + p);
 }
 
-// The first `end` scores become p = exp(score - top); the rest of the last vector 0.
-static void softmax(float *scores, int32_t end, float *top, float *sum) {
-  int32_t whole = end / LANES * LANES;
-  v16i inside = v16i_iota() < v16i_set(end - whole);
-  if (end > whole)
-    v16_store(scores + whole, v16_select(inside, v16_load(scores + whole), v16_set(-__builtin_inff())));
-  v16 most = v16_set(-__builtin_inff()), total = {0};
-  for (int32_t i = 0; i < end; i += LANES)
-    most = v16_max(v16_load(scores + i), most);
-  *top = v16_hmax(most);
-  for (int32_t i = 0; i < end; i += LANES) {
-    v16 p = v16_exp(v16_load(scores + i) - v16_set(*top));
-    if (i == whole)
-      p = v16_select(inside, p, v16_set(0));
-    total = total + p;
-    v16_store(scores + i, p);
-  }
-  *sum = v16_sum(total);
-}
-
 // part[r][c ..] += p[r] v[.., c ..] over positions [from, to): `rows` rows, `vectors` vectors of columns.
 VEC void value_tile(cache_type type, const int rows, const int vectors, const float *p, const uint8_t *v,
                     int32_t dp, int32_t from, int32_t to, float *const *part, int32_t c) {
@@ -144,22 +123,6 @@ VEC void block(cache_type type, const float *const *q, const int32_t *ends, int3
     block_rows(type, 1, q, ends, d, scale, k, v, part);
 }
 
-static void merge(float *into, const float *part, int32_t d) {
-  int32_t dp = padded(d);
-  float top = into[dp] > part[dp] ? into[dp] : part[dp];
-  v16 old = v16_exp(v16_set(into[dp] - top)), new = v16_exp(v16_set(part[dp] - top));
-  for (int32_t i = 0; i < dp; i += LANES)
-    v16_store(into + i, v16_fma(v16_load(part + i), new, v16_load(into + i) * old));
-  into[dp] = top;
-  into[dp + 1] = v16_fma(v16_set(part[dp + 1]), new, v16_set(into[dp + 1]) * old)[0];
-}
-
-static void finish(const float *part, int32_t d, float *y) {
-  float sum = part[padded(d) + 1];
-  for (int32_t i = 0; i < d; i++)
-    y[i] = part[i] / sum;
-}
-
 #define TYPED(type, suffix)                                                                                  \
   static void write_##suffix(const float *k, const float *v, int32_t d, int32_t at, void *kc, void *vc) {    \
     write(type, k, v, d, at, kc, vc);                                                                        \
@@ -172,5 +135,6 @@ static void finish(const float *part, int32_t d, float *y) {
 TYPED(F16, f16)
 TYPED(F32, f32)
 
-const bg_attention_ops BG_FOR_ISA(bg_attention_f16) = {sizeof(uint16_t), write_f16, block_f16, merge, finish};
-const bg_attention_ops BG_FOR_ISA(bg_attention_f32) = {sizeof(float), write_f32, block_f32, merge, finish};
+const bg_attention_ops BG_FOR_ISA(bg_attention_f16) = {sizeof(uint16_t), 0,     write_f16,
+                                                       block_f16,        merge, finish};
+const bg_attention_ops BG_FOR_ISA(bg_attention_f32) = {sizeof(float), 0, write_f32, block_f32, merge, finish};

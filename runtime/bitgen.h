@@ -27,7 +27,7 @@ enum {
   BG_E_THREAD = -11,    // a worker thread cannot be started
 };
 
-enum { BG_CACHE_F16 = 0, BG_CACHE_F32 = 1 };
+enum { BG_CACHE_F16 = 0, BG_CACHE_F32 = 1, BG_CACHE_I8 = 2 };
 
 typedef struct bg_model bg_model;      // mapped weights, shared by sessions
 typedef struct bg_session bg_session;  // buffers, KV cache, threads of one conversation
@@ -47,7 +47,8 @@ int32_t bg_vocab(const bg_model *model);
 int32_t bg_context(const bg_model *model);   // the longest context the model was made for
 
 // A session owns every buffer that forward touches; forward allocates nothing.
-// cache: BG_CACHE_F16, or BG_CACHE_F32 for comparisons with models that do not round keys and values (twice the size).
+// cache: BG_CACHE_F16; BG_CACHE_I8, half the bytes (a scale per position and kv head); or BG_CACHE_F32, twice the bytes,
+// for comparisons with models that do not round keys and values.
 int32_t bg_session_open(bg_model *model, int32_t threads, int32_t context, int32_t cache, bg_session **out);
 void bg_session_close(bg_session *session);
 int32_t bg_position(const bg_session *session);               // tokens in the KV cache

@@ -1,14 +1,16 @@
 // choose.c: the output matrix, all of it or as much as a choice needs.
 //
-// The certified head: an int8 copy of the matrix, half the bytes, gives every logit an interval that it cannot
-// leave. Only rows whose interval reaches the k-th greatest lower end are computed in float16; the other tokens
-// get -inf. What greedy and top-k sampling choose from those logits is what they would choose from all.
+// The certified head: an int8 copy of the matrix, half the bytes, gives every logit an interval that it
+// cannot leave. Only rows whose interval reaches the k-th greatest lower end are computed in float16; the
+// other tokens get -inf. What greedy and top-k sampling choose from those logits is what they would choose
+// from all.
 //
-// A row w is kept as codes q and a scale s, the hidden state h is rounded to x step, x int16. By Cauchy-Schwarz
+// A row w is kept as codes q and a scale s, the hidden state h is rounded to x step, x int16. By
+// Cauchy-Schwarz
 //   |w.h - s step q.x| <= |w - s q| |h| + |s q| |h - x step|,
 // and float arithmetic, here and in the float16 product, adds less than gamma (|w| + |s q|) |h| with
-// gamma = (hidden / 16 + 32) 2^-23 (Higham, Accuracy and Stability, section 3.1), which pack.py has added to the
-// residual |w - s q| that it stored.
+// gamma = (hidden / 16 + 32) 2^-23 (Higham, Accuracy and Stability, section 3.1), which pack.py has added to
+// the residual |w - s q| that it stored.
 #include <math.h>
 #include <string.h>
 
@@ -199,8 +201,8 @@ static void decisive_logits(bg_session *s, const bg_sampling *how, const float *
   }
 }
 
-int32_t bg_next(bg_session *s, const int32_t *tokens, int32_t n, const bg_sampling *how, const int32_t *history,
-                int32_t n_history, uint64_t step, int32_t *chosen, int32_t count) {
+int32_t bg_next(bg_session *s, const int32_t *tokens, int32_t n, const bg_sampling *how,
+                const int32_t *history, int32_t n_history, uint64_t step, int32_t *chosen, int32_t count) {
   if (!s || !how || !history || !chosen || count < 1 || count > n || count > CHUNK || n_history < count)
     return BG_E_ARGUMENT;
   int32_t code = session_append(s, tokens, n, NULL, count);

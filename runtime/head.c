@@ -5,6 +5,7 @@
 
 typedef enum { F16, I8 } row_type;
 enum { BLOCK = 32, ROWS = 4 }; // rows kept in the second-level cache for all tokens; rows in flight
+enum { SCREEN_AHEAD = 4096 };  // bytes of int8 rows that are asked for early
 
 VEC v16 load(row_type type, const uint8_t *row, int32_t i) {
   return type == F16 ? v16_load_f16((const uint16_t *)row + i) : v16_load_i8((const int8_t *)row + i);
@@ -67,15 +68,24 @@ static void head_i8(const int8_t *w, const float *scales, int32_t k, int32_t row
       logits[t * stride + row] *= scales[row];
 }
 
-// Integers: the compiler may order the sums as it likes.
+// w . x in sixteen sums of pairs, in two chains.
+VEC int32_t pairs(const int8_t *w, const int16_t *x, int32_t k) {
+  v16i sum[2] = {{0}};
+  int32_t i = 0, last = 0;
+  for (; i + 4 * LANES <= k; i += 4 * LANES)
+    for (int c = 0; c < 2; c++) {
+      __builtin_prefetch(w + i + 2 * c * LANES + SCREEN_AHEAD);
+      sum[c] = v16i_add_pairs(sum[c], v32s_load_i8(w + i + 2 * c * LANES), v32s_load(x + i + 2 * c * LANES));
+    }
+  for (; i < k; i++)
+    last += w[i] * x[i];
+  return v16i_sum(sum[0] + sum[1]) + last;
+}
+
 static void screen(const int8_t *w, int32_t k, int32_t rows, const int16_t *x, int32_t n, int32_t *sums) {
   for (int32_t r = 0; r < rows; r++, w += k)
-    for (int32_t t = 0; t < n; t++) {
-      int32_t sum = 0;
-      for (int32_t i = 0; i < k; i++)
-        sum += w[i] * x[(size_t)t * k + i];
-      sums[t * rows + r] = sum;
-    }
+    for (int32_t t = 0; t < n; t++)
+      sums[t * rows + r] = pairs(w, x + (size_t)t * k, k);
 }
 
 const bg_head_ops BG_FOR_ISA(bg_head) = {head_f16, head_i8, screen};

@@ -21,8 +21,7 @@ enum {
   MAX_WIDTH = 1 << 22,
   MAX_LAYERS = 4096,
   MAX_VOCAB = 1 << 26,
-  MAX_CONTEXT = 1 << 24,
-  MAX_HEAD_DIM = 1 << 12
+  MAX_CONTEXT = 1 << 24
 };
 
 static int between(int64_t value, int64_t least, int64_t most) { return least <= value && value <= most; }

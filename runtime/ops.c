@@ -3,7 +3,8 @@
 
 #include "vec.h"
 
-extern const bg_attention_ops BG_FOR_ISA(bg_attention_f16), BG_FOR_ISA(bg_attention_f32);
+extern const bg_attention_ops BG_FOR_ISA(bg_attention_f16), BG_FOR_ISA(bg_attention_f32),
+    BG_FOR_ISA(bg_attention_i8);
 extern const bg_head_ops BG_FOR_ISA(bg_head);
 
 static void widen(const uint16_t *row, int32_t n, float *x) {
@@ -137,5 +138,6 @@ const bg_ops BG_FOR_ISA(bg_ops) = {
     .read = read,
     .attention_f16 = &BG_FOR_ISA(bg_attention_f16),
     .attention_f32 = &BG_FOR_ISA(bg_attention_f32),
+    .attention_i8 = &BG_FOR_ISA(bg_attention_i8),
     .head = &BG_FOR_ISA(bg_head),
 };

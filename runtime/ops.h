@@ -1,4 +1,4 @@
-// ops.h: the float operations of a forward pass, compiled once per ISA from ops.c, attention.c and head.c.
+// ops.h: the float operations of a forward pass, compiled once per ISA from ops.c, attention*.c and head.c.
 //
 // All of them give the same bits on every ISA (vec.h says how). "Padded" rows have a multiple of 16 elements
 // in memory, zeros after the last; no other row is touched past its length. Nothing here allocates.
@@ -17,23 +17,26 @@
 static inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 static inline int32_t padded(int32_t n) { return (int32_t)round_up(n, 16); }
 
-// Attention over a cache of halves or floats, in absolute blocks of positions: each block is a softmax of its
-// own, and blocks are merged in order. So a token's result depends neither on how the tokens were batched nor
-// on who computed which block.
+// Attention, in absolute blocks of positions: each block is a softmax of its own, and blocks are merged in
+// order. So a token's result depends neither on how the tokens were batched nor on who computed which block.
 //
-// The cache of one kv head holds, up to a multiple of ATTEND_BLOCK positions,
+// The cache of one kv head holds, up to a multiple of ATTEND_BLOCK positions, of halves or floats
 //   k [position / 16][head_dim][16]       so that the scores of 16 positions are one vector
 //   v [position][padded(head_dim)]
+// and of int8, where products of pairs are what machines are good at, for every ATTEND_BLOCK positions
+//   k [position / 16][head_dim / 2][16][2], then a float scale of each position
+//   v [padded(head_dim) / 16][position / 2][16][2], then a float scale of each position
+// with the row of a position = its codes times its scale.
 // A partial result, float [partial_floats], is sum p v of some positions, with p = exp(score - top); then
 // top, the greatest score, and sum p.
-enum { ATTEND_BLOCK = 256 };
+enum { ATTEND_BLOCK = 256, MAX_HEAD_DIM = 1024 };
 static inline size_t partial_floats(int32_t head_dim) { return (size_t)padded(head_dim) + 16; }
 
 enum { READ_UNIT = 1 << 16 };
 
 // <cdef>
 typedef struct {
-  size_t width; // bytes of a cached number
+  size_t width, beside; // bytes of a cached number; of what is kept beside the numbers of a position
   // Write position `at` from k float [d], v float [d].
   void (*write)(const float *k, const float *v, int32_t d, int32_t at, void *kc, void *vc);
   // part[r] = partial result of query q[r] float [d] over positions first .. first + ends[r] - 1;
@@ -73,7 +76,7 @@ struct bg_ops {
   // p = exp((x - top) / temperature), 0 where that is below e^-87
   void (*exp_row)(const float *x, int32_t n, float top, float temperature, float *p);
   uint64_t (*read)(const uint8_t *p, size_t bytes); // touches all of it; bytes a multiple of READ_UNIT
-  const bg_attention_ops *attention_f16, *attention_f32;
+  const bg_attention_ops *attention_f16, *attention_f32, *attention_i8;
   const bg_head_ops *head;
 };
 // </cdef>

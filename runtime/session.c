@@ -330,8 +330,8 @@ static int32_t allocate(bg_session *s) {
   s->query_row = padded(c->heads * d);
   s->wide_row = most(most(s->hidden_row, padded(2 * c->kv_heads * d)), padded(c->intermediate));
   s->attend_blocks = (s->context + ATTEND_BLOCK - 1) / ATTEND_BLOCK;
-  s->k_head = (size_t)s->attend_blocks * ATTEND_BLOCK * d * s->attention->width;
-  s->v_head = (size_t)s->attend_blocks * ATTEND_BLOCK * padded(d) * s->attention->width;
+  s->k_head = (size_t)s->attend_blocks * ATTEND_BLOCK * (d * s->attention->width + s->attention->beside);
+  s->v_head = (size_t)s->attend_blocks * ATTEND_BLOCK * (padded(d) * s->attention->width + s->attention->beside);
   size_t work = 0;
   for (int role = 0; role < BG_ROLES; role++) {
     const bg_kernel *pair[] = {s->model->isa->gemv[role], s->model->isa->gemm[role]};
@@ -396,10 +396,12 @@ int32_t bg_session_open(bg_model *model, int32_t threads, int32_t context, int32
   if (!model || !out)
     return BG_E_ARGUMENT;
   *out = NULL;
-  if (cache != BG_CACHE_F16 && cache != BG_CACHE_F32)
-    return BG_E_ARGUMENT;
   const bg_ops *ops = model->isa->ops;
-  return open_session(model, cache == BG_CACHE_F16 ? ops->attention_f16 : ops->attention_f32, threads, context, out);
+  const bg_attention_ops *const caches[] = {
+      [BG_CACHE_F16] = ops->attention_f16, [BG_CACHE_F32] = ops->attention_f32, [BG_CACHE_I8] = ops->attention_i8};
+  if (cache < 0 || cache >= (int32_t)(sizeof caches / sizeof *caches))
+    return BG_E_ARGUMENT;
+  return open_session(model, caches[cache], threads, context, out);
 }
 
 void bg_session_close(bg_session *s) {

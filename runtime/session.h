@@ -12,7 +12,7 @@ enum { MOST_KEPT = 320 }; // of the greatest logits; a choice that depends on mo
 struct bg_session {
   const bg_model *model;
   const bg_ops *ops;
-  const bg_attention_ops *attention; // for a cache of halves or floats
+  const bg_attention_ops *attention; // for the cache's type
   pool *pool;
   int32_t context;  // positions that the cache holds
   int32_t position; // tokens in the cache

@@ -32,6 +32,9 @@ typedef int32_t v16i __attribute__((vector_size(64)));
 typedef float v8 __attribute__((vector_size(32)));
 typedef float v4 __attribute__((vector_size(16)));
 typedef int8_t v16b __attribute__((vector_size(16)));
+typedef int16_t v16s __attribute__((vector_size(32)));
+typedef int8_t v32b __attribute__((vector_size(32)));
+typedef int16_t v32s __attribute__((vector_size(64)));
 
 VEC v16 v16_set(float a) { return (v16){a, a, a, a, a, a, a, a, a, a, a, a, a, a, a, a}; }
 VEC v16i v16i_set(int32_t a) { return (v16i){a, a, a, a, a, a, a, a, a, a, a, a, a, a, a, a}; }
@@ -56,6 +59,10 @@ VEC v16i v16i_load_part(const int32_t *p, int32_t n) {
   memcpy(&a, p, (n < LANES ? (size_t)n : LANES) * sizeof *p);
   return a;
 }
+
+VEC v16 v16_load_part(const float *p, int32_t n) { return (v16)v16i_load_part((const int32_t *)p, n); }
+
+VEC v16 v16_from_i32(v16i a) { return __builtin_convertvector(a, v16); } // rounded to even above 2^24
 
 VEC v8 v16_low(v16 a) { return __builtin_shufflevector(a, a, 0, 1, 2, 3, 4, 5, 6, 7); }
 VEC v8 v16_high(v16 a) { return __builtin_shufflevector(a, a, 8, 9, 10, 11, 12, 13, 14, 15); }
@@ -106,12 +113,60 @@ VEC v16 v16_fma(v16 a, v16 b, v16 c) {
 }
 #endif
 
+// Thirty-two int16 as sixteen pairs: from int8 in memory, and one pair in all places.
+VEC v32s v32s_load_i8(const int8_t *p) {
+  v32b a;
+  memcpy(&a, p, sizeof a);
+  return __builtin_convertvector(a, v32s);
+}
+VEC v32s v32s_load(const int16_t *p) {
+  v32s a;
+  memcpy(&a, p, sizeof a);
+  return a;
+}
+VEC v32s v32s_set_pair(const int16_t *p) {
+  int32_t pair;
+  memcpy(&pair, p, sizeof pair);
+  return (v32s)v16i_set(pair);
+}
+VEC v16s v32s_low(v32s a) {
+  return __builtin_shufflevector(a, a, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+VEC v16s v32s_high(v32s a) {
+  return __builtin_shufflevector(a, a, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31);
+}
+
+// sum + the two products of each pair, exactly: nothing here may leave int32.
+#if defined(__AVX512VNNI__)
+VEC v16i v16i_add_pairs(v16i sum, v32s a, v32s b) {
+  return (v16i)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+}
+#elif BG_VEC_AVX2
+VEC v16i v16i_add_pairs(v16i sum, v32s a, v32s b) {
+  const __m256i low = _mm256_madd_epi16((__m256i)v32s_low(a), (__m256i)v32s_low(b)),
+                high = _mm256_madd_epi16((__m256i)v32s_high(a), (__m256i)v32s_high(b));
+  return sum + (v16i)v16_join((v8)low, (v8)high);
+}
+#else
+VEC v16i v16i_add_pairs(v16i sum, v32s a,
+                        v32s b) { // the pair in a 32-bit lane: low and high half, sign-extended
+  v16i x = (v16i)a, y = (v16i)b;
+  return sum + (x << 16 >> 16) * (y << 16 >> 16) + (x >> 16) * (y >> 16);
+}
+#endif
+
 // Sum and maximum over lanes, by halves: j + (j + 8), then 4, 2, 1.
 VEC float v16_sum(v16 a) {
   v8 b = v16_low(a) + v16_high(a);
   v4 c = __builtin_shufflevector(b, b, 0, 1, 2, 3) + __builtin_shufflevector(b, b, 4, 5, 6, 7);
   c = c + __builtin_shufflevector(c, c, 2, 3, 0, 1);
   return c[0] + c[1];
+}
+VEC int32_t v16i_sum(v16i a) {
+  a += __builtin_shufflevector(a, a, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+  a += __builtin_shufflevector(a, a, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+  a += __builtin_shufflevector(a, a, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+  return a[0] + a[1];
 }
 VEC float v16_hmax(v16 a) {
   a = v16_max(a, __builtin_shufflevector(a, a, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));

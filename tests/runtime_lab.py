@@ -90,6 +90,16 @@ def half(x: FloatArray) -> npt.NDArray[np.uint16]:
     return np.clip(x, F32(-65504), F32(65504)).astype(np.float16).view(np.uint16)
 
 
+COARSE, FINE = 127, 16383
+
+
+def rounded(x: FloatArray, top: int) -> tuple[npt.NDArray[np.int64], FloatArray]:
+    """Codes of size `top` at most, and their scale, for each row [..., n]: x is nearly codes * scale[..., None]."""
+    greatest = np.clip(np.abs(x).max(-1), F32(2.0**-64), F32(2.0**64))
+    codes = np.rint(np.clip(x * (F32(top) / greatest)[..., None], F32(-top), F32(top)))
+    return codes.astype(np.int64), greatest / F32(top)
+
+
 # ---- the forward pass ----------------------------------------------------------------------------------------
 
 
@@ -117,40 +127,51 @@ def merge(a: tuple[Any, Any, Any], b: tuple[Any, Any, Any]) -> tuple[Any, Any, A
     return fma(b[0], new[..., None], a[0] * old[..., None]), fma(b[1], new, a[1] * old), top
 
 
-def attend_block(q: FloatArray, k: FloatArray, v: FloatArray, sees: npt.NDArray[np.int64]) -> tuple[Any, Any, Any]:
+def attend_block(
+    q: FloatArray, k: FloatArray, v: FloatArray, sees: npt.NDArray[np.int64], cache: Cache
+) -> tuple[Any, Any, Any]:
     """sum p v [n, heads, d], sum p and the greatest score [n, heads] of rows q that see the first `sees` of k."""
     n, heads, d = q.shape
-    scores = np.zeros((n, heads, len(k)), F32)
-    for i in range(d):
-        scores = fma(q[:, :, i, None], k[:, :, i].T[None], scores)
-    visible = np.arange(len(k)) < sees[:, None, None]
-    scores = np.where(visible, scores * (F32(1) / np.sqrt(F32(d))), F32(-np.inf))
+    scale, visible = F32(1) / np.sqrt(F32(d)), np.arange(len(k)) < sees[:, None, None]
+    if cache == "f16":
+        k, v = (half(t).view(np.float16).astype(F32) for t in (k, v))
+    if cache == "int8":
+        (qc, qs), (kc, ks), (vc, vs) = rounded(q, FINE), rounded(k, COARSE), rounded(v, COARSE)
+        sums = np.einsum("nhd,phd->nhp", qc, kc).astype(F32)
+        scores = sums * (qs * scale)[..., None] * ks.T
+    else:
+        scores = np.zeros((n, heads, len(k)), F32)
+        for i in range(d):
+            scores = fma(q[:, :, i, None], k[:, :, i].T[None], scores)
+        scores = scores * scale
+    scores = np.where(visible, scores, F32(-np.inf))
     top = scores.max(-1)
     p = np.where(visible, exp(scores - top[..., None]), F32(0))
     total = np.zeros((n, heads, LANES), F32)
     for group in np.moveaxis(lanes(p), -2, 0):
         total = total + group
+    if cache == "int8":
+        pc, ps = rounded(p * vs.T, FINE)
+        return np.einsum("nhp,phd->nhd", pc, vc).astype(F32) * ps[..., None], tree(total), top
     out = np.zeros((n, heads, d), F32)
     for i in range(len(k)):
         out = np.where(visible[:, :, i, None], fma(p[:, :, i, None], v[None, i], out), out)
     return out, tree(total), top
 
 
-def attention(q: FloatArray, k: FloatArray, v: FloatArray) -> FloatArray:
+def attention(q: FloatArray, k: FloatArray, v: FloatArray, cache: Cache) -> FloatArray:
     """Causal attention, block by block of absolute positions, blocks merged in order -> [n, heads * d]."""
     n, heads, d = q.shape
     k, v = (np.repeat(t, heads // t.shape[1], axis=1) for t in (k, v))
-    out, total, top = attend_block(q, k[:ATTEND_BLOCK], v[:ATTEND_BLOCK], np.arange(n) + 1)
+    out, total, top = attend_block(q, k[:ATTEND_BLOCK], v[:ATTEND_BLOCK], np.arange(n) + 1, cache)
     for first in range(ATTEND_BLOCK, n, ATTEND_BLOCK):
         rows, cut = slice(first, None), slice(first, first + ATTEND_BLOCK)
-        part = attend_block(q[rows], k[cut], v[cut], np.arange(n - first) + 1)
+        part = attend_block(q[rows], k[cut], v[cut], np.arange(n - first) + 1, cache)
         out[rows], total[rows], top[rows] = merge((out[rows], total[rows], top[rows]), part)
     return (out / total[..., None]).reshape(n, heads * d)
 
 
-def logits(
-    checkpoint: SynthCheckpoint, tokens: Sequence[int], cache: type[np.floating[Any]] = np.float16
-) -> FloatArray:
+def logits(checkpoint: SynthCheckpoint, tokens: Sequence[int], cache: Cache = "f16") -> FloatArray:
     """float32 [n, vocab], bit for bit what the runtime gives with an f16 head and a KV cache of type `cache`."""
     s, n = checkpoint.shape, len(tokens)
     embedding = checkpoint.dense("token_embd.weight").astype(np.float16).astype(F32)
@@ -168,7 +189,7 @@ def logits(
         qkv = linear(("attn_q", "attn_k", "attn_v"), norm("attn_norm", x))
         q, k, v = (t.reshape(n, -1, s.head_dim) for t in qkv)
         q, k = (rope(t, s.rope_theta, s.rope_interleaved) for t in (q, k))
-        context = attention(q, k.astype(cache).astype(F32), v.astype(cache).astype(F32))
+        context = attention(q, k, v, cache)
         if s.sub_norms:
             context = norm("attn_sub_norm", context)
         x = x + linear(("attn_output",), context)[0]

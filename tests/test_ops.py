@@ -12,6 +12,7 @@ import pytest
 import runtime_lab as lab
 
 from bitgen import library, reference
+from bitgen.engine.model import CACHES, Cache
 
 F32 = np.float32
 WIDTHS = (1, 4, 15, 16, 17, 100, 256, 2560)
@@ -74,6 +75,32 @@ def test_floats_become_the_nearest_half(ops: Ops) -> None:
         assert_same(v[5], want)
         assert_same(k[0, :, 5].copy(), want)
         assert not k[:, :, :5].any() and not k[:, :, 6:].any() and not v[:5].any() and not v[6:].any()
+
+
+@pytest.mark.parametrize("d", [2, 36, 128, 1024])
+def test_rows_become_codes_and_a_scale(ops: Ops, d: int) -> None:
+    """Ties, zeros, numbers too small and too great for a scale, infinities and NaN, each where ops.h says."""
+    dp, attention = -(-d // 16) * 16, ops.ops.attention_i8
+    ties = ((np.arange(d) % 254 - 127) / 2).astype(F32)
+    ties[0] = 127
+    endless = np.where(np.arange(d) % 3 == 0, np.inf, np.where(np.arange(d) % 3 == 1, -np.inf, np.nan)).astype(F32)
+    rows = (numbers(d), ties, -ties, np.zeros(d, F32), np.full(d, 1e-30, F32), np.full(d, 3e38, F32), endless)
+    for x, at in zip(rows, (0, 1, 17, 255, 256, 300, 511), strict=True):
+        minus = -x
+        kc, vc = np.zeros((2, 256 * (d + 4)), np.int8), np.zeros((2, 256 * (dp + 4)), np.int8)
+        attention.write(ops.at(x), ops.at(minus), d, at, ops.at(kc, "void *"), ops.at(vc, "void *"))
+        block, p = divmod(at, 256)
+        for cache, width, row in ((kc, d, x), (vc, dp, minus)):
+            codes, scale = lab.rounded(np.where(np.isnan(row), F32(-np.inf), row), 127)
+            numbers_, scales = cache[block, : 256 * width], cache[block, 256 * width :].view(F32)
+            if cache is kc:
+                got = numbers_.reshape(16, d // 2, 16, 2)[p // 16, :, p % 16].reshape(-1)
+            else:
+                got = numbers_.reshape(dp // 16, 128, 16, 2)[:, p // 2, :, p % 2].reshape(-1)[:d]
+            assert_same(got.copy(), codes.astype(np.int8))
+            assert scales[p] == scale and np.count_nonzero(scales) == 1
+            assert np.count_nonzero(numbers_) == np.count_nonzero(codes)
+            assert not cache[1 - block].any()
 
 
 @pytest.mark.parametrize("n", WIDTHS)
@@ -151,19 +178,18 @@ def test_exponentials(ops: Ops, n: int) -> None:
     assert ops.ops.greatest(ops.at(x), n) == want
 
 
-@pytest.mark.parametrize("cache", ["f16", "f32"])
+@pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize(("d", "rows"), [(32, 4), (100, 3), (16, 16), (128, 7), (2, 1), (256, 2), (96, 5)])
-def test_attention_over_a_block(ops: Ops, cache: str, d: int, rows: int) -> None:
+def test_attention_over_a_block(ops: Ops, cache: Cache, d: int, rows: int) -> None:
     rng = np.random.default_rng(rows)
-    attention = getattr(ops.ops, f"attention_{cache}")
-    kind, dp = (np.uint16 if cache == "f16" else F32), -(-d // 16) * 16
+    attention = getattr(ops.ops, f"attention_{cache.replace('int', 'i')}")
+    dp = -(-d // 16) * 16
+    assert (attention.width, attention.beside) == {"f16": (2, 0), "f32": (4, 0), "int8": (1, 4)}[cache]
     k, v = rng.normal(0, 1, (512, d)).astype(F32), rng.normal(0, 1, (512, d)).astype(F32)
-    kc, vc = np.zeros((32, d, 16), kind), np.zeros((512, dp), kind)
-    assert attention.width == kc.itemsize
+    v *= np.exp(rng.normal(0, 2, (512, 1))).astype(F32)
+    kc, vc = (np.zeros(512 * (n * attention.width + attention.beside), np.uint8) for n in (d, dp))
     for i in range(512):
         attention.write(ops.at(k[i]), ops.at(v[i]), d, i, ops.at(kc, "void *"), ops.at(vc, "void *"))
-    if cache == "f16":
-        k, v = k.astype(np.float16).astype(F32), v.astype(np.float16).astype(F32)
     q = rng.normal(0, 2, (rows, d)).astype(F32)
     scale = F32(1) / np.sqrt(F32(d))
     parts = []
@@ -175,7 +201,7 @@ def test_attention_over_a_block(ops: Ops, cache: str, d: int, rows: int) -> None
             first, pointers[1],
         )  # fmt: skip
         cut = slice(first, first + 256)
-        want = lab.attend_block(q[:, None], k[cut, None], v[cut, None], np.array(ends))
+        want = lab.attend_block(q[:, None], k[cut, None], v[cut, None], np.array(ends), cache)
         assert_same(part[:, :d].copy(), want[0][:, 0])
         assert_same(part[:, dp].copy(), want[2][:, 0])
         assert_same(part[:, dp + 1].copy(), want[1][:, 0])

@@ -19,6 +19,7 @@ import runtime_lab as lab
 from bitgen import library, pack, reference, targets
 from bitgen.compile import COMMON_FLAGS, find_compiler
 from bitgen.engine import binding
+from bitgen.engine.model import CACHES, Cache
 from bitgen.errors import CompileError
 
 E = {
@@ -34,12 +35,12 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
 # ---- logits --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cache", ["f16", "f32"])
+@pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("name", lab.SHAPES)
-def test_logits_are_what_the_definition_says(name: str, cache: str) -> None:
+def test_logits_are_what_the_definition_says(name: str, cache: Cache) -> None:
     bench = lab.bench(name)
     tokens = lab.tokens(bench.shape, 40)
-    want = lab.logits(bench.checkpoint, tokens, np.float16 if cache == "f16" else np.float32)
+    want = lab.logits(bench.checkpoint, tokens, cache)
     assert same_bits(bench.logits(tokens, cache=cache), want)
 
 
@@ -54,14 +55,15 @@ def test_the_definition_is_the_right_one(name: str) -> None:
     assert np.median(error) < 5e-6 and error.max() < 0.1
 
 
+@pytest.mark.parametrize("cache", ["f16", "int8"])
 @pytest.mark.parametrize("name", lab.SHAPES)
-def test_same_bits_on_every_level_thread_count_and_batching(name: str) -> None:
+def test_same_bits_on_every_level_thread_count_and_batching(name: str, cache: Cache) -> None:
     bench = lab.bench(name)
     tokens = lab.tokens(bench.shape, 40)
-    want = bench.logits(tokens)
+    want = bench.logits(tokens, cache=cache)
     for level in range(len(bench.packed)):
         for threads, chunk in ((1, 1), (2, 40), (3, 7), (2, 1)):
-            assert same_bits(bench.logits(tokens, level, threads, chunk), want), (level, threads, chunk)
+            assert same_bits(bench.logits(tokens, level, threads, chunk, cache), want), (level, threads, chunk)
 
 
 @pytest.mark.parametrize("choice", [1, 2, 3])
@@ -72,14 +74,14 @@ def test_same_bits_from_other_formats_and_tiles(choice: int) -> None:
     assert same_bits(other.logits(tokens, chunk=1), want.logits(tokens))
 
 
-@pytest.mark.parametrize("cache", ["f16", "f32"])
-def test_contexts_of_several_blocks(cache: str) -> None:
+@pytest.mark.parametrize("cache", CACHES)
+def test_contexts_of_several_blocks(cache: Cache) -> None:
     """Positions beyond the first 256 are attended to block by block, whoever computes the blocks."""
     bench = lab.bench("flagship")
     tokens = lab.tokens(bench.shape, 530)
     want = bench.logits(tokens, cache=cache)
     short = tokens[:270]
-    assert same_bits(want[:270], lab.logits(bench.checkpoint, short, np.float16 if cache == "f16" else np.float32))
+    assert same_bits(want[:270], lab.logits(bench.checkpoint, short, cache))
     for level, threads, chunk in ((0, 2, 1), (0, 3, 100), (len(bench.packed) - 1, 2, 129)):
         assert same_bits(bench.logits(tokens, level, threads, chunk, cache), want)
 
@@ -152,7 +154,7 @@ def test_wrong_calls_change_nothing() -> None:
             (1, 0, 0),
             (1, 601, 0),
             (1, -5, 0),
-            (1, 6, 2),
+            (1, 6, 3),
         ):
             assert lib.bg_session_open(session.model, threads, context, cache, other) == E["BG_E_ARGUMENT"]
             assert other[0] == none

@@ -21,8 +21,8 @@ from bitgen.errors import BitgenError, EngineError
 from bitgen.formats import FORMATS
 from bitgen.spec import ModelShape
 
-Cache = Literal["f16", "f32"]
-CACHES: dict[Cache, int] = {"f16": 0, "f32": 1}  # BG_CACHE_F16, BG_CACHE_F32
+Cache = Literal["f16", "f32", "int8"]
+CACHES: dict[Cache, int] = {"f16": 0, "f32": 1, "int8": 2}  # BG_CACHE_F16, BG_CACHE_F32, BG_CACHE_I8
 
 SHIPPED = "stories"
 """The model that ships with bitgen."""
@@ -91,6 +91,8 @@ class Session:
     def __init__(
         self, model: Model, threads: int | None = None, context: int | None = None, cache: Cache = "f16"
     ) -> None:
+        if cache not in CACHES:
+            raise BitgenError(f"cache is {cache!r}, must be one of {', '.join(CACHES)}")
         self._lib, self._model = model.lib, model
         self._vocab = model.shape.vocab
         self.threads = threads or model.threads
@@ -272,7 +274,8 @@ class Model:
     def session(self, threads: int | None = None, context: int | None = None, cache: Cache = "f16") -> Session:
         """A new conversation of at most `context` tokens (default: all the model was made for).
 
-        cache: the type that keys and values are kept in; "f32" is for comparisons with models that do not round them.
+        cache: the type that keys and values are kept in: "f16"; "int8", half the bytes, with a scale for each position
+        and head; or "f32", for comparisons with models that do not round them.
         """
         return Session(self, threads, context, cache)
 
@@ -288,14 +291,16 @@ class Model:
         *,
         stop: bool = True,
         sampling: Sampling | None = None,
+        cache: Cache = "f16",
         **how: Any,
     ) -> Generation:
         """Continue a prompt: an iterator over pieces of text as they come.
 
         Sampling parameters may be given one by one (temperature=0.8, seed=1) or as `sampling`.
         stop: end at the model's stop tokens. Ends at `max_tokens` or where the context is full.
+        cache: as in `session`.
         """
-        return Generation(self, prompt, max_tokens, stop, sampling or Sampling(**how))
+        return Generation(self, prompt, max_tokens, stop, sampling or Sampling(**how), cache)
 
 
 @dataclass
@@ -307,6 +312,7 @@ class Generation:
     max_tokens: int
     stop: bool
     sampling: Sampling
+    cache: Cache = "f16"
     timing: Timing = field(init=False)
     prompt_ids: list[int] = field(init=False)
     token_ids: list[int] = field(default_factory=list)
@@ -326,7 +332,7 @@ class Generation:
         stops = model.tokenizer.stop_ids if self.stop else frozenset()
         stream = Stream(model.tokenizer)
         limit = min(self.max_tokens, context - len(prompt) + 1)
-        with model.session(context=min(context, len(prompt) + limit)) as session:
+        with model.session(context=min(context, len(prompt) + limit), cache=self.cache) as session:
             timing.prompt_tokens = len(prompt)
             for step in range(limit):
                 started = time.perf_counter()
