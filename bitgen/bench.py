@@ -6,6 +6,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from bitgen import library, plan
 from bitgen.engine import binding
-from bitgen.engine.model import Model, Session
+from bitgen.engine.model import Model, Session, forward_batch
 from bitgen.errors import BitgenError
 from bitgen.tune import stream_bytes
 
@@ -33,7 +34,7 @@ class Result:
     kind: str  # "prefill" or "decode"
     tokens: int
     threads: int
-    batch: int
+    batch: int  # sequences decoded together
     context: int  # tokens in the cache before the run
     tok_s: float
     tok_s_min: float
@@ -70,17 +71,18 @@ def bench(
     prompts: Sequence[int],
     generate: int,
     listener: Callable[[str, int, int], None] = lambda *_: None,
+    *,
+    batches: Sequence[int] = (1,),
 ) -> dict[str, Any]:
     """Measure every combination; the result is what `bitgen bench --json` prints."""
     longest = max([*prompts, generate, 1])
     if longest + 1 > model.shape.context:
         raise BitgenError(f"{longest} tokens do not fit into the model's context of {model.shape.context}")
-    cases = [
-        (t, kind, n) for t in threads for kind, ns in (("prefill", prompts), ("decode", (generate,))) for n in ns if n
-    ]
+    tests = [("prefill", n, 1) for n in prompts] + [("decode", generate, batch) for batch in batches]
+    cases = [(t, *test) for t in threads for test in tests if 0 not in test]
     results, machine = [], {t: limits(model, t) for t in dict.fromkeys(threads)}
-    for done, (count, kind, tokens) in enumerate(cases, 1):
-        results.append(asdict(_measure(model, machine[count], kind, tokens, count)))
+    for done, (count, kind, tokens, batch) in enumerate(cases, 1):
+        results.append(asdict(_measure(model, machine[count], kind, tokens, batch, count)))
         listener(f"{kind} {tokens}", done, len(cases))
     return {
         "model": {
@@ -100,19 +102,21 @@ def bench(
     }
 
 
-def _measure(model: Model, machine: Limits, kind: str, tokens: int, threads: int) -> Result:
+def _measure(model: Model, machine: Limits, kind: str, tokens: int, batch: int, threads: int) -> Result:
     rng = np.random.default_rng(0)
     ids = rng.integers(0, model.shape.vocab, tokens).tolist()
-    with model.session(threads=threads, context=tokens + 1) as session:
+    with ExitStack() as opened:
+        first = opened.enter_context(model.session(threads=threads, context=tokens + 1))
+        others = [opened.enter_context(first.share(tokens + 1)) for _ in range(batch - 1)]
         timed = _prefill if kind == "prefill" else _decode
-        rates = [tokens / seconds for seconds in timed(session, ids)]
+        rates = [batch * tokens / seconds for seconds in timed([first, *others], ids)]
     rate = statistics.median(rates)
     passes = 1 if kind == "prefill" else tokens
-    read = model.weight_bytes * _chunks(kind, tokens) + model.head_bytes * passes + _cache_bytes(model, kind, tokens)
-    per_token = read / tokens
+    read = model.weight_bytes * _chunks(kind, tokens, batch) + model.head_bytes * passes
+    per_token = read / (batch * tokens) + _cache_bytes(model, kind, tokens) / tokens
     ops = 2 * model.ternary_weights
     return Result(
-        *(kind, tokens, threads, 1, 0, rate, min(rates), max(rates)),
+        *(kind, tokens, threads, batch, 0, rate, min(rates), max(rates)),
         bytes_per_token=per_token,
         gb_s=per_token * rate / 1e9,
         bandwidth_share=per_token * rate / machine.bytes_s,
@@ -120,30 +124,31 @@ def _measure(model: Model, machine: Limits, kind: str, tokens: int, threads: int
     )
 
 
-def _prefill(session: Session, ids: list[int]) -> Iterator[float]:
+def _prefill(sessions: list[Session], ids: list[int]) -> Iterator[float]:
     """Seconds of RUNS prefills of ids, after one that warms up."""
     for run in range(RUNS + 1):
-        session.rewind(0)
+        sessions[0].rewind(0)
         started = time.perf_counter()
-        session.forward(ids)
+        sessions[0].forward(ids)
         if run:
             yield time.perf_counter() - started
 
 
-def _decode(session: Session, ids: list[int]) -> Iterator[float]:
-    """Seconds of RUNS greedy-length decodes: ids one by one, after one run that warms up."""
+def _decode(sessions: list[Session], ids: list[int]) -> Iterator[float]:
+    """Seconds of RUNS greedy-length decodes: ids one by one to all sessions, after one run that warms up."""
     for run in range(RUNS + 1):
-        session.rewind(0)
+        for session in sessions:
+            session.rewind(0)
         started = time.perf_counter()
         for token in ids:
-            session.forward([token])
+            forward_batch(sessions, [[token]] * len(sessions))
         if run:
             yield time.perf_counter() - started
 
 
-def _chunks(kind: str, tokens: int) -> int:
-    """How often the weights are read: once a token in decode, once a chunk in prefill."""
-    return tokens if kind == "decode" else -(-tokens // CHUNK)
+def _chunks(kind: str, tokens: int, batch: int) -> int:
+    """How often the weights are read: once a step and chunk of sequences in decode, once a chunk in prefill."""
+    return tokens * -(-batch // CHUNK) if kind == "decode" else -(-tokens // CHUNK)
 
 
 def _cache_bytes(model: Model, kind: str, tokens: int) -> int:
