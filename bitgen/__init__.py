@@ -9,7 +9,7 @@
 `bitgen.api` has the verbs of the command line: tune, build, synth, convert, bench, gen, info.
 """
 
-from bitgen.engine.model import Generation, Model, Sampling, Session
+from bitgen.engine.model import Generation, Model, Sampling, Session, forward_batch
 from bitgen.errors import BitgenError, CompileError, EngineError, FormatError, UnsupportedError
 
 __version__ = "0.1.0"
@@ -24,4 +24,5 @@ __all__ = [
     "Sampling",
     "Session",
     "UnsupportedError",
+    "forward_batch",
 ]

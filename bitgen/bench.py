@@ -6,6 +6,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from bitgen import library, plan
 from bitgen.engine import binding
-from bitgen.engine.model import Cache, Model, Sampling, Session
+from bitgen.engine.model import Cache, Model, Sampling, Session, forward_batch
 from bitgen.errors import BitgenError
 from bitgen.tune import stream_bytes
 
@@ -35,7 +36,7 @@ class Result:
     kind: str  # "prefill" or "decode"
     tokens: int
     threads: int
-    batch: int
+    batch: int  # sequences decoded together
     context: int  # tokens in the cache before the run
     tok_s: float
     tok_s_min: float
@@ -74,6 +75,7 @@ def bench(
     listener: Callable[[str, int, int], None] = lambda *_: None,
     *,
     contexts: Sequence[int] = (0,),
+    batches: Sequence[int] = (1,),
     cache: Cache = "f16",
 ) -> dict[str, Any]:
     """Measure every combination; the result is what `bitgen bench --json` prints.
@@ -83,11 +85,11 @@ def bench(
     longest = max([*prompts, generate, 1]) + max(contexts)
     if longest + 1 > model.shape.context:
         raise BitgenError(f"{longest} tokens do not fit into the model's context of {model.shape.context}")
-    kinds = [("prefill", n) for n in prompts if n] + [("decode", generate)] * (generate > 0)
-    cases = [(t, kind, n, context) for t in threads for context in contexts for kind, n in kinds]
+    tests = [("prefill", n, 1) for n in prompts] + [("decode", generate, batch) for batch in batches]
+    cases = [(t, context, *test) for t in threads for context in contexts for test in tests if 0 not in test]
     results, machine = [], {t: limits(model, t) for t in dict.fromkeys(threads)}
-    for done, (count, kind, tokens, context) in enumerate(cases, 1):
-        results.append(asdict(_measure(model, machine[count], kind, tokens, count, context, cache)))
+    for done, (count, context, kind, tokens, batch) in enumerate(cases, 1):
+        results.append(asdict(_measure(model, machine[count], kind, tokens, count, batch, context, cache)))
         listener(f"{kind} {tokens}", done, len(cases))
     return {
         "model": {
@@ -108,21 +110,26 @@ def bench(
     }
 
 
-def _measure(model: Model, machine: Limits, kind: str, tokens: int, threads: int, context: int, cache: Cache) -> Result:
+def _measure(
+    model: Model, machine: Limits, kind: str, tokens: int, threads: int, batch: int, context: int, cache: Cache
+) -> Result:
     rng = np.random.default_rng(0)
     ids = rng.integers(0, model.shape.vocab, context + tokens).tolist()
-    with model.session(threads=threads, context=context + tokens + 1, cache=cache) as session:
-        if context:
+    with ExitStack() as opened:
+        first = opened.enter_context(model.session(threads=threads, context=context + tokens + 1, cache=cache))
+        sessions = [first] + [opened.enter_context(first.share(first.context)) for _ in range(batch - 1)]
+        for session in sessions if context else ():
             session.forward(ids[:context])
         timed = _prefill if kind == "prefill" else _decode
-        rates = [tokens / seconds for seconds in timed(session, ids[context:])]
+        rates = [batch * tokens / seconds for seconds in timed(sessions, ids[context:])]
     rate = statistics.median(rates)
     passes = 1 if kind == "prefill" else tokens
-    read = model.weight_bytes * _chunks(kind, tokens) + model.head_bytes * passes
-    per_token = (read + _cache_bytes(model, cache, kind, tokens, context)) / tokens
+    head = model.head_bytes if batch == 1 else model.full_head_bytes
+    read = model.weight_bytes * _chunks(kind, tokens, batch) + head * passes
+    per_token = read / (batch * tokens) + _cache_bytes(model, cache, kind, tokens, context) / tokens
     ops = 2 * model.ternary_weights
     return Result(
-        *(kind, tokens, threads, 1, context, rate, min(rates), max(rates)),
+        *(kind, tokens, threads, batch, context, rate, min(rates), max(rates)),
         bytes_per_token=per_token,
         gb_s=per_token * rate / 1e9,
         bandwidth_share=per_token * rate / machine.bytes_s,
@@ -130,32 +137,38 @@ def _measure(model: Model, machine: Limits, kind: str, tokens: int, threads: int
     )
 
 
-def _prefill(session: Session, ids: list[int]) -> Iterator[float]:
+def _prefill(sessions: list[Session], ids: list[int]) -> Iterator[float]:
     """Seconds of RUNS prefills of ids, after one that warms up."""
-    filled = session.position
+    filled = sessions[0].position
     for run in range(RUNS + 1):
-        session.rewind(filled)
+        sessions[0].rewind(filled)
         started = time.perf_counter()
-        session.next(ids, GREEDY, ids, 0)
+        sessions[0].next(ids, GREEDY, ids, 0)
         if run:
             yield time.perf_counter() - started
 
 
-def _decode(session: Session, ids: list[int]) -> Iterator[float]:
-    """Seconds of RUNS decodes: ids one by one, a greedy choice after each, after one run that warms up."""
-    filled = session.position
+def _decode(sessions: list[Session], ids: list[int]) -> Iterator[float]:
+    """Seconds of RUNS decodes: ids one by one to all sessions, a greedy choice after each; one run warms up."""
+    filled = sessions[0].position
     for run in range(RUNS + 1):
-        session.rewind(filled)
+        for session in sessions:
+            session.rewind(filled)
         started = time.perf_counter()
         for token in ids:
-            session.next([token], GREEDY, [token], 0)
+            if len(sessions) == 1:
+                sessions[0].next([token], GREEDY, [token], 0)
+            else:
+                logits = forward_batch(sessions, [[token]] * len(sessions))
+                for session, row in zip(sessions, logits, strict=True):
+                    session.sample(GREEDY, row, [token], 0)
         if run:
             yield time.perf_counter() - started
 
 
-def _chunks(kind: str, tokens: int) -> int:
-    """How often the weights are read: once a token in decode, once a chunk in prefill."""
-    return tokens if kind == "decode" else -(-tokens // CHUNK)
+def _chunks(kind: str, tokens: int, batch: int) -> int:
+    """How often the weights are read: once a step and chunk of sequences in decode, once a chunk in prefill."""
+    return tokens * -(-batch // CHUNK) if kind == "decode" else -(-tokens // CHUNK)
 
 
 def _cache_bytes(model: Model, cache: Cache, kind: str, tokens: int, context: int) -> int:

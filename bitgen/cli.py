@@ -18,6 +18,7 @@ from rich.table import Table
 
 from bitgen import Model, Sampling, __version__, api
 from bitgen.bench import bench as bench_model
+from bitgen.engine.lookup import LOOKUP
 from bitgen.engine.model import SHIPPED, default_threads
 from bitgen.errors import BitgenError
 from bitgen.targets import ARCHES
@@ -123,6 +124,15 @@ def main() -> None:
 @click.option("--repeat-penalty", type=float, default=1.1, show_default=True, help="Over the last 64 tokens; 1: off.")
 @click.option("--seed", type=int, help="Same seed, same text. [default: random]")
 @click.option("--ignore-eos", is_flag=True, help="Go on after the model's stop tokens.")
+@click.option(
+    "--prompt-lookup",
+    type=click.IntRange(min=0),
+    is_flag=False,
+    flag_value=LOOKUP,
+    default=0,
+    metavar="[N]",
+    help=f"Try up to N tokens at once that once followed the last few: same text, sooner if it repeats. [N: {LOOKUP}]",
+)
 @isa_option
 @head_option
 @cache_option
@@ -139,8 +149,8 @@ def main() -> None:
     help="Override the FFN activation that the file implies.",
 )
 def run(prompt: str, model: str | None, max_tokens: int, threads: int | None, temp: float, top_k: int, top_p: float,
-        min_p: float, repeat_penalty: float, seed: int | None, ignore_eos: bool, isa: str | None, head: Any,
-        cache: Any, i2s_layout: Any, activation: str | None) -> None:  # fmt: skip
+        min_p: float, repeat_penalty: float, seed: int | None, ignore_eos: bool, prompt_lookup: int,
+        isa: str | None, head: Any, cache: Any, i2s_layout: Any, activation: str | None) -> None:  # fmt: skip
     """Continue a prompt. Text goes to stdout as it comes, timing to stderr."""
     sampling = Sampling(
         *(temp, top_k, top_p, min_p, repeat_penalty),
@@ -157,7 +167,9 @@ def run(prompt: str, model: str | None, max_tokens: int, threads: int | None, te
             activation=activation,
             progress=listen,
         )
-    generation = loaded.generate(text, max_tokens, stop=not ignore_eos, sampling=sampling, cache=cache)
+    generation = loaded.generate(
+        text, max_tokens, stop=not ignore_eos, sampling=sampling, cache=cache, lookup=prompt_lookup
+    )
     try:
         click.echo(text, nl=False)
         for piece in generation:
@@ -247,6 +259,9 @@ def convert(source: Path, output: Path, type_: Any) -> None:
 @click.option(
     "--context", callback=numbers, default="0", show_default=True, help="Tokens in the cache before, like 0,3500."
 )
+@click.option(
+    "--batch", callback=numbers, default="1", show_default=True, help="Sequences to decode together, like 1,4,16."
+)
 @isa_option
 @head_option
 @cache_option
@@ -257,6 +272,7 @@ def bench(
     prompt: list[int],
     gen: int,
     context: list[int],
+    batch: list[int],
     isa: str | None,
     head: Any,
     cache: Any,
@@ -265,7 +281,7 @@ def bench(
     """Measure prefill and decode, beside the machine's own limits measured in the same run."""
     with progress_bar() as listen:
         loaded = Model.load(*(model,), isa=isa, head=head, progress=listen)
-        report = bench_model(loaded, threads, prompt, gen, listen, contexts=context, cache=cache)
+        report = bench_model(loaded, threads, prompt, gen, listen, contexts=context, batches=batch, cache=cache)
     if as_json:
         click.echo(json.dumps(report, indent=1))
         return
@@ -285,7 +301,9 @@ def bench(
     for r in report["results"]:
         table.add_row(
             *(
-                f"{r['kind']} {r['tokens']}" + (f" at {r['context']}" if r["context"] else ""),
+                f"{r['kind']} {r['tokens']}"
+                + (f" at {r['context']}" if r["context"] else "")
+                + (f" x {r['batch']}" if r["batch"] > 1 else ""),
                 str(r["threads"]),
                 f"{r['tok_s']:.1f}",
                 f"{r['tok_s_min']:.1f} - {r['tok_s_max']:.1f}",

@@ -30,7 +30,7 @@ enum {
 enum { BG_CACHE_F16 = 0, BG_CACHE_F32 = 1, BG_CACHE_I8 = 2 };
 
 typedef struct bg_model bg_model;      // mapped weights, shared by sessions
-typedef struct bg_session bg_session;  // buffers, KV cache, threads of one conversation
+typedef struct bg_session bg_session;  // one sequence: its KV cache, and the buffers and threads that serve it
 
 // What the library holds. ISA levels are numbered from the best (0) down; -1 asks for the best that runs.
 int32_t bg_isa_count(void);
@@ -50,12 +50,20 @@ int32_t bg_context(const bg_model *model);   // the longest context the model wa
 // cache: BG_CACHE_F16; BG_CACHE_I8, half the bytes (a scale per position and kv head); or BG_CACHE_F32, twice the bytes,
 // for comparisons with models that do not round keys and values.
 int32_t bg_session_open(bg_model *model, int32_t threads, int32_t context, int32_t cache, bg_session **out);
+// Another session that shares the buffers and threads of one: for sequences that are taken through the model together.
+// Sessions that share are not for two callers at once; they are closed in any order.
+int32_t bg_session_share(bg_session *with, int32_t context, bg_session **out);
 void bg_session_close(bg_session *session);
 int32_t bg_position(const bg_session *session);               // tokens in the KV cache
 int32_t bg_rewind(bg_session *session, int32_t position);     // forget tokens after `position`
 
 // Append n tokens. logits: NULL, or float32 [vocab] of the last token (all == 0), or [n][vocab] (all == 1).
 int32_t bg_forward(bg_session *session, const int32_t *tokens, int32_t n, float *logits, int32_t all);
+// Append lengths[i] >= 1 tokens to each of `count` different sessions that share; tokens holds those of one after the
+// other. The weights are read once for all of them. logits: NULL, or float32 [count][vocab] of each one's last token
+// (all == 0), or [sum of lengths][vocab] (all == 1): the same bits as when each runs alone. An error changes nothing.
+int32_t bg_forward_batch(bg_session *const *sessions, int32_t count, const int32_t *tokens, const int32_t *lengths,
+                         float *logits, int32_t all);
 
 typedef struct {
   float temperature;     // 0: greedy

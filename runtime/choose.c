@@ -22,7 +22,7 @@ enum { BLOCK = 16 }; // rows that stay in the first-level cache for all tokens
 // ---- all logits -------------------------------------------------------------------------------------------
 
 typedef struct {
-  const bg_session *session;
+  const state *state;
   const float *x; // [n][hidden_row]
   int32_t n;
   float *logits; // [n][vocab]
@@ -30,7 +30,7 @@ typedef struct {
 
 static void output_share(void *arg, int32_t thread, int32_t threads) {
   const output_work *w = arg;
-  const bg_session *s = w->session;
+  const state *s = w->state;
   const bg_model *m = s->model;
   const int32_t row0 = share(m->config.vocab, thread, threads),
                 row1 = share(m->config.vocab, thread + 1, threads);
@@ -41,7 +41,7 @@ static void output_share(void *arg, int32_t thread, int32_t threads) {
     s->ops->head->i8(m->head_i8, m->head_scales, s->hidden_row, row0, row1, w->x, w->n, w->logits, stride);
 }
 
-void output_logits(bg_session *s, const float *x, int32_t n, float *logits) {
+void output_logits(state *s, const float *x, int32_t n, float *logits) {
   output_work w = {s, x, n, logits};
   pool_run(s->pool, output_share, &w);
 }
@@ -57,7 +57,7 @@ typedef struct {
 } query;
 
 typedef struct {
-  bg_session *session;
+  state *state;
   int32_t n;
   query queries[CHOICES];
 } screen_work;
@@ -77,14 +77,14 @@ static void keep(float *heap, int32_t k, float value) {
   heap[at] = value;
 }
 
-static float *heap_of(const bg_session *s, int32_t thread, int32_t t) {
+static float *heap_of(const state *s, int32_t thread, int32_t t) {
   return s->heaps + ((size_t)thread * CHOICES + t) * MOST_KEPT;
 }
 
 // choices[t][row] = the upper end of each logit; the heaps gather the lower ends
 static void screen_share(void *arg, int32_t thread, int32_t threads) {
   const screen_work *w = arg;
-  bg_session *s = w->session;
+  state *s = w->state;
   const bg_model *m = s->model;
   const int32_t end = share(m->config.vocab, thread + 1, threads), k = s->hidden_row;
   for (int32_t t = 0; t < w->n; t++)
@@ -108,7 +108,7 @@ static void screen_share(void *arg, int32_t thread, int32_t threads) {
 }
 
 // x int16 [hidden_row] and its query; |x| is small enough for any sum of products with int8 to fit int32.
-static query ask(const bg_session *s, const float *h, int32_t k, int16_t *x) {
+static query ask(const state *s, const float *h, int32_t k, int16_t *x) {
   const int32_t n = s->hidden_row, fits = INT32_MAX / 127 / n, most = fits < INT16_MAX ? fits : INT16_MAX;
   double norm = 0, error = 0;
   float top = 0;
@@ -126,7 +126,7 @@ static query ask(const bg_session *s, const float *h, int32_t k, int16_t *x) {
 }
 
 typedef struct {
-  const bg_session *session;
+  const state *state;
   const float *x;
   const int32_t *ids;
   int32_t n;
@@ -135,7 +135,7 @@ typedef struct {
 
 static void rescore_share(void *arg, int32_t thread, int32_t threads) {
   const rescore_work *w = arg;
-  const bg_session *s = w->session;
+  const state *s = w->state;
   for (int32_t i = share(w->n, thread, threads); i < share(w->n, thread + 1, threads); i++)
     s->ops->head->f16(s->model->head_f16, s->hidden_row, w->ids[i], w->ids[i] + 1, w->x, 1, w->logits, 0);
 }
@@ -146,7 +146,7 @@ static int32_t penalised(const bg_sampling *how, int32_t history) {
 }
 
 // How many of the greatest logits the choice depends on; 0: on all of them.
-static int32_t depends_on(const bg_session *s, const bg_sampling *how, int32_t history) {
+static int32_t depends_on(const state *s, const bg_sampling *how, int32_t history) {
   const int32_t moved = penalised(how, history), most = MOST_KEPT < s->model->config.vocab ? MOST_KEPT : 0;
   const int64_t k = (int64_t)(how->temperature == 0 ? 1 : how->top_k) + moved;
   return s->model->head_residuals && (how->temperature == 0 || how->top_k) && k < most ? (int32_t)k : 0;
@@ -154,7 +154,7 @@ static int32_t depends_on(const bg_session *s, const bg_sampling *how, int32_t h
 
 // Turn the upper ends in logits [vocab] into logits. A survivor may lie a little below the k-th lower end:
 // the sampler ranks probabilities, and two logits this close may have the same. Too many survivors: all.
-static void settle(bg_session *s, const bg_sampling *how, const query *q, int32_t t, const float *x,
+static void settle(state *s, const bg_sampling *how, const query *q, int32_t t, const float *x,
                    const int32_t *moved, int32_t n_moved) {
   const int32_t vocab = s->model->config.vocab, threads = pool_threads(s->pool);
   float *logits = s->choices + (size_t)t * vocab, *heap = heap_of(s, 0, t);
@@ -182,7 +182,7 @@ static void settle(bg_session *s, const bg_sampling *how, const query *q, int32_
 }
 
 // choices [n][vocab] = logits that decide for n <= CHOICES tokens, whose histories end at `ends[t]`.
-static void decisive_logits(bg_session *s, const bg_sampling *how, const float *x, int32_t n,
+static void decisive_logits(state *s, const bg_sampling *how, const float *x, int32_t n,
                             const int32_t *history, const int32_t *ends) {
   screen_work w = {s, n, {{0}}};
   for (int32_t t = 0; t < n; t++) {
@@ -201,21 +201,22 @@ static void decisive_logits(bg_session *s, const bg_sampling *how, const float *
   }
 }
 
-int32_t bg_next(bg_session *s, const int32_t *tokens, int32_t n, const bg_sampling *how,
+int32_t bg_next(bg_session *session, const int32_t *tokens, int32_t n, const bg_sampling *how,
                 const int32_t *history, int32_t n_history, uint64_t step, int32_t *chosen, int32_t count) {
-  if (!s || !how || !history || !chosen || count < 1 || count > n || count > CHUNK || n_history < count)
+  if (!session || !how || !history || !chosen || count < 1 || count > n || count > CHUNK || n_history < count)
     return BG_E_ARGUMENT;
-  int32_t code = session_append(s, tokens, n, NULL, count);
+  state *s = session->state;
+  int32_t code = append(&session, 1, tokens, &n, NULL, count);
   const uint64_t callers = fp_default();
   for (int32_t done = 0; code == BG_OK && done < count; done += CHOICES) {
     const int32_t some = count - done < CHOICES ? count - done : CHOICES;
     int32_t ends[CHOICES];
     for (int32_t t = 0; t < some; t++)
       ends[t] = n_history - count + 1 + done + t;
-    decisive_logits(s, how, session_state(s, count - done), some, history, ends);
+    decisive_logits(s, how, s->h + (size_t)done * s->hidden_row, some, history, ends);
     for (int32_t t = 0; code >= 0 && t < some; t++) {
       const float *logits = s->choices + (size_t)t * s->model->config.vocab;
-      code = bg_sample(s, how, logits, history, ends[t], step + (uint64_t)(done + t));
+      code = bg_sample(session, how, logits, history, ends[t], step + (uint64_t)(done + t));
       chosen[done + t] = code;
     }
     code = code < 0 ? code : BG_OK;
@@ -224,4 +225,4 @@ int32_t bg_next(bg_session *s, const int32_t *tokens, int32_t n, const bg_sampli
   return code;
 }
 
-int64_t bg_rescored(const bg_session *s) { return s ? s->rescored : BG_E_ARGUMENT; }
+int64_t bg_rescored(const bg_session *session) { return session ? session->state->rescored : BG_E_ARGUMENT; }

@@ -57,7 +57,7 @@ static uint64_t take_greatest(uint64_t *heap, int32_t n) {
 }
 
 // Put the tokens with p >= bound into `order`; their number, and the sum of their p.
-static int32_t gather(bg_session *s, float bound, double *sum) {
+static int32_t gather(state *s, float bound, double *sum) {
   int32_t n = 0;
   *sum = 0;
   for (int32_t i = 0; i < s->model->config.vocab; i++)
@@ -70,7 +70,7 @@ static int32_t gather(bg_session *s, float bound, double *sum) {
 
 // The tokens that top-k, then top-p leave, as a part of `order`. Only those above a bound are looked at more
 // closely; the bound sinks until they are enough.
-static uint64_t *shortlist(bg_session *s, int32_t top_k, float top_p, int32_t *kept) {
+static uint64_t *shortlist(state *s, int32_t top_k, float top_p, int32_t *kept) {
   const float bounds[] = {0x1p-8f, 0x1p-16f, 0};
   double enough = __builtin_inf(), sum, covered = 0;
   int32_t n = 0, rest;
@@ -120,7 +120,7 @@ static int is_sane(const bg_sampling *how) {
 }
 
 // scores = logits, but those of recent tokens are moved down, once each
-static int32_t penalise(bg_session *s, const bg_sampling *how, const float *logits, const int32_t *history,
+static int32_t penalise(state *s, const bg_sampling *how, const float *logits, const int32_t *history,
                         int32_t n) {
   memcpy(s->scores, logits, (size_t)s->model->config.vocab * sizeof *logits);
   for (int32_t i = n > how->repeat_last ? n - how->repeat_last : 0; i < n; i++) {
@@ -133,7 +133,7 @@ static int32_t penalise(bg_session *s, const bg_sampling *how, const float *logi
 }
 
 // Temperature, top-k, top-p, min-p, draw.
-static int32_t choose(bg_session *s, const bg_sampling *how, float top, double u) {
+static int32_t choose(state *s, const bg_sampling *how, float top, double u) {
   const float possible = 1e-38f; // what exp_row gives is greater, or 0
   const float least = how->min_p > possible ? how->min_p : possible;
   uint64_t *list = s->order;
@@ -155,7 +155,7 @@ static int32_t first_of(const float *scores, float greatest) {
   return id;
 }
 
-static int32_t sample(bg_session *s, const bg_sampling *how, const float *logits, const int32_t *history,
+static int32_t sample(state *s, const bg_sampling *how, const float *logits, const int32_t *history,
                       int32_t n, uint64_t step) {
   const int32_t code = penalise(s, how, logits, history, n);
   if (code != BG_OK)
@@ -167,12 +167,12 @@ static int32_t sample(bg_session *s, const bg_sampling *how, const float *logits
                                : choose(s, how, greatest, uniform(how->seed, step));
 }
 
-int32_t bg_sample(bg_session *s, const bg_sampling *how, const float *logits, const int32_t *history,
+int32_t bg_sample(bg_session *session, const bg_sampling *how, const float *logits, const int32_t *history,
                   int32_t n, uint64_t step) {
-  if (!s || !how || !logits || n < 0 || (n && !history) || !is_sane(how))
+  if (!session || !how || !logits || n < 0 || (n && !history) || !is_sane(how))
     return BG_E_ARGUMENT;
   const uint64_t callers = fp_default();
-  const int32_t token = sample(s, how, logits, history, n, step);
+  const int32_t token = sample(session->state, how, logits, history, n, step);
   fp_set(callers);
   return token;
 }

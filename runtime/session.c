@@ -1,8 +1,9 @@
 // session.c: the forward pass. Read forward_chunk first: it is the model.
 //
-// A chunk of n tokens goes through the layers together; n == 1 takes the decode kernels (gemv), more the
-// prefill kernels (gemm). Work is divided among threads by tokens (rows of activations), by panels of weight
-// rows, by (head, block of positions), by rows of the output matrix; no division changes any result.
+// A chunk of n tokens, of one sequence or of many, goes through the layers together; n == 1 takes the decode
+// kernels (gemv), more the prefill kernels (gemm). Work is divided among threads by tokens (rows of
+// activations), by panels of weight rows, by (run, head, block of positions), by rows of the output matrix;
+// no division changes any result, and neither does the company that a sequence is in.
 #include "session.h"
 
 #include <stdlib.h>
@@ -17,31 +18,38 @@ enum { ATTEND_ALONE = 1 << 16 }; // multiply-adds of attention that are not wort
 
 // ---- rows of buffers ------------------------------------------------------------------------------------
 
-static const bg_layer *layer(const bg_session *s) { return &s->model->layers[s->layer]; }
-static float *x_of(const bg_session *s, int32_t t) { return s->x + (size_t)t * s->hidden_row; }
-static float *h_of(const bg_session *s, int32_t t) { return s->h + (size_t)t * s->wide_row; }
-static float *query_of(const bg_session *s, int32_t t) { return s->query + (size_t)t * s->query_row; }
+static const bg_layer *layer(const state *s) { return &s->model->layers[s->layer]; }
+static float *x_of(const state *s, int32_t t) { return s->x + (size_t)t * s->hidden_row; }
+static float *h_of(const state *s, int32_t t) { return s->h + (size_t)t * s->wide_row; }
+static float *query_of(const state *s, int32_t t) { return s->query + (size_t)t * s->query_row; }
 
-static const bg_kernel *kernel(const bg_session *s, int role) {
+static const bg_kernel *kernel(const state *s, int role) {
   return s->n == 1 ? s->model->isa->gemv[role] : s->model->isa->gemm[role];
 }
-static const int32_t *y_of(const bg_session *s, int role, int32_t t) {
+static const int32_t *y_of(const state *s, int role, int32_t t) {
   return s->y + (size_t)t * kernel(s, role)->m_pad;
 }
 
-// One head's cache in this layer.
-static uint8_t *k_cache(const bg_session *s, int32_t kv_head) {
-  return s->k + ((size_t)s->layer * s->model->config.kv_heads + kv_head) * s->k_head;
+// The sequence of row t, and the row's position there.
+static const run *run_of(const state *s, int32_t t) { return &s->runs[s->run_of[t]]; }
+static int32_t position_of(const state *s, int32_t t) {
+  const run *r = run_of(s, t);
+  return r->session->position + t - r->row0;
 }
-static uint8_t *v_cache(const bg_session *s, int32_t kv_head) {
-  return s->v + ((size_t)s->layer * s->model->config.kv_heads + kv_head) * s->v_head;
+
+// One head's cache in this layer.
+static uint8_t *k_cache(const bg_session *of, int32_t kv_head) {
+  return of->k + ((size_t)of->state->layer * of->state->model->config.kv_heads + kv_head) * of->k_head;
+}
+static uint8_t *v_cache(const bg_session *of, int32_t kv_head) {
+  return of->v + ((size_t)of->state->layer * of->state->model->config.kv_heads + kv_head) * of->v_head;
 }
 
 // ---- work over tokens -----------------------------------------------------------------------------------
 
-typedef void token_step(bg_session *s, int32_t t);
+typedef void token_step(state *s, int32_t t);
 typedef struct {
-  bg_session *session;
+  state *session;
   token_step *step;
 } token_work;
 
@@ -52,7 +60,7 @@ static void token_share(void *arg, int32_t thread, int32_t threads) {
     w->step(w->session, t);
 }
 
-static void each_token(bg_session *s, token_step *step) {
+static void each_token(state *s, token_step *step) {
   token_work w = {s, step};
   if (s->n == 1)
     step(s, 0);
@@ -61,17 +69,17 @@ static void each_token(bg_session *s, token_step *step) {
 }
 
 // x = embedding row; cos and sin of the position
-static void embed(bg_session *s, int32_t t) {
+static void embed(state *s, int32_t t) {
   const bg_header *c = &s->model->config;
   const int32_t half = c->head_dim / 2;
   s->ops->widen(s->model->embedding + (size_t)s->tokens[t] * s->hidden_row, s->hidden_row, x_of(s, t));
   for (int32_t i = 0; i < half; i++)
-    rope_cos_sin((float)(s->position + t) * s->model->rope_frequency[i], &s->cos[t * half + i],
+    rope_cos_sin((float)position_of(s, t) * s->model->rope_frequency[i], &s->cos[t * half + i],
                  &s->sin[t * half + i]);
 }
 
 // q, s = quantise(row); operand = q as the role's kernel wants it
-static void quantise_for(bg_session *s, int role, int32_t t, const float *row) {
+static void quantise_for(state *s, int role, int32_t t, const float *row) {
   const bg_kernel *k = kernel(s, role);
   int8_t *q = s->q + (size_t)t * k->k;
   s->s[t] = s->ops->quantise(row, k->k, q);
@@ -79,14 +87,14 @@ static void quantise_for(bg_session *s, int role, int32_t t, const float *row) {
 }
 
 // h = norm(x), for q, k and v
-static void enter_attention(bg_session *s, int32_t t) {
+static void enter_attention(state *s, int32_t t) {
   s->ops->rmsnorm(x_of(s, t), layer(s)->attn_norm, s->model->config.hidden, s->model->config.norm_eps,
                   h_of(s, t));
   quantise_for(s, BG_QKV, t, h_of(s, t));
 }
 
 // query = rope(q); cache <- rope(k), v
-static void split_heads(bg_session *s, int32_t t) {
+static void split_heads(state *s, int32_t t) {
   const bg_header *c = &s->model->config;
   const int32_t d = c->head_dim, half = d / 2, heads = c->heads * d, kv = c->kv_heads * d;
   const float *scales = layer(s)->scales, *cos = s->cos + t * half, *sin = s->sin + t * half;
@@ -99,21 +107,14 @@ static void split_heads(bg_session *s, int32_t t) {
       c->rope_interleaved ? s->ops->rope_pairs : s->ops->rope_halves;
   rope(q, c->heads, d, cos, sin);
   rope(k, c->kv_heads, d, cos, sin);
+  const bg_session *of = run_of(s, t)->session;
   for (int32_t head = 0; head < c->kv_heads; head++)
-    s->attention->write(k + head * d, v + head * d, d, s->position + t, k_cache(s, head), v_cache(s, head));
-}
-
-// query now holds the heads' contexts; sub-norm, where the model has one, over all of them
-static void leave_attention(bg_session *s, int32_t t) {
-  const bg_header *c = &s->model->config;
-  float *context = query_of(s, t);
-  if (c->sub_norms)
-    s->ops->rmsnorm(context, layer(s)->attn_sub_norm, c->heads * c->head_dim, c->norm_eps, context);
-  quantise_for(s, BG_O, t, context);
+    s->attention->write(k + head * d, v + head * d, d, position_of(s, t), k_cache(of, head),
+                        v_cache(of, head));
 }
 
 // x += o; h = norm(x), for gate and up
-static void enter_ffn(bg_session *s, int32_t t) {
+static void enter_ffn(state *s, int32_t t) {
   const bg_header *c = &s->model->config;
   s->ops->add_dequantised(y_of(s, BG_O, t), c->hidden, layer(s)->scales[SCALE_O] / s->s[t], x_of(s, t));
   s->ops->rmsnorm(x_of(s, t), layer(s)->ffn_norm, c->hidden, c->norm_eps, h_of(s, t));
@@ -121,7 +122,7 @@ static void enter_ffn(bg_session *s, int32_t t) {
 }
 
 // h = act(gate) up, sub-norm, for down
-static void activate(bg_session *s, int32_t t) {
+static void activate(state *s, int32_t t) {
   const bg_header *c = &s->model->config;
   const float gate = layer(s)->scales[SCALE_GATE] / s->s[t], up = layer(s)->scales[SCALE_UP] / s->s[t];
   const int32_t *y = y_of(s, BG_GATE_UP, t);
@@ -133,7 +134,7 @@ static void activate(bg_session *s, int32_t t) {
 }
 
 // x += down
-static void leave_ffn(bg_session *s, int32_t t) {
+static void leave_ffn(state *s, int32_t t) {
   s->ops->add_dequantised(y_of(s, BG_DOWN, t), s->model->config.hidden,
                           layer(s)->scales[SCALE_DOWN] / s->s[t], x_of(s, t));
 }
@@ -141,7 +142,7 @@ static void leave_ffn(bg_session *s, int32_t t) {
 // ---- products -------------------------------------------------------------------------------------------
 
 // y int32 [n][m_pad] = W q
-static void multiply(bg_session *s, int role) {
+static void multiply(state *s, int role) {
   const bg_layer *l = layer(s);
   const uint8_t *const packed[BG_ROLES] = {
       [BG_QKV] = l->qkv, [BG_O] = l->o, [BG_GATE_UP] = l->gate_up, [BG_DOWN] = l->down};
@@ -150,114 +151,157 @@ static void multiply(bg_session *s, int role) {
 }
 
 // ---- attention ------------------------------------------------------------------------------------------
-// The queries that read one kv head are rows: row r is head kv_head * group + r % group of token r / group.
+// The queries of a run that read one kv head are rows: row r is head kv_head * group + r % group of the run's
+// token r / group. Threads take units of work: up to ATTEND_ROWS rows of a kv head over all positions, which
+// merge blocks as they come; or, of a run of few tokens, all rows of a kv head over one block, so that a long
+// context keeps many threads busy. Either way the blocks of a row are merged in order.
 
-static int32_t group(const bg_session *s) { return s->model->config.heads / s->model->config.kv_heads; }
-static float *query_row(const bg_session *s, int32_t kv_head, int32_t row) {
-  return query_of(s, row / group(s)) +
-         (size_t)(kv_head * group(s) + row % group(s)) * s->model->config.head_dim;
+static int32_t group(const state *s) { return s->model->config.heads / s->model->config.kv_heads; }
+static int32_t blocks(const run *r) { return (r->session->position + r->n - 1) / ATTEND_BLOCK + 1; }
+static int32_t row_groups(const run *r) {
+  return (r->n * group(r->session->state) + ATTEND_ROWS - 1) / ATTEND_ROWS;
+}
+static int32_t is_spread(const run *r) { return r->n <= SPREAD && blocks(r) >= row_groups(r); }
+static int32_t units(const run *r) {
+  return r->session->state->model->config.kv_heads * (is_spread(r) ? blocks(r) : row_groups(r));
 }
 
-// parts[i] = the partial result of row row0 + i over the block at position `first`; each row sees some of it.
-static void attend_block(const bg_session *s, int32_t kv_head, int32_t row0, int32_t rows, int32_t first,
-                         float *const *parts) {
-  const int32_t d = s->model->config.head_dim;
+static int32_t head_of(const state *s, int32_t kv_head, int32_t row) {
+  return kv_head * group(s) + row % group(s);
+}
+
+static float *query_row(const state *s, const run *r, int32_t kv_head, int32_t row) {
+  return query_of(s, r->row0 + row / group(s)) + (size_t)head_of(s, kv_head, row) * s->model->config.head_dim;
+}
+
+// The partial result of a head of a run's token over one block; the run is spread.
+static float *partial(const state *s, const run *r, int32_t token, int32_t head, int32_t block) {
+  return r->session->partials +
+         (((size_t)token * s->model->config.heads + head) * r->session->attend_blocks + block) *
+             partial_floats(s->model->config.head_dim);
+}
+
+// Of the rows from row0 on, how many belong to tokens before this block.
+static int32_t blind(const state *s, const run *r, int32_t row0, int32_t rows, int32_t block) {
+  int32_t skip = 0;
+  while (skip < rows && r->session->position + (row0 + skip) / group(s) < block * ATTEND_BLOCK)
+    skip++;
+  return skip;
+}
+
+// parts[i] = the partial result of row row0 + i over a block of which each row sees some.
+static void attend_block(const state *s, const run *r, int32_t kv_head, int32_t row0, int32_t rows,
+                         int32_t block, float *const *parts) {
+  const int32_t d = s->model->config.head_dim, first = block * ATTEND_BLOCK;
   const float scale = 1.0f / __builtin_sqrtf((float)d), *q[ATTEND_ROWS];
   int32_t ends[ATTEND_ROWS];
   for (int32_t i = 0; i < rows; i++) {
-    const int32_t sees = s->position + (row0 + i) / group(s) + 1 - first;
+    const int32_t sees = r->session->position + (row0 + i) / group(s) + 1 - first;
     ends[i] = sees < ATTEND_BLOCK ? sees : ATTEND_BLOCK;
-    q[i] = query_row(s, kv_head, row0 + i);
+    q[i] = query_row(s, r, kv_head, row0 + i);
   }
-  s->attention->block(q, ends, rows, d, scale, k_cache(s, kv_head), v_cache(s, kv_head), first, parts);
+  s->attention->block(q, ends, rows, d, scale, k_cache(r->session, kv_head), v_cache(r->session, kv_head),
+                      first, parts);
 }
 
-// Prefill: one unit of work is up to ATTEND_ROWS rows of a kv head, over all positions; blocks are merged as
-// they come.
-static void attend_rows(bg_session *s, int32_t kv_head, int32_t row0, int32_t rows, float *scratch) {
-  const int32_t d = s->model->config.head_dim, last = s->position + (row0 + rows - 1) / group(s);
+static void attend_rows(const state *s, const run *r, int32_t kv_head, int32_t row0, int32_t rows,
+                        float *scratch) {
+  const int32_t d = s->model->config.head_dim, last = r->session->position + (row0 + rows - 1) / group(s);
   float *sums[ATTEND_ROWS], *parts[ATTEND_ROWS];
   for (int32_t i = 0; i < rows; i++) {
     sums[i] = scratch + 2 * i * partial_floats(d);
     parts[i] = sums[i] + partial_floats(d);
   }
-  attend_block(s, kv_head, row0, rows, 0, sums);
-  for (int32_t first = ATTEND_BLOCK; first <= last; first += ATTEND_BLOCK) {
-    int32_t skip = 0; // rows of tokens before this block
-    while (s->position + (row0 + skip) / group(s) < first)
-      skip++;
-    attend_block(s, kv_head, row0 + skip, rows - skip, first, parts);
+  attend_block(s, r, kv_head, row0, rows, 0, sums);
+  for (int32_t block = 1; block <= last / ATTEND_BLOCK; block++) {
+    const int32_t skip = blind(s, r, row0, rows, block);
+    attend_block(s, r, kv_head, row0 + skip, rows - skip, block, parts);
     for (int32_t i = skip; i < rows; i++)
       s->attention->merge(sums[i], parts[i - skip], d);
   }
   for (int32_t i = 0; i < rows; i++)
-    s->attention->finish(sums[i], d, query_row(s, kv_head, row0 + i));
+    s->attention->finish(sums[i], d, query_row(s, r, kv_head, row0 + i));
 }
 
-static void prefill_share(void *arg, int32_t thread, int32_t threads) {
-  bg_session *s = arg;
-  const int32_t rows = s->n * group(s), kv_heads = s->model->config.kv_heads;
-  float *scratch = s->scratch + (size_t)thread * 2 * ATTEND_ROWS * partial_floats(s->model->config.head_dim);
-  // Later rows see more positions: threads take turns instead of stretches.
-  for (int32_t unit = thread; unit < kv_heads * ((rows + ATTEND_ROWS - 1) / ATTEND_ROWS); unit += threads) {
-    const int32_t row0 = unit / kv_heads * ATTEND_ROWS;
-    attend_rows(s, unit % kv_heads, row0, rows - row0 < ATTEND_ROWS ? rows - row0 : ATTEND_ROWS, scratch);
+static void attend_spread(const state *s, const run *r, int32_t kv_head, int32_t block) {
+  const int32_t end = r->n * group(s);
+  for (int32_t row0 = blind(s, r, 0, end, block); row0 < end; row0 += ATTEND_ROWS) {
+    const int32_t rows = end - row0 < ATTEND_ROWS ? end - row0 : ATTEND_ROWS;
+    float *parts[ATTEND_ROWS];
+    for (int32_t i = 0; i < rows; i++)
+      parts[i] = partial(s, r, (row0 + i) / group(s), head_of(s, kv_head, row0 + i), block);
+    attend_block(s, r, kv_head, row0, rows, block, parts);
   }
 }
 
-static float *partial(const bg_session *s, int32_t head, int32_t block) {
-  return s->partials + ((size_t)head * s->attend_blocks + block) * partial_floats(s->model->config.head_dim);
-}
-
-// Decode: one unit is one block of a kv head, so that a long context keeps many threads busy.
-static void decode_share(void *arg, int32_t thread, int32_t threads) {
-  bg_session *s = arg;
-  const int32_t rows = group(s), blocks = s->position / ATTEND_BLOCK + 1,
-                units = s->model->config.kv_heads * blocks;
-  for (int32_t unit = share(units, thread, threads); unit < share(units, thread + 1, threads); unit++) {
-    const int32_t kv_head = unit / blocks, block = unit % blocks;
-    for (int32_t row0 = 0; row0 < rows; row0 += ATTEND_ROWS) {
-      const int32_t some = rows - row0 < ATTEND_ROWS ? rows - row0 : ATTEND_ROWS;
-      float *parts[ATTEND_ROWS];
-      for (int32_t i = 0; i < some; i++)
-        parts[i] = partial(s, kv_head * rows + row0 + i, block);
-      attend_block(s, kv_head, row0, some, block * ATTEND_BLOCK, parts);
-    }
-  }
-}
-
-static void merge_blocks(bg_session *s) {
-  const int32_t d = s->model->config.head_dim, blocks = s->position / ATTEND_BLOCK + 1;
-  for (int32_t head = 0; head < s->model->config.heads; head++) {
-    for (int32_t b = 1; b < blocks; b++)
-      s->attention->merge(partial(s, head, 0), partial(s, head, b), d);
-    s->attention->finish(partial(s, head, 0), d, s->query + (size_t)head * d);
-  }
-}
-
-// query [n][heads][d] <- softmax(query k^T / sqrt(d)) v, causal
-static void attend(bg_session *s) {
-  if (s->n > 1) {
-    pool_run(s->pool, prefill_share, s);
+static void attend_unit(const state *s, const run *r, int32_t unit, float *scratch) {
+  const int32_t kv_heads = s->model->config.kv_heads, kv_head = unit % kv_heads;
+  if (is_spread(r)) {
+    attend_spread(s, r, kv_head, unit / kv_heads);
     return;
   }
-  const int64_t work = (int64_t)(s->position + 1) * s->model->config.heads * s->model->config.head_dim * 2;
-  if (work < ATTEND_ALONE)
-    decode_share(s, 0, 1);
-  else
-    pool_run(s->pool, decode_share, s);
-  merge_blocks(s);
+  // Later rows see more positions: they come first, so that threads end together.
+  const int32_t row0 = (row_groups(r) - 1 - unit / kv_heads) * ATTEND_ROWS, rest = r->n * group(s) - row0;
+  attend_rows(s, r, kv_head, row0, rest < ATTEND_ROWS ? rest : ATTEND_ROWS, scratch);
 }
 
-static void final_norm(bg_session *s, int32_t t) {
+static void attend_share(void *arg, int32_t thread, int32_t threads) {
+  (void)threads;
+  state *s = arg;
+  const run *r = s->runs;
+  const int32_t end = s->runs[s->n_runs - 1].units_end;
+  float *scratch = s->scratch + (size_t)thread * 2 * ATTEND_ROWS * partial_floats(s->model->config.head_dim);
+  int32_t unit, begin = 0; // of this run
+  while ((unit = atomic_fetch_add_explicit(&s->next_unit, 1, memory_order_relaxed)) < end) {
+    for (; unit >= r->units_end; r++)
+      begin = r->units_end;
+    attend_unit(s, r, unit - begin, scratch);
+  }
+}
+
+// query [n][heads][d] <- softmax(query k^T / sqrt(d)) v, causal; of spread runs the partial results
+static void attend(state *s) {
   const bg_header *c = &s->model->config;
-  if (t >= s->n - s->n_logits)
-    s->ops->rmsnorm(x_of(s, t), s->model->output_norm, c->hidden, c->norm_eps, x_of(s, t));
+  atomic_store_explicit(&s->next_unit, 0, memory_order_relaxed);
+  if (s->n == 1 && (int64_t)(position_of(s, 0) + 1) * c->heads * c->head_dim * 2 < ATTEND_ALONE)
+    attend_share(s, 0, 1);
+  else
+    pool_run(s->pool, attend_share, s);
+}
+
+// query [heads][d] of a spread run's row <- its partial results, merged
+static void merge_blocks(state *s, const run *r, int32_t t) {
+  const int32_t d = s->model->config.head_dim, token = t - r->row0;
+  for (int32_t head = 0; head < s->model->config.heads; head++) {
+    float *sum = partial(s, r, token, head, 0);
+    for (int32_t block = 1; block <= position_of(s, t) / ATTEND_BLOCK; block++)
+      s->attention->merge(sum, partial(s, r, token, head, block), d);
+    s->attention->finish(sum, d, query_of(s, t) + (size_t)head * d);
+  }
+}
+
+// query = the heads' contexts; sub-norm, where the model has one, over all of them
+static void leave_attention(state *s, int32_t t) {
+  const bg_header *c = &s->model->config;
+  float *context = query_of(s, t);
+  if (is_spread(run_of(s, t)))
+    merge_blocks(s, run_of(s, t), t);
+  if (c->sub_norms)
+    s->ops->rmsnorm(context, layer(s)->attn_sub_norm, c->heads * c->head_dim, c->norm_eps, context);
+  quantise_for(s, BG_O, t, context);
+}
+
+// h [n_logits][hidden_row] = norm(x), of the rows whose logits are wanted
+static void final_norm(state *s, int32_t t) {
+  const bg_header *c = &s->model->config;
+  if (s->logits_of[t] >= 0)
+    s->ops->rmsnorm(x_of(s, t), s->model->output_norm, c->hidden, c->norm_eps,
+                    s->h + (size_t)s->logits_of[t] * s->hidden_row);
 }
 
 // ---- the forward pass -----------------------------------------------------------------------------------
 
-static void forward_chunk(bg_session *s) {
+static void forward_chunk(state *s) {
   each_token(s, embed);
   for (s->layer = 0; s->layer < s->model->config.layers; s->layer++) {
     each_token(s, enter_attention);
@@ -275,63 +319,118 @@ static void forward_chunk(bg_session *s) {
   if (s->n_logits) {
     each_token(s, final_norm);
     if (s->logits)
-      output_logits(s, x_of(s, s->n - s->n_logits), s->n_logits, s->logits);
+      output_logits(s, s->h, s->n_logits, s->logits);
   }
 }
 
-int32_t session_append(bg_session *s, const int32_t *tokens, int32_t n, float *logits, int32_t last) {
-  if (!s || !tokens || n < 1)
-    return BG_E_ARGUMENT;
-  if (n > s->context - s->position)
-    return BG_E_CONTEXT;
-  for (int32_t i = 0; i < n; i++)
-    if (tokens[i] < 0 || tokens[i] >= s->model->config.vocab)
-      return BG_E_TOKEN;
-  const uint64_t callers = fp_default();
-  for (int32_t done = 0; done < n; done += s->n) {
-    const int32_t rest = n - done;
-    s->n = rest < CHUNK ? rest : CHUNK;
-    if (!logits && s->n < rest && rest - s->n < last) // the states of the last tokens stay together
-      s->n = rest - last;
-    s->tokens = tokens + done;
-    const int32_t skipped = n - last - done; // of the tokens from here on, those without logits
-    s->n_logits = skipped > s->n ? 0 : skipped > 0 ? s->n - skipped : s->n;
-    s->logits = logits && skipped < 0 ? logits + (size_t)-skipped * (size_t)s->model->config.vocab : logits;
-    forward_chunk(s);
-    s->position += s->n;
+// Append to the chunk up to `left` tokens of a session, of whose last ones `last` are to have logits.
+static int32_t append_run(state *s, bg_session *session, int32_t left, int32_t last) {
+  int32_t n = left < CHUNK - s->n ? left : CHUNK - s->n;
+  if (!s->logits && n < left && left - n < last) // their states are to stay together
+    n = left - last;
+  run *r = &s->runs[s->n_runs];
+  *r = (run){.session = session, .row0 = s->n, .n = n};
+  r->units_end = units(r) + (s->n_runs ? r[-1].units_end : 0);
+  for (int32_t i = 0; i < n; i++) {
+    s->run_of[s->n + i] = s->n_runs;
+    s->logits_of[s->n + i] = left - i <= last ? s->n_logits++ : -1;
   }
+  s->n_runs++;
+  s->n += n;
+  return n;
+}
+
+static void forward_and_advance(state *s) {
+  forward_chunk(s);
+  for (int32_t i = 0; i < s->n_runs; i++)
+    s->runs[i].session->position += s->runs[i].n;
+  s->tokens += s->n;
+  if (s->logits)
+    s->logits += (size_t)s->n_logits * s->model->config.vocab;
+  s->n = s->n_runs = s->n_logits = 0;
+}
+
+// Whether every token of every session can be appended.
+static int32_t check_batch(bg_session *const *sessions, int32_t count, const int32_t *tokens,
+                           const int32_t *lengths) {
+  if (!sessions || !tokens || !lengths || count < 1)
+    return BG_E_ARGUMENT;
+  for (int32_t i = 0; i < count; i++) {
+    if (!sessions[i] || sessions[i]->state != sessions[0]->state || lengths[i] < 1)
+      return BG_E_ARGUMENT;
+    for (int32_t j = 0; j < i; j++)
+      if (sessions[j] == sessions[i])
+        return BG_E_ARGUMENT;
+  }
+  for (int32_t i = 0; i < count; i++)
+    if (lengths[i] > sessions[i]->context - sessions[i]->position)
+      return BG_E_CONTEXT;
+  for (int32_t i = 0; i < count; i++)
+    for (int32_t j = 0; j < lengths[i]; j++, tokens++)
+      if (*tokens < 0 || *tokens >= sessions[0]->state->model->config.vocab)
+        return BG_E_TOKEN;
+  return BG_OK;
+}
+
+int32_t append(bg_session *const *sessions, int32_t count, const int32_t *tokens, const int32_t *lengths,
+               float *logits, int32_t last) {
+  const int32_t code = check_batch(sessions, count, tokens, lengths);
+  if (code != BG_OK)
+    return code;
+  const uint64_t callers = fp_default();
+  state *s = sessions[0]->state;
+  s->tokens = tokens;
+  s->logits = logits;
+  for (int32_t i = 0; i < count; i++)
+    for (int32_t left = lengths[i]; left;) {
+      left -= append_run(s, sessions[i], left, last);
+      if (left || s->n == CHUNK || i == count - 1)
+        forward_and_advance(s);
+    }
   fp_set(callers);
   return BG_OK;
 }
 
-int32_t bg_forward(bg_session *s, const int32_t *tokens, int32_t n, float *logits, int32_t all) {
-  return session_append(s, tokens, n, logits, !logits ? 0 : all ? n : 1);
+int32_t bg_forward_batch(bg_session *const *sessions, int32_t count, const int32_t *tokens,
+                         const int32_t *lengths, float *logits, int32_t all) {
+  return append(sessions, count, tokens, lengths, logits, !logits ? 0 : all ? INT32_MAX : 1);
 }
 
-const float *session_state(const bg_session *s, int32_t back) { return x_of(s, s->n - back); }
+int32_t bg_forward(bg_session *session, const int32_t *tokens, int32_t n, float *logits, int32_t all) {
+  return bg_forward_batch(&session, 1, tokens, &n, logits, all);
+}
 
 // ---- opening and closing --------------------------------------------------------------------------------
 
-// Zeroed, 64-byte aligned, freed with the session; NULL (and so at the end an error) when memory is short.
-static void *zeros(bg_session *s, uint64_t count, uint64_t size) {
+// Zeroed, 64-byte aligned; NULL (and so in the end an error) when memory is short.
+static void *zeros(arena *a, uint64_t count, uint64_t size) {
   const uint64_t bytes = count * size + 64;
   char *raw = bytes <= SIZE_MAX / 2 ? calloc(1, (size_t)bytes) : NULL;
-  s->owned[s->n_owned++] = raw;
+  a->owned[a->n++] = raw;
   return raw ? raw + (64 - (uintptr_t)raw % 64) % 64 : NULL;
+}
+
+static int32_t complete(const arena *a) {
+  for (int32_t i = 0; i < a->n; i++)
+    if (!a->owned[i])
+      return BG_E_MEMORY;
+  return BG_OK;
+}
+
+static void release(arena *a) {
+  for (int32_t i = 0; i < a->n; i++)
+    free(a->owned[i]);
 }
 
 static int32_t most(int32_t a, int32_t b) { return a > b ? a : b; }
 
 // Sizes are bounded by what bg_open admits: no product here overflows 64 bits.
-static int32_t allocate(bg_session *s) {
+static int32_t allocate_state(state *s) {
   const bg_header *c = &s->model->config;
-  const int32_t n = s->context < CHUNK ? s->context : CHUNK, d = c->head_dim;
+  const int32_t d = c->head_dim;
   s->hidden_row = padded(c->hidden);
   s->query_row = padded(c->heads * d);
   s->wide_row = most(most(s->hidden_row, padded(2 * c->kv_heads * d)), padded(c->intermediate));
-  s->attend_blocks = (s->context + ATTEND_BLOCK - 1) / ATTEND_BLOCK;
-  s->k_head = (size_t)s->attend_blocks * ATTEND_BLOCK * (d * s->attention->width + s->attention->beside);
-  s->v_head = (size_t)s->attend_blocks * ATTEND_BLOCK * (padded(d) * s->attention->width + s->attention->beside);
   size_t work = 0;
   for (int role = 0; role < BG_ROLES; role++) {
     const bg_kernel *pair[] = {s->model->isa->gemv[role], s->model->isa->gemm[role]};
@@ -344,51 +443,82 @@ static int32_t allocate(bg_session *s) {
         work = pair[i]->scratch_bytes;
     }
   }
-  const uint64_t caches = (uint64_t)c->layers * c->kv_heads;
-  const uint64_t part = partial_floats(d) * sizeof(float);
-  s->x = zeros(s, n, s->hidden_row * sizeof *s->x);
-  s->query = zeros(s, n, s->query_row * sizeof *s->query);
-  s->h = zeros(s, n, s->wide_row * sizeof *s->h);
-  s->q = zeros(s, n, s->q_row);
-  s->s = zeros(s, n, sizeof *s->s);
-  s->operand = zeros(s, n, s->operand_row);
-  s->y = zeros(s, n, s->y_row * sizeof *s->y);
-  s->work = zeros(s, pool_threads(s->pool), work);
-  s->cos = zeros(s, n, d / 2 * sizeof *s->cos);
-  s->sin = zeros(s, n, d / 2 * sizeof *s->sin);
-  s->k = zeros(s, caches, s->k_head);
-  s->v = zeros(s, caches, s->v_head);
-  s->partials = zeros(s, (uint64_t)c->heads * s->attend_blocks, part);
-  s->scratch = zeros(s, (uint64_t)pool_threads(s->pool) * 2 * ATTEND_ROWS, part);
-  s->scores = zeros(s, c->vocab, sizeof *s->scores);
-  s->order = zeros(s, c->vocab, sizeof *s->order);
-  s->choices = zeros(s, CHOICES, c->vocab * sizeof *s->choices);
-  s->screened = zeros(s, CHOICES, s->hidden_row * sizeof *s->screened);
-  s->heaps = zeros(s, (uint64_t)pool_threads(s->pool) * CHOICES, MOST_KEPT * sizeof *s->heaps);
-  for (int32_t i = 0; i < s->n_owned; i++)
-    if (!s->owned[i])
-      return BG_E_MEMORY;
-  return BG_OK;
+  arena *a = &s->arena;
+  s->x = zeros(a, CHUNK, s->hidden_row * sizeof *s->x);
+  s->query = zeros(a, CHUNK, s->query_row * sizeof *s->query);
+  s->h = zeros(a, CHUNK, s->wide_row * sizeof *s->h);
+  s->q = zeros(a, CHUNK, s->q_row);
+  s->s = zeros(a, CHUNK, sizeof *s->s);
+  s->operand = zeros(a, CHUNK, s->operand_row);
+  s->y = zeros(a, CHUNK, s->y_row * sizeof *s->y);
+  s->work = zeros(a, pool_threads(s->pool), work);
+  s->cos = zeros(a, CHUNK, d / 2 * sizeof *s->cos);
+  s->sin = zeros(a, CHUNK, d / 2 * sizeof *s->sin);
+  s->scratch = zeros(a, (uint64_t)pool_threads(s->pool) * 2 * ATTEND_ROWS, partial_floats(d) * sizeof(float));
+  s->scores = zeros(a, c->vocab, sizeof *s->scores);
+  s->order = zeros(a, c->vocab, sizeof *s->order);
+  s->choices = zeros(a, CHOICES, c->vocab * sizeof *s->choices);
+  s->screened = zeros(a, CHOICES, s->hidden_row * sizeof *s->screened);
+  s->heaps = zeros(a, (uint64_t)pool_threads(s->pool) * CHOICES, MOST_KEPT * sizeof *s->heaps);
+  return complete(a);
 }
 
-static int32_t open_session(const bg_model *model, const bg_attention_ops *attention, int32_t threads,
-                            int32_t context, bg_session **out) {
-  if (context < 1 || context > model->config.context)
-    return BG_E_ARGUMENT;
-  bg_session *s = calloc(1, sizeof *s);
+static void close_state(state *s) {
+  if (atomic_fetch_sub(&s->sessions, 1) > 1)
+    return;
+  pool_close(s->pool);
+  release(&s->arena);
+  free(s);
+}
+
+static int32_t open_state(const bg_model *model, const bg_attention_ops *attention, int32_t threads,
+                          state **out) {
+  state *s = calloc(1, sizeof *s);
   if (!s)
     return BG_E_MEMORY;
   s->model = model;
   s->ops = model->isa->ops;
   s->attention = attention;
-  s->context = context;
+  s->sessions = 1;
   int32_t code = pool_open(threads, &s->pool);
   if (code == BG_OK)
-    code = allocate(s);
+    code = allocate_state(s);
   if (code == BG_OK)
     *out = s;
   else
-    bg_session_close(s);
+    close_state(s);
+  return code;
+}
+
+static int32_t allocate_session(bg_session *session) {
+  const state *s = session->state;
+  const bg_header *c = &s->model->config;
+  const uint64_t caches = (uint64_t)c->layers * c->kv_heads;
+  session->attend_blocks = (session->context + ATTEND_BLOCK - 1) / ATTEND_BLOCK;
+  const size_t positions = (size_t)session->attend_blocks * ATTEND_BLOCK;
+  session->k_head = positions * (c->head_dim * s->attention->width + s->attention->beside);
+  session->v_head = positions * (padded(c->head_dim) * s->attention->width + s->attention->beside);
+  session->k = zeros(&session->arena, caches, session->k_head);
+  session->v = zeros(&session->arena, caches, session->v_head);
+  session->partials = zeros(&session->arena, (uint64_t)SPREAD * c->heads * session->attend_blocks,
+                            partial_floats(c->head_dim) * sizeof(float));
+  return complete(&session->arena);
+}
+
+// A session takes over a reference to its state, also where it cannot be opened.
+static int32_t open_session(state *s, int32_t context, bg_session **out) {
+  bg_session *session = calloc(1, sizeof *session);
+  if (!session) {
+    close_state(s);
+    return BG_E_MEMORY;
+  }
+  session->state = s;
+  session->context = context;
+  const int32_t code = allocate_session(session);
+  if (code == BG_OK)
+    *out = session;
+  else
+    bg_session_close(session);
   return code;
 }
 
@@ -397,27 +527,40 @@ int32_t bg_session_open(bg_model *model, int32_t threads, int32_t context, int32
     return BG_E_ARGUMENT;
   *out = NULL;
   const bg_ops *ops = model->isa->ops;
-  const bg_attention_ops *const caches[] = {
-      [BG_CACHE_F16] = ops->attention_f16, [BG_CACHE_F32] = ops->attention_f32, [BG_CACHE_I8] = ops->attention_i8};
-  if (cache < 0 || cache >= (int32_t)(sizeof caches / sizeof *caches))
+  const bg_attention_ops *const caches[] = {[BG_CACHE_F16] = ops->attention_f16,
+                                            [BG_CACHE_F32] = ops->attention_f32,
+                                            [BG_CACHE_I8] = ops->attention_i8};
+  const int32_t kinds = sizeof caches / sizeof *caches;
+  if (cache < 0 || cache >= kinds || context < 1 || context > model->config.context)
     return BG_E_ARGUMENT;
-  return open_session(model, caches[cache], threads, context, out);
+  state *s;
+  const int32_t code = open_state(model, caches[cache], threads, &s);
+  return code == BG_OK ? open_session(s, context, out) : code;
 }
 
-void bg_session_close(bg_session *s) {
-  if (!s)
+int32_t bg_session_share(bg_session *with, int32_t context, bg_session **out) {
+  if (!with || !out)
+    return BG_E_ARGUMENT;
+  *out = NULL;
+  if (context < 1 || context > with->state->model->config.context)
+    return BG_E_ARGUMENT;
+  atomic_fetch_add(&with->state->sessions, 1);
+  return open_session(with->state, context, out);
+}
+
+void bg_session_close(bg_session *session) {
+  if (!session)
     return;
-  pool_close(s->pool);
-  for (int32_t i = 0; i < s->n_owned; i++)
-    free(s->owned[i]);
-  free(s);
+  close_state(session->state);
+  release(&session->arena);
+  free(session);
 }
 
-int32_t bg_position(const bg_session *s) { return s ? s->position : BG_E_ARGUMENT; }
+int32_t bg_position(const bg_session *session) { return session ? session->position : BG_E_ARGUMENT; }
 
-int32_t bg_rewind(bg_session *s, int32_t position) {
-  if (!s || position < 0 || position > s->position)
+int32_t bg_rewind(bg_session *session, int32_t position) {
+  if (!session || position < 0 || position > session->position)
     return BG_E_ARGUMENT;
-  s->position = position;
+  session->position = position;
   return BG_OK;
 }

@@ -308,6 +308,12 @@ class Session:
             self.lib.bg_forward(self.handle, self.ffi.cast("int32_t *", ids.ctypes.data), len(ids), pointer, every)
         )
 
+    def share(self, context: int) -> Any:
+        """Another session's handle, that shares the buffers and threads of this one."""
+        out = self.ffi.new("bg_session **")
+        assert self.lib.bg_session_share(self.handle, context, out) == 0
+        return out[0]
+
     def sample(self, scores: FloatArray, history: Sequence[int] = (), step: int = 0, **how: Any) -> int:
         """What bg_sample returns; by default every filter is off."""
         params = self._how(how)

@@ -40,6 +40,15 @@ def test_run_gives_the_same_text_at_any_thread_count() -> None:
     assert len(texts) == 1
 
 
+def test_prompt_lookup_gives_the_same_text_and_says_what_it_gained() -> None:
+    args = ("run", "-p", "Tom has a ball. Tom has a ball. Tom", "-n", "40", "--seed", "3", "--ignore-eos")
+    plain = bitgen(*args)
+    for more in (("--prompt-lookup",), ("--prompt-lookup", "4")):
+        guessed = bitgen(*args, *more)
+        assert guessed.stdout == plain.stdout
+        assert "accepted" in guessed.stderr and "accepted" not in plain.stderr
+
+
 def test_prompt_from_standard_input() -> None:
     out = bitgen("run", "-p", "-", "-n", "4", "--temp", "0", stdin="One day, a cat")
     assert out.stdout.startswith("One day, a cat")
@@ -140,6 +149,13 @@ def test_bench_json_has_the_agreed_names() -> None:
         }
         assert 0 < r["tok_s_min"] <= r["tok_s"] <= r["tok_s_max"]
         assert r["bandwidth_share"] > 0 and 0 < r["ops_share"] <= 1.5
+
+
+def test_bench_of_sequences_together() -> None:
+    report = json.loads(bitgen("bench", "-t", "1", "--prompt", "0", "--gen", "4", "--batch", "1,3", "--json").stdout)
+    one, three = report["results"]
+    assert (one["batch"], three["batch"]) == (1, 3)
+    assert three["bytes_per_token"] < 0.5 * one["bytes_per_token"]
 
 
 def test_bench_prints_a_table() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 import bitgen
 from bitgen import library, pack, plan, reference, space, synth
+from bitgen.engine.lookup import PromptLookup
 from bitgen.engine.model import shipped_path
 from bitgen.errors import BitgenError, EngineError
 from bitgen.gguf_io import open as open_gguf
@@ -127,6 +128,109 @@ def test_generation_ends_where_the_context_is_full(model: bitgen.Model) -> None:
     generation = model.generate(prompt[: len(prompt) // 2], 10**6, stop=False, temperature=0)
     list(generation)
     assert generation.timing.prompt_tokens + generation.timing.tokens == model.shape.context + 1
+
+
+# ---- many at once, and many tokens at once -------------------------------------------------------------------
+
+
+def test_sessions_together_give_the_bits_of_each_alone(model: bitgen.Model, expected: np.ndarray) -> None:
+    with model.session() as a, a.share() as b, a.share(10) as c:
+        first = bitgen.forward_batch([a, b, c], [TOKENS[:3], TOKENS[:7], TOKENS[:1]])
+        assert np.array_equal(first, expected[[2, 6, 0]])
+        every = bitgen.forward_batch([c, a], [TOKENS[1:4], TOKENS[3:5]], every=True)
+        assert np.array_equal(every, expected[[1, 2, 3, 3, 4]])
+        assert [s.position for s in (a, b, c)] == [5, 7, 4]
+        for sessions, tokens, words in (
+            ([a, a], [[1], [1]], "differ"),
+            ([a, c], [[1], [1] * 7], "context"),
+            ([a, b], [[1]], "each session"),
+            ([], [], "each session"),
+            ([a, b], [[1], []], "each session"),
+            ([a, b], [[1], [-1]], "ids in"),
+        ):
+            with pytest.raises(EngineError, match=words):
+                bitgen.forward_batch(sessions, tokens)
+        assert [s.position for s in (a, b, c)] == [5, 7, 4]
+
+
+PROMPTS = ["Once upon a time", "The little dog", "A", "One day, Tom went to the park with his mother. They", "Lily"]
+
+
+@pytest.mark.parametrize("how", [{"temperature": 0}, {"temperature": 1.0, "seed": 3, "repeat_penalty": 1.2}])
+@pytest.mark.parametrize("batch", [1, 3, 16])
+def test_generate_many_gives_the_texts_of_each_alone(model: bitgen.Model, batch: int, how: dict[str, float]) -> None:
+    want = ["".join(model.generate(prompt, 40, **how)) for prompt in PROMPTS]
+    assert model.generate_many(PROMPTS, 40, batch=batch, **how) == want
+
+
+def test_generate_many_of_nothing(model: bitgen.Model) -> None:
+    assert model.generate_many([]) == []
+    assert model.generate_many(["A", "B"], 0) == ["", ""]
+    with pytest.raises(BitgenError, match="batch"):
+        model.generate_many(["A"], batch=0)
+
+
+REPEATS = "Tom has a red ball. Tom has a red ball. Tom has a red ball. Tom has"
+
+
+@pytest.mark.parametrize("lookup", [1, 3, 8, 200])
+@pytest.mark.parametrize("how", [{"temperature": 0}, {"temperature": 0.9, "seed": 5, "repeat_penalty": 1.1}])
+def test_lookup_changes_no_token(model: bitgen.Model, lookup: int, how: dict[str, float]) -> None:
+    for prompt in (REPEATS, "Once upon a time"):
+        for stop in (True, False):
+            plain = model.generate(prompt, 120, stop=stop, **how)
+            guessed = model.generate(prompt, 120, stop=stop, lookup=lookup, **how)
+            assert "".join(plain) == "".join(guessed) == guessed.text
+            assert plain.token_ids == guessed.token_ids
+            assert 0 <= guessed.timing.accepted <= guessed.timing.proposed
+            assert plain.timing.proposed == 0
+
+
+def test_lookup_needs_fewer_passes_where_text_repeats(model: bitgen.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = []
+    forward = bitgen.Session.next
+    monkeypatch.setattr(bitgen.Session, "next", lambda *a, **k: passes.append(len(a[1])) or forward(*a, **k))
+    generation = model.generate(REPEATS, 60, temperature=0, lookup=8, stop=False)
+    list(generation)
+    timing = generation.timing
+    assert timing.tokens == 60 and len(passes) + timing.accepted == 60
+    assert timing.accepted > 20
+    assert sum(passes[1:]) == len(passes) - 1 + timing.proposed
+    assert f"lookup {timing.accepted} of {timing.proposed} accepted" in str(timing)
+
+
+def test_lookup_up_to_the_end_of_the_context(model: bitgen.Model) -> None:
+    prompt = "Tom has a red ball. " * 80
+    plain, guessed = (model.generate(prompt, 10**6, stop=False, temperature=0, lookup=n) for n in (0, 8))
+    assert "".join(plain) == "".join(guessed)
+    assert len(guessed.prompt_ids) + len(guessed.token_ids) == model.shape.context + 1
+
+
+def test_proposals_follow_the_latest_occurrence() -> None:
+    guess = PromptLookup(8, [1, 2, 3, 4, 1, 2, 3, 5, 6, 1, 2, 3])
+    assert guess.propose(8) == [5, 6]  # two at first
+    guess.learn(2, 2)
+    assert guess.propose(8) == [5, 6, 1, 2]
+    assert guess.propose(1) == [5]
+    guess.learn(4, 4)
+    guess.extend([9])
+    assert guess.propose(8) == []  # 3 9 has not been seen
+    guess.extend([7, 9, 7])
+    assert guess.propose(8) == [9, 7, 9, 7, 9, 7, 9, 7]  # a loop
+    assert PromptLookup(8, [1]).propose(8) == PromptLookup(0, [1, 1, 1, 1]).propose(8) == []
+
+
+def test_failing_proposals_become_rare() -> None:
+    guess, tried = PromptLookup(8, [1, 2, 3, 1, 2, 3]), 0
+    for _ in range(80):
+        proposed = len(guess.propose(8))
+        guess.learn(proposed, 0)
+        tried += proposed
+    assert tried <= 2 + 80 / 8 + 1
+    for _ in range(12):
+        proposed = len(guess.propose(8))
+        guess.learn(proposed, proposed)
+    assert proposed == 8
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,109 @@ def test_wrong_calls_change_nothing() -> None:
             assert other[0] == none
 
 
+# ---- many sequences ------------------------------------------------------------------------------------------
+
+
+def forward_batch(session: lab.Session, handles: list, runs: list[list[int]], out: np.ndarray, every: bool) -> int:  # type: ignore[type-arg]
+    ffi, ids = session.ffi, np.concatenate([np.asarray(run, np.int32) for run in runs])
+    at, lengths = ffi.cast("int32_t *", ids.ctypes.data), ffi.new("int32_t[]", [len(run) for run in runs])
+    floats = ffi.cast("float *", out.ctypes.data)
+    return int(
+        session.lib.bg_forward_batch(ffi.new("bg_session *[]", handles), len(handles), at, lengths, floats, every)
+    )
+
+
+@pytest.mark.parametrize("cache", ["f16", "f32"])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("name", ["flagship", "one-kv", "thirds"])
+def test_together_as_alone(name: str, threads: int, cache: str) -> None:
+    """Sequences at different positions, with runs of one token and of many, some cut by the end of a chunk."""
+    bench = lab.bench(name)
+    texts = [lab.tokens(bench.shape, n, seed) for seed, n in enumerate((300, 40, 1, 290, 17, 9, 3))]
+    want = [bench.logits(text, cache=cache) for text in texts]
+    turns = [  # tokens of each sequence in each call
+        (250, 0, 0, 255, 1, 0, 0),
+        (20, 7, 1, 2, 3, 0, 3),
+        *[(1, 1, 0, 1, 1, 1, 0)] * 8,
+        (22, 25, 0, 25, 5, 1, 0),
+    ]
+    with bench.open(threads=threads, cache=cache) as session:
+        handles = [session.handle, *(session.share(len(text)) for text in texts[1:])]
+        done = [0] * len(texts)
+        for turn, counts in enumerate(turns):
+            who = [i for i in reversed(range(len(texts))) if counts[i]]
+            runs = [texts[i][done[i] : done[i] + counts[i]] for i in who]
+            every = turn % 2 == 0
+            out = np.full((sum(counts) if every else len(who), bench.shape.vocab), np.nan, np.float32)
+            assert forward_batch(session, [handles[i] for i in who], runs, out, every) == 0
+            rows = iter(out)
+            for i in who:
+                done[i] += counts[i]
+                for at in range(done[i] - (counts[i] if every else 1), done[i]):
+                    assert same_bits(next(rows), want[i][at]), (turn, i, at)
+        assert done == [len(text) for text in texts]
+        assert [bench.lib.bg_position(handle) for handle in handles] == done
+        for handle in handles[1:]:
+            bench.lib.bg_session_close(handle)
+
+
+def test_a_few_rows_of_a_long_context() -> None:
+    """Their attention is divided by blocks; in many rows, or alone, it is not. Blocks begin within the run."""
+    bench = lab.bench("flagship")
+    tokens = lab.tokens(bench.shape, 530)
+    want = bench.logits(tokens)
+    for threads in (1, 3):
+        with bench.open(threads=threads) as session:
+            assert session.code(tokens[:509], None, 0) == 0
+            for first, n in ((509, 5), (508, 8), (511, 2), (505, 9), (500, 1), (501, 16)):
+                assert bench.lib.bg_rewind(session.handle, first) == 0
+                assert same_bits(session.forward(tokens[first : first + n]), want[first : first + n]), (first, n)
+
+
+def test_sessions_that_share_may_close_in_any_order() -> None:
+    bench = lab.bench("flagship")
+    tokens = lab.tokens(bench.shape, 12)
+    out = np.empty((1, bench.shape.vocab), np.float32)
+    with bench.open(threads=2) as session:
+        first, second = session.share(12), session.share(600)
+        bench.lib.bg_session_close(first)
+        bench.lib.bg_session_close(session.handle)
+        assert forward_batch(session, [second], [tokens], out, False) == 0
+        session.handle = second  # closed at the end
+    assert same_bits(out[0], bench.logits(tokens)[-1])
+
+
+def test_wrong_batches_change_nothing() -> None:
+    bench = lab.bench("flagship")
+    lib, none = bench.lib, binding.ffi().NULL
+    out = np.empty((8, bench.shape.vocab), np.float32)
+    with bench.open(context=20) as session, bench.open(context=20) as stranger:
+        a, b = session.handle, session.share(5)
+        assert forward_batch(session, [a, b], [[1, 2, 3], [4, 5]], out, False) == 0
+        for handles, runs, code in (
+            ([a, b], [[1], [2, 3, 4, 5]], "BG_E_CONTEXT"),
+            ([b, a], [[2], [1] * 18], "BG_E_CONTEXT"),
+            ([a, b], [[1], [320]], "BG_E_TOKEN"),
+            ([a, b], [[-1], [1]], "BG_E_TOKEN"),
+            ([a, a], [[1], [1]], "BG_E_ARGUMENT"),
+            ([a, b, a], [[1], [1], [1]], "BG_E_ARGUMENT"),
+            ([a, stranger.handle], [[1], [1]], "BG_E_ARGUMENT"),
+            ([a, none], [[1], [1]], "BG_E_ARGUMENT"),
+            ([a, b], [[1], []], "BG_E_ARGUMENT"),
+            ([], [[1]], "BG_E_ARGUMENT"),
+        ):
+            assert forward_batch(session, handles, runs, out, False) == E[code], (runs, code)
+        assert lib.bg_forward_batch(none, 1, none, none, none, 0) == E["BG_E_ARGUMENT"]
+        assert [lib.bg_position(s) for s in (a, b, stranger.handle)] == [3, 2, 0]
+        other = session.ffi.new("bg_session **")
+        for handle, context in ((a, 0), (a, 601), (a, -1), (none, 5)):
+            assert lib.bg_session_share(handle, context, other) == E["BG_E_ARGUMENT"]
+        assert lib.bg_session_share(a, 5, none) == E["BG_E_ARGUMENT"]
+        assert forward_batch(session, [b, a], [[6], [7]], out, False) == 0
+        lib.bg_session_close(b)
+    assert same_bits(out[0], bench.logits([4, 5, 6])[-1]) and same_bits(out[1], bench.logits([1, 2, 3, 7])[-1])
+
+
 def test_levels_and_error_texts() -> None:
     lib, ffi = lab.bench("flagship").lib, binding.ffi()
     names = [ffi.string(lib.bg_isa_name(i)).decode() for i in range(lib.bg_isa_count())]
@@ -320,9 +423,13 @@ def test_wrong_sampling_is_refused(scores: np.ndarray, wrong: dict[str, float]) 
 @pytest.fixture(scope="module")
 def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runner of the flagship's shape at the best level, with AddressSanitizer and UBSan."""
+    folder = tmp_path_factory.mktemp("sanitized")
+    return sanitized_program(folder / "runner", lab.bench("flagship", levels=library.host_isas()[:1]).artefact.folder)
+
+
+def sanitized_program(program: Path, folder: Path, main: Path | None = None) -> Path:
+    """A library's sources with its own runner, or with another main, under the sanitizers."""
     isa = library.host_isas()[0]
-    folder = lab.bench("flagship", levels=(isa,)).artefact.folder
-    program = tmp_path_factory.mktemp("sanitized") / "runner"
     try:
         compiler = find_compiler(targets.host_arch())
     except CompileError as e:
@@ -330,7 +437,8 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if compiler.zig:
         pytest.skip("zig has no AddressSanitizer runtime; install clang")
     flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1", f"-DBG_ISA={isa}", "-pthread"]
-    sources = sorted(str(path) for path in folder.glob("*.c"))
+    sources = sorted(str(path) for path in folder.glob("*.c") if not (main and path.name == "runner.c"))
+    sources += [f"-I{folder}", str(main)] if main else []
     command = [*compiler.command, *COMMON_FLAGS, *targets.target(isa).flags, *flags, *sources, "-o", str(program)]
     subprocess.run(command, check=True)
     return program
@@ -359,6 +467,16 @@ def test_the_runner_agrees_and_is_clean(sanitized: Path) -> None:
     command = [str(sanitized), "generate", str(bench.packed[0]), "5"]
     greedy = subprocess.run(command, input=b"1 2 3", capture_output=True).stdout.split()
     assert len(greedy) == 5 and int(greedy[0]) == bench.logits([1, 2, 3])[-1].argmax()
+
+
+def test_sequences_together_are_clean(tmp_path: Path) -> None:
+    bench = lab.bench("flagship", levels=library.host_isas()[:1])
+    program = sanitized_program(tmp_path / "batch", bench.artefact.folder, Path(__file__).parent / "batch_lab.c")
+    for threads in ("1", "3"):
+        done = subprocess.run(
+            [str(program), str(bench.packed[0]), threads], capture_output=True, text=True, timeout=120
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
 
 
 def test_files_cut_short(sanitized: Path, tmp_path: Path) -> None:

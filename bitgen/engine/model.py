@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from bitgen import data, gguf_io, library, pack
 from bitgen import plan as plans
 from bitgen.compile import Artefact
 from bitgen.engine import binding
+from bitgen.engine.lookup import PromptLookup
 from bitgen.engine.tokenizer import Stream, Tokenizer
 from bitgen.errors import BitgenError, EngineError
 from bitgen.formats import FORMATS
@@ -23,6 +25,8 @@ from bitgen.spec import ModelShape
 
 Cache = Literal["f16", "f32", "int8"]
 CACHES: dict[Cache, int] = {"f16": 0, "f32": 1, "int8": 2}  # BG_CACHE_F16, BG_CACHE_F32, BG_CACHE_I8
+
+MOST_CHOICES = 128  # of one bg_next
 
 SHIPPED = "stories"
 """The model that ships with bitgen."""
@@ -63,13 +67,16 @@ class Timing:
     prefill_s: float = 0.0
     tokens: int = 0
     decode_s: float = 0.0
+    proposed: int = 0  # tokens, by prompt lookup
+    accepted: int = 0
     stopped: str = "length"  # or "stop token"
 
     def __str__(self) -> str:
         prefill = f"prefill {self.prompt_tokens} tokens at {self.prompt_tokens / max(self.prefill_s, 1e-9):.0f} tok/s"
         steps = max(self.tokens - 1, 0)  # the first new token comes out of the prefill
         decode = f"decode {self.tokens} tokens at {steps / max(self.decode_s, 1e-9):.1f} tok/s"
-        return f"load {self.load_s:.2f} s | {prefill} | {decode}"
+        lookup = f", lookup {self.accepted} of {self.proposed} accepted" if self.proposed else ""
+        return f"load {self.load_s:.2f} s | {prefill} | {decode}{lookup}"
 
 
 def shipped_path() -> Path:
@@ -86,21 +93,33 @@ class Session:
     """One conversation: a KV cache, buffers and threads. Not for use by two threads at once.
 
     Close it, or use it as a context manager. Tokens are appended by `forward`; `rewind` forgets the latest.
+    Conversations that share buffers and threads (`share`) can go through the model together (`forward_batch`).
     """
 
     def __init__(
-        self, model: Model, threads: int | None = None, context: int | None = None, cache: Cache = "f16"
-    ) -> None:
+        self, model: Model, threads: int | None = None, context: int | None = None, cache: Cache = "f16",
+        beside: Session | None = None,
+    ) -> None:  # fmt: skip
         if cache not in CACHES:
             raise BitgenError(f"cache is {cache!r}, must be one of {', '.join(CACHES)}")
         self._lib, self._model = model.lib, model
         self._vocab = model.shape.vocab
-        self.threads = threads or model.threads
+        self.threads: int = beside.threads if beside else threads or model.threads
         self.context = model.shape.context if context is None else context
         out = binding.ffi().new("bg_session **")
-        code = self._lib.bg_session_open(model._handle, self.threads, self.context, CACHES[cache], out)
+        if beside:
+            code = self._lib.bg_session_share(beside._open(), self.context, out)
+        else:
+            code = self._lib.bg_session_open(model._handle, self.threads, self.context, CACHES[cache], out)
         binding.check(self._lib, code, f"cannot open a session of {self.context} tokens on {self.threads} threads")
         self._handle = out[0]
+
+    def share(self, context: int | None = None) -> Session:
+        """Another conversation with a cache of the same type, served by the same buffers and threads.
+
+        Sessions that share are not for use by two threads at once. They are closed one by one, in any order.
+        """
+        return Session(self._model, context=context, beside=self)
 
     @property
     def position(self) -> int:
@@ -113,13 +132,8 @@ class Session:
 
     def forward(self, tokens: Sequence[int], *, every: bool = False) -> npt.NDArray[np.float32]:
         """Append tokens; logits float32 [vocab] of the last one, or [n, vocab] of all when `every`."""
-        ids = self._ids(tokens)
-        logits = np.empty((len(ids), self._vocab) if every else self._vocab, np.float32)
-        code = self._lib.bg_forward(
-            self._open(), _ints(ids), len(ids), binding.ffi().cast("float *", logits.ctypes.data), int(every)
-        )
-        binding.check(self._lib, code, self._appending(len(ids)))
-        return logits
+        logits = forward_batch([self], [tokens], every=every)
+        return logits if every else logits[0]
 
     def sample(self, how: Sampling, logits: npt.NDArray[np.float32], history: Sequence[int], step: int) -> int:
         """The next token from logits [vocab]; the same seed and step give the same draw on every host."""
@@ -156,7 +170,7 @@ class Session:
             self._lib.bg_session_close(self._handle)
             self._handle = None
 
-    def _ids(self, tokens: Sequence[int]) -> npt.NDArray[np.int32]:
+    def _ids(self, tokens: npt.ArrayLike) -> npt.NDArray[np.int32]:
         ids = np.asarray(tokens, np.int64)
         if ids.ndim != 1 or len(ids) == 0 or ids.min() < 0 or ids.max() >= self._vocab:
             raise EngineError(f"tokens must be a non-empty list of ids in [0, {self._vocab})")
@@ -187,6 +201,37 @@ def _ints(array: npt.NDArray[np.int32]) -> Any:
 
 def _sampling(how: Sampling) -> Any:
     return binding.ffi().new("bg_sampling *", {name: getattr(how, name) for name in Sampling.__dataclass_fields__})
+
+
+def forward_batch(
+    sessions: Sequence[Session], tokens: Sequence[Sequence[int]], *, every: bool = False
+) -> npt.NDArray[np.float32]:
+    """Append each session's tokens in one pass, which reads the weights once for all of them.
+
+    The sessions share (`Session.share`) and differ; each gets one token or more. Returns logits float32
+    [len(sessions), vocab] of each one's last token, or [all tokens, vocab] when `every`: the same bits as from
+    `forward` of each alone. EngineError, with no session changed, when tokens are wrong or do not fit.
+    """
+    if not sessions or len(tokens) != len(sessions) or not all(len(t) for t in tokens):
+        raise EngineError("tokens must be a non-empty list of ids for each session")
+    first = sessions[0]
+    ids = first._ids(np.concatenate([np.asarray(t, np.int64) for t in tokens]))
+    logits = np.empty((len(ids) if every else len(sessions), first._vocab), np.float32)
+    ffi = binding.ffi()
+    code = first._lib.bg_forward_batch(
+        ffi.new("bg_session *[]", [session._open() for session in sessions]),
+        len(sessions),
+        _ints(ids),
+        ffi.new("int32_t[]", [len(t) for t in tokens]),
+        ffi.cast("float *", logits.ctypes.data),
+        int(every),
+    )
+    if len(sessions) == 1:
+        what = first._appending(len(ids))
+    else:
+        what = f"cannot append {len(ids)} tokens to {len(sessions)} sessions (which must differ, share and have room)"
+    binding.check(first._lib, code, what)
+    return logits
 
 
 class Model:
@@ -271,6 +316,11 @@ class Model:
         hidden = self.shape.hidden
         return self.shape.vocab * {"f16": 2 * hidden, "int8": hidden + 4, "certified": hidden + 12}[self.head]
 
+    @property
+    def full_head_bytes(self) -> int:
+        """Bytes of the LM head that all logits of a pass read."""
+        return self.head_bytes if self.head == "int8" else 2 * self.shape.vocab * self.shape.hidden
+
     def session(self, threads: int | None = None, context: int | None = None, cache: Cache = "f16") -> Session:
         """A new conversation of at most `context` tokens (default: all the model was made for).
 
@@ -292,6 +342,7 @@ class Model:
         stop: bool = True,
         sampling: Sampling | None = None,
         cache: Cache = "f16",
+        lookup: int = 0,
         **how: Any,
     ) -> Generation:
         """Continue a prompt: an iterator over pieces of text as they come.
@@ -299,8 +350,47 @@ class Model:
         Sampling parameters may be given one by one (temperature=0.8, seed=1) or as `sampling`.
         stop: end at the model's stop tokens. Ends at `max_tokens` or where the context is full.
         cache: as in `session`.
+        lookup: try up to so many tokens at once that followed the last few before (engine/lookup.py). The text
+            is the same; it comes faster where it repeats itself or the prompt.
         """
-        return Generation(self, prompt, max_tokens, stop, sampling or Sampling(**how), cache)
+        return Generation(self, prompt, max_tokens, stop, sampling or Sampling(**how), cache, lookup)
+
+    def generate_many(
+        self,
+        prompts: Sequence[str],
+        max_tokens: int = 256,
+        *,
+        batch: int = 16,
+        stop: bool = True,
+        sampling: Sampling | None = None,
+        cache: Cache = "f16",
+        **how: Any,
+    ) -> list[str]:
+        """Continue many prompts, up to `batch` of them at once: the texts that `generate` gives one by one.
+
+        As one ends the next takes its place. Every text is drawn with the same seed.
+        """
+        if batch < 1:
+            raise BitgenError(f"batch is {batch}, must be 1 or more")
+        jobs = [Generation(self, prompt, max_tokens, stop, sampling or Sampling(**how)) for prompt in prompts]
+        waiting = [job for job in reversed(jobs) if not job.finished]
+        running: list[tuple[Session, Generation]] = []
+        longest = max((job.context for job in waiting), default=1)
+        with ExitStack() as opened:
+            free: list[Session] = []
+            for _ in range(min(batch, len(waiting))):
+                session = free[0].share(longest) if free else self.session(context=longest, cache=cache)
+                free.append(opened.enter_context(session))
+            while waiting or running:
+                while waiting and free:
+                    free[-1].rewind(0)
+                    running.append((free.pop(), waiting.pop()))
+                logits = forward_batch([s for s, _ in running], [j.token_ids[-1:] or j.prompt_ids for _, j in running])
+                for (session, job), row in zip(running, logits, strict=True):
+                    job.accept([session.sample(job.sampling, row, job.history, len(job.token_ids))])
+                free += [session for session, job in running if job.finished]
+                running = [(session, job) for session, job in running if not job.finished]
+        return [job.text for job in jobs]
 
 
 @dataclass
@@ -313,6 +403,7 @@ class Generation:
     stop: bool
     sampling: Sampling
     cache: Cache = "f16"
+    lookup: int = 0  # most tokens to propose at a time
     timing: Timing = field(init=False)
     prompt_ids: list[int] = field(init=False)
     token_ids: list[int] = field(default_factory=list)
@@ -325,27 +416,80 @@ class Generation:
             raise BitgenError("the prompt is empty and this model has no begin-of-text token; give it some text")
         if len(self.prompt_ids) >= context:
             raise BitgenError(f"the prompt has {len(self.prompt_ids)} tokens, the model's context holds {context}")
+        if self.lookup < 0:
+            raise BitgenError(f"lookup is {self.lookup}, must be 0 or more")
+
+    @property
+    def limit(self) -> int:
+        """Most tokens to generate; the last of them need not fit into the context."""
+        return min(self.max_tokens, self.model.shape.context - len(self.prompt_ids) + 1)
+
+    @property
+    def context(self) -> int:
+        """Positions that the session needs."""
+        return min(self.model.shape.context, len(self.prompt_ids) + self.limit)
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is no more to come."""
+        return self.timing.stopped == "stop token" or len(self.token_ids) >= self.limit
+
+    @property
+    def text(self) -> str:
+        """The text so far, without the prompt."""
+        stream = Stream(self.model.tokenizer)
+        return "".join(map(stream.push, self.token_ids)) + stream.flush()
+
+    @property
+    def history(self) -> list[int]:
+        """The prompt's tokens and those that followed."""
+        return self.prompt_ids + self.token_ids
+
+    def accept(self, chosen: Sequence[int], proposed: Sequence[int] = ()) -> list[int]:
+        """Take the first chosen token, and each further one if the one before it is as proposed.
+
+        Returns the tokens that the text gained.
+        """
+        stops = self.model.tokenizer.stop_ids if self.stop else frozenset()
+        before = len(self.token_ids)
+        for token, guess in zip(chosen, [*proposed, None], strict=True):
+            if token in stops:
+                self.timing.stopped = "stop token"
+                break
+            self.token_ids.append(token)
+            if token != guess or self.finished:
+                break
+        self.timing.tokens = len(self.token_ids)
+        return self.token_ids[before:]
 
     def __iter__(self) -> Iterator[str]:
         model, timing, prompt = self.model, self.timing, self.prompt_ids
-        context = model.shape.context
-        stops = model.tokenizer.stop_ids if self.stop else frozenset()
-        stream = Stream(model.tokenizer)
-        limit = min(self.max_tokens, context - len(prompt) + 1)
-        with model.session(context=min(context, len(prompt) + limit), cache=self.cache) as session:
-            timing.prompt_tokens = len(prompt)
-            for step in range(limit):
+        stream, lookup = Stream(model.tokenizer), PromptLookup(min(self.lookup, MOST_CHOICES - 1), prompt)
+        with model.session(context=self.context, cache=self.cache) as session:
+            if not self.finished:
                 started = time.perf_counter()
-                history = prompt + self.token_ids
-                token = session.next(history[-1:] if step else prompt, self.sampling, history, step)[0]
-                if step:
-                    timing.decode_s += time.perf_counter() - started
-                else:
-                    timing.prefill_s = time.perf_counter() - started
-                if token in stops:
-                    timing.stopped = "stop token"
-                    break
-                self.token_ids.append(token)
-                timing.tokens += 1
-                yield stream.push(token)
+                tokens = self.accept(session.next(prompt, self.sampling, prompt, 0))
+                timing.prompt_tokens, timing.prefill_s = len(prompt), time.perf_counter() - started
+                yield from map(stream.push, tokens)
+            while not self.finished:
+                started = time.perf_counter()
+                lookup.extend(tokens)
+                tokens = self._step(session, lookup)
+                timing.decode_s += time.perf_counter() - started
+                yield from map(stream.push, tokens)
         yield stream.flush()
+
+    def _step(self, session: Session, lookup: PromptLookup) -> list[int]:
+        """One forward pass: at least one token, unless the text ends."""
+        proposed = lookup.propose(self.limit - len(self.token_ids) - 1)
+        history = self.history + proposed
+        chosen = session.next(
+            history[-len(proposed) - 1 :], self.sampling, history, len(self.token_ids), len(proposed) + 1
+        )
+        tokens = self.accept(chosen, proposed)
+        accepted = sum(a == b for a, b in zip(tokens, proposed, strict=False))
+        session.rewind(session.position - (len(proposed) - accepted))
+        lookup.learn(len(proposed), accepted)
+        self.timing.proposed += len(proposed)
+        self.timing.accepted += accepted
+        return tokens
