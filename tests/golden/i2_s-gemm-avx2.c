@@ -74,6 +74,8 @@ static inline int32_t sum_lanes(__m256i v) {
 }
 
 enum { MR = 1 };
+// Each row asks for its part of a panel some 4 KiB ahead: few tokens leave no time to wait for memory.
+enum { AHEAD = (4096 + PANEL_BYTES - 1) / PANEL_BYTES * PANEL_BYTES };
 _Static_assert(KC % BK == 0, "whole blocks");
 
 // One row over `blocks` blocks against `tokens` <= NR tokens, each with its sum in a register: the codes are
@@ -86,6 +88,7 @@ static inline __attribute__((always_inline)) void rows_times(const uint8_t *w, c
     __m256i acc[NR] = {0};
     for (int32_t b = 0; b < span; b++, w += BM * VB, x += BK) {
       __m256i c[4];
+      _mm_prefetch((const char *)w + AHEAD, _MM_HINT_T0);
       decode(w, c);
       for (int t = 0; t < tokens; t++) {
         const uint8_t *q = x + (size_t)t * OPERAND_BYTES;
