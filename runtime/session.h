@@ -44,6 +44,11 @@ struct bg_session {
   float *partials; // [heads][attend_blocks] partial results of one token's attention
   float *scratch;  // [threads][2 * ATTEND_ROWS] partial results
 
+  // Profile
+  int32_t profiling;
+  int64_t lap_began; // nanoseconds: the end of the step before
+  bg_step_time times[BG_STEPS];
+
   // Sampling
   float *scores;   // [vocab]
   uint64_t *order; // [vocab]
