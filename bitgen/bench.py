@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,22 @@ from bitgen.tune import stream_bytes
 
 RUNS = 5
 CHUNK = 128  # tokens that the runtime takes through the layers at once (runtime/session.h)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured: the fields that name a row."""
+
+    kind: str  # "prefill" or "decode"
+    tokens: int
+    threads: int
+    batch: int = 1
+    context: int = 0  # tokens in the cache before the run
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Case:
+        """That of a row of a report."""
+        return cls(**{field.name: row[field.name] for field in fields(cls)})
 
 
 @dataclass(frozen=True)
@@ -78,6 +96,7 @@ def bench(
     cases = [
         (t, kind, n) for t in threads for kind, ns in (("prefill", prompts), ("decode", (generate,))) for n in ns if n
     ]
+    busy = os.getloadavg()[0]
     results, machine = [], {t: limits(model, t) for t in dict.fromkeys(threads)}
     for done, (count, kind, tokens) in enumerate(cases, 1):
         results.append(asdict(_measure(model, machine[count], kind, tokens, count)))
@@ -88,11 +107,13 @@ def bench(
             "file": model.path.name,
             "head": model.head,
             "isa": model.lookup.isa,
+            "activation": model.shape.activation,
         },
         "host": {
             "cpu": plan.cpu_name(),
             "system": platform.platform(terse=True),
             "compiler": model.artefact.spec["compiler"],
+            "load_before": busy,
             "read_gb_s": {t: m.bytes_s / 1e9 for t, m in machine.items()},
             "peak_gop_s": {t: m.ops_s / 1e9 for t, m in machine.items()},
         },
@@ -101,11 +122,8 @@ def bench(
 
 
 def _measure(model: Model, machine: Limits, kind: str, tokens: int, threads: int) -> Result:
-    rng = np.random.default_rng(0)
-    ids = rng.integers(0, model.shape.vocab, tokens).tolist()
-    with model.session(threads=threads, context=tokens + 1) as session:
-        timed = _prefill if kind == "prefill" else _decode
-        rates = [tokens / seconds for seconds in timed(session, ids)]
+    with runs(model, Case(kind, tokens, threads)) as (_, timed):
+        rates = [tokens / seconds for seconds in timed]
     rate = statistics.median(rates)
     passes = 1 if kind == "prefill" else tokens
     read = model.weight_bytes * _chunks(kind, tokens) + model.head_bytes * passes + _cache_bytes(model, kind, tokens)
@@ -118,6 +136,20 @@ def _measure(model: Model, machine: Limits, kind: str, tokens: int, threads: int
         bandwidth_share=per_token * rate / machine.bytes_s,
         ops_share=ops * rate / machine.ops_s,
     )
+
+
+def prompt(model: Model, tokens: int) -> list[int]:
+    """The token ids that every engine is given: random, and the same ones each time."""
+    rng = np.random.default_rng(0)
+    return [int(id) for id in rng.integers(0, model.shape.vocab, tokens)]
+
+
+@contextmanager
+def runs(model: Model, case: Case) -> Iterator[tuple[Session, Iterator[float]]]:
+    """A session, and the seconds of RUNS runs in it; a run is made when its time is asked for."""
+    with model.session(threads=case.threads, context=case.tokens + 1) as session:
+        timed = _prefill if case.kind == "prefill" else _decode
+        yield session, timed(session, prompt(model, case.tokens))
 
 
 def _prefill(session: Session, ids: list[int]) -> Iterator[float]:
