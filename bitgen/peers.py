@@ -288,6 +288,7 @@ def _compare(model: Model, peer: Peer, cases: Sequence[Case], listener: Listener
         try:
             with ExitStack() as stack:
                 if right:
+                    listener(f"{peer.name}: opening the model", done, len(cases))
                     start = opened(peer, prepared(peer, model.path), threads, longest + 1)
                     process, about = stack.enter_context(start)
                 for row in right:
