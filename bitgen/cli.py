@@ -285,7 +285,8 @@ def bench(
     if as_json:
         click.echo(json.dumps(report, indent=1))
         return
-    table = Table(title=f"{loaded.about}; {report['host']['cpu']}", title_justify="left", box=box.SIMPLE_HEAD)
+    title = f"{loaded.shape.name} on {loaded.lookup.isa}, {loaded.head} head; {report['host']['cpu']}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for column in (
         "test",
         "threads",
