@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,22 @@ RUNS = 5
 GREEDY = Sampling(temperature=0)
 CHUNK = 128  # tokens that the runtime takes through the layers at once (runtime/session.h)
 CACHE_BYTES: dict[Cache, tuple[int, int]] = {"f16": (2, 0), "f32": (4, 0), "int8": (1, 4)}  # of a number, of its scale
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured: the fields that name a row."""
+
+    kind: str  # "prefill" or "decode"
+    tokens: int
+    threads: int
+    batch: int = 1
+    context: int = 0  # tokens in the cache before the run
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Case:
+        """That of a row of a report."""
+        return cls(**{field.name: row[field.name] for field in fields(cls)})
 
 
 @dataclass(frozen=True)
@@ -86,11 +103,12 @@ def bench(
     if longest + 1 > model.shape.context:
         raise BitgenError(f"{longest} tokens do not fit into the model's context of {model.shape.context}")
     tests = [("prefill", n, 1) for n in prompts] + [("decode", generate, batch) for batch in batches]
-    cases = [(t, context, *test) for t in threads for context in contexts for test in tests if 0 not in test]
+    cases = [Case(kind, n, t, batch, at) for t in threads for at in contexts for kind, n, batch in tests if n and batch]
+    busy = os.getloadavg()[0]
     results, machine = [], {t: limits(model, t) for t in dict.fromkeys(threads)}
-    for done, (count, context, kind, tokens, batch) in enumerate(cases, 1):
-        results.append(asdict(_measure(model, machine[count], kind, tokens, count, batch, context, cache)))
-        listener(f"{kind} {tokens}", done, len(cases))
+    for done, case in enumerate(cases, 1):
+        results.append(asdict(_measure(model, machine[case.threads], case, cache)))
+        listener(f"{case.kind} {case.tokens}", done, len(cases))
     return {
         "model": {
             "name": model.shape.name,
@@ -98,11 +116,13 @@ def bench(
             "head": model.head,
             "cache": cache,
             "isa": model.lookup.isa,
+            "activation": model.shape.activation,
         },
         "host": {
             "cpu": plan.cpu_name(),
             "system": platform.platform(terse=True),
             "compiler": model.artefact.spec["compiler"],
+            "load_before": busy,
             "read_gb_s": {t: m.bytes_s / 1e9 for t, m in machine.items()},
             "peak_gop_s": {t: m.ops_s / 1e9 for t, m in machine.items()},
         },
@@ -110,31 +130,42 @@ def bench(
     }
 
 
-def _measure(
-    model: Model, machine: Limits, kind: str, tokens: int, threads: int, batch: int, context: int, cache: Cache
-) -> Result:
-    rng = np.random.default_rng(0)
-    ids = rng.integers(0, model.shape.vocab, context + tokens).tolist()
-    with ExitStack() as opened:
-        first = opened.enter_context(model.session(threads=threads, context=context + tokens + 1, cache=cache))
-        sessions = [first] + [opened.enter_context(first.share(first.context)) for _ in range(batch - 1)]
-        for session in sessions if context else ():
-            session.forward(ids[:context])
-        timed = _prefill if kind == "prefill" else _decode
-        rates = [batch * tokens / seconds for seconds in timed(sessions, ids[context:])]
+def _measure(model: Model, machine: Limits, case: Case, cache: Cache) -> Result:
+    kind, tokens, batch = case.kind, case.tokens, case.batch
+    with runs(model, case, cache) as (_, timed):
+        rates = [batch * tokens / seconds for seconds in timed]
     rate = statistics.median(rates)
     passes = 1 if kind == "prefill" else tokens
     head = model.head_bytes if batch == 1 else model.full_head_bytes
     read = model.weight_bytes * _chunks(kind, tokens, batch) + head * passes
-    per_token = read / (batch * tokens) + _cache_bytes(model, cache, kind, tokens, context) / tokens
+    per_token = read / (batch * tokens) + _cache_bytes(model, cache, kind, tokens, case.context) / tokens
     ops = 2 * model.ternary_weights
     return Result(
-        *(kind, tokens, threads, batch, context, rate, min(rates), max(rates)),
+        *(kind, tokens, case.threads, batch, case.context, rate, min(rates), max(rates)),
         bytes_per_token=per_token,
         gb_s=per_token * rate / 1e9,
         bandwidth_share=per_token * rate / machine.bytes_s,
         ops_share=ops * rate / machine.ops_s,
     )
+
+
+def prompt(model: Model, tokens: int) -> list[int]:
+    """The token ids that every engine is given: random, and the same ones each time."""
+    rng = np.random.default_rng(0)
+    return [int(id) for id in rng.integers(0, model.shape.vocab, tokens)]
+
+
+@contextmanager
+def runs(model: Model, case: Case, cache: Cache = "f16") -> Iterator[tuple[Session, Iterator[float]]]:
+    """The first of the case's sessions, and the seconds of RUNS runs; a run is made when its time is asked for."""
+    room = case.context + case.tokens + 1
+    with ExitStack() as opened:
+        first = opened.enter_context(model.session(threads=case.threads, context=room, cache=cache))
+        sessions = [first, *(opened.enter_context(first.share(room)) for _ in range(case.batch - 1))]
+        for session in sessions if case.context else ():
+            session.forward(prompt(model, case.context))
+        timed = _prefill if case.kind == "prefill" else _decode
+        yield first, timed(sessions, prompt(model, case.tokens))
 
 
 def _prefill(sessions: list[Session], ids: list[int]) -> Iterator[float]:

@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from bitgen import Model, Sampling, __version__, api
+from bitgen import Model, Sampling, __version__, api, energy, peers, profile, show
+from bitgen import plot as pictures
 from bitgen.bench import bench as bench_model
 from bitgen.engine.lookup import LOOKUP
 from bitgen.engine.model import SHIPPED, default_threads
@@ -265,6 +266,20 @@ def convert(source: Path, output: Path, type_: Any) -> None:
 @isa_option
 @head_option
 @cache_option
+@click.option("--profile", "profiled", is_flag=True, help="Show where the time of a token goes, step by step.")
+@click.option(
+    "--vs",
+    multiple=True,
+    type=click.Choice(list(peers.PEERS)),
+    help="Run this engine on the same shape in alternation; repeatable. Needs its package from PyPI.",
+)
+@click.option("--energy", "energetic", is_flag=True, help="Joules per token, where RAPL counters can be read.")
+@click.option(
+    "--plot",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Draw the results (.png, .svg, .pdf).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 def bench(
     model: str | None,
@@ -276,16 +291,31 @@ def bench(
     isa: str | None,
     head: Any,
     cache: Any,
+    profiled: bool,
+    vs: tuple[str, ...],
+    energetic: bool,
+    plot: Path | None,
     as_json: bool,
 ) -> None:
     """Measure prefill and decode, beside the machine's own limits measured in the same run."""
+    peers.require(vs)  # what is missing is said before anything is measured
+    if plot:
+        pictures.require(plot)
     with progress_bar() as listen:
         loaded = Model.load(*(model,), isa=isa, head=head, progress=listen)
         report = bench_model(loaded, threads, prompt, gen, listen, contexts=context, batches=batch, cache=cache)
+        if profiled:
+            report["profile"] = profile.profile(loaded, report, listen)
+        if vs:
+            report["peers"] = peers.compare(loaded, vs, report, listen)
+        if energetic:
+            report["energy"] = energy.energy(loaded, report, listen)
+    if plot:
+        pictures.draw(report, plot)
     if as_json:
         click.echo(json.dumps(report, indent=1))
         return
-    title = f"{loaded.about}, {cache} cache; {report['host']['cpu']}"
+    title = f"{loaded.shape.name} on {loaded.lookup.isa}, {loaded.head} head, {cache} cache; {report['host']['cpu']}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for column in (
         "test",
@@ -318,6 +348,12 @@ def bench(
     OUT.print(table)
     for count, rate in report["host"]["read_gb_s"].items():
         click.echo(f"{count} thread(s): reads {rate:.1f} GB/s, peak {report['host']['peak_gop_s'][count]:.0f} GOP/s")
+    if report["host"]["load_before"] > 0.5:
+        click.echo(f"the machine was busy before this began (load {report['host']['load_before']:.1f}): expect noise")
+    for extra in show.extras(report):
+        OUT.print(extra)
+    if plot:
+        click.echo(f"plot: {plot}")
 
 
 @main.command()

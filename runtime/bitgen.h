@@ -65,6 +65,32 @@ int32_t bg_forward(bg_session *session, const int32_t *tokens, int32_t n, float 
 int32_t bg_forward_batch(bg_session *const *sessions, int32_t count, const int32_t *tokens, const int32_t *lengths,
                          float *logits, int32_t all);
 
+// Where forward spends its time: the four products, the steps between them, attention, the head.
+enum bg_step {
+  BG_STEP_QKV,
+  BG_STEP_O,
+  BG_STEP_GATE_UP,
+  BG_STEP_DOWN,
+  BG_STEP_EMBED,
+  BG_STEP_ENTER_ATTENTION,  // norm, quantise
+  BG_STEP_SPLIT_HEADS,      // RoPE, write the cache
+  BG_STEP_ATTENTION,
+  BG_STEP_LEAVE_ATTENTION,  // sub-norm, quantise
+  BG_STEP_ENTER_FFN,        // add, norm, quantise
+  BG_STEP_ACTIVATE,         // activation, sub-norm, quantise
+  BG_STEP_LEAVE_FFN,        // add
+  BG_STEP_FINAL_NORM,
+  BG_STEP_HEAD,
+  BG_STEPS,
+};
+
+typedef struct {
+  int64_t nanoseconds, calls;
+} bg_step_time;
+
+// on != 0: time every step from now on, from zero; 0: stop. out: NULL, or [BG_STEPS] for what was timed until now.
+int32_t bg_profile(bg_session *session, int32_t on, bg_step_time *out);
+
 typedef struct {
   float temperature;     // 0: greedy
   int32_t top_k;         // 0: off

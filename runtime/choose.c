@@ -219,6 +219,7 @@ int32_t bg_next(bg_session *session, const int32_t *tokens, int32_t n, const bg_
       code = bg_sample(session, how, logits, history, ends[t], step + (uint64_t)(done + t));
       chosen[done + t] = code;
     }
+    lap(s, BG_STEP_HEAD);
     code = code < 0 ? code : BG_OK;
   }
   fp_set(callers);

@@ -8,6 +8,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "fpstate.h"
 #include "product.h"
@@ -45,6 +46,35 @@ static uint8_t *v_cache(const bg_session *of, int32_t kv_head) {
   return of->v + ((size_t)of->state->layer * of->state->model->config.kv_heads + kv_head) * of->v_head;
 }
 
+// ---- profile --------------------------------------------------------------------------------------------
+
+static int64_t nanoseconds(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
+}
+
+void lap(state *s, int step) {
+  if (!s->profiling)
+    return;
+  const int64_t now = nanoseconds();
+  s->times[step].nanoseconds += now - s->lap_began;
+  s->times[step].calls++;
+  s->lap_began = now;
+}
+
+int32_t bg_profile(bg_session *session, int32_t on, bg_step_time *out) {
+  if (!session)
+    return BG_E_ARGUMENT;
+  state *s = session->state;
+  if (out)
+    memcpy(out, s->times, sizeof s->times);
+  if (on)
+    memset(s->times, 0, sizeof s->times);
+  s->profiling = on != 0;
+  return BG_OK;
+}
+
 // ---- work over tokens -----------------------------------------------------------------------------------
 
 typedef void token_step(state *s, int32_t t);
@@ -60,12 +90,13 @@ static void token_share(void *arg, int32_t thread, int32_t threads) {
     w->step(w->session, t);
 }
 
-static void each_token(state *s, token_step *step) {
+static void each_token(state *s, token_step *step, int timed_as) {
   token_work w = {s, step};
   if (s->n == 1)
     step(s, 0);
   else
     pool_run(s->pool, token_share, &w);
+  lap(s, timed_as);
 }
 
 // x = embedding row; cos and sin of the position
@@ -141,6 +172,10 @@ static void leave_ffn(state *s, int32_t t) {
 
 // ---- products -------------------------------------------------------------------------------------------
 
+_Static_assert((int)BG_STEP_QKV == BG_QKV && (int)BG_STEP_O == BG_O && (int)BG_STEP_GATE_UP == BG_GATE_UP &&
+                   (int)BG_STEP_DOWN == BG_DOWN,
+               "a product's step is its role");
+
 // y int32 [n][m_pad] = W q
 static void multiply(state *s, int role) {
   const bg_layer *l = layer(s);
@@ -148,6 +183,7 @@ static void multiply(state *s, int role) {
       [BG_QKV] = l->qkv, [BG_O] = l->o, [BG_GATE_UP] = l->gate_up, [BG_DOWN] = l->down};
   product p = {kernel(s, role), packed[role], s->operand, s->n, s->y, s->work};
   pool_run(s->pool, product_share, &p);
+  lap(s, role);
 }
 
 // ---- attention ------------------------------------------------------------------------------------------
@@ -302,24 +338,29 @@ static void final_norm(state *s, int32_t t) {
 // ---- the forward pass -----------------------------------------------------------------------------------
 
 static void forward_chunk(state *s) {
-  each_token(s, embed);
+  if (s->profiling)
+    s->lap_began = nanoseconds();
+  each_token(s, embed, BG_STEP_EMBED);
   for (s->layer = 0; s->layer < s->model->config.layers; s->layer++) {
-    each_token(s, enter_attention);
+    each_token(s, enter_attention, BG_STEP_ENTER_ATTENTION);
     multiply(s, BG_QKV);
-    each_token(s, split_heads);
+    each_token(s, split_heads, BG_STEP_SPLIT_HEADS);
     attend(s);
-    each_token(s, leave_attention);
+    lap(s, BG_STEP_ATTENTION);
+    each_token(s, leave_attention, BG_STEP_LEAVE_ATTENTION);
     multiply(s, BG_O);
-    each_token(s, enter_ffn);
+    each_token(s, enter_ffn, BG_STEP_ENTER_FFN);
     multiply(s, BG_GATE_UP);
-    each_token(s, activate);
+    each_token(s, activate, BG_STEP_ACTIVATE);
     multiply(s, BG_DOWN);
-    each_token(s, leave_ffn);
+    each_token(s, leave_ffn, BG_STEP_LEAVE_FFN);
   }
   if (s->n_logits) {
-    each_token(s, final_norm);
-    if (s->logits)
+    each_token(s, final_norm, BG_STEP_FINAL_NORM);
+    if (s->logits) {
       output_logits(s, s->h, s->n_logits, s->logits);
+      lap(s, BG_STEP_HEAD);
+    }
   }
 }
 

@@ -78,6 +78,11 @@ struct state {
   uint8_t *work;  // [threads] what a kernel asks for as scratch
   float *scratch; // [threads][2 * ATTEND_ROWS] partial results
 
+  // Profile
+  int32_t profiling;
+  int64_t lap_began; // nanoseconds: the end of the step before
+  bg_step_time times[BG_STEPS];
+
   // Sampling
   float *scores;   // [vocab]
   uint64_t *order; // [vocab]
@@ -95,6 +100,8 @@ struct state {
 // of one session and last <= CHUNK) their normed states, in h [last][hidden_row].
 int32_t append(bg_session *const *sessions, int32_t count, const int32_t *tokens, const int32_t *lengths,
                float *logits, int32_t last);
+
+void lap(state *s, int step); // a step (enum bg_step) has ended, the next begins
 
 // logits [n][vocab] of states x [n][hidden_row]
 void output_logits(state *s, const float *x, int32_t n, float *logits);

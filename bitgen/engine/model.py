@@ -164,6 +164,20 @@ class Session:
         """Rows of the float16 head that `next` has read so far."""
         return int(self._lib.bg_rescored(self._open()))
 
+    def profile(self, on: bool) -> dict[str, tuple[int, int]]:
+        """Time every step of `forward` from now on (True), or stop; nanoseconds and calls by step until now.
+
+        The keys are the names of `enum bg_step` in runtime/bitgen.h, as in "gate_up" or "enter_ffn".
+        """
+        ffi = binding.ffi()
+        names = ffi.typeof("enum bg_step").elements
+        times = ffi.new("bg_step_time[]", self._lib.BG_STEPS)
+        binding.check(self._lib, self._lib.bg_profile(self._open(), int(on), times), "cannot profile")
+        return {
+            names[i].removeprefix("BG_STEP_").lower(): (int(times[i].nanoseconds), int(times[i].calls))
+            for i in range(self._lib.BG_STEPS)
+        }
+
     def close(self) -> None:
         """Free the buffers and stop the threads; further calls are errors."""
         if self._handle is not None:
