@@ -2,22 +2,21 @@
 // layout.
 //
 // Queries, and the softmax's p times the scales of the values, are rounded to 15 bits for every block of
-// positions. Scores and outputs then are sums of int8 times int16: exact in int32, in any order, at twice the
-// rate of float multiply-adds, and open to every integer dot product that a machine may have.
+// positions. Scores and outputs then are sums of int8 times int16: exact in int32 and in any order, twice as
+// many to an instruction as float multiply-adds, and open to every dot product that a machine may have.
 #include "softmax.h"
 
 enum { COARSE = 127, FINE = 16383 }; // greatest codes of what is cached; of queries and of p
-enum { PAIR = 2 * LANES };           // int8 codes that one vector multiplies
+enum { PAIRS = 2 * LANES };          // int8 codes that one vector multiplies
+#if BG_VEC_AVX512
+enum { TALL = 8 }; // rows of a tile: sums that the registers hold
+#else
+enum { TALL = 4 };
+#endif
+enum { SHARING = 16 }; // rows that walk over a block together, so that it is read once
+enum { AHEAD = 4096 }; // bytes of the cache that are asked for early
 _Static_assert((int64_t)COARSE *FINE *MAX_HEAD_DIM <= INT32_MAX, "a score's sum would overflow");
 _Static_assert((int64_t)COARSE *FINE *ATTEND_BLOCK <= INT32_MAX, "an output's sum would overflow");
-
-// Vectors in flight beside four rows, and beside fewer.
-#if BG_VEC_AVX512
-enum { FOUR_ROWS = 2, FEW_ROWS = 4 };
-#else
-enum { FOUR_ROWS = 1, FEW_ROWS = 2 };
-#endif
-enum { AHEAD = 4096 }; // bytes of the cache that are asked for early
 
 // codes = x / scale, rounded to the nearest, ties to even; x float, codes int16, both padded. Returns scale =
 // max |x| / top, where the maximum is kept between 2^-64 and 2^64 and what lies beyond saturates (NaN at
@@ -60,92 +59,74 @@ static void write(const float *k, const float *v, int32_t d, int32_t at, void *k
     vb[(i / LANES * ATTEND_BLOCK + p / 2 * 2) * LANES + i % LANES * 2 + p % 2] = (int8_t)codes[i];
 }
 
-// sum[r][g] = a[r] int16 [2 * pairs] times group g int8 [pairs][16][2] of the cache, for constant rows and
-// groups; a[r + 1] begins `row` after a[r], the next group `group` bytes after one.
-VEC void product(const int rows, const int groups, const int16_t *a, int32_t row, const int8_t *b,
-                 size_t group, int32_t pairs, v16i sum[4][4]) {
+// sum[r] = a[r] int16 [pairs][2] times b int8 [pairs][16][2], for a constant number of rows; a[r + 1] begins
+// `row` codes after a[r].
+VEC void product(const int rows, const int16_t *a, int32_t row, const int8_t *b, int32_t pairs, v16i *sum) {
   for (int r = 0; r < rows; r++)
-    for (int g = 0; g < groups; g++)
-      sum[r][g] = v16i_set(0);
-  for (int32_t i = 0; i < pairs; i++)
-    for (int g = 0; g < groups; g++) {
-      const int8_t *at = b + g * group + (size_t)i * PAIR;
-      __builtin_prefetch(at + AHEAD);
-      v32s bi = v32s_load_i8(at);
-      for (int r = 0; r < rows; r++)
-        sum[r][g] = v16i_add_pairs(sum[r][g], bi, v32s_set_pair(a + r * row + 2 * i));
-    }
-}
-
-// scores[r][..] = q[r] . k of the first `end` positions of a block, up to a multiple of groups * 16
-VEC void score_rows(const int rows, const int groups, const float *const *q, const int8_t *k, int32_t end,
-                    int32_t d, float scale, float *scores) {
-  const float *k_scales = (const float *)(k + ATTEND_BLOCK * d);
-  int16_t codes[4 * MAX_HEAD_DIM];
-  float factor[4];
-  v16i sum[4][4];
-  for (int r = 0; r < rows; r++)
-    factor[r] = round_copy(q[r], d, FINE, codes + r * MAX_HEAD_DIM) * scale;
-  for (int32_t p = 0; p < end; p += groups * LANES) {
-    product(rows, groups, codes, MAX_HEAD_DIM, k + (size_t)p * d, (size_t)LANES * d, d / 2, sum);
-    for (int g = 0; g < groups; g++)
-      for (int r = 0; r < rows; r++)
-        v16_store(scores + r * ATTEND_BLOCK + p + g * LANES,
-                  v16_from_i32(sum[r][g]) * v16_set(factor[r]) * v16_load(k_scales + p + g * LANES));
-  }
-}
-
-VEC void value_tile(const int rows, const int groups, const int16_t *codes, const float *factor,
-                    const int8_t *v, int32_t pairs, int32_t c, float *const *part) {
-  v16i sum[4][4];
-  product(rows, groups, codes, ATTEND_BLOCK, v + (size_t)c * ATTEND_BLOCK, (size_t)LANES * ATTEND_BLOCK,
-          pairs, sum);
-  for (int g = 0; g < groups; g++)
+    sum[r] = v16i_set(0);
+  for (int32_t i = 0; i < pairs; i++, b += PAIRS) {
+    __builtin_prefetch(b + AHEAD);
+    v32s bi = v32s_load_i8(b);
     for (int r = 0; r < rows; r++)
-      v16_store(part[r] + c + g * LANES, v16_from_i32(sum[r][g]) * v16_set(factor[r]));
-}
-
-// part[r] = p[r] v over the first ends[r] positions of a block; ends[rows - 1] is the greatest.
-VEC void value_rows(const int rows, const int groups, float *p, const int32_t *ends, const int8_t *v,
-                    int32_t dp, float *const *part) {
-  const float *v_scales = (const float *)(v + ATTEND_BLOCK * dp);
-  const int32_t pairs = (ends[rows - 1] + 1) / 2;
-  int16_t codes[4 * ATTEND_BLOCK] = {0};
-  float factor[4];
-  for (int r = 0; r < rows; r++) {
-    float *weight = p + r * ATTEND_BLOCK;
-    for (int32_t i = 0; i < ends[r]; i += LANES)
-      v16_store(weight + i, v16_load(weight + i) * v16_load(v_scales + i));
-    factor[r] = round_row(weight, ends[r], FINE, codes + r * ATTEND_BLOCK);
+      sum[r] = v16i_add_pairs(sum[r], bi, v32s_set_pair(a + r * row + 2 * i));
   }
-  int32_t c = 0;
-  for (; c + groups * LANES <= dp; c += groups * LANES)
-    value_tile(rows, groups, codes, factor, v, pairs, c, part);
-  for (; c < dp; c += LANES)
-    value_tile(rows, 1, codes, factor, v, pairs, c, part);
 }
 
-VEC void block_rows(const int rows, const float *const *q, const int32_t *ends, int32_t d, float scale,
-                    const int8_t *k, const int8_t *v, float *const *part) {
-  const int groups = rows == 4 ? FOUR_ROWS : FEW_ROWS;
-  const int32_t dp = padded(d);
-  float p[4 * ATTEND_BLOCK];
-  score_rows(rows, groups, q, k, ends[rows - 1], d, scale, p);
+// y[r][at ..] = 16 products times factor[r] and their scales
+VEC void tile(const int rows, const int16_t *a, int32_t row, const int8_t *b, int32_t pairs,
+              const float *factor, v16 scales, float *const *y, int32_t at) {
+  v16i sum[TALL];
+  product(rows, a, row, b, pairs, sum);
   for (int r = 0; r < rows; r++)
-    softmax(p + r * ATTEND_BLOCK, ends[r], &part[r][dp], &part[r][dp + 1]);
-  value_rows(rows, groups, p, ends, v, dp, part);
+    v16_store(y[r] + at, v16_from_i32(sum[r]) * v16_set(factor[r]) * scales);
+}
+
+VEC void tiles(int32_t rows, const int16_t *a, int32_t row, const int8_t *b, int32_t pairs,
+               const float *factor, v16 scales, float *const *y, int32_t at) {
+  for (; rows >= TALL; rows -= TALL, a += TALL * row, factor += TALL, y += TALL)
+    tile(TALL, a, row, b, pairs, factor, scales, y, at);
+  for (; rows >= 4; rows -= 4, a += 4 * row, factor += 4, y += 4)
+    tile(4, a, row, b, pairs, factor, scales, y, at);
+  for (; rows >= 2; rows -= 2, a += 2 * row, factor += 2, y += 2)
+    tile(2, a, row, b, pairs, factor, scales, y, at);
+  if (rows)
+    tile(1, a, row, b, pairs, factor, scales, y, at);
+}
+
+// Up to SHARING rows, which walk over the block together.
+static void block_rows(int32_t rows, const float *const *q, const int32_t *ends, int32_t d, float scale,
+                       const int8_t *k, const int8_t *v, float *const *part) {
+  const int32_t dp = padded(d), end = ends[rows - 1];
+  const float *k_scales = (const float *)(k + ATTEND_BLOCK * d),
+              *v_scales = (const float *)(v + ATTEND_BLOCK * dp);
+  float space[SHARING * ATTEND_BLOCK], *p[SHARING], factor[SHARING];
+  int16_t codes[SHARING * MAX_HEAD_DIM]; // of q [rows][dp], then of p [rows][ATTEND_BLOCK]
+  for (int32_t r = 0; r < rows; r++) {
+    p[r] = space + r * ATTEND_BLOCK;
+    factor[r] = round_copy(q[r], d, FINE, codes + r * dp) * scale;
+  }
+  for (int32_t i = 0; i < end; i += LANES)
+    tiles(rows, codes, dp, k + i * d, d / 2, factor, v16_load(k_scales + i), p, i);
+  for (int32_t r = 0; r < rows; r++) {
+    softmax(p[r], ends[r], &part[r][dp], &part[r][dp + 1]);
+    for (int32_t i = 0; i < ends[r]; i += LANES)
+      v16_store(p[r] + i, v16_load(p[r] + i) * v16_load(v_scales + i));
+    int16_t *row = codes + r * ATTEND_BLOCK;
+    factor[r] = round_row(p[r], ends[r], FINE, row);
+    memset(row + padded(ends[r]), 0, (size_t)(ATTEND_BLOCK - padded(ends[r])) * sizeof *row);
+  }
+  for (int32_t c = 0; c < dp; c += LANES)
+    tiles(rows, codes, ATTEND_BLOCK, v + c * ATTEND_BLOCK, (end + 1) / 2, factor, v16_set(1), part, c);
 }
 
 static void block(const float *const *q, const int32_t *ends, int32_t rows, int32_t d, float scale,
                   const void *kc, const void *vc, int32_t first, float *const *part) {
   const int8_t *k = (const int8_t *)kc + first / ATTEND_BLOCK * block_bytes(d),
                *v = (const int8_t *)vc + first / ATTEND_BLOCK * block_bytes(padded(d));
-  for (; rows >= 4; rows -= 4, q += 4, ends += 4, part += 4)
-    block_rows(4, q, ends, d, scale, k, v, part);
-  for (; rows >= 2; rows -= 2, q += 2, ends += 2, part += 2)
-    block_rows(2, q, ends, d, scale, k, v, part);
-  if (rows)
-    block_rows(1, q, ends, d, scale, k, v, part);
+  for (int32_t r = 0; r < rows; r += SHARING) {
+    const int32_t some = rows - r < SHARING ? rows - r : SHARING;
+    block_rows(some, q + r, ends + r, d, scale, k, v, part + r);
+  }
 }
 
 const bg_attention_ops BG_FOR_ISA(bg_attention_i8) = {sizeof(int8_t), sizeof(float), write,

@@ -4,7 +4,10 @@
 //   runner logits MODEL [options] < ids              logits float32 [n][vocab] of the token ids on stdin, raw
 //   runner generate MODEL COUNT [options] < ids      COUNT greedy token ids after those on stdin
 //   runner kernels ISA [--threads N] < calls         raw results y of raw calls {int32 index, n; w; q}, as
-//   they come options: --isa NAME, --threads N, --context N, --chunk N (tokens given to one forward call)
+//   they come
+//
+// options: --isa NAME, --threads N, --context N, --chunk N (tokens given to one forward call), --cache f16 |
+// f32 | int8
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,7 +16,7 @@
 
 typedef struct {
   const char *isa;
-  int32_t threads, context, chunk;
+  int32_t threads, context, chunk, cache;
 } options;
 
 static int fail(const char *what, const char *why) {
@@ -28,6 +31,14 @@ static int32_t isa_number(const char *name) {
   return name ? bg_isa_count() : -1;
 }
 
+static int32_t cache_number(const char *name) {
+  static const char *const names[] = {[BG_CACHE_F16] = "f16", [BG_CACHE_F32] = "f32", [BG_CACHE_I8] = "int8"};
+  int32_t i = 0;
+  while (i < 3 && strcmp(names[i], name) != 0)
+    i++;
+  return i; // past the last for any other name: no session opens with it
+}
+
 static int parse(int argc, char **argv, options *o) {
   *o = (options){.threads = 1};
   for (int i = 0; i + 1 < argc; i += 2) {
@@ -40,6 +51,8 @@ static int parse(int argc, char **argv, options *o) {
       o->context = atoi(value);
     else if (strcmp(argv[i], "--chunk") == 0)
       o->chunk = atoi(value);
+    else if (strcmp(argv[i], "--cache") == 0)
+      o->cache = cache_number(value);
     else
       return fail(argv[i], "no such option");
   }
@@ -115,7 +128,8 @@ static int run_model(const char *path, int32_t count, const options *o) {
   const int32_t n = read_ids(&ids);
   int32_t code = n < 0 ? BG_E_MEMORY : n == 0 ? BG_E_ARGUMENT : bg_open(path, isa_number(o->isa), &model);
   if (code == BG_OK)
-    code = bg_session_open(model, o->threads, o->context ? o->context : bg_context(model), BG_CACHE_F16, &session);
+    code =
+        bg_session_open(model, o->threads, o->context ? o->context : bg_context(model), o->cache, &session);
   if (code == BG_OK) {
     const size_t vocab = (size_t)bg_vocab(model);
     code = count < 0 ? print_logits(session, ids, n, o->chunk, vocab)

@@ -14,6 +14,7 @@ import pytest
 import bitgen
 from bitgen import compile, gguf_io, library, pack, plan, space, synth, targets
 from bitgen.compile import Unit
+from bitgen.engine.model import Cache
 from bitgen.formats import FORMATS
 from bitgen.reference import gemm_int
 from bitgen.spec import GemmShape, KernelSpec, ModelShape
@@ -143,10 +144,10 @@ class Runner:
             self.checkpoint.shape, list(self.lookups.values()), arch="x86_64", program=True
         ).path
 
-    def logits(self, isa: str, chunk: int) -> npt.NDArray[np.float32]:
+    def logits(self, isa: str, chunk: int, cache: Cache = "f16") -> npt.NDArray[np.float32]:
         """On the emulated CPU, for TOKENS, `chunk` of them to a call."""
         packed = pack.ensure(self.source, self.checkpoint, self.lookups[isa], self.head).read_bytes()
-        args = ["logits", "model", "--isa", isa, "--chunk", str(chunk)]
+        args = ["logits", "model", "--isa", isa, "--chunk", str(chunk), "--cache", cache]
         out = emulate_avx512.run(self.program, args, {"model": packed}, " ".join(map(str, TOKENS)).encode())
         return np.frombuffer(out, np.float32).reshape(len(TOKENS), -1)
 
@@ -159,6 +160,13 @@ def test_logits_are_the_bits_of_this_cpu(tmp_path: Path, shape: ModelShape, head
     synth.write(shape, tmp_path / "model.gguf", seed=0)
     model = bitgen.Model.load(tmp_path / "model.gguf", head=head)
     assert np.array_equal(Runner(model).logits(ISA, chunk), model.logits(TOKENS))
+
+
+@pytest.mark.parametrize("chunk", [len(TOKENS), 1])
+def test_int8_cache_has_the_bits_of_this_cpu(tmp_path: Path, chunk: int) -> None:
+    synth.write(BITNET, tmp_path / "model.gguf", seed=0)
+    model = bitgen.Model.load(tmp_path / "model.gguf")
+    assert np.array_equal(Runner(model).logits(ISA, chunk, "int8"), model.logits(TOKENS, cache="int8"))
 
 
 def test_shipped_model_has_the_logits_of_avx2() -> None:

@@ -163,6 +163,16 @@ def test_bench_prints_a_table() -> None:
     assert "prefill 16" in out and "decode 4" in out
 
 
+def test_bench_at_a_filled_context() -> None:
+    args = ("bench", "-t", "1", "--prompt", "32", "--gen", "4", "--context", "0,256", "--cache", "int8", "--json")
+    report = json.loads(bitgen(*args).stdout)
+    assert report["model"]["cache"] == "int8"
+    rows = {(r["kind"], r["context"]): r["bytes_per_token"] for r in report["results"]}
+    assert list(rows) == [("prefill", 0), ("decode", 0), ("prefill", 256), ("decode", 256)]
+    position = 2 * 8 * 2 * (64 + 4)  # keys and values, layers, heads, int8 numbers and a scale of the shipped model
+    assert rows["decode", 256] - rows["decode", 0] == 256 * position
+
+
 def test_a_warm_start_is_quick_enough_to_feel_instant() -> None:
     """Not a benchmark: a start that recompiles or repacks takes many times this."""
     bitgen("run", "-p", "a", "-n", "1")

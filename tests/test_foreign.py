@@ -12,6 +12,7 @@ import pytest
 import bitgen
 from bitgen import api, library, pack, plan, targets
 from bitgen.compile import Artefact
+from bitgen.engine.model import Cache
 from bitgen.gguf_io import open as open_gguf
 
 pytestmark = pytest.mark.qemu
@@ -61,15 +62,17 @@ def test_probes_choose_what_the_cpu_executes(runner: Artefact) -> None:
             assert next(name for name, runs in levels if runs == "runs") == best
 
 
-def test_every_level_gives_the_same_bits(runner: Artefact, model: bitgen.Model, tmp_path: Path) -> None:
-    expected = model.logits(TOKENS)
+@pytest.mark.parametrize("cache", ["f16", "int8"])
+def test_every_level_gives_the_same_bits(runner: Artefact, model: bitgen.Model, tmp_path: Path, cache: Cache) -> None:
+    expected = model.logits(TOKENS, cache=cache)
     tested = []
     for arch, cpu, best in CASES:
         if arch != runner.spec["arch"] or best in tested:
             continue
         for isa in targets.fallbacks(best):
             tested.append(isa)
-            arguments = ("logits", packed_for(model, isa, tmp_path), "--isa", isa, "--chunk", "4", "--threads", "2")
+            options = ("--isa", isa, "--chunk", "4", "--threads", "2", "--cache", cache)
+            arguments = ("logits", packed_for(model, isa, tmp_path), *options)
             out = emulate(runner, cpu, *arguments, stdin=" ".join(map(str, TOKENS)))
             assert np.array_equal(np.frombuffer(out, np.float32).reshape(expected.shape), expected), (cpu, isa)
     assert tested

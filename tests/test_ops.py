@@ -215,6 +215,27 @@ def test_attention_over_a_block(ops: Ops, cache: Cache, d: int, rows: int) -> No
         assert_same(y, (out / total[..., None])[r, 0])
 
 
+def test_integer_attention_is_attention(ops: Ops) -> None:
+    """The int8 cache's block against plain attention in double precision over what the cache holds."""
+    d, rng, attention = 128, np.random.default_rng(0), ops.ops.attention_i8
+    q, k, v = (rng.normal(0, 1, (n, d)).astype(F32) for n in (4, 256, 256))
+    kc, vc = (np.zeros(256 * (d + 4), np.uint8) for _ in range(2))
+    for i in range(256):
+        attention.write(ops.at(k[i]), ops.at(v[i]), d, i, ops.at(kc, "void *"), ops.at(vc, "void *"))
+    part = np.zeros((4, d + 16), F32)
+    pointers = [ops.ffi.new("float *[]", [ops.at(a[i]) for i in range(4)]) for a in (q, part)]
+    attention.block(
+        pointers[0], ops.ffi.new("int32_t[]", [256] * 4), 4, d, d**-0.5, ops.at(kc, "void *"), ops.at(vc, "void *"),
+        0, pointers[1],
+    )  # fmt: skip
+    k64, v64 = (
+        codes * scales[:, None].astype(np.float64) for codes, scales in (lab.rounded(k, 127), lab.rounded(v, 127))
+    )
+    p = np.exp(q @ k64.T / np.sqrt(d))
+    want = p @ v64 / p.sum(-1, keepdims=True)
+    assert np.abs(part[:, :d] / part[:, d + 1, None] - want).max() < 1e-3 * np.abs(want).max()
+
+
 @pytest.mark.parametrize(("k", "vocab"), [(16, 1), (48, 37), (112, 70), (2560, 5)])
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
 def test_head(ops: Ops, k: int, vocab: int, n: int) -> None:

@@ -1,6 +1,7 @@
-"""Held-out loss of a checkpoint (best.pt), or of an exported folder by transformers in float32.
+"""Held-out loss of a checkpoint (best.pt), of an exported folder by transformers in float32, or of a GGUF by bitgen.
 
-A folder is evaluated story by story by independent code: equal numbers check packing, masking and export.
+A folder and a GGUF are evaluated story by story by independent code: equal numbers check packing, masking and export.
+A GGUF is evaluated once for each type of KV cache.
 """
 
 import argparse
@@ -30,20 +31,40 @@ def evaluate_folder(folder: Path, stories: list[np.ndarray]) -> float:
     return total / count
 
 
+def evaluate_gguf(file: Path, stories: list[np.ndarray], cache: str) -> float:
+    """Mean loss per token, in nats, with bitgen's engine and a KV cache of type `cache`."""
+    from bitgen import Model
+
+    model = Model.load(file)
+    total, count = 0.0, 0
+    for story in stories:
+        logits = torch.from_numpy(model.logits(story[:-1].tolist(), cache=cache))
+        total += token_loss(logits[None], torch.from_numpy(story)[None, 1:], "sum").item()
+        count += len(story) - 1
+    return total / count
+
+
+def report(loss: float, what: str = "") -> None:
+    print(f"{what}held-out loss {loss:.5f} nats per token, perplexity {math.exp(loss):.3f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path, help="best.pt, or an exported folder")
+    parser.add_argument("model", type=Path, help="best.pt, an exported folder, or a GGUF file")
     parser.add_argument("--real", type=Path, required=True, help="the real stories; every 25th is held out")
     parser.add_argument("--tokenizer", type=Path, required=True)
     args = parser.parse_args()
     _, held_out = split_held_out(read_stories(args.real))
     tokenizer = Tokenizer.from_file(str(args.tokenizer))
     if args.model.is_dir():
-        loss = evaluate_folder(args.model, encode_stories(tokenizer, held_out, context=512))
+        report(evaluate_folder(args.model, encode_stories(tokenizer, held_out, context=512)))
+    elif args.model.suffix == ".gguf":
+        stories = encode_stories(tokenizer, held_out, context=512)
+        for cache in ("f32", "f16", "int8"):
+            report(evaluate_gguf(args.model, stories, cache), f"{cache} cache: ")
     else:
         model, _ = load_model(args.model)
-        loss = evaluate(model, encode_stories(tokenizer, held_out, model.shape.context))
-    print(f"held-out loss {loss:.5f} nats per token, perplexity {math.exp(loss):.3f}")
+        report(evaluate(model, encode_stories(tokenizer, held_out, model.shape.context)))
 
 
 if __name__ == "__main__":
