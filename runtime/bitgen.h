@@ -46,7 +46,7 @@ void bg_close(bg_model *model);
 int32_t bg_vocab(const bg_model *model);
 int32_t bg_context(const bg_model *model);   // the longest context the model was made for
 
-// A session owns every buffer that forward touches; forward allocates nothing.
+// Every buffer that forward touches is made when a session opens; forward allocates nothing.
 // cache: BG_CACHE_F16; BG_CACHE_I8, half the bytes (a scale per position and kv head); or BG_CACHE_F32, twice the bytes,
 // for comparisons with models that do not round keys and values.
 int32_t bg_session_open(bg_model *model, int32_t threads, int32_t context, int32_t cache, bg_session **out);

@@ -19,7 +19,7 @@ typedef struct {
 static inline void product_share(void *arg, int32_t thread, int32_t threads) {
   const product *p = arg;
   const bg_kernel *k = p->kernel;
-  const int32_t tiles = p->n > k->n_tile && k->n_tile ? (p->n + k->n_tile / 2) / k->n_tile : 1;
+  const int32_t tiles = k->n_tile && p->n > k->n_tile ? (p->n + k->n_tile / 2) / k->n_tile : 1;
   int32_t columns = threads;
   while (columns > 1 && (tiles % columns || threads % columns))
     columns--;

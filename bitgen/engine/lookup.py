@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 LOOKUP = 8  # tokens to propose at most, where nobody says
 GRAMS = (3, 2)  # tokens that must recur, the longest first
-START, REGAIN = 2.0, 1 / 8  # credit at first, and gained per step
+REGAIN = 1 / 8  # credit that a step without any gains
 
 
 class PromptLookup:
@@ -24,7 +24,7 @@ class PromptLookup:
 
     def __init__(self, most: int, tokens: Iterable[int] = ()) -> None:
         self.most = most
-        self._credit = min(START, most)
+        self._credit = 1.0
         self._tokens: list[int] = []
         self._after: dict[tuple[int, ...], int] = {}  # n-gram -> the index that followed it last
         self.extend(tokens)
@@ -38,8 +38,9 @@ class PromptLookup:
 
     def propose(self, room: int) -> list[int]:
         """What may come next, at most `room` tokens; often nothing."""
+        if self._credit < 1:
+            self._credit += REGAIN
         count = min(self.most, room, int(self._credit))
-        self._credit = min(self._credit + REGAIN, self.most)
         at = next((self._after[g] for n in GRAMS if (g := tuple(self._tokens[-n:])) in self._after), None)
         if at is None or count < 1:
             return []
