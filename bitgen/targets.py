@@ -14,7 +14,7 @@ _AMX = ("-mamx-tile", "-mamx-int8")
 TARGETS: dict[str, Target] = {
     t.isa: t
     for t in (
-        Target("amx", "x86_64", (*_AVX2, *_AVX512, "-mavx512vnni", *_AMX), "avx512vnni", "AMX int8 tiles, AVX-512 VNNI"),
+        Target("amx", "x86_64", (*_AVX2, *_AVX512, "-mavx512vnni", *_AMX), "avx512vnni", "AMX int8 tiles and VNNI"),
         Target("avx512vnni", "x86_64", (*_AVX2, *_AVX512, "-mavx512vnni"), "avx2", "AVX-512 with VNNI"),
         Target("avxvnni", "x86_64", (*_AVX2, "-mavxvnni"), "avx2", "AVX2 with the 256-bit VNNI of AVX-VNNI"),
         Target("avx2", "x86_64", _AVX2, "scalar", "AVX2, FMA and F16C"),

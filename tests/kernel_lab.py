@@ -27,7 +27,7 @@ from bitgen.formats import FORMATS
 from bitgen.spec import KernelSpec
 
 HERE = Path(__file__).parent
-IN_C = ("amx", "avxvnni")  # levels whose every addition to the level below is in instructions.h
+IN_C = ("amx", "avxvnni")  # levels whose every addition to the one below is in instructions.h
 QEMU_CPU = {"dotprod": "cortex-a76"}  # for other ARM levels the baseline, which traps what it lacks
 
 

@@ -1,8 +1,8 @@
-// bg_i2_s_gemm_m2560_k6912_bm4_bk256_nr6_kc1024__amx
+// bg_i2_s_gemm_m2560_k6912_bm4_bk256_nr6_kc1280__amx
 //
 // gemm of W [2560, 6912] in layout i2_s_bm4_bk256 on amx.
 // Generated from templates/i2_s/amx.c.j2 by:
-//   bitgen gen bg_i2_s_gemm_m2560_k6912_bm4_bk256_nr6_kc1024__amx
+//   bitgen gen bg_i2_s_gemm_m2560_k6912_bm4_bk256_nr6_kc1280__amx
 
 #include <immintrin.h>
 #include <string.h>
@@ -12,7 +12,7 @@
 enum { M = 2560, K = 6912, M_PAD = 2560, K_PAD = 6912 };
 enum { BM = 4, BK = 256, PANELS = 640 };
 enum { WEIGHT_BYTES = 4423680, OPERAND_BYTES = 6976 };
-enum { NR = 6, KC = 1024 };
+enum { NR = 6, KC = 1280 };
 _Static_assert(M_PAD == PANELS * BM && M <= M_PAD && K <= K_PAD, "whole panels and blocks cover the matrix");
 
 enum { VB = 64, BLOCKS = K_PAD / BK, PANEL_BYTES = BM * K_PAD / 4 };
@@ -133,8 +133,8 @@ static void products(const uint8_t *w, const uint8_t *operand, int32_t n, int32_
 
 // More than NR tokens by AMX: a square of at most 32 tokens and 32 rows, its sums in four tiles, gains 64
 // columns in four products. A tile of activations is 16 tokens as they lie. A tile of weights is transposed:
-// each of its 16 lines holds four columns of 16 rows. The codes of 32 rows over a cache block are expanded once
-// and stay in the first-level cache while all tokens pass over them.
+// each of its 16 lines holds four columns of 16 rows. The codes of 32 rows over a cache block are expanded
+// once and stay in the nearest caches while all tokens pass over them.
 enum { SIDE = 16, LINE = 64, QUARTERS = BK / LINE, ROWS_CACHED = 256 };
 _Static_assert(BM % 2 == 0, "a square of rows has two equal halves");
 
@@ -280,8 +280,8 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
   _tile_release();
 }
 
-const bg_kernel bg_i2_s_gemm_m2560_k6912_bm4_bk256_nr6_kc1024__amx = {
-    .symbol = "bg_i2_s_gemm_m2560_k6912_bm4_bk256_nr6_kc1024__amx",
+const bg_kernel bg_i2_s_gemm_m2560_k6912_bm4_bk256_nr6_kc1280__amx = {
+    .symbol = "bg_i2_s_gemm_m2560_k6912_bm4_bk256_nr6_kc1280__amx",
     .m = M,
     .k = K,
     .m_pad = M_PAD,

@@ -1,8 +1,8 @@
-// bg_i2_s_gemv_m2560_k6912_bm4_bk256_pf2048__amx
+// bg_i2_s_gemv_m2560_k6912_bm4_bk256_pf4096__amx
 //
 // gemv of W [2560, 6912] in layout i2_s_bm4_bk256 on amx.
 // Generated from templates/i2_s/amx.c.j2 by:
-//   bitgen gen bg_i2_s_gemv_m2560_k6912_bm4_bk256_pf2048__amx
+//   bitgen gen bg_i2_s_gemv_m2560_k6912_bm4_bk256_pf4096__amx
 
 #include <immintrin.h>
 #include <string.h>
@@ -12,7 +12,7 @@
 enum { M = 2560, K = 6912, M_PAD = 2560, K_PAD = 6912 };
 enum { BM = 4, BK = 256, PANELS = 640 };
 enum { WEIGHT_BYTES = 4423680, OPERAND_BYTES = 6976 };
-enum { PREFETCH = 2048 };
+enum { PREFETCH = 4096 };
 _Static_assert(M_PAD == PANELS * BM && M <= M_PAD && K <= K_PAD, "whole panels and blocks cover the matrix");
 
 enum { VB = 64, BLOCKS = K_PAD / BK, PANEL_BYTES = BM * K_PAD / 4 };
@@ -77,8 +77,8 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
   }
 }
 
-const bg_kernel bg_i2_s_gemv_m2560_k6912_bm4_bk256_pf2048__amx = {
-    .symbol = "bg_i2_s_gemv_m2560_k6912_bm4_bk256_pf2048__amx",
+const bg_kernel bg_i2_s_gemv_m2560_k6912_bm4_bk256_pf4096__amx = {
+    .symbol = "bg_i2_s_gemv_m2560_k6912_bm4_bk256_pf4096__amx",
     .m = M,
     .k = K,
     .m_pad = M_PAD,

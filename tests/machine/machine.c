@@ -48,6 +48,12 @@ static inline void wrmsr(uint32_t msr, uint64_t value) {
   asm volatile("wrmsr" ::"c"(msr), "a"((uint32_t)value), "d"((uint32_t)(value >> 32)));
 }
 
+static inline uint32_t xcr0(void) {
+  uint32_t low, high;
+  asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return low;
+}
+
 static inline void copy(uint64_t to, uint64_t from, uint64_t bytes) {
   uint64_t words = bytes / 8, rest = bytes % 8;
   asm volatile("rep movsq\n\tmovq %3, %%rcx\n\trep movsb"
@@ -286,8 +292,8 @@ __attribute__((used)) static int64_t linux_call(const arguments *a, uint64_t num
   case SYS_mremap: // the C library then copies
     return -ENOMEM;
   case SYS_arch_prctl:
-    if (a->rdi == ASK_FOR_TILES) // rom.S has turned on all there is
-      return 0;
+    if (a->rdi == ASK_FOR_TILES) // rom.S has turned on what there is
+      return xcr0() >> 18 & 1 ? 0 : -EINVAL;
     if (a->rdi != SET_FS)
       return -EINVAL;
     wrmsr(MSR_FS_BASE, a->rsi);
