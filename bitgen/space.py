@@ -44,8 +44,12 @@ class Template:
 _AHEAD = (2048, 1024, 4096, 512, 0)
 
 TEMPLATES: dict[tuple[str, str], Template] = {
+    ("i2_s", "amx"): Template((4, 8, 2), (256,), nr=(6,), prefetch=(4096, 2048, 1024, 512, 0), kc=1280),
     ("i2_s", "avx512vnni"): Template(
         (4, 8, 2), (256,), nr=(8, 6, 4, 12), prefetch=_AHEAD, kc=3072, groups=(0, 8, 16), lanes=32
+    ),
+    ("i2_s", "avxvnni"): Template(
+        (4, 8, 2, 1), (128,), nr=(10, 12, 8, 6), prefetch=_AHEAD, kc=2560, groups=(0, 8, 16), lanes=32
     ),
     ("i2_s", "avx2"): Template(
         (4, 8, 2, 1),

@@ -1,5 +1,7 @@
 """Runs a static x86-64 Linux program on an emulated CPU with AVX-512 VNNI, which the host need not have.
 
+Bochs 2.7 emulates AVX-512 VNNI; Bochs 3 also AVX-VNNI and AMX. The newest CPU it knows is taken.
+
     python tests/emulate_avx512.py PROGRAM [ARGUMENT...] < input > output
 
 qemu and valgrind do not know AVX-512; Bochs does, but it emulates a whole computer. So the computer is made here:
@@ -28,7 +30,7 @@ from bitgen import compile
 
 SOURCES = Path(__file__).parent / "machine"
 INSTALL = "apt-get install --no-install-recommends bochs bochs-term"
-CPU = "corei7_icelake_u"
+CPUS = ("sapphire_rapids", "corei7_icelake_u")  # best first: the first has AMX and AVX-VNNI too
 
 PAGE, MEMORY = 4096, 256 << 20  # machine.c knows both
 BASE = 1 << 20  # where the disk is read to: the machine, the program, its files and its stack; then comes the heap
@@ -45,7 +47,7 @@ COMPILE = (
 
 CONFIGURATION = f"""\
 display_library: term
-cpu: model={CPU}, ips=10000000, reset_on_triple_fault=0
+cpu: model={{cpu}}, ips=10000000, reset_on_triple_fault=0
 megs: {MEMORY >> 20}
 romimage: file=rom, address={{rom:#x}}
 ata0-master: type=disk, path=disk, mode=flat, cylinders=0
@@ -71,11 +73,16 @@ def available() -> str | None:
     bochs = _bochs()
     if bochs is None:
         return f"no Bochs, which emulates AVX-512 ({INSTALL})"
-    if CPU not in _words_of(bochs, "--help", "cpu").split():
-        return f"this Bochs has no CPU model {CPU}; version 2.7 has ({INSTALL})"
+    if _cpu() is None:
+        return f"this Bochs has no CPU model {CPUS[-1]}; version 2.7 has ({INSTALL})"
     if "'term' not available" in _words_of(bochs, "-q", "-n", "display_library: term", "romimage: file=none"):
         return f"this Bochs has no display library 'term' ({INSTALL})"
     return None
+
+
+def has_tiles() -> bool:
+    """Whether the emulated CPU has AMX."""
+    return available() is None and _cpu() == CPUS[0]
 
 
 def run(
@@ -110,6 +117,14 @@ def run(
 
 def _bochs() -> str | None:
     return shutil.which("bochs-bin") or shutil.which("bochs")  # Debian's `bochs` is a script around the first
+
+
+@functools.cache
+def _cpu() -> str | None:
+    """The best CPU model of ours that this Bochs knows."""
+    bochs = _bochs()
+    known = _words_of(bochs, "--help", "cpu").split() if bochs else []
+    return next((model for model in CPUS if model in known), None)
 
 
 def _words_of(bochs: str, *args: str) -> str:
@@ -287,7 +302,7 @@ def _write(work: Path, image: Image) -> None:
     rom = bytearray(_machine().section(".rom"))
     struct.pack_into("<4I", rom, len(rom) - 32, blocks, BASE, image.start, image.boot)
     (work / "rom").write_bytes(rom)
-    (work / "configuration").write_text(CONFIGURATION.format(rom=ROM_END - len(rom)))
+    (work / "configuration").write_text(CONFIGURATION.format(cpu=_cpu(), rom=ROM_END - len(rom)))
 
 
 if __name__ == "__main__":

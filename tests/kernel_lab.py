@@ -1,5 +1,7 @@
 """Compiles generated kernels into one program per ISA and runs them on data: natively, under qemu, or emulated.
 
+Where neither this CPU nor an emulator has an instruction that C can spell, instructions.h spells it.
+
 Depends on kernel.h and the generated text alone, not on the runtime.
 """
 
@@ -25,6 +27,7 @@ from bitgen.formats import FORMATS
 from bitgen.spec import KernelSpec
 
 HERE = Path(__file__).parent
+IN_C = ("amx", "avxvnni")  # levels whose every addition to the one below is in instructions.h
 QEMU_CPU = {"dotprod": "cortex-a76"}  # for other ARM levels the baseline, which traps what it lacks
 
 
@@ -52,20 +55,26 @@ class Job:
 def run(isa: str, jobs: Sequence[Job]) -> list[list[npt.NDArray[np.int32]]]:
     """y int32 [n, m_pad] of every run of every job. Unavailable when this machine has no way to."""
     specs = tuple(dict.fromkeys(job.spec for job in jobs))
-    command = _command(isa, specs)
+    return answers(_command(isa, specs), isa, jobs, specs)
+
+
+def answers(
+    command: Sequence[str], isa: str, jobs: Sequence[Job], specs: Sequence[KernelSpec]
+) -> list[list[npt.NDArray[np.int32]]]:
+    """What the program of some kernels, started by a command, answers."""
     out = subprocess.run([*command, "run"], input=b"".join(_words(jobs, specs)), capture_output=True)
     if out.returncode:
         raise AssertionError(f"the kernels of {isa} failed ({out.returncode}): {out.stderr.decode()}")
-    y, answers = np.frombuffer(out.stdout, np.int32), []
+    y, found = np.frombuffer(out.stdout, np.int32), list[list[npt.NDArray[np.int32]]]()
     for job in jobs:
         m_pad = FORMATS[job.spec.layout.format].geometry(job.spec.shape, job.spec.layout).m_pad
-        answers.append([])
+        found.append([])
         for each in job.runs:
             size = len(each.q) * m_pad
-            answers[-1].append(y[:size].reshape(len(each.q), m_pad))
+            found[-1].append(y[:size].reshape(len(each.q), m_pad))
             y = y[size:]
     assert y.size == 0
-    return answers
+    return found
 
 
 def _words(jobs: Iterable[Job], specs: Sequence[KernelSpec]) -> Iterable[bytes]:
@@ -79,14 +88,25 @@ def _words(jobs: Iterable[Job], specs: Sequence[KernelSpec]) -> Iterable[bytes]:
 
 def _command(isa: str, specs: Sequence[KernelSpec]) -> list[str]:
     """What runs the kernels here: the program itself, or an emulator before it."""
+    below = targets.target(isa).falls_back
     try:
-        probe = _program(isa, ())
-        for prefix in _ways(isa):
-            if subprocess.run([*prefix, probe, "probe"], capture_output=True).returncode == 0:
-                return [*prefix, str(_program(isa, tuple(specs)))]
+        for level in (isa, below) if isa in IN_C else (isa,):
+            prefix = _way(level)
+            if prefix is not None:
+                return [*prefix, str(program(isa, tuple(specs), in_c=level != isa))]
     except CompileError as e:
         raise Unavailable(f"no program for {isa}: {str(e).splitlines()[0]}") from e
     raise Unavailable(f"neither this CPU nor an emulator here executes {isa} ({emulate_avx512.available()})")
+
+
+@functools.cache
+def _way(isa: str) -> list[str] | None:
+    """The first command prefix with which the probe of an ISA succeeds here, or None."""
+    probe = program(isa, ())
+    for prefix in _ways(isa):
+        if subprocess.run([*prefix, probe, "probe"], capture_output=True).returncode == 0:
+            return prefix
+    return None
 
 
 def _ways(isa: str) -> list[list[str]]:
@@ -95,7 +115,7 @@ def _ways(isa: str) -> list[list[str]]:
     ways: list[list[str]] = [[]] if arch in ("any", targets.host_arch()) else []
     if arch == "arm64" and (qemu := shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")):
         ways.append([qemu, "-cpu", QEMU_CPU.get(isa, "cortex-a53")])
-    if isa.startswith("avx512") and emulate_avx512.available() is None:
+    if arch == "x86_64" and emulate_avx512.available() is None:
         ways.append([sys.executable, str(HERE / "emulate_avx512.py")])
     if not ways:
         raise Unavailable(f"{isa} is of {arch}, and no qemu for it is installed (apt-get install qemu-user-static)")
@@ -103,23 +123,28 @@ def _ways(isa: str) -> list[list[str]]:
 
 
 @functools.cache
-def _program(isa: str, specs: tuple[KernelSpec, ...]) -> Path:
-    """The program of some kernels, each compiled as a library would compile it."""
+def program(isa: str, specs: tuple[KernelSpec, ...], in_c: bool = False) -> Path:
+    """The program of some kernels, each compiled as a library would compile it, or with instructions in C."""
     target = targets.target(isa)
     arch = target.arch if target.arch != "any" else targets.host_arch()
+    probed, flags = isa, target.flags
+    if in_c:
+        probed = target.falls_back or isa
+        flags = (*targets.target(probed).flags, "-include", "instructions.h")
     sources = {
         "kernel.h": (data.folder("runtime") / "kernel.h").read_text(),
         "lab.c": (HERE / "kernel_lab.c").read_text(),
-        "probe.c": render.render_probe(isa),
-        "table.c": _table(isa, specs),
+        "instructions.h": (HERE / "instructions.h").read_text(),
+        "probe.c": render.render_probe(probed),
+        "table.c": _table(probed, specs),
         **{f"{spec.symbol}.c": render.render_kernel(spec) for spec in specs},
     }
     units = [
-        Unit(file, file.replace(".c", ".o"), target.flags if file == "probe.c" or file.startswith("bg_") else ())
+        Unit(file, file.replace(".c", ".o"), flags if file == "probe.c" or file.startswith("bg_") else ())
         for file in sources
         if file.endswith(".c")
     ]
-    return compile.build(f"lab-{isa}", arch, sources, units, {}, program=True).path
+    return compile.build(f"lab-{isa}{'-in-c' if in_c else ''}", arch, sources, units, {}, program=True).path
 
 
 def _table(isa: str, specs: Sequence[KernelSpec]) -> str:

@@ -52,7 +52,9 @@ def test_formats_offered_by_level() -> None:
     shape = GemmShape(256, 960)
     offered = {isa: {layout.format for layout in space.candidate_layouts(shape, isa)} for isa in TARGETS}
     assert offered == {
+        "amx": {"i2_s", "tl2"},
         "avx512vnni": {"i2_s", "tl2"},
+        "avxvnni": {"i2_s", "tl2"},
         "avx2": {"i2_s", "tl2"},
         "dotprod": {"i2_s", "tl1"},
         "neon": {"i2_s", "tl1"},

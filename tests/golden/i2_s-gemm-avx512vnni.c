@@ -43,8 +43,8 @@ static inline int32_t operand_sum(const uint8_t *operand) {
 static inline __m512i load(const void *p) { return _mm512_loadu_si512(p); }
 
 // Codes 0..2 of the four quarters of a block.
-static inline void decode(const uint8_t *w, __m512i c[4]) {
-  const __m512i v = load(w), low2 = _mm512_set1_epi8(3);
+static inline void decode(__m512i v, __m512i c[4]) {
+  const __m512i low2 = _mm512_set1_epi8(3);
   c[0] = _mm512_and_si512(_mm512_srli_epi16(v, 6), low2);
   c[1] = _mm512_and_si512(_mm512_srli_epi16(v, 4), low2);
   c[2] = _mm512_and_si512(_mm512_srli_epi16(v, 2), low2);
@@ -62,7 +62,7 @@ static inline __attribute__((always_inline)) void rows_times(const uint8_t *w, c
   for (int32_t b = 0; b < blocks; b++, w += BM * VB, x += BK) {
     __m512i c[MR][4];
     for (int r = 0; r < MR; r++)
-      decode(w + r * VB, c[r]);
+      decode(load(w + r * VB), c[r]);
     for (int t = 0; t < tokens; t++) {
       const uint8_t *q = x + (size_t)t * OPERAND_BYTES;
       for (int quarter = 0; quarter < 4; quarter++) {

@@ -43,8 +43,8 @@ static inline int32_t operand_sum(const uint8_t *operand) {
 static inline __m512i load(const void *p) { return _mm512_loadu_si512(p); }
 
 // Codes 0..2 of the four quarters of a block.
-static inline void decode(const uint8_t *w, __m512i c[4]) {
-  const __m512i v = load(w), low2 = _mm512_set1_epi8(3);
+static inline void decode(__m512i v, __m512i c[4]) {
+  const __m512i low2 = _mm512_set1_epi8(3);
   c[0] = _mm512_and_si512(_mm512_srli_epi16(v, 6), low2);
   c[1] = _mm512_and_si512(_mm512_srli_epi16(v, 4), low2);
   c[2] = _mm512_and_si512(_mm512_srli_epi16(v, 2), low2);
@@ -65,7 +65,7 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
       for (int r = 0; r < BM; r++, w += VB) {
         _mm_prefetch((const char *)w + PREFETCH, _MM_HINT_T0);
         __m512i c[4];
-        decode(w, c);
+        decode(load(w), c);
         for (int quarter = 0; quarter < 4; quarter += 2) {
           even[r] = _mm512_dpbusd_epi32(even[r], c[quarter], x[quarter]);
           odd[r] = _mm512_dpbusd_epi32(odd[r], c[quarter + 1], x[quarter + 1]);

@@ -81,8 +81,11 @@ sector:
 
   .code64
 long_mode:
-  xorl %ecx, %ecx                 // XCR0: x87, SSE, AVX, and the three of AVX-512
-  movl $0xe7, %eax
+  movl $0xd, %eax
+  xorl %ecx, %ecx
+  cpuid
+  andl $0x600e7, %eax             // XCR0: x87, SSE, AVX, the three of AVX-512, and the two of AMX if there
+  xorl %ecx, %ecx
   xorl %edx, %edx
   xsetbv
   fninit
