@@ -13,6 +13,13 @@ _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 TARGETS: dict[str, Target] = {
     t.isa: t
     for t in (
+        Target(
+            "avx512vbmi",
+            "x86_64",
+            (*_AVX2, *_AVX512, "-mavx512vnni", "-mavx512vbmi"),
+            "avx512vnni",
+            "AVX-512 with VNNI and VBMI",
+        ),
         Target("avx512vnni", "x86_64", (*_AVX2, *_AVX512, "-mavx512vnni"), "avx2", "AVX-512 with VNNI"),
         Target("avx2", "x86_64", _AVX2, "scalar", "AVX2, FMA and F16C"),
         Target("dotprod", "arm64", ("-mcpu=generic+dotprod",), "neon", "NEON with sdot (Armv8.2)"),
