@@ -16,7 +16,7 @@ ALIGN = 64
 """Packed matrices and prepared activations are padded to cache lines."""
 
 OPERAND_HEADER = 64
-"""An i2_s operand starts with int32 sum(q), alone on its cache line."""
+"""An i2_s or t5 operand starts with int32 sum(q), alone on its cache line."""
 
 LUT_BYTES = 32
 """A table of 16 int16 sums for one pair or triple of activations."""
@@ -102,6 +102,18 @@ FORMATS: dict[str, Format] = {
             activation_bytes=lambda k, bk: OPERAND_HEADER + k,
             packer=lay.pack_i2_s,
             unpacker=lay.unpack_i2_s,
+        ),
+        Format(
+            name="t5",
+            bits=8 / 5,
+            about="codes w + 1 of five rows to a byte",
+            bm_multiple=5,
+            bk_multiple=4,
+            k_multiple=lambda bk: bk,
+            matrix_bytes=lambda m, k, bk: m * k // 5,
+            activation_bytes=lambda k, bk: OPERAND_HEADER + k,
+            packer=lay.pack_t5,
+            unpacker=lay.unpack_t5,
         ),
         Format(
             name="tl1",

@@ -1,8 +1,8 @@
 """Where every weight lies: packing and unpacking as NumPy reshape and transpose.
 
 Canonical weights are codes {-1, 0, +1}, int8 [M, K]. Runtime layouts (i2_s, tl1, tl2) pad M to the panel height
-and K to the block with zero weights; with no padding they are byte for byte what bitnet.cpp writes. The GGUF
-block formats TQ1_0 and TQ2_0 carry a float16 scale in every block of 256 weights.
+and K to the block with zero weights; with no padding they are byte for byte what bitnet.cpp writes. t5 is ours and
+pads likewise. The GGUF block formats TQ1_0 and TQ2_0 carry a float16 scale in every block of 256 weights.
 
 Axes are named in the comments as they are reshaped; a transpose then spells the loop order of the stream,
 outermost first. Arithmetic is on uint8 and wraps, so a signed code may be added before its offset is.
@@ -66,6 +66,47 @@ def unpack_i2_s(data: Bytes, shape: GemmShape, bm: int, bk: int) -> Codes:
 def _blocks(codes: Codes, bm: int, bk: int) -> Bytes:
     c = _padded(codes, bm, bk)
     return c.reshape(c.shape[0] // bm, bm, c.shape[1] // bk, 4, bk // 4)
+
+
+# ---- t5: one column of five rows to a byte -----------------------------------------------------------------------
+
+
+def pack_t5(codes: Codes, bm: int, bk: int) -> Bytes:
+    """Codes [M, K] -> uint8 [m_pad / 5 * k_pad], M padded to panels of a multiple of five rows, K to blocks of bk.
+
+    Stream: five rows, column. With codes c = w + 1 of the five rows, pair = 3 c0 + c1 and rest = 9 c2 + 3 c3 + c4, the
+    byte is 8 rest + pair, or 216 + rest where the pair is 8: all 243 ways in 0..242, and no division undoes it.
+    """
+    _check_t5(bm)
+    c = _padded(codes, bm, bk)
+    rows = (c + np.uint8(1)).reshape(c.shape[0] // 5, 5, c.shape[1])
+    pair = rows[:, 0] * np.uint8(3)
+    pair += rows[:, 1]
+    rest = rows[:, 2] * np.uint8(9)
+    rest += rows[:, 3] * np.uint8(3)
+    rest += rows[:, 4]
+    return np.where(pair < 8, rest * np.uint8(8) + pair, rest + np.uint8(216)).reshape(-1)
+
+
+def unpack_t5(data: Bytes, shape: GemmShape, bm: int, bk: int) -> Codes:
+    """The inverse of pack_t5: uint8 -> codes [M, K]. A byte above 242 is a FormatError."""
+    _check_t5(bm)
+    m_pad, k_pad = round_up(shape.m, bm), round_up(shape.k, bk)
+    packed = _exactly(data, m_pad // 5 * k_pad, "t5").reshape(m_pad // 5, k_pad)
+    if packed.size and packed.max() > 242:
+        raise FormatError("t5 data holds a byte above 242: the tensor is corrupt or was packed otherwise")
+    rest = np.where(packed < 216, packed >> 3, packed - np.uint8(216))
+    pair = np.where(packed < 216, packed & 7, np.uint8(8))
+    codes = np.empty((m_pad // 5, 5, k_pad), np.int8)
+    for row, code in enumerate((pair // 3, pair % 3, rest // 9, rest // 3 % 3, rest % 3)):
+        codes[:, row] = code
+    codes -= 1
+    return _crop(codes.reshape(m_pad, k_pad), shape)
+
+
+def _check_t5(bm: int) -> None:
+    if bm < 1 or bm % 5:
+        raise UnsupportedError(f"t5 panels of {bm} rows: need a multiple of five, which share their bytes")
 
 
 # ---- tl1: pairs of weights as an index of nine, two to a byte ----------------------------------------------------

@@ -1,9 +1,9 @@
 """The tuned plan: which layout and tiles each matrix shape gets on an ISA, with the evidence for it.
 
 A plan belongs to a CPU model and an ISA and maps matrix shapes to decisions, so models that share a shape
-share its tuning. Look-up order for a shape: the plan of this host, the plan that ships for the ISA, the
-static default of `space`. A decision that has become illegal, or that was made with other templates, is
-passed over and replanned; it is never an error.
+share its tuning. Look-up order for a shape: the plan of this host, the plan that ships for the ISA or else for
+the nearest level below it, the static default of `space`. A decision that has become illegal, or that was made
+with other templates, is passed over and replanned; it is never an error.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bitgen import data, space
+from bitgen import data, space, targets
 from bitgen.compile import cache_root
 from bitgen.errors import BitgenError
 from bitgen.spec import GemmShape, Layout, MatrixPlan, ModelShape, Tile
@@ -139,7 +139,8 @@ def best_threads(decisions: Sequence[Decision]) -> int | None:
 def lookup(shape: ModelShape, isa: str) -> Lookup:
     """The best known plan of every matrix of a model on an ISA."""
     host = load(host_path(isa))
-    shipped = load(data.folder("presets") / "plans" / f"{isa}.json")
+    folder = data.folder("presets") / "plans"
+    shipped = next((found for level in targets.fallbacks(isa) if (found := load(folder / f"{level}.json"))), None)
     tables = []
     if host is not None and host.stamp == template_stamp():
         tables.append((host, "tuned on this host"))

@@ -20,6 +20,8 @@ def int16_columns(columns: int, low: int, high: int) -> int:
 # A lane of maddubs, and of each of the two accumulators that vmlal fills by halves, gains a product of a code
 # 0..2 and an activation -128..127 every 16 columns: -32768 or +32512 after 2048 columns, just in range.
 PRODUCT_COLUMNS = int16_columns(16, 2 * -128, 2 * 127)
+# The largest part of a t5 byte that is multiplied so is 9 c2 + 3 c3 + c4, 0..26.
+T5_COLUMNS = int16_columns(16, 26 * -128, 26 * 127)
 # An entry of a look-up table is a sum of two, three or four activations of either sign.
 PAIR_COLUMNS = int16_columns(2, -2 * 128, 2 * 128)
 TRIPLE_COLUMNS = int16_columns(3, -3 * 128, 3 * 128)
@@ -75,6 +77,30 @@ TEMPLATES: dict[tuple[str, str], Template] = {
         lanes=16,
     ),
     ("i2_s", "scalar"): Template((4, 1, 8), (128, 64), any_layout=True),
+    ("t5", "avx512vbmi"): Template((5,), (256,), nr=(4, 2), prefetch=_AHEAD, kc=3072, groups=(0, 8, 16), lanes=32),
+    ("t5", "avx512vnni"): Template((5,), (256,), nr=(4, 2), prefetch=_AHEAD, kc=3072, groups=(0, 8, 16), lanes=32),
+    ("t5", "avx2"): Template(
+        (5,),
+        (128,),
+        nr=(2, 1),
+        prefetch=_AHEAD,
+        kc=3072,
+        int16_columns=T5_COLUMNS,
+        groups=(8, 0, 16),
+        lanes=32,
+    ),
+    ("t5", "dotprod"): Template((5,), (64,), nr=(4, 2), prefetch=_AHEAD, kc=4096, groups=(0, 8, 16), lanes=16),
+    ("t5", "neon"): Template(
+        (5,),
+        (64,),
+        nr=(2, 1),
+        prefetch=_AHEAD,
+        kc=4096,
+        int16_columns=T5_COLUMNS,
+        groups=(0, 8, 16),
+        lanes=16,
+    ),
+    ("t5", "scalar"): Template((5, 10), (128, 64), any_layout=True),
     ("tl1", "neon"): Template((64, 32, 128, 256), (128, 64), int16_columns=PAIR_COLUMNS, any_layout=True),
     ("tl1", "scalar"): Template((64, 32, 128), (128, 64), any_layout=True),
     ("tl2", "avx2"): Template((64, 32, 128, 256), (192, 96), int16_columns=TRIPLE_COLUMNS, any_layout=True),

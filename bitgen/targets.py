@@ -9,13 +9,16 @@ from bitgen.spec import Target
 
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
+_VNNI = (*_AVX2, *_AVX512, "-mavx512vnni")
+_VBMI = (*_VNNI, "-mavx512vbmi")
 _AMX = ("-mamx-tile", "-mamx-int8")
 
 TARGETS: dict[str, Target] = {
     t.isa: t
     for t in (
-        Target("amx", "x86_64", (*_AVX2, *_AVX512, "-mavx512vnni", *_AMX), "avx512vnni", "AMX int8 tiles and VNNI"),
-        Target("avx512vnni", "x86_64", (*_AVX2, *_AVX512, "-mavx512vnni"), "avx2", "AVX-512 with VNNI"),
+        Target("amx", "x86_64", (*_VBMI, *_AMX), "avx512vbmi", "AMX int8 tiles, AVX-512 with VNNI and VBMI"),
+        Target("avx512vbmi", "x86_64", _VBMI, "avx512vnni", "AVX-512 with VNNI and VBMI"),
+        Target("avx512vnni", "x86_64", _VNNI, "avx2", "AVX-512 with VNNI"),
         Target("avxvnni", "x86_64", (*_AVX2, "-mavxvnni"), "avx2", "AVX2 with the 256-bit VNNI of AVX-VNNI"),
         Target("avx2", "x86_64", _AVX2, "scalar", "AVX2, FMA and F16C"),
         Target("dotprod", "arm64", ("-mcpu=generic+dotprod",), "neon", "NEON with sdot (Armv8.2)"),

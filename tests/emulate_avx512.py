@@ -1,4 +1,4 @@
-"""Runs a static x86-64 Linux program on an emulated CPU with AVX-512 VNNI, which the host need not have.
+"""Runs a static x86-64 Linux program on an emulated CPU with AVX-512 VNNI and VBMI, which the host need not have.
 
 Bochs 2.7 emulates AVX-512 VNNI; Bochs 3 also AVX-VNNI and AMX. The newest CPU it knows is taken.
 

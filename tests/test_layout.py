@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from pathlib import Path
 
@@ -29,6 +30,13 @@ def test_i2_s_round_trip(m: int, k: int, bm: int, quarter: int, seed: int) -> No
     codes = ternary(m, k, seed)
     data = layout.pack_i2_s(codes, bm, 4 * quarter)
     assert np.array_equal(layout.unpack_i2_s(data, GemmShape(m, k), bm, 4 * quarter), codes)
+
+
+@given(m=sizes, k=sizes, fives=st.integers(1, 4), bk=st.integers(1, 200), seed=seeds)
+def test_t5_round_trip(m: int, k: int, fives: int, bk: int, seed: int) -> None:
+    codes, bm = ternary(m, k, seed), 5 * fives
+    data = layout.pack_t5(codes, bm, bk)
+    assert np.array_equal(layout.unpack_t5(data, GemmShape(m, k), bm, bk), codes)
 
 
 @given(m=sizes, k=sizes, steps=st.integers(1, 4), by=st.integers(1, 12), rows=st.sampled_from([32, 64]), seed=seeds)
@@ -63,6 +71,17 @@ def test_i2_s_byte_order() -> None:
     assert layout.pack_i2_s(w, 1, 64).tolist() == [0x99, 0x15, *[0x55] * 14, 0x19, *[0x55] * 14, 0x56]
     two = layout.pack_i2_s(np.concatenate([w, -w]), 2, 128).reshape(2, 32)
     assert two[0, 0] == 0xA2 and two[1, 0] == 0x08
+
+
+def test_t5_bytes() -> None:
+    """The first row counts most; five times w = +1 is 216 + 26; every byte up to 242 is one column of five rows."""
+    digits = np.array(list(itertools.product((-1, 0, 1), repeat=5)), np.int8).T
+    data = layout.pack_t5(digits, 5, 1)
+    assert sorted(data) == list(range(243))
+    assert data[[0, 1, 3, 9, 27, 121, 242]].tolist() == [0, 8, 24, 72, 1, 8 * 13 + 4, 242]
+    assert data[-27:].tolist() == list(range(216, 243))
+    two = layout.pack_t5(np.concatenate([digits, -digits]), 10, 4).reshape(2, 244)
+    assert np.array_equal(two[0, :243], data) and np.array_equal(two[1, :243], data[::-1])
 
 
 def test_padding_is_zero_weights() -> None:
@@ -111,6 +130,12 @@ def test_bad_bytes_are_refused() -> None:
         layout.unpack_i2_s(ff, shape, 1, 128)
     with pytest.raises(FormatError, match="code 3"):
         layout.unpack_tq2_0(ff, 32, 256)
+    with pytest.raises(FormatError, match="above 242"):
+        layout.unpack_t5(ff, shape, 5, 128)
+    with pytest.raises(FormatError, match="above 242"):
+        layout.unpack_t5(np.full(1 << 14, 243, np.uint8), shape, 5, 128)
+    with pytest.raises(FormatError, match="cut short"):
+        layout.unpack_t5(ff[:1791], shape, 5, 128)
     with pytest.raises(FormatError, match="pair code"):
         layout.unpack_tl1(ff, shape, 32, 128)
     with pytest.raises(FormatError, match="index above 13"):
@@ -139,10 +164,20 @@ def test_illegal_tiles_are_refused(bm: int, bk: int) -> None:
         layout.pack_tl1(ternary(32, 96), bm, bk)
 
 
+@pytest.mark.parametrize("bm", [0, 4, 32])
+def test_t5_panels_are_fives_of_rows(bm: int) -> None:
+    with pytest.raises(UnsupportedError, match="multiple of five"):
+        layout.pack_t5(ternary(32, 96), bm, 128)
+
+
 def test_packing_a_large_matrix_takes_no_time() -> None:
     """A gate_up matrix of 2B4T: seconds at load per layer would be minutes per model. A loose bound."""
     codes = ternary(13824, 2560)
-    for pack in (lambda: layout.pack_i2_s(codes, 4, 128), lambda: layout.pack_tl2(codes, 64, 96)):
+    for pack in (
+        lambda: layout.pack_i2_s(codes, 4, 128),
+        lambda: layout.pack_t5(codes, 5, 128),
+        lambda: layout.pack_tl2(codes, 64, 96),
+    ):
         start = time.perf_counter()
         pack()
         assert time.perf_counter() - start < 2

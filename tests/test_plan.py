@@ -73,6 +73,12 @@ def test_shipped_plans_are_legal(path: Path) -> None:
     assert json.loads(path.read_text())["matrices"]
 
 
+def test_a_level_without_a_shipped_plan_takes_that_of_the_level_below() -> None:
+    below, found = plan.lookup(SHAPE, "avx512vnni"), plan.lookup(SHAPE, "avx512vbmi")
+    assert found.matrices == below.matrices
+    assert set(found.sources.values()) == set(below.sources.values()) == {"shipped"}
+
+
 def test_a_model_with_unknown_shapes_gets_defaults() -> None:
     found = plan.lookup(SHAPE, "scalar")
     assert set(found.sources.values()) <= {"default", "shipped"}

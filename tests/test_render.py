@@ -62,7 +62,7 @@ def test_there_is_a_row_for_every_template_file() -> None:
     folder = data.folder("templates")
     files = {
         (p.parent.name, p.name.removesuffix(".c.j2"))
-        for format in ("i2_s", "tl1", "tl2")
+        for format in ("i2_s", "t5", "tl1", "tl2")
         for p in (folder / format).glob("*.c.j2")
         if p.name.removesuffix(".c.j2") in TARGETS
     }

@@ -19,6 +19,9 @@ def test_bounds_of_int16_sums() -> None:
     assert space.PRODUCT_COLUMNS == 2048
     products = space.PRODUCT_COLUMNS // 16
     assert products * 2 * -128 == -(1 << 15) and products * 2 * 127 < 1 << 15
+    assert space.T5_COLUMNS == 144
+    parts = space.T5_COLUMNS // 16
+    assert parts * 26 * -128 >= -(1 << 15) and parts * 26 * 127 < 1 << 15 <= (parts + 1) * 26 * 128
     assert space.PAIR_COLUMNS // 2 * 256 < 1 << 15 <= (space.PAIR_COLUMNS // 2 + 1) * 256
     assert space.TRIPLE_COLUMNS // 3 * 384 < 1 << 15 <= (space.TRIPLE_COLUMNS // 3 + 1) * 384
 
@@ -52,14 +55,21 @@ def test_formats_offered_by_level() -> None:
     shape = GemmShape(256, 960)
     offered = {isa: {layout.format for layout in space.candidate_layouts(shape, isa)} for isa in TARGETS}
     assert offered == {
-        "amx": {"i2_s", "tl2"},
-        "avx512vnni": {"i2_s", "tl2"},
-        "avxvnni": {"i2_s", "tl2"},
-        "avx2": {"i2_s", "tl2"},
-        "dotprod": {"i2_s", "tl1"},
-        "neon": {"i2_s", "tl1"},
-        "scalar": {"i2_s", "tl1", "tl2"},
+        "amx": {"i2_s", "t5", "tl2"},
+        "avx512vbmi": {"i2_s", "t5", "tl2"},
+        "avx512vnni": {"i2_s", "t5", "tl2"},
+        "avxvnni": {"i2_s", "t5", "tl2"},
+        "avx2": {"i2_s", "t5", "tl2"},
+        "dotprod": {"i2_s", "t5", "tl1"},
+        "neon": {"i2_s", "t5", "tl1"},
+        "scalar": {"i2_s", "t5", "tl1", "tl2"},
     }
+
+
+def test_the_default_is_i2_s() -> None:
+    """Formats of fewer bits are chosen by measurement."""
+    for isa in TARGETS:
+        assert {space.default_plan(shape, isa).layout.format for shape in SHAPES} == {"i2_s"}
 
 
 def test_the_good_one_is_legal() -> None:
@@ -85,6 +95,8 @@ def test_the_good_one_is_legal() -> None:
         ({"op": "gemv"}, "only a prefetch"),
         ({"op": "gemv", "tile": Tile(prefetch=-64)}, "prefetch must be"),
         ({"layout": Layout("tl2", 64, 288), "tile": Tile()}, "may overflow; at most 255"),
+        ({"layout": Layout("t5", 4, 128)}, "bm must be a positive multiple of 5"),
+        ({"layout": Layout("t5", 10, 128)}, "bm must be one of"),
         ({"layout": Layout("tl1", 64, 256), "isa": "neon", "tile": Tile()}, "may overflow; at most 254"),
     ],
 )

@@ -11,8 +11,8 @@ specs = st.builds(
     KernelSpec,
     st.sampled_from(["gemv", "gemm"]),
     st.builds(GemmShape, positive, positive),
-    st.sampled_from(["avx2", "avx512vnni", "neon", "scalar"]),
-    st.builds(Layout, st.sampled_from(["i2_s", "tl1", "tl2"]), positive, positive),
+    st.sampled_from(["avx2", "avx512vbmi", "avx512vnni", "neon", "scalar"]),
+    st.builds(Layout, st.sampled_from(["i2_s", "t5", "tl1", "tl2"]), positive, positive),
     st.builds(Tile, st.integers(1, 64), natural, natural),
 )
 

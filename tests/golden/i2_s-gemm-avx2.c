@@ -110,7 +110,8 @@ static void panels_times(const uint8_t *w, const uint8_t *x, int32_t tokens, int
   const int32_t blocks = (K_PAD - k0 < KC ? K_PAD - k0 : KC) / BK;
   x += HEADER + k0;
   for (int32_t row = p * BM; row < p_end * BM; row += MR) {
-    const uint8_t *wr = w + (size_t)(row / BM) * PANEL_BYTES + (size_t)k0 / 4 * BM + row % BM * VB;
+    const uint8_t *wr =
+        w + (size_t)(row / BM) * PANEL_BYTES + (size_t)k0 / BK * (PANEL_BYTES / BLOCKS) + row % BM * VB;
     switch (tokens) {
     case 1:
       rows_times(wr, x, blocks, 1, y + row);

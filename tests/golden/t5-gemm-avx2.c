@@ -1,0 +1,372 @@
+// bg_t5_gemm_m2560_k6912_bm5_bk128_nr2_kc2304_g8__avx2
+//
+// gemm of W [2560, 6912] in layout t5_bm5_bk128 on avx2.
+// Generated from templates/t5/avx2.c.j2 by:
+//   bitgen gen bg_t5_gemm_m2560_k6912_bm5_bk128_nr2_kc2304_g8__avx2
+
+#include <immintrin.h>
+#include <string.h>
+
+#include "kernel.h"
+
+enum { M = 2560, K = 6912, M_PAD = 2560, K_PAD = 6912 };
+enum { BM = 5, BK = 128, PANELS = 512 };
+enum { WEIGHT_BYTES = 3538944, OPERAND_BYTES = 6976 };
+enum { NR = 2, KC = 2304 };
+_Static_assert(M_PAD == PANELS * BM && M <= M_PAD && K <= K_PAD, "whole panels and blocks cover the matrix");
+
+enum { VB = 32 };
+enum { ROWS = 5, BLOCKS = K_PAD / BK, PANEL_BYTES = K_PAD };
+_Static_assert(BM == ROWS && BK == 4 * VB && K_PAD % BK == 0, "a panel is five rows, a block four vectors");
+
+// One token's operand: int32 sum(q) alone on a cache line, then q padded with zeros to K_PAD. The sum undoes
+// the + 1 of the codes: sum (w + 1) q - sum q = sum w q.
+enum { HEADER = 64 };
+
+static void prepare(const int8_t *q, int32_t n, uint8_t *operand) {
+  for (int32_t t = 0; t < n; t++, q += K, operand += OPERAND_BYTES) {
+    int32_t sum = 0;
+    for (int32_t i = 0; i < K; i++)
+      sum += q[i];
+    memset(operand, 0, HEADER);
+    memcpy(operand, &sum, sizeof sum);
+    memcpy(operand + HEADER, q, K);
+    memset(operand + HEADER + K, 0, OPERAND_BYTES - HEADER - K);
+  }
+}
+
+static inline int32_t operand_sum(const uint8_t *operand) {
+  int32_t sum;
+  memcpy(&sum, operand, sizeof sum);
+  return sum;
+}
+
+// A byte holds the codes c = w + 1 of one column of five rows. With pair = 3 c0 + c1 and
+// rest = 9 c2 + 3 c3 + c4 it is 8 rest + pair, or 216 + rest where the pair is 8. Since bytes wrap around,
+//   rest = min(byte / 8, byte - 216)   and   pair = min(byte - 8 rest, 8).
+// The codes need not be taken apart: five parts, linear in the codes and cheap to find, are multiplied with
+// the activations, and the sums of the rows follow from the sums of the parts.
+enum {
+  PAIR,   // 3 c0 + c1, 0..8
+  FIRST,  // c0
+  REST,   // 9 c2 + 3 c3 + c4, 0..26
+  LOW,    // 3 c3 + c4, 0..8
+  FOURTH, // c3
+  PARTS
+};
+
+// y of five rows gains their sums.
+static inline void add_rows(const int32_t s[PARTS], int32_t *y) {
+  y[0] += s[FIRST];
+  y[1] += s[PAIR] - 3 * s[FIRST];
+  y[2] += (s[REST] - s[LOW]) / 9;
+  y[3] += s[FOURTH];
+  y[4] += s[LOW] - 3 * s[FOURTH];
+}
+
+// Partial sums are int16. A lane gains 8 products of a part and an activation -128..127 from each block. REST
+// is 0..26 and is widened after every block; the others, 0..8, after SPAN blocks.
+enum { SPAN = 4 };
+_Static_assert(BK <= 144 && 8 * 26 * 128 <= 32768, "int16 sums over a block are exact");
+_Static_assert(SPAN * 8 * 8 * 128 <= 32768, "and those of smaller parts over SPAN blocks");
+
+static inline __m256i load(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
+
+// A third of the bytes 0..8.
+static inline __m256i third(__m256i v) {
+  const __m128i table = _mm_setr_epi8(0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 0, 0, 0, 0, 0, 0);
+  return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), v);
+}
+
+// v mod 9 of bytes below 27: where v is less than 9, v - 9 wraps around to more.
+static inline __m256i mod9(__m256i v) {
+  const __m256i nine = _mm256_set1_epi8(9);
+  v = _mm256_min_epu8(v, _mm256_sub_epi8(v, nine));
+  return _mm256_min_epu8(v, _mm256_sub_epi8(v, nine));
+}
+
+static inline void decode(const uint8_t *w, __m256i u[PARTS]) {
+  const __m256i v = load(w), eight = _mm256_set1_epi8(8);
+  const __m256i eighth = _mm256_and_si256(_mm256_srli_epi16(v, 3), _mm256_set1_epi8(31));
+  u[REST] = _mm256_min_epu8(eighth, _mm256_sub_epi8(v, _mm256_set1_epi8((char)216)));
+  u[PAIR] = _mm256_min_epu8(_mm256_sub_epi8(v, _mm256_slli_epi16(u[REST], 3)), eight);
+  u[FIRST] = third(u[PAIR]);
+  u[LOW] = mod9(u[REST]);
+  u[FOURTH] = third(u[LOW]);
+}
+
+// Neighbouring int16 lanes added into int32.
+static inline __m256i widen(__m256i v) { return _mm256_madd_epi16(v, _mm256_set1_epi16(1)); }
+
+static inline int32_t sum_lanes(__m256i v) {
+  __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+  s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+  s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1));
+  return _mm_cvtsi128_si32(s);
+}
+
+// Five rows over `blocks` blocks against `tokens` <= NR tokens: the parts are found once for all of them.
+// y [t][M_PAD] gains the products.
+static inline __attribute__((always_inline)) void rows_times(const uint8_t *w, const uint8_t *x,
+                                                             int32_t blocks, int tokens, int32_t *y) {
+  __m256i total[NR][PARTS] = {0};
+  while (blocks > 0) {
+    const int32_t span = blocks < SPAN ? blocks : SPAN;
+    __m256i acc[NR][PARTS] = {0};
+    for (int32_t b = 0; b < span; b++) {
+      for (int quarter = 0; quarter < 4; quarter++, w += VB, x += VB) {
+        __m256i u[PARTS];
+        decode(w, u);
+        for (int t = 0; t < tokens; t++) {
+          const __m256i xt = load(x + (size_t)t * OPERAND_BYTES);
+          for (int i = 0; i < PARTS; i++)
+            acc[t][i] = _mm256_add_epi16(acc[t][i], _mm256_maddubs_epi16(u[i], xt));
+        }
+      }
+      for (int t = 0; t < tokens; t++) {
+        total[t][REST] = _mm256_add_epi32(total[t][REST], widen(acc[t][REST]));
+        acc[t][REST] = _mm256_setzero_si256();
+      }
+    }
+    for (int t = 0; t < tokens; t++)
+      for (int i = 0; i < PARTS; i++)
+        total[t][i] = _mm256_add_epi32(total[t][i], widen(acc[t][i]));
+    blocks -= span;
+  }
+  for (int t = 0; t < tokens; t++) {
+    int32_t sums[PARTS];
+    for (int i = 0; i < PARTS; i++)
+      sums[i] = sum_lanes(total[t][i]);
+    add_rows(sums, y + (size_t)t * M_PAD);
+  }
+}
+
+enum { MR = ROWS };
+_Static_assert(KC % BK == 0, "whole blocks");
+
+// Panels [p, p_end) over the cache block of columns that starts at k0, for `tokens` <= NR tokens.
+static void panels_times(const uint8_t *w, const uint8_t *x, int32_t tokens, int32_t *y, int32_t p,
+                         int32_t p_end, int32_t k0) {
+  const int32_t blocks = (K_PAD - k0 < KC ? K_PAD - k0 : KC) / BK;
+  x += HEADER + k0;
+  for (int32_t row = p * BM; row < p_end * BM; row += MR) {
+    const uint8_t *wr =
+        w + (size_t)(row / BM) * PANEL_BYTES + (size_t)k0 / BK * (PANEL_BYTES / BLOCKS) + row % BM * VB;
+    switch (tokens) {
+    case 1:
+      rows_times(wr, x, blocks, 1, y + row);
+      break;
+    case 2:
+      rows_times(wr, x, blocks, 2, y + row);
+      break;
+    }
+  }
+}
+
+// As many panels as fill a part of the second-level cache stay there while all tokens pass over them; a cache
+// block of NR tokens' activations stays in the first.
+enum { CACHED = 128 << 10, FIT = CACHED / (BM * KC / 4), PANEL_BLOCK = FIT > 1 ? FIT : 1 };
+
+static void products(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0,
+                     int32_t p1) {
+  const int32_t groups = (n + NR - 1) / NR; // of tokens, as even as can be
+  for (int32_t p = p0; p < p1; p += PANEL_BLOCK) {
+    const int32_t p_end = p1 - p < PANEL_BLOCK ? p1 : p + PANEL_BLOCK;
+    for (int32_t t = 0; t < n; t++) {
+      const int32_t sum = operand_sum(operand + (size_t)t * OPERAND_BYTES);
+      for (int32_t row = p * BM; row < p_end * BM; row++)
+        y[(size_t)t * M_PAD + row] = -sum;
+    }
+    for (int32_t k0 = 0; k0 < K_PAD; k0 += KC) {
+      for (int32_t g = 0, t = 0; g < groups; g++) {
+        const int32_t t_end = (int32_t)((int64_t)n * (g + 1) / groups);
+        panels_times(w, operand + (size_t)t * OPERAND_BYTES, t_end - t, y + (size_t)t * M_PAD, p, p_end, k0);
+        t = t_end;
+      }
+    }
+  }
+}
+
+// Whole tiles of LANES tokens, by look-up instead of products (the idea of BiQGEMM, arXiv:2005.09904). A
+// table holds, for each of the 81 ways to weight four activations by -1, 0 or +1, the sum in LANES tokens
+// side by side: a load and an add do the work of 4 * LANES multiply-adds. One pass takes every row through
+// the tables of GROUPS groups of four columns, which stay in the nearest caches; then the next are built.
+enum { GROUPS = 8, LANES = 32, ENTRIES = 81, STEP = 16 };
+enum { PASSES = K_PAD / 4 / GROUPS, MOST_ROWS = M_PAD < 1280 ? M_PAD : 1280 / BM * BM };
+_Static_assert(STEP % GROUPS == 0 && VB % STEP == 0 && LANES % STEP == 0, "whole passes");
+
+// After FLUSH passes the int16 sums are added to int32: until then they cannot overflow.
+enum { FLUSH = 252 / 4 / GROUPS };
+_Static_assert(4 * 128 * FLUSH * GROUPS <= INT16_MAX, "int16 sums over FLUSH passes are exact");
+
+typedef int16_t lanes __attribute__((vector_size(2 * LANES)));
+typedef int32_t wide_lanes __attribute__((vector_size(4 * LANES), aligned(64)));
+typedef int8_t bytes __attribute__((vector_size(STEP)));
+typedef int16_t wide_bytes __attribute__((vector_size(2 * STEP)));
+
+typedef struct {
+  lanes table[GROUPS][ENTRIES];
+  lanes x[STEP][4];      // the activations of STEP groups
+  lanes part[MOST_ROWS]; // sums since the last flush
+  wide_lanes total[MOST_ROWS];
+  uint8_t entry[PASSES][MOST_ROWS][GROUPS]; // of each group in its table
+} workspace;
+
+typedef uint8_t columns __attribute__((vector_size(VB)));
+
+static inline columns least(columns a, columns b) {
+  const columns first = (columns)(a < b); // 255 where true
+  return (a & first) | (b & ~first);
+}
+
+// Takes the leading code, which counts `place`, out of each byte.
+static inline columns take(columns *v, uint8_t place) {
+  const columns one = (columns)(*v >= place), two = one & (columns)(*v - place >= place);
+  *v -= (one & place) + (two & place);
+  return -(one + two);
+}
+
+// Four codes of a row, from the same place of a block's four vectors, become a base-3 number; passes become
+// contiguous.
+static void find_entries(const uint8_t *w, int32_t rows, workspace *s) {
+  enum { AHEAD = 8 * PANEL_BYTES };
+  for (int32_t b = 0; b < BLOCKS; b++) {
+    for (int32_t r = 0; r < rows; r += ROWS) {
+      columns entries[ROWS] = {0};
+      for (int quarter = 0; quarter < 4; quarter++) {
+        const uint8_t *from = w + (size_t)(r / ROWS) * PANEL_BYTES + b * BK + quarter * VB;
+        __builtin_prefetch(from + AHEAD);
+        columns v;
+        memcpy(&v, from, sizeof v);
+        columns rest = least(v >> 3, v - 216), pair = least(v - (rest << 3), (columns){0} + 8);
+        entries[0] = 3 * entries[0] + take(&pair, 3);
+        entries[1] = 3 * entries[1] + take(&pair, 1);
+        entries[2] = 3 * entries[2] + take(&rest, 9);
+        entries[3] = 3 * entries[3] + take(&rest, 3);
+        entries[4] = 3 * entries[4] + take(&rest, 1);
+      }
+      for (int i = 0; i < ROWS; i++)
+        for (int j = 0; j < VB; j += GROUPS)
+          memcpy(s->entry[(b * VB + j) / GROUPS][r + i], (uint8_t *)&entries[i] + j, GROUPS);
+    }
+  }
+}
+
+// Row i of a square of bytes becomes column i, by four perfect shuffles of its rows.
+static inline void transpose(bytes v[STEP]) {
+  for (int round = 0; round < 4; round++) {
+    bytes t[STEP];
+    for (int i = 0; i < STEP / 2; i++) {
+      const bytes a = v[i], b = v[i + STEP / 2];
+      t[2 * i] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+      t[2 * i + 1] =
+          __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    }
+    memcpy(v, t, sizeof t);
+  }
+}
+
+// The activations of STEP groups; lanes beyond n repeat the last token and are not stored in the end.
+static void load_activations(const uint8_t *q, int32_t n, workspace *s) {
+  for (int quarter = 0; quarter < 4; quarter++) {
+    for (int t0 = 0; t0 < LANES; t0 += STEP) {
+      bytes v[STEP];
+      for (int t = 0; t < STEP; t++)
+        memcpy(&v[t], q + (size_t)(t0 + t < n ? t0 + t : n - 1) * OPERAND_BYTES + quarter * VB, STEP);
+      transpose(v);
+      for (int g = 0; g < STEP; g++) {
+        const wide_bytes x = __builtin_convertvector(v[g], wide_bytes);
+        memcpy((int16_t *)&s->x[g][quarter] + t0, &x, sizeof x);
+      }
+    }
+  }
+}
+
+// Entry 27 c0 + 9 c1 + 3 c2 + c3 is the sum of (c - 1) x over the four.
+static void build_tables(lanes (*x)[4], workspace *s) {
+  for (int g = 0; g < GROUPS; g++) {
+    lanes high[9], low[9];
+    for (int i = 0; i < 9; i++) {
+      const int16_t c = (int16_t)(i / 3 - 1), d = (int16_t)(i % 3 - 1);
+      high[i] = c * x[g][0] + d * x[g][1];
+      low[i] = c * x[g][2] + d * x[g][3];
+    }
+    for (int h = 0; h < 9; h++)
+      for (int l = 0; l < 9; l++)
+        s->table[g][9 * h + l] = high[h] + low[l];
+  }
+}
+
+// One pass. Eight entries are loaded as one word.
+static inline __attribute__((always_inline)) void look_up(int32_t pass, int32_t rows, int first, int last,
+                                                          workspace *s) {
+  for (int32_t r = 0; r < rows; r++) {
+    lanes sum = first ? (lanes){0} : s->part[r];
+    for (int g = 0; g < GROUPS; g += 8) {
+      uint64_t entries;
+      memcpy(&entries, &s->entry[pass][r][g], sizeof entries);
+      for (int i = 0; i < 8; i++)
+        sum += s->table[g + i][(uint8_t)(entries >> 8 * i)];
+    }
+    if (last)
+      s->total[r] += __builtin_convertvector(sum, wide_lanes);
+    else
+      s->part[r] = sum;
+  }
+}
+
+// All passes for one tile of n <= LANES tokens.
+static void tile_times(const uint8_t *x, int32_t n, int32_t rows, int32_t *y, workspace *s) {
+  memset(s->total, 0, (size_t)rows * sizeof *s->total);
+  for (int32_t pass = 0; pass < PASSES; pass++) {
+    const int32_t group = pass * GROUPS, first = pass % FLUSH == 0,
+                  last = pass % FLUSH == FLUSH - 1 || pass == PASSES - 1;
+    if (group % STEP == 0)
+      load_activations(x + group / VB * BK + group % VB, n, s);
+    build_tables(s->x + group % STEP, s);
+    if (first && last)
+      look_up(pass, rows, 1, 1, s);
+    else if (first)
+      look_up(pass, rows, 1, 0, s);
+    else if (last)
+      look_up(pass, rows, 0, 1, s);
+    else
+      look_up(pass, rows, 0, 0, s);
+  }
+  for (int32_t r0 = 0; r0 < rows; r0 += STEP) // squares: both sides of the transposition stay cached
+    for (int32_t t = 0; t < n; t++)
+      for (int32_t r = r0; r < rows && r < r0 + STEP; r++)
+        y[(size_t)t * M_PAD + r] = s->total[r][t];
+}
+
+static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1,
+                void *scratch) {
+  // A few tokens are cheaper as products than as a tile.
+  const int32_t looked_up = n % LANES > LANES / 2 ? n : n - n % LANES;
+  const int32_t parts = looked_up ? ((p1 - p0) * BM + MOST_ROWS - 1) / MOST_ROWS : 0;
+  for (int32_t i = 0; i < parts; i++) {
+    const int32_t p = p0 + (p1 - p0) * i / parts, rows = (p0 + (p1 - p0) * (i + 1) / parts - p) * BM;
+    find_entries(w + (size_t)p * PANEL_BYTES, rows, scratch);
+    for (int32_t t = 0; t < looked_up; t += LANES)
+      tile_times(operand + (size_t)t * OPERAND_BYTES + HEADER, looked_up - t < LANES ? looked_up - t : LANES,
+                 rows, y + (size_t)t * M_PAD + p * BM, scratch);
+  }
+  if (looked_up < n)
+    products(w, operand + (size_t)looked_up * OPERAND_BYTES, n - looked_up, y + (size_t)looked_up * M_PAD, p0,
+             p1);
+}
+
+const bg_kernel bg_t5_gemm_m2560_k6912_bm5_bk128_nr2_kc2304_g8__avx2 = {
+    .symbol = "bg_t5_gemm_m2560_k6912_bm5_bk128_nr2_kc2304_g8__avx2",
+    .m = M,
+    .k = K,
+    .m_pad = M_PAD,
+    .panels = PANELS,
+    .max_n = INT32_MAX,
+    .weight_bytes = WEIGHT_BYTES,
+    .operand_bytes = OPERAND_BYTES,
+    .n_tile = LANES,
+    .scratch_bytes = sizeof(workspace),
+    .prepare = prepare,
+    .run = run,
+};

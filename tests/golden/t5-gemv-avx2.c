@@ -1,0 +1,169 @@
+// bg_t5_gemv_m2560_k6912_bm5_bk128_pf2048__avx2
+//
+// gemv of W [2560, 6912] in layout t5_bm5_bk128 on avx2.
+// Generated from templates/t5/avx2.c.j2 by:
+//   bitgen gen bg_t5_gemv_m2560_k6912_bm5_bk128_pf2048__avx2
+
+#include <immintrin.h>
+#include <string.h>
+
+#include "kernel.h"
+
+enum { M = 2560, K = 6912, M_PAD = 2560, K_PAD = 6912 };
+enum { BM = 5, BK = 128, PANELS = 512 };
+enum { WEIGHT_BYTES = 3538944, OPERAND_BYTES = 6976 };
+enum { PREFETCH = 2048 };
+_Static_assert(M_PAD == PANELS * BM && M <= M_PAD && K <= K_PAD, "whole panels and blocks cover the matrix");
+
+enum { VB = 32 };
+enum { ROWS = 5, BLOCKS = K_PAD / BK, PANEL_BYTES = K_PAD };
+_Static_assert(BM == ROWS && BK == 4 * VB && K_PAD % BK == 0, "a panel is five rows, a block four vectors");
+
+// One token's operand: int32 sum(q) alone on a cache line, then q padded with zeros to K_PAD. The sum undoes
+// the + 1 of the codes: sum (w + 1) q - sum q = sum w q.
+enum { HEADER = 64 };
+
+static void prepare(const int8_t *q, int32_t n, uint8_t *operand) {
+  for (int32_t t = 0; t < n; t++, q += K, operand += OPERAND_BYTES) {
+    int32_t sum = 0;
+    for (int32_t i = 0; i < K; i++)
+      sum += q[i];
+    memset(operand, 0, HEADER);
+    memcpy(operand, &sum, sizeof sum);
+    memcpy(operand + HEADER, q, K);
+    memset(operand + HEADER + K, 0, OPERAND_BYTES - HEADER - K);
+  }
+}
+
+static inline int32_t operand_sum(const uint8_t *operand) {
+  int32_t sum;
+  memcpy(&sum, operand, sizeof sum);
+  return sum;
+}
+
+// A byte holds the codes c = w + 1 of one column of five rows. With pair = 3 c0 + c1 and
+// rest = 9 c2 + 3 c3 + c4 it is 8 rest + pair, or 216 + rest where the pair is 8. Since bytes wrap around,
+//   rest = min(byte / 8, byte - 216)   and   pair = min(byte - 8 rest, 8).
+// The codes need not be taken apart: five parts, linear in the codes and cheap to find, are multiplied with
+// the activations, and the sums of the rows follow from the sums of the parts.
+enum {
+  PAIR,   // 3 c0 + c1, 0..8
+  FIRST,  // c0
+  REST,   // 9 c2 + 3 c3 + c4, 0..26
+  LOW,    // 3 c3 + c4, 0..8
+  FOURTH, // c3
+  PARTS
+};
+
+// y of five rows gains their sums.
+static inline void add_rows(const int32_t s[PARTS], int32_t *y) {
+  y[0] += s[FIRST];
+  y[1] += s[PAIR] - 3 * s[FIRST];
+  y[2] += (s[REST] - s[LOW]) / 9;
+  y[3] += s[FOURTH];
+  y[4] += s[LOW] - 3 * s[FOURTH];
+}
+
+enum { NR = 1 };
+
+// Partial sums are int16. A lane gains 8 products of a part and an activation -128..127 from each block. REST
+// is 0..26 and is widened after every block; the others, 0..8, after SPAN blocks.
+enum { SPAN = 4 };
+_Static_assert(BK <= 144 && 8 * 26 * 128 <= 32768, "int16 sums over a block are exact");
+_Static_assert(SPAN * 8 * 8 * 128 <= 32768, "and those of smaller parts over SPAN blocks");
+
+static inline __m256i load(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
+
+// A third of the bytes 0..8.
+static inline __m256i third(__m256i v) {
+  const __m128i table = _mm_setr_epi8(0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 0, 0, 0, 0, 0, 0);
+  return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), v);
+}
+
+// v mod 9 of bytes below 27: where v is less than 9, v - 9 wraps around to more.
+static inline __m256i mod9(__m256i v) {
+  const __m256i nine = _mm256_set1_epi8(9);
+  v = _mm256_min_epu8(v, _mm256_sub_epi8(v, nine));
+  return _mm256_min_epu8(v, _mm256_sub_epi8(v, nine));
+}
+
+static inline void decode(const uint8_t *w, __m256i u[PARTS]) {
+  const __m256i v = load(w), eight = _mm256_set1_epi8(8);
+  const __m256i eighth = _mm256_and_si256(_mm256_srli_epi16(v, 3), _mm256_set1_epi8(31));
+  u[REST] = _mm256_min_epu8(eighth, _mm256_sub_epi8(v, _mm256_set1_epi8((char)216)));
+  u[PAIR] = _mm256_min_epu8(_mm256_sub_epi8(v, _mm256_slli_epi16(u[REST], 3)), eight);
+  u[FIRST] = third(u[PAIR]);
+  u[LOW] = mod9(u[REST]);
+  u[FOURTH] = third(u[LOW]);
+}
+
+// Neighbouring int16 lanes added into int32.
+static inline __m256i widen(__m256i v) { return _mm256_madd_epi16(v, _mm256_set1_epi16(1)); }
+
+static inline int32_t sum_lanes(__m256i v) {
+  __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+  s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+  s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1));
+  return _mm_cvtsi128_si32(s);
+}
+
+// Five rows over `blocks` blocks against `tokens` <= NR tokens: the parts are found once for all of them.
+// y [t][M_PAD] gains the products.
+static inline __attribute__((always_inline)) void rows_times(const uint8_t *w, const uint8_t *x,
+                                                             int32_t blocks, int tokens, int32_t *y) {
+  __m256i total[NR][PARTS] = {0};
+  while (blocks > 0) {
+    const int32_t span = blocks < SPAN ? blocks : SPAN;
+    __m256i acc[NR][PARTS] = {0};
+    for (int32_t b = 0; b < span; b++) {
+      for (int quarter = 0; quarter < 4; quarter++, w += VB, x += VB) {
+        if (quarter % 2 == 0)
+          _mm_prefetch((const char *)w + PREFETCH, _MM_HINT_T0);
+        __m256i u[PARTS];
+        decode(w, u);
+        for (int t = 0; t < tokens; t++) {
+          const __m256i xt = load(x + (size_t)t * OPERAND_BYTES);
+          for (int i = 0; i < PARTS; i++)
+            acc[t][i] = _mm256_add_epi16(acc[t][i], _mm256_maddubs_epi16(u[i], xt));
+        }
+      }
+      for (int t = 0; t < tokens; t++) {
+        total[t][REST] = _mm256_add_epi32(total[t][REST], widen(acc[t][REST]));
+        acc[t][REST] = _mm256_setzero_si256();
+      }
+    }
+    for (int t = 0; t < tokens; t++)
+      for (int i = 0; i < PARTS; i++)
+        total[t][i] = _mm256_add_epi32(total[t][i], widen(acc[t][i]));
+    blocks -= span;
+  }
+  for (int t = 0; t < tokens; t++) {
+    int32_t sums[PARTS];
+    for (int i = 0; i < PARTS; i++)
+      sums[i] = sum_lanes(total[t][i]);
+    add_rows(sums, y + (size_t)t * M_PAD);
+  }
+}
+
+static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1,
+                void *scratch) {
+  (void)n, (void)scratch;
+  for (int32_t p = p0; p < p1; p++) {
+    for (int r = 0; r < ROWS; r++)
+      y[p * ROWS + r] = -operand_sum(operand);
+    rows_times(w + (size_t)p * PANEL_BYTES, operand + HEADER, BLOCKS, NR, y + p * ROWS);
+  }
+}
+
+const bg_kernel bg_t5_gemv_m2560_k6912_bm5_bk128_pf2048__avx2 = {
+    .symbol = "bg_t5_gemv_m2560_k6912_bm5_bk128_pf2048__avx2",
+    .m = M,
+    .k = K,
+    .m_pad = M_PAD,
+    .panels = PANELS,
+    .max_n = 1,
+    .weight_bytes = WEIGHT_BYTES,
+    .operand_bytes = OPERAND_BYTES,
+    .prepare = prepare,
+    .run = run,
+};
