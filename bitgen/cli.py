@@ -107,7 +107,7 @@ def main() -> None:
 @click.option("-n", "--max-tokens", type=click.IntRange(min=0), default=256, show_default=True)
 @threads_option
 @click.option("--temp", type=float, default=0.7, show_default=True, help="Temperature; 0 is greedy.")
-@click.option("--top-k", type=int, default=0, show_default=True, help="Keep the k likeliest tokens; 0: all.")
+@click.option("--top-k", type=int, default=40, show_default=True, help="Keep the k likeliest tokens; 0: all.")
 @click.option(
     "--top-p",
     type=float,
