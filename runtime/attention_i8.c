@@ -15,12 +15,12 @@ enum { TALL = 4 };
 #endif
 enum { SHARING = 16 }; // rows that walk over a block together, so that it is read once
 enum { AHEAD = 4096 }; // bytes of the cache that are asked for early
-_Static_assert((int64_t)COARSE *FINE *MAX_HEAD_DIM <= INT32_MAX, "a score's sum would overflow");
-_Static_assert((int64_t)COARSE *FINE *ATTEND_BLOCK <= INT32_MAX, "an output's sum would overflow");
+_Static_assert(MAX_HEAD_DIM <= INT32_MAX / (COARSE * FINE), "a score's sum would overflow");
+_Static_assert(ATTEND_BLOCK <= INT32_MAX / (COARSE * FINE), "an output's sum would overflow");
 
-// codes = x / scale, rounded to the nearest, ties to even; x float, codes int16, both padded. Returns scale =
-// max |x| / top, where the maximum is kept between 2^-64 and 2^64 and what lies beyond saturates (NaN at
-// -top).
+// codes int16 = x (top / greatest), to the nearest, ties to even, and at most `top` in size (NaN is -top),
+// with greatest = max |x|, kept between 2^-64 and 2^64. Returns their scale, greatest / top. x and codes are
+// padded.
 VEC float round_row(const float *x, int32_t n, float top, int16_t *codes) {
   v16 most = v16_set(0x1p-64f);
   for (int32_t i = 0; i < n; i += LANES)
@@ -78,7 +78,7 @@ VEC void tile(const int rows, const int16_t *a, int32_t row, const int8_t *b, in
   v16i sum[TALL];
   product(rows, a, row, b, pairs, sum);
   for (int r = 0; r < rows; r++)
-    v16_store(y[r] + at, v16_from_i32(sum[r]) * v16_set(factor[r]) * scales);
+    v16_store(y[r] + at, __builtin_convertvector(sum[r], v16) * v16_set(factor[r]) * scales);
 }
 
 VEC void tiles(int32_t rows, const int16_t *a, int32_t row, const int8_t *b, int32_t pairs,

@@ -26,7 +26,7 @@ static inline int32_t padded(int32_t n) { return (int32_t)round_up(n, 16); }
 // and of int8, where products of pairs are what machines are good at, for every ATTEND_BLOCK positions
 //   k [position / 16][head_dim / 2][16][2], then a float scale of each position
 //   v [padded(head_dim) / 16][position / 2][16][2], then a float scale of each position
-// with the row of a position = its codes times its scale.
+// A position's row is nearly its codes times its scale, which is max |row| / 127 (attention_i8.c: round_row).
 // A partial result, float [partial_floats], is sum p v of some positions, with p = exp(score - top); then
 // top, the greatest score, and sum p.
 enum { ATTEND_BLOCK = 256, MAX_HEAD_DIM = 1024 };

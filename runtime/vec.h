@@ -60,10 +60,6 @@ VEC v16i v16i_load_part(const int32_t *p, int32_t n) {
   return a;
 }
 
-VEC v16 v16_load_part(const float *p, int32_t n) { return (v16)v16i_load_part((const int32_t *)p, n); }
-
-VEC v16 v16_from_i32(v16i a) { return __builtin_convertvector(a, v16); } // rounded to even above 2^24
-
 VEC v8 v16_low(v16 a) { return __builtin_shufflevector(a, a, 0, 1, 2, 3, 4, 5, 6, 7); }
 VEC v8 v16_high(v16 a) { return __builtin_shufflevector(a, a, 8, 9, 10, 11, 12, 13, 14, 15); }
 VEC v16 v16_join(v8 a, v8 b) {
@@ -136,7 +132,7 @@ VEC v16s v32s_high(v32s a) {
   return __builtin_shufflevector(a, a, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31);
 }
 
-// sum + the two products of each pair, exactly: nothing here may leave int32.
+// sum + the two products of each pair, exactly: the caller sees to it that nothing leaves int32.
 #if defined(__AVX512VNNI__)
 VEC v16i v16i_add_pairs(v16i sum, v32s a, v32s b) {
   return (v16i)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
@@ -148,8 +144,8 @@ VEC v16i v16i_add_pairs(v16i sum, v32s a, v32s b) {
   return sum + (v16i)v16_join((v8)low, (v8)high);
 }
 #else
-VEC v16i v16i_add_pairs(v16i sum, v32s a,
-                        v32s b) { // the pair in a 32-bit lane: low and high half, sign-extended
+// A pair is the low and the high half of a 32-bit lane, each of which is sign-extended.
+VEC v16i v16i_add_pairs(v16i sum, v32s a, v32s b) {
   v16i x = (v16i)a, y = (v16i)b;
   return sum + (x << 16 >> 16) * (y << 16 >> 16) + (x >> 16) * (y >> 16);
 }

@@ -79,7 +79,7 @@ def test_floats_become_the_nearest_half(ops: Ops) -> None:
 
 @pytest.mark.parametrize("d", [2, 36, 128, 1024])
 def test_rows_become_codes_and_a_scale(ops: Ops, d: int) -> None:
-    """Ties, zeros, numbers too small and too great for a scale, infinities and NaN, each where ops.h says."""
+    """Ties, zeros, numbers too small and too great for a scale, infinities and NaN, each in its place of the layout."""
     dp, attention = -(-d // 16) * 16, ops.ops.attention_i8
     ties = ((np.arange(d) % 254 - 127) / 2).astype(F32)
     ties[0] = 127

@@ -155,6 +155,7 @@ def test_wrong_calls_change_nothing() -> None:
             (1, 601, 0),
             (1, -5, 0),
             (1, 6, 3),
+            (1, 6, -1),
         ):
             assert lib.bg_session_open(session.model, threads, context, cache, other) == E["BG_E_ARGUMENT"]
             assert other[0] == none
