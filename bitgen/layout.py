@@ -75,7 +75,7 @@ def pack_t5(codes: Codes, bm: int, bk: int) -> Bytes:
     """Codes [M, K] -> uint8 [m_pad / 5 * k_pad], M padded to panels of a multiple of five rows, K to blocks of bk.
 
     Stream: five rows, column. With codes c = w + 1 of the five rows, pair = 3 c0 + c1 and rest = 9 c2 + 3 c3 + c4, the
-    byte is 8 rest + pair, or 216 + rest where the pair is 8: all 243 ways in 0..242, and no division undoes it.
+    byte is 8 rest + 8 - pair, or 216 + rest where the pair is 0: all 243 ways in 0..242, undone without a division.
     """
     _check_t5(bm)
     c = _padded(codes, bm, bk)
@@ -85,7 +85,7 @@ def pack_t5(codes: Codes, bm: int, bk: int) -> Bytes:
     rest = rows[:, 2] * np.uint8(9)
     rest += rows[:, 3] * np.uint8(3)
     rest += rows[:, 4]
-    return np.where(pair < 8, rest * np.uint8(8) + pair, rest + np.uint8(216)).reshape(-1)
+    return np.where(pair > 0, rest * np.uint8(8) + (np.uint8(8) - pair), rest + np.uint8(216)).reshape(-1)
 
 
 def unpack_t5(data: Bytes, shape: GemmShape, bm: int, bk: int) -> Codes:
@@ -96,7 +96,7 @@ def unpack_t5(data: Bytes, shape: GemmShape, bm: int, bk: int) -> Codes:
     if packed.size and packed.max() > 242:
         raise FormatError("t5 data holds a byte above 242: the tensor is corrupt or was packed otherwise")
     rest = np.where(packed < 216, packed >> 3, packed - np.uint8(216))
-    pair = np.where(packed < 216, packed & 7, np.uint8(8))
+    pair = np.where(packed < 216, np.uint8(8) - (packed & 7), np.uint8(0))
     codes = np.empty((m_pad // 5, 5, k_pad), np.int8)
     for row, code in enumerate((pair // 3, pair % 3, rest // 9, rest // 3 % 3, rest % 3)):
         codes[:, row] = code

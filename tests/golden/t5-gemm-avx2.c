@@ -41,9 +41,9 @@ static inline int32_t operand_sum(const uint8_t *operand) {
   return sum;
 }
 
-// A byte holds the codes c = w + 1 of one column of five rows. With pair = 3 c0 + c1 and
-// rest = 9 c2 + 3 c3 + c4 it is 8 rest + pair, or 216 + rest where the pair is 8. Since bytes wrap around,
-//   rest = min(byte / 8, byte - 216)   and   pair = min(byte - 8 rest, 8).
+// A byte holds the codes c = w + 1 of one column of five rows. With pair = 3 c0 + c1, rest = 9 c2 + 3 c3 + c4
+// it is 8 rest + 8 - pair, or 216 + rest where the pair is 0. Since bytes wrap around,
+//   rest = min(byte / 8, byte - 216)   and   pair = max(8 - (byte - 8 rest), 0).
 // The codes need not be taken apart: five parts, linear in the codes and cheap to find, are multiplied with
 // the activations, and the sums of the rows follow from the sums of the parts.
 enum {
@@ -89,7 +89,7 @@ static inline void decode(const uint8_t *w, __m256i u[PARTS]) {
   const __m256i v = load(w), eight = _mm256_set1_epi8(8);
   const __m256i eighth = _mm256_and_si256(_mm256_srli_epi16(v, 3), _mm256_set1_epi8(31));
   u[REST] = _mm256_min_epu8(eighth, _mm256_sub_epi8(v, _mm256_set1_epi8((char)216)));
-  u[PAIR] = _mm256_min_epu8(_mm256_sub_epi8(v, _mm256_slli_epi16(u[REST], 3)), eight);
+  u[PAIR] = _mm256_subs_epu8(eight, _mm256_sub_epi8(v, _mm256_slli_epi16(u[REST], 3)));
   u[FIRST] = third(u[PAIR]);
   u[LOW] = mod9(u[REST]);
   u[FOURTH] = third(u[LOW]);
@@ -238,7 +238,7 @@ static void find_entries(const uint8_t *w, int32_t rows, workspace *s) {
         __builtin_prefetch(from + AHEAD);
         columns v;
         memcpy(&v, from, sizeof v);
-        columns rest = least(v >> 3, v - 216), pair = least(v - (rest << 3), (columns){0} + 8);
+        columns rest = least(v >> 3, v - 216), pair = 8 - least(v - (rest << 3), (columns){0} + 8);
         entries[0] = 3 * entries[0] + take(&pair, 3);
         entries[1] = 3 * entries[1] + take(&pair, 1);
         entries[2] = 3 * entries[2] + take(&rest, 9);

@@ -41,9 +41,9 @@ static inline int32_t operand_sum(const uint8_t *operand) {
   return sum;
 }
 
-// A byte holds the codes c = w + 1 of one column of five rows. With pair = 3 c0 + c1 and
-// rest = 9 c2 + 3 c3 + c4 it is 8 rest + pair, or 216 + rest where the pair is 8. Since bytes wrap around,
-//   rest = min(byte / 8, byte - 216)   and   pair = min(byte - 8 rest, 8).
+// A byte holds the codes c = w + 1 of one column of five rows. With pair = 3 c0 + c1, rest = 9 c2 + 3 c3 + c4
+// it is 8 rest + 8 - pair, or 216 + rest where the pair is 0. Since bytes wrap around,
+//   rest = min(byte / 8, byte - 216)   and   pair = max(8 - (byte - 8 rest), 0).
 // The codes need not be taken apart: five parts, linear in the codes and cheap to find, are multiplied with
 // the activations, and the sums of the rows follow from the sums of the parts.
 enum {
@@ -83,7 +83,7 @@ static inline void decode(__m512i v, __m512i u[PARTS]) {
   const __m512i eight = _mm512_set1_epi8(8);
   const __m512i eighth = _mm512_and_si512(_mm512_srli_epi16(v, 3), _mm512_set1_epi8(31));
   u[REST] = _mm512_min_epu8(eighth, _mm512_sub_epi8(v, _mm512_set1_epi8((char)216)));
-  u[PAIR] = _mm512_min_epu8(_mm512_sub_epi8(v, _mm512_slli_epi16(u[REST], 3)), eight);
+  u[PAIR] = _mm512_subs_epu8(eight, _mm512_sub_epi8(v, _mm512_slli_epi16(u[REST], 3)));
   u[FIRST] = third(u[PAIR]);
   u[LOW] = mod9(u[REST]);
   u[FOURTH] = third(u[LOW]);

@@ -41,9 +41,9 @@ static inline int32_t operand_sum(const uint8_t *operand) {
   return sum;
 }
 
-// A byte holds the codes c = w + 1 of one column of five rows. With pair = 3 c0 + c1 and
-// rest = 9 c2 + 3 c3 + c4 it is 8 rest + pair, or 216 + rest where the pair is 8. Since bytes wrap around,
-//   rest = min(byte / 8, byte - 216)   and   pair = min(byte - 8 rest, 8).
+// A byte holds the codes c = w + 1 of one column of five rows. With pair = 3 c0 + c1, rest = 9 c2 + 3 c3 + c4
+// it is 8 rest + 8 - pair, or 216 + rest where the pair is 0. Since bytes wrap around,
+//   rest = min(byte / 8, byte - 216)   and   pair = max(8 - (byte - 8 rest), 0).
 // The codes need not be taken apart: five parts, linear in the codes and cheap to find, are multiplied with
 // the activations, and the sums of the rows follow from the sums of the parts.
 enum {
@@ -73,7 +73,7 @@ static const uint8_t mod9[32] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 1, 2, 3, 4,
 static inline void decode(const uint8_t *w, int8x16_t u[PARTS]) {
   const uint8x16_t v = vld1q_u8(w), thirds = vld1q_u8(third);
   const uint8x16_t rest = vminq_u8(vshrq_n_u8(v, 3), vsubq_u8(v, vdupq_n_u8(216)));
-  const uint8x16_t pair = vminq_u8(vmlsq_u8(v, rest, vdupq_n_u8(8)), vdupq_n_u8(8));
+  const uint8x16_t pair = vqsubq_u8(vdupq_n_u8(8), vmlsq_u8(v, rest, vdupq_n_u8(8)));
   const uint8x16_t low = vqtbl2q_u8(vld1q_u8_x2(mod9), rest);
   u[PAIR] = vreinterpretq_s8_u8(pair);
   u[FIRST] = vreinterpretq_s8_u8(vqtbl1q_u8(thirds, pair));

@@ -39,11 +39,11 @@ static inline int32_t operand_sum(const uint8_t *operand) {
   return sum;
 }
 
-// Codes 0..2 of five rows. A byte is 8 rest + pair, or 216 + rest where the pair is 8, of one column's codes:
-// pair = 3 c0 + c1, rest = 9 c2 + 3 c3 + c4.
+// Codes 0..2 of five rows. With pair = 3 c0 + c1 and rest = 9 c2 + 3 c3 + c4 of one column, a byte is
+// 8 rest + 8 - pair, or 216 + rest where the pair is 0.
 static void decode_rows(const uint8_t *w, int8_t codes[ROWS][K_PAD]) {
   for (int32_t k = 0; k < K_PAD; k++) {
-    const uint8_t pair = w[k] < 216 ? w[k] & 7 : 8, rest = w[k] < 216 ? w[k] >> 3 : w[k] - 216;
+    const uint8_t pair = w[k] < 216 ? 8 - (w[k] & 7) : 0, rest = w[k] < 216 ? w[k] >> 3 : w[k] - 216;
     codes[0][k] = pair / 3;
     codes[1][k] = pair % 3;
     codes[2][k] = rest / 9;

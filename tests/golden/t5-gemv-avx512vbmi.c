@@ -41,9 +41,9 @@ static inline int32_t operand_sum(const uint8_t *operand) {
   return sum;
 }
 
-// A byte holds the codes c = w + 1 of one column of five rows. With pair = 3 c0 + c1 and
-// rest = 9 c2 + 3 c3 + c4 it is 8 rest + pair, or 216 + rest where the pair is 8. Since bytes wrap around,
-//   rest = min(byte / 8, byte - 216)   and   pair = min(byte - 8 rest, 8).
+// A byte holds the codes c = w + 1 of one column of five rows. With pair = 3 c0 + c1, rest = 9 c2 + 3 c3 + c4
+// it is 8 rest + 8 - pair, or 216 + rest where the pair is 0. Since bytes wrap around,
+//   rest = min(byte / 8, byte - 216)   and   pair = max(8 - (byte - 8 rest), 0).
 // The codes need not be taken apart: five parts, linear in the codes and cheap to find, are multiplied with
 // the activations, and the sums of the rows follow from the sums of the parts.
 enum {
@@ -73,34 +73,31 @@ static const uint8_t eighth[64] = {0,  0,  1,  1,  2,  2,  3,  3,  4,  4,  5,  5
                                    8,  8,  9,  9,  10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15,
                                    16, 16, 17, 17, 18, 18, 19, 19, 20, 20, 21, 21, 22, 22, 23, 23,
                                    24, 24, 25, 25, 26, 26, 27, 27, 28, 28, 29, 29, 30, 30, 31, 31};
-// By the lower six bits of a byte.
-static const uint8_t mod8[64] = {0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5,
-                                 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3,
-                                 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7};
-static const uint8_t mod8_third[64] = {0, 0, 0, 1, 1, 1, 2, 2, 0, 0, 0, 1, 1, 1, 2, 2, 0, 0, 0, 1, 1, 1,
-                                       2, 2, 0, 0, 0, 1, 1, 1, 2, 2, 0, 0, 0, 1, 1, 1, 2, 2, 0, 0, 0, 1,
-                                       1, 1, 2, 2, 0, 0, 0, 1, 1, 1, 2, 2, 0, 0, 0, 1, 1, 1, 2, 2};
+// By the lower six bits of a byte: the pair where it is not 0, and the first of its codes.
+static const uint8_t pair[64] = {8, 7, 6, 5, 4, 3, 2, 1, 8, 7, 6, 5, 4, 3, 2, 1, 8, 7, 6, 5, 4, 3,
+                                 2, 1, 8, 7, 6, 5, 4, 3, 2, 1, 8, 7, 6, 5, 4, 3, 2, 1, 8, 7, 6, 5,
+                                 4, 3, 2, 1, 8, 7, 6, 5, 4, 3, 2, 1, 8, 7, 6, 5, 4, 3, 2, 1};
+static const uint8_t first[64] = {2, 2, 2, 1, 1, 1, 0, 0, 2, 2, 2, 1, 1, 1, 0, 0, 2, 2, 2, 1, 1, 1,
+                                  0, 0, 2, 2, 2, 1, 1, 1, 0, 0, 2, 2, 2, 1, 1, 1, 0, 0, 2, 2, 2, 1,
+                                  1, 1, 0, 0, 2, 2, 2, 1, 1, 1, 0, 0, 2, 2, 2, 1, 1, 1, 0, 0};
 // By rest.
-static const uint8_t mod9[64] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 1, 2, 3,
-                                 4, 5, 6, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-                                 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
-static const uint8_t mod9_third[64] = {0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 0, 0, 1,
-                                       1, 1, 2, 2, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-                                       0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+static const uint8_t low[64] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 1, 2, 3,
+                                4, 5, 6, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+                                0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+static const uint8_t fourth[64] = {0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 0, 0, 1,
+                                   1, 1, 2, 2, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+                                   0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
 
-// The instruction looks at the lower six bits of an index.
-static inline __m512i entry(const uint8_t table[64], __m512i i) {
-  return _mm512_permutexvar_epi8(i, load(table));
-}
-
+// vpermb looks at the lower six bits of an index.
 static inline void decode(__m512i v, __m512i u[PARTS]) {
   const __m512i most = _mm512_set1_epi8((char)216);
-  const __mmask64 pair_is_8 = _mm512_cmpge_epu8_mask(v, most);
-  u[PAIR] = _mm512_mask_mov_epi8(entry(mod8, v), pair_is_8, _mm512_set1_epi8(8));
-  u[FIRST] = _mm512_mask_mov_epi8(entry(mod8_third, v), pair_is_8, _mm512_set1_epi8(2));
-  u[REST] = _mm512_mask_sub_epi8(entry(eighth, _mm512_srli_epi16(v, 2)), pair_is_8, v, most);
-  u[LOW] = entry(mod9, u[REST]);
-  u[FOURTH] = entry(mod9_third, u[REST]);
+  const __mmask64 has_pair = _mm512_cmplt_epu8_mask(v, most);
+  u[PAIR] = _mm512_maskz_permutexvar_epi8(has_pair, v, load(pair));
+  u[FIRST] = _mm512_maskz_permutexvar_epi8(has_pair, v, load(first));
+  u[REST] =
+      _mm512_mask_permutexvar_epi8(_mm512_sub_epi8(v, most), has_pair, _mm512_srli_epi16(v, 2), load(eighth));
+  u[LOW] = _mm512_permutexvar_epi8(u[REST], load(low));
+  u[FOURTH] = _mm512_permutexvar_epi8(u[REST], load(fourth));
 }
 
 // Five rows over `blocks` blocks against `tokens` <= NR tokens: the parts are found once for all of them.
