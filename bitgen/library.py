@@ -23,7 +23,7 @@ from bitgen.plan import Lookup
 from bitgen.spec import ROLES, KernelSpec, ModelShape
 
 PER_ISA = ("ops.c", "attention.c", "attention_i8.c", "head.c")
-ONCE = ("isa.c", "model.c", "session.c", "choose.c", "kernels.c", "pool.c", "sampler.c")
+ONCE = ("isa.c", "model.c", "session.c", "attend.c", "choose.c", "kernels.c", "pool.c", "sampler.c")
 
 
 @dataclass(frozen=True)

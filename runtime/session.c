@@ -14,36 +14,17 @@
 #include "product.h"
 #include "rope.h"
 
-enum { ATTEND_ROWS = 16 };       // query rows that share one pass over keys and values
-enum { ATTEND_ALONE = 1 << 16 }; // multiply-adds of attention that are not worth waking a thread for
-
 // ---- rows of buffers ------------------------------------------------------------------------------------
 
 static const bg_layer *layer(const state *s) { return &s->model->layers[s->layer]; }
 static float *x_of(const state *s, int32_t t) { return s->x + (size_t)t * s->hidden_row; }
 static float *h_of(const state *s, int32_t t) { return s->h + (size_t)t * s->wide_row; }
-static float *query_of(const state *s, int32_t t) { return s->query + (size_t)t * s->query_row; }
 
 static const bg_kernel *kernel(const state *s, int role) {
   return s->n == 1 ? s->model->isa->gemv[role] : s->model->isa->gemm[role];
 }
 static const int32_t *y_of(const state *s, int role, int32_t t) {
   return s->y + (size_t)t * kernel(s, role)->m_pad;
-}
-
-// The sequence of row t, and the row's position there.
-static const run *run_of(const state *s, int32_t t) { return &s->runs[s->run_of[t]]; }
-static int32_t position_of(const state *s, int32_t t) {
-  const run *r = run_of(s, t);
-  return r->session->position + t - r->row0;
-}
-
-// One head's cache in this layer.
-static uint8_t *k_cache(const bg_session *of, int32_t kv_head) {
-  return of->k + ((size_t)of->state->layer * of->state->model->config.kv_heads + kv_head) * of->k_head;
-}
-static uint8_t *v_cache(const bg_session *of, int32_t kv_head) {
-  return of->v + ((size_t)of->state->layer * of->state->model->config.kv_heads + kv_head) * of->v_head;
 }
 
 // ---- profile --------------------------------------------------------------------------------------------
@@ -79,15 +60,15 @@ int32_t bg_profile(bg_session *session, int32_t on, bg_step_time *out) {
 
 typedef void token_step(state *s, int32_t t);
 typedef struct {
-  state *session;
+  state *state;
   token_step *step;
 } token_work;
 
 static void token_share(void *arg, int32_t thread, int32_t threads) {
   token_work *w = arg;
-  const int32_t n = w->session->n, end = share(n, thread + 1, threads);
+  const int32_t n = w->state->n, end = share(n, thread + 1, threads);
   for (int32_t t = share(n, thread, threads); t < end; t++)
-    w->step(w->session, t);
+    w->step(w->state, t);
 }
 
 static void each_token(state *s, token_step *step, int timed_as) {
@@ -186,142 +167,11 @@ static void multiply(state *s, int role) {
   lap(s, role);
 }
 
-// ---- attention ------------------------------------------------------------------------------------------
-// The queries of a run that read one kv head are rows: row r is head kv_head * group + r % group of the run's
-// token r / group. Threads take units of work: up to ATTEND_ROWS rows of a kv head over all positions, which
-// merge blocks as they come; or, of a run of few tokens, all rows of a kv head over one block, so that a long
-// context keeps many threads busy. Either way the blocks of a row are merged in order.
-
-static int32_t group(const state *s) { return s->model->config.heads / s->model->config.kv_heads; }
-static int32_t blocks(const run *r) { return (r->session->position + r->n - 1) / ATTEND_BLOCK + 1; }
-static int32_t row_groups(const run *r) {
-  return (r->n * group(r->session->state) + ATTEND_ROWS - 1) / ATTEND_ROWS;
-}
-static int32_t is_spread(const run *r) { return r->n <= SPREAD && blocks(r) >= row_groups(r); }
-static int32_t units(const run *r) {
-  return r->session->state->model->config.kv_heads * (is_spread(r) ? blocks(r) : row_groups(r));
-}
-
-static int32_t head_of(const state *s, int32_t kv_head, int32_t row) {
-  return kv_head * group(s) + row % group(s);
-}
-
-static float *query_row(const state *s, const run *r, int32_t kv_head, int32_t row) {
-  return query_of(s, r->row0 + row / group(s)) + (size_t)head_of(s, kv_head, row) * s->model->config.head_dim;
-}
-
-// The partial result of a head of a run's token over one block; the run is spread.
-static float *partial(const state *s, const run *r, int32_t token, int32_t head, int32_t block) {
-  return r->session->partials +
-         (((size_t)token * s->model->config.heads + head) * r->session->attend_blocks + block) *
-             partial_floats(s->model->config.head_dim);
-}
-
-// Of the rows from row0 on, how many belong to tokens before this block.
-static int32_t blind(const state *s, const run *r, int32_t row0, int32_t rows, int32_t block) {
-  int32_t skip = 0;
-  while (skip < rows && r->session->position + (row0 + skip) / group(s) < block * ATTEND_BLOCK)
-    skip++;
-  return skip;
-}
-
-// parts[i] = the partial result of row row0 + i over a block of which each row sees some.
-static void attend_block(const state *s, const run *r, int32_t kv_head, int32_t row0, int32_t rows,
-                         int32_t block, float *const *parts) {
-  const int32_t d = s->model->config.head_dim, first = block * ATTEND_BLOCK;
-  const float scale = 1.0f / __builtin_sqrtf((float)d), *q[ATTEND_ROWS];
-  int32_t ends[ATTEND_ROWS];
-  for (int32_t i = 0; i < rows; i++) {
-    const int32_t sees = r->session->position + (row0 + i) / group(s) + 1 - first;
-    ends[i] = sees < ATTEND_BLOCK ? sees : ATTEND_BLOCK;
-    q[i] = query_row(s, r, kv_head, row0 + i);
-  }
-  s->attention->block(q, ends, rows, d, scale, k_cache(r->session, kv_head), v_cache(r->session, kv_head),
-                      first, parts);
-}
-
-static void attend_rows(const state *s, const run *r, int32_t kv_head, int32_t row0, int32_t rows,
-                        float *scratch) {
-  const int32_t d = s->model->config.head_dim, last = r->session->position + (row0 + rows - 1) / group(s);
-  float *sums[ATTEND_ROWS], *parts[ATTEND_ROWS];
-  for (int32_t i = 0; i < rows; i++) {
-    sums[i] = scratch + 2 * i * partial_floats(d);
-    parts[i] = sums[i] + partial_floats(d);
-  }
-  attend_block(s, r, kv_head, row0, rows, 0, sums);
-  for (int32_t block = 1; block <= last / ATTEND_BLOCK; block++) {
-    const int32_t skip = blind(s, r, row0, rows, block);
-    attend_block(s, r, kv_head, row0 + skip, rows - skip, block, parts);
-    for (int32_t i = skip; i < rows; i++)
-      s->attention->merge(sums[i], parts[i - skip], d);
-  }
-  for (int32_t i = 0; i < rows; i++)
-    s->attention->finish(sums[i], d, query_row(s, r, kv_head, row0 + i));
-}
-
-static void attend_spread(const state *s, const run *r, int32_t kv_head, int32_t block) {
-  const int32_t end = r->n * group(s);
-  for (int32_t row0 = blind(s, r, 0, end, block); row0 < end; row0 += ATTEND_ROWS) {
-    const int32_t rows = end - row0 < ATTEND_ROWS ? end - row0 : ATTEND_ROWS;
-    float *parts[ATTEND_ROWS];
-    for (int32_t i = 0; i < rows; i++)
-      parts[i] = partial(s, r, (row0 + i) / group(s), head_of(s, kv_head, row0 + i), block);
-    attend_block(s, r, kv_head, row0, rows, block, parts);
-  }
-}
-
-static void attend_unit(const state *s, const run *r, int32_t unit, float *scratch) {
-  const int32_t kv_heads = s->model->config.kv_heads, kv_head = unit % kv_heads;
-  if (is_spread(r)) {
-    attend_spread(s, r, kv_head, unit / kv_heads);
-    return;
-  }
-  // Later rows see more positions: they come first, so that threads end together.
-  const int32_t row0 = (row_groups(r) - 1 - unit / kv_heads) * ATTEND_ROWS, rest = r->n * group(s) - row0;
-  attend_rows(s, r, kv_head, row0, rest < ATTEND_ROWS ? rest : ATTEND_ROWS, scratch);
-}
-
-static void attend_share(void *arg, int32_t thread, int32_t threads) {
-  (void)threads;
-  state *s = arg;
-  const run *r = s->runs;
-  const int32_t end = s->runs[s->n_runs - 1].units_end;
-  float *scratch = s->scratch + (size_t)thread * 2 * ATTEND_ROWS * partial_floats(s->model->config.head_dim);
-  int32_t unit, begin = 0; // of this run
-  while ((unit = atomic_fetch_add_explicit(&s->next_unit, 1, memory_order_relaxed)) < end) {
-    for (; unit >= r->units_end; r++)
-      begin = r->units_end;
-    attend_unit(s, r, unit - begin, scratch);
-  }
-}
-
-// query [n][heads][d] <- softmax(query k^T / sqrt(d)) v, causal; of spread runs the partial results
-static void attend(state *s) {
-  const bg_header *c = &s->model->config;
-  atomic_store_explicit(&s->next_unit, 0, memory_order_relaxed);
-  if (s->n == 1 && (int64_t)(position_of(s, 0) + 1) * c->heads * c->head_dim * 2 < ATTEND_ALONE)
-    attend_share(s, 0, 1);
-  else
-    pool_run(s->pool, attend_share, s);
-}
-
-// query [heads][d] of a spread run's row <- its partial results, merged
-static void merge_blocks(state *s, const run *r, int32_t t) {
-  const int32_t d = s->model->config.head_dim, token = t - r->row0;
-  for (int32_t head = 0; head < s->model->config.heads; head++) {
-    float *sum = partial(s, r, token, head, 0);
-    for (int32_t block = 1; block <= position_of(s, t) / ATTEND_BLOCK; block++)
-      s->attention->merge(sum, partial(s, r, token, head, block), d);
-    s->attention->finish(sum, d, query_of(s, t) + (size_t)head * d);
-  }
-}
-
 // query = the heads' contexts; sub-norm, where the model has one, over all of them
 static void leave_attention(state *s, int32_t t) {
   const bg_header *c = &s->model->config;
   float *context = query_of(s, t);
-  if (is_spread(run_of(s, t)))
-    merge_blocks(s, run_of(s, t), t);
+  merge_blocks(s, t);
   if (c->sub_norms)
     s->ops->rmsnorm(context, layer(s)->attn_sub_norm, c->heads * c->head_dim, c->norm_eps, context);
   quantise_for(s, BG_O, t, context);
@@ -371,7 +221,7 @@ static int32_t append_run(state *s, bg_session *session, int32_t left, int32_t l
     n = left - last;
   run *r = &s->runs[s->n_runs];
   *r = (run){.session = session, .row0 = s->n, .n = n};
-  r->units_end = units(r) + (s->n_runs ? r[-1].units_end : 0);
+  r->units_end = attend_units(r) + (s->n_runs ? r[-1].units_end : 0);
   for (int32_t i = 0; i < n; i++) {
     s->run_of[s->n + i] = s->n_runs;
     s->logits_of[s->n + i] = left - i <= last ? s->n_logits++ : -1;

@@ -8,10 +8,11 @@
 #include "model.h"
 #include "pool.h"
 
-enum { CHUNK = 128 };     // most tokens of one pass through the layers
-enum { SPREAD = 8 };      // tokens of a sequence whose attention is divided by blocks of positions too
-enum { CHOICES = 8 };     // tokens that are chosen in one pass over the output matrix
-enum { MOST_KEPT = 320 }; // of the greatest logits; a choice that depends on more takes all
+enum { ATTEND_ROWS = 16 }; // query rows that share one pass over keys and values
+enum { CHUNK = 128 };      // most tokens of one pass through the layers
+enum { SPREAD = 8 };       // tokens of a sequence whose attention is divided by blocks of positions too
+enum { CHOICES = 8 };      // tokens that are chosen in one pass over the output matrix
+enum { MOST_KEPT = 320 };  // of the greatest logits; a choice that depends on more takes all
 
 // Allocations that live and die together.
 typedef struct {
@@ -95,6 +96,28 @@ struct state {
 
   arena arena;
 };
+
+// The queries of row t, its run and its position there.
+static inline float *query_of(const state *s, int32_t t) { return s->query + (size_t)t * s->query_row; }
+static inline const run *run_of(const state *s, int32_t t) { return &s->runs[s->run_of[t]]; }
+static inline int32_t position_of(const state *s, int32_t t) {
+  const run *r = run_of(s, t);
+  return r->session->position + t - r->row0;
+}
+
+// One head's cache in this layer.
+static inline uint8_t *k_cache(const bg_session *of, int32_t kv_head) {
+  return of->k + ((size_t)of->state->layer * of->state->model->config.kv_heads + kv_head) * of->k_head;
+}
+static inline uint8_t *v_cache(const bg_session *of, int32_t kv_head) {
+  return of->v + ((size_t)of->state->layer * of->state->model->config.kv_heads + kv_head) * of->v_head;
+}
+
+// query [n][heads][d] <- softmax(query k^T / sqrt(d)) v, causal; of runs divided by blocks only partial
+// results, until merge_blocks has put those of row t together (of other runs it leaves all as it is).
+int32_t attend_units(const run *r); // of work that a run is divided into
+void attend(state *s);
+void merge_blocks(state *s, int32_t t);
 
 // bg_forward_batch for the last `last` tokens of each session: their logits, or where `logits` is NULL (then
 // of one session and last <= CHUNK) their normed states, in h [last][hidden_row].
