@@ -43,6 +43,7 @@ class Plan:
     cpu: str
     stamp: str = ""  # hash of the templates the decisions were measured with
     compiler: str = ""
+    basis: str = ""  # where the times come from, in words
     decisions: dict[GemmShape, Decision] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -60,13 +61,13 @@ class Plan:
         try:
             if raw["version"] != VERSION:
                 raise ValueError(f"plan version {raw['version']}, this bitgen reads {VERSION}")
-            head = {f.name: raw[f.name] for f in dataclasses.fields(cls) if f.name != "decisions"}
+            head = {f.name: raw[f.name] for f in dataclasses.fields(cls) if f.name not in ("decisions", "basis")}
             decisions = {}
             for key, entry in raw["matrices"].items():
                 m, k = map(int, key.split("x"))
                 matrix = MatrixPlan(Layout(**entry["layout"]), Tile(**entry["gemv"]), Tile(**entry["gemm"]))
                 decisions[GemmShape(m, k)] = Decision(matrix, entry["evidence"])
-            return cls(**head, decisions=decisions)
+            return cls(**head, basis=raw.get("basis", ""), decisions=decisions)
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise BitgenError(f"{where} is not a bitgen plan ({e}); delete it and tune again") from e
 
@@ -90,10 +91,15 @@ def template_stamp() -> str:
     return digest.hexdigest()[:16]
 
 
+def path_of(cpu: str, isa: str) -> Path:
+    """Where the plan for an ISA on a CPU is kept."""
+    slug = re.sub(r"[^a-z0-9]+", "-", cpu.lower()).strip("-")
+    return cache_root() / "plans" / f"{slug}-{isa}.json"
+
+
 def host_path(isa: str) -> Path:
     """Where this host's plan for an ISA is kept."""
-    slug = re.sub(r"[^a-z0-9]+", "-", cpu_name().lower()).strip("-")
-    return cache_root() / "plans" / f"{slug}-{isa}.json"
+    return path_of(cpu_name(), isa)
 
 
 def load(path: Path) -> Plan | None:
