@@ -185,10 +185,23 @@ def run(prompt: str, model: str | None, max_tokens: int, threads: int | None, te
 @click.option("--threads", type=click.IntRange(1, 1024), help="The most threads to use. [default: all CPUs]")
 @click.option("--quick/--thorough", "quick", default=True, show_default=True, help="How many candidates to try.")
 @isa_option
-def tune(model: str, threads: int | None, quick: bool, isa: str | None) -> None:
-    """Find the fastest kernels for a model's matrices on this CPU."""
+@click.option("--arch", type=click.Choice(list(ARCHES)), help="Of the CPU that is not here.")
+@click.option("--cost-model", type=click.Choice(["llvm-mca"]), help="Estimate for a CPU that is not here; needs --cpu.")
+@click.option("--cpu", help="That CPU by LLVM's name, like cortex-a76, neoverse-n1, apple-m1, znver3.")
+@click.option("--bytes-per-cycle", type=click.FloatRange(min=0, min_open=True),
+              help="What memory gives one of its cores: GB/s / cores / GHz. [default: enough]")  # fmt: skip
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Keep the plan in this file.")
+def tune(model: str, threads: int | None, quick: bool, isa: str | None, arch: str | None, cost_model: str | None,
+         cpu: str | None, bytes_per_cycle: float | None, output: Path | None) -> None:  # fmt: skip
+    """Find the fastest kernels for a model's matrices on this CPU, or by estimate for another."""
+    if (cost_model is None) != (cpu is None) or (cpu is None and (arch or bytes_per_cycle or output)):
+        raise click.UsageError("--cost-model and --cpu go together; --arch, --bytes-per-cycle and -o go with them")
+    effort: Any = "quick" if quick else "thorough"
+    if cpu is not None:
+        estimate_plan(model, cpu=cpu, arch=arch, isa=isa, effort=effort, bytes_per_cycle=bytes_per_cycle, output=output)
+        return
     with progress_bar() as listen:
-        report = api.tune(model, threads=threads, effort="quick" if quick else "thorough", isa=isa, listener=listen)
+        report = api.tune(model, threads=threads, effort=effort, isa=isa, listener=listen)
     table = Table(
         title=f"{report.model} on {report.isa}, {report.threads} threads",
         title_justify="left",
@@ -198,6 +211,19 @@ def tune(model: str, threads: int | None, quick: bool, isa: str | None) -> None:
         table.add_column(
             column, justify="left" if column in ("matrix", "phase", "kernel") else "right", overflow="fold"
         )
+    for row in report.rows:
+        table.add_row(*row)
+    OUT.print(table)
+    click.echo(f"plan: {report.path}")
+
+
+def estimate_plan(model: str, **options: Any) -> None:
+    """`tune --cost-model`: a table of what it chose, and where the plan is."""
+    with progress_bar() as listen:
+        report = api.estimate(model, listener=listen, **options)
+    table = Table(title=f"{report.model} on {report.isa}, {report.basis}", title_justify="left", box=box.SIMPLE_HEAD)
+    for column in ("matrix", "shape", "phase", "kernel", "cycles/token", "/weight", "instr./weight", "vs default"):
+        table.add_column(column, justify="left" if column in ("matrix", "phase", "kernel") else "right")
     for row in report.rows:
         table.add_row(*row)
     OUT.print(table)
@@ -361,11 +387,14 @@ def bench(
 @click.option("--model", help="List the kernels of a preset or GGUF file instead.")
 @isa_option
 @click.option("--asm", is_flag=True, help="Show the compiler's assembly.")
-def gen(symbol: str | None, model: str | None, isa: str | None, asm: bool) -> None:
+@click.option("--mca", metavar="CPU", help="Show its instructions and cycles on a CPU, by llvm-mca's model of it.")
+def gen(symbol: str | None, model: str | None, isa: str | None, asm: bool, mca: str | None) -> None:
     """Print the generated C of one kernel, by its symbol."""
     if (symbol is None) == (model is None):
         raise click.UsageError("give a kernel's symbol, or --model to list a model's kernels")
-    if symbol is not None:
+    if symbol is not None and mca is not None:
+        click.echo(str(api.kernel_cost(symbol, mca)))
+    elif symbol is not None:
         click.echo(api.gen(symbol, asm=asm), nl=False)
     else:
         for name in api.kernels(str(model), isa=isa):

@@ -4,7 +4,8 @@
 
 The instruction counts are exact. The cycles are an estimate of a core that waits for nothing but its own units: every
 load hits the nearest cache, every branch is foreseen. What such a model cannot see is not ranked by it: of tiles that
-differ only in how they prefetch or divide K for the caches, the static default's order takes the first.
+differ only in prefetching, in how they divide K for the caches, or in how many look-up tables these must hold, the first
+in the order of `space.py` is taken.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -61,9 +62,10 @@ class Core:
         command, version = _llvm_mca()
         known = cpus(arch)
         if cpu not in known:
-            raise UnsupportedError(f"llvm-mca {version} does not know the {arch} CPU {cpu!r}; it knows: {', '.join(known)}")
+            names = ", ".join(known)
+            raise UnsupportedError(f"llvm-mca {version} does not know the {arch} CPU {cpu!r}; it knows: {names}")
         report = _run(command, arch, cpu, ["nop"])
-        units = os.path.commonprefix(report["TargetInfo"]["Resources"])
+        units = os.path.commonprefix(report["TargetInfo"]["Resources"])  # noqa: RUF071 (of any strings)
         return cls(command, version, arch, cpu, re.sub(r"(Unit|Port|P)?$", "", units) or "unnamed")
 
     def cycles(self, paths: Sequence[Path]) -> list[float]:
@@ -72,13 +74,13 @@ class Core:
         A loop is simulated over many iterations, which depend on each other as they do. The rest runs between other
         things: it takes what its instructions occupy of the units.
         """
-        report = _run(self.command, self.arch, self.cpu, *([line for line in path.lines if not _leaves(line)] for path in paths))
+        pieces = [[line for line in path.lines if not _leaves(line)] for path in paths]
+        report = _run(self.command, self.arch, self.cpu, *pieces)
         found = {region["Name"]: region["SummaryView"] for region in report["CodeRegions"]}
         costs = []
         for i, path in enumerate(paths):
-            summary = found.get(f"p{i}")  # none for a lone call
-            loop = path.loops and summary
-            costs.append(summary["TotalCycles"] / ITERATIONS if loop else summary["BlockRThroughput"] if summary else 0.0)
+            summary = found.get(f"p{i}", {"TotalCycles": 0, "BlockRThroughput": 0})  # a lone call has none
+            costs.append(summary["TotalCycles"] / ITERATIONS if path.loops else summary["BlockRThroughput"])
         return costs
 
 
@@ -118,8 +120,8 @@ def _run(command: str, arch: str, cpu: str, *regions: Sequence[str]) -> dict[str
     options = [f"-mtriple={ARCHES[arch]}", f"-mcpu={cpu}", f"-iterations={ITERATIONS}", "--json"]
     out = subprocess.run([command, *options], input=text, capture_output=True, text=True)
     if out.returncode != 0:
-        reason = re.search(r"error: (.*)", out.stderr)
-        raise UnsupportedError(f"llvm-mca cannot model this code on {cpu}: {reason[1] if reason else out.stderr.strip()}")
+        reason = next(iter(re.findall(r"error: (.*)", out.stderr)), out.stderr.strip())
+        raise UnsupportedError(f"llvm-mca cannot model this code on {cpu}: {reason}")
     report: dict[str, Any] = json.loads(out.stdout)
     return report
 
@@ -139,23 +141,38 @@ class Estimate:
     """What one call of a kernel costs on a core: a token of decode, or PREFILL_TOKENS of prefill."""
 
     spec: KernelSpec
-    products: int  # of a weight and an activation
+    core: Core
+    products: int  # weights times tokens
     instructions: float
     cycles: float
     loop: Path  # that runs the most instructions
     loop_cycles: float  # of one pass through it
-    loop_products: float  # per pass, if it did all of them
+
+    @property
+    def loop_products(self) -> float:
+        """The products of one pass, if the loop did all of them."""
+        return self.products / self.loop.count
+
+    def __str__(self) -> str:
+        """For people: the loop and the call, of a kernel by its symbol."""
+        table = [f"{'':24}{'instructions':>14}{'cycles':>14}{'weights':>14}{'per weight:':>16} instructions    cycles"]
+        for what, instructions, cycles, products in (
+            (f"a pass of {self.loop.label}", len(self.loop.lines), self.loop_cycles, self.loop_products),
+            (f"a call for {tokens(self.spec)} token(s)", self.instructions, self.cycles, self.products),
+        ):
+            each = f"{instructions / products:>29.4f}{cycles / products:>10.4f}"
+            table.append(f"{what:24}{instructions:>14,.0f}{cycles:>14,.1f}{products:>14,.0f}{each}")
+        return "\n".join([self.spec.symbol, self.core.basis, "", *table])
 
 
 def estimate(spec: KernelSpec, core: Core) -> Estimate:
     """The cost of one kernel; BitgenError where its course cannot be followed or its code not be modelled."""
-    text = compile.assembly(spec.isa, f"{spec.symbol}.c", render.render_kernel(spec))
-    profile = call_profile(spec, trace.parse(text, core.arch))
+    profile = call_profile(spec, core.arch)
     paths = profile.paths
     each = core.cycles(paths)
-    products = spec.shape.m * spec.shape.k * tokens(spec)
     cycles = sum(path.count * cost for path, cost in zip(paths, each, strict=True))
-    return Estimate(spec, products, profile.instructions, cycles, paths[0], each[0], products / paths[0].count)
+    products = spec.shape.m * spec.shape.k * tokens(spec)
+    return Estimate(spec, core, products, profile.instructions, cycles, paths[0], each[0])
 
 
 def tokens(spec: KernelSpec) -> int:
@@ -163,35 +180,38 @@ def tokens(spec: KernelSpec) -> int:
     return 1 if spec.op == "gemv" else tune.PREFILL_TOKENS
 
 
-def call_profile(spec: KernelSpec, program: trace.Program) -> Profile:
+@functools.cache
+def call_profile(spec: KernelSpec, arch: str) -> Profile:
     """What a call for a whole matrix runs, from calls for few panels and tokens: it is linear in both."""
-    bm, panels = spec.layout.bm, FORMATS[spec.layout.format].geometry(spec.shape, spec.layout).panels
-    step, most, parts = 1, panels, 1.0
-    counts = (1, 2)
-    if spec.tile.groups:  # rows are unrolled, tokens come in tiles, tables are built for LOOKUP_ROWS
-        lanes = space.template_row(spec).lanes
-        step, counts = math.lcm(bm, 16) // bm, (lanes, 2 * lanes)
-        parts = max(1.0, panels * bm / LOOKUP_ROWS)
-        most = min(panels, LOOKUP_ROWS // bm)
-    elif spec.tile.nr > 1:  # blocks of unequal numbers of tokens
-        counts = (tokens(spec), tokens(spec))
+    text = compile.assembly(spec.isa, f"{spec.symbol}.c", render.render_kernel(spec))
+    program = trace.parse(text, arch)
+    bm, panels, n = spec.layout.bm, FORMATS[spec.layout.format].geometry(spec.shape, spec.layout).panels, tokens(spec)
+    step = 1 if spec.op == "gemv" else math.lcm(bm, 16) // bm  # loops over rows are unrolled
+    if spec.tile.groups:  # tokens come in tiles, and tables are built for LOOKUP_ROWS
+        lanes, together = space.template_row(spec).lanes, min(panels, LOOKUP_ROWS // bm)
+        part = _extrapolate(program, step, together, lanes, n)
+        return part.plus(part, panels / together - 1)
+    # Products take tokens in blocks of unequal numbers, look-ups of single weights one by one.
+    return _extrapolate(program, step, panels, n if spec.tile.nr > 1 else 1, n)
 
-    def on_panels(n: int) -> Profile:
-        one, two = (trace.follow(program, n, p) for p in (step, 2 * step))
-        return one.plus(two.plus(one, -1), most / step - 1)
 
-    few = on_panels(counts[0])
-    if spec.op == "gemm" and counts[0] < counts[1]:
-        slope = on_panels(counts[1]).plus(few, -1)
-        few = few.plus(slope, (tokens(spec) - counts[0]) / (counts[1] - counts[0]))
-    return Profile(program, {edge: count * parts for edge, count in few.edges.items()})
+def _extrapolate(program: trace.Program, few: int, panels: int, some: int, n: int) -> Profile:
+    """A call for some panels and n tokens, along the lines through calls for few and twice as many, some and twice."""
+
+    def line(start: int, to: int, call: Callable[[int], Profile]) -> Profile:
+        if to <= 2 * start:
+            return call(to)
+        low, high = call(start), call(2 * start)
+        return low.plus(high.plus(low, -1), to / start - 1)
+
+    return line(some, n, lambda t: line(few, panels, lambda p: trace.follow(program, t, p)))
 
 
 def candidates(shape: GemmShape, isa: str, effort: tune.Effort) -> list[KernelSpec]:
     """The tuner's candidates, one of each set that differs only in what the model cannot see."""
     first: dict[tuple[Any, ...], KernelSpec] = {}
     for spec in tune.candidates(shape, isa, effort):
-        first.setdefault((spec.op, spec.layout, spec.tile.nr, spec.tile.groups), spec)
+        first.setdefault((spec.op, spec.layout, spec.tile.nr, spec.tile.groups > 0), spec)
     return list(first.values())
 
 

@@ -60,14 +60,14 @@ def signed(value: int, bits: int) -> int:
 def sum_flags(a: int, b: int, bits: int, carry: int = 0) -> Flags:
     """The flags of a + b + carry; a - b is a + ~b + 1."""
     a, b = mask(a, bits), mask(b, bits)
-    total = a + b + carry
-    exact = signed(a, bits) + signed(b, bits) + carry
-    return Flags(bool(total >> (bits - 1) & 1), not mask(total, bits), bool(total >> bits), signed(total, bits) != exact)
+    total, exact = a + b + carry, signed(a, bits) + signed(b, bits) + carry
+    result = signed(total, bits)
+    return Flags(result < 0, result == 0, bool(total >> bits), result != exact)
 
 
 def logic_flags(value: int, bits: int) -> Flags:
     """The flags of a bitwise result; carry and overflow are clear."""
-    return Flags(bool(value >> (bits - 1) & 1), not mask(value, bits), False, False)
+    return Flags(signed(value, bits) < 0, not mask(value, bits), False, False)
 
 
 def divide(a: int, b: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -37,7 +37,7 @@ class Profile:
         """Edge by edge this and `times` the other: of calls on more panels or tokens, from two on few."""
         keys = dict.fromkeys((*self.edges, *other.edges))
         sums = {edge: self.edges.get(edge, 0) + times * other.edges.get(edge, 0) for edge in keys}
-        return Profile(self.program, {edge: count for edge, count in sums.items() if count > 0})
+        return Profile(self.program, {edge: count for edge, count in sums.items() if count})
 
     @property
     def instructions(self) -> float:
@@ -47,7 +47,7 @@ class Profile:
     @property
     def paths(self) -> list[Path]:
         """All that ran, the most instructions first."""
-        into, out = Counter[int](), Counter[int]()
+        into, out = defaultdict[int, float](float), defaultdict[int, float](float)
         for (source, to), count in self.edges.items():
             out[source] += count
             into[to] += count

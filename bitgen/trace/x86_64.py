@@ -28,7 +28,11 @@ _REGISTERS |= {
     for x in ("si", "di", "bp", "sp")
     for name, bits in ((f"r{x}", 64), (f"e{x}", 32), (x, 16), (f"{x}l", 8))
 }
-_REGISTERS |= {f"r{i}{s}": (f"r{i}", bits) for i in range(8, 16) for s, bits in (("", 64), ("d", 32), ("w", 16), ("b", 8))}
+_REGISTERS |= {
+    f"r{i}{suffix}": (f"r{i}", bits)
+    for i in range(8, 16)
+    for suffix, bits in (("", 64), ("d", 32), ("w", 16), ("b", 8))
+}
 
 
 def _borrow(n: int, d: int, a: int) -> Flags:
@@ -198,15 +202,18 @@ def _computed(name: str, n: int, operands: Sequence[str], keep: bool, labels: Ma
     """destination op= source, or with three operands (imul) destination = other op source; and the flags."""
     source, other, target = _read(operands[0], n, labels), _read(operands[1], n, labels), operands[-1]
     write, operation = _write(target, n, labels), _ARITHMETIC[name]
-    flags = _FLAGS.get(name, lambda n, d, a: logic_flags(operation(n, d, a), n))
+    flags = _FLAGS.get(name)
     zero = name == "xor" and operands[0] == operands[1]
 
     def step(m: Machine) -> None:
         a, d = (0, 0) if zero else (source(m), other(m))
-        known = a is not None and d is not None
-        m.flags = flags(n, d, a) if known else None  # type: ignore[arg-type]
+        result = None if a is None or d is None else operation(n, d, a)
+        if a is None or d is None or result is None:
+            m.flags = None
+        else:
+            m.flags = flags(n, d, a) if flags else logic_flags(result, n)
         if keep:
-            write(m, operation(n, d, a) if known else None)  # type: ignore[arg-type]
+            write(m, result)
 
     return step
 
