@@ -46,7 +46,7 @@ def instructions(shape: tuple[int, int]) -> None:
             cells = [f"{e.cycles / e.products:.4f}" if (e := found.get(core)) else "" for core in cores]
             first = next(iter(found.values()), None)
             if first:
-                loop = f"{len(first.loop.lines)} for {first.loop_products:,.0f}"
+                loop = f"{len(first.loop.lines)} for {first.loop_products:,.0f}" if first.loop_products else ""
                 cells = [f"{first.instructions / first.products:.4f}", loop, *cells]
                 click.echo(f"| {_name(spec)} | {' | '.join(cells)} |")
         for core in cores:

@@ -4,8 +4,8 @@
 
 The instruction counts are exact. The cycles are an estimate of a core that waits for nothing but its own units: every
 load hits the nearest cache, every branch is foreseen. What such a model cannot see is not ranked by it: of tiles that
-differ only in prefetching, in how they divide K for the caches, or in how many look-up tables these must hold, the first
-in the order of `space.py` is taken.
+differ only in prefetching, in how they divide K for the caches, or in how many look-up tables these must hold, the
+first in the order of `space.py` is taken.
 """
 
 from __future__ import annotations
@@ -149,20 +149,32 @@ class Estimate:
     loop_cycles: float  # of one pass through it
 
     @property
-    def loop_products(self) -> float:
-        """The products of one pass, if the loop did all of them."""
-        return self.products / self.loop.count
+    def loop_share(self) -> float:
+        """The loop's part of all instructions."""
+        return self.loop.count * len(self.loop.lines) / self.instructions
+
+    @property
+    def loop_products(self) -> float | None:
+        """The products of one pass, where the loop does nearly all of the work; else None."""
+        return self.products / self.loop.count if self.loop_share > trace.NEARLY_ALWAYS else None
 
     def __str__(self) -> str:
-        """For people: the loop and the call, of a kernel by its symbol."""
-        table = [f"{'':24}{'instructions':>14}{'cycles':>14}{'weights':>14}{'per weight:':>16} instructions    cycles"]
-        for what, instructions, cycles, products in (
+        """For people: the loop and the call."""
+        rows: list[tuple[str, float, float, float | None]] = [
             (f"a pass of {self.loop.label}", len(self.loop.lines), self.loop_cycles, self.loop_products),
             (f"a call for {tokens(self.spec)} token(s)", self.instructions, self.cycles, self.products),
-        ):
-            each = f"{instructions / products:>29.4f}{cycles / products:>10.4f}"
-            table.append(f"{what:24}{instructions:>14,.0f}{cycles:>14,.1f}{products:>14,.0f}{each}")
-        return "\n".join([self.spec.symbol, self.core.basis, "", *table])
+        ]
+        text = [
+            self.spec.symbol,
+            self.core.basis,
+            f"{self.loop.label} runs {self.loop_share:.0%} of the instructions",
+            "",
+        ]
+        text.append(f"{'':24}{'instructions':>14}{'cycles':>14}{'weights':>14}  per weight: instructions    cycles")
+        for what, instructions, cycles, products in rows:
+            each = f"{products:>14,.0f}{instructions / products:>26.4f}{cycles / products:>10.4f}" if products else ""
+            text.append(f"{what:24}{instructions:>14,.0f}{cycles:>14,.1f}{each}")
+        return "\n".join(text)
 
 
 def estimate(spec: KernelSpec, core: Core) -> Estimate:
@@ -188,7 +200,7 @@ def call_profile(spec: KernelSpec, arch: str) -> Profile:
     bm, panels, n = spec.layout.bm, FORMATS[spec.layout.format].geometry(spec.shape, spec.layout).panels, tokens(spec)
     step = 1 if spec.op == "gemv" else math.lcm(bm, 16) // bm  # loops over rows are unrolled
     if spec.tile.groups:  # tokens come in tiles, and tables are built for LOOKUP_ROWS
-        lanes, together = space.template_row(spec).lanes, min(panels, LOOKUP_ROWS // bm)
+        lanes, together = space.template_row(spec).lanes, panels // -(-panels * bm // LOOKUP_ROWS)
         part = _extrapolate(program, step, together, lanes, n)
         return part.plus(part, panels / together - 1)
     # Products take tokens in blocks of unequal numbers, look-ups of single weights one by one.

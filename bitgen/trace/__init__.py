@@ -7,7 +7,7 @@ instructions are followed, on integers that are known or not (`machine.py`; `arm
 meaning), and those on vectors merely counted. A branch on an unknown integer is an error, not a guess.
 """
 
-from bitgen.trace.profile import Path, Profile, follow
+from bitgen.trace.profile import NEARLY_ALWAYS, Path, Profile, follow
 from bitgen.trace.program import Block, Program, parse
 
-__all__ = ["Block", "Path", "Profile", "Program", "follow", "parse"]
+__all__ = ["NEARLY_ALWAYS", "Block", "Path", "Profile", "Program", "follow", "parse"]
