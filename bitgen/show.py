@@ -1,13 +1,16 @@
-"""What `bitgen bench` found beyond its main table, for the terminal."""
+"""Results for the terminal: what `bitgen bench` found beyond its main table, and log probabilities."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from rich import box
 from rich.console import RenderableType
 from rich.table import Table
+
+from bitgen.engine.tokenizer import Tokenizer
+from bitgen.score import TokenChoice
 
 BAR = 20
 """Characters of a bar that stands for all of the time."""
@@ -87,3 +90,10 @@ def _energy(energy: Mapping[str, Any]) -> Iterator[RenderableType]:
 
 def _number(value: float | None, form: str) -> str:
     return "" if value is None else form.format(value)
+
+
+def logprobs(tokenizer: Tokenizer, choices: Iterable[TokenChoice]) -> Iterator[str]:
+    """A line for each generated token: its text and log probability, then the likeliest ones."""
+    for choice in choices:
+        likeliest = "  ".join(f"{tokenizer.decode([id])!r} {p:.3f}" for id, p in choice.likeliest)
+        yield f"{tokenizer.decode([choice.token])!r:>16} {choice.logprob:8.3f}  |  {likeliest}".rstrip(" |")
