@@ -20,10 +20,11 @@ from rich.table import Table
 
 from bitgen import Model, Sampling, __version__, api, dialogue, energy, peers, profile, score, show
 from bitgen import plot as pictures
+from bitgen import verify as verification
 from bitgen.bench import bench as bench_model
 from bitgen.chat import NAMED, Chat
 from bitgen.engine.lookup import LOOKUP
-from bitgen.engine.model import SHIPPED, default_threads
+from bitgen.engine.model import SHIPPED, default_threads, shipped_path
 from bitgen.errors import BitgenError
 from bitgen.targets import ARCHES
 
@@ -230,6 +231,22 @@ def chat(model: str | None, system: str | None, max_tokens: int, chat_template: 
     with progress_bar() as listen:
         loaded = Model.load(model, threads=threads, isa=isa, progress=listen)
     dialogue.run(Chat(loaded, system, chat_template, context, cache), max_tokens, sampling)
+
+
+@main.command()
+@model_option
+@click.option("--against", metavar="hf:DIR", help="Also compare with transformers in float32 on this checkpoint.")
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the receipt, as JSON.")
+def verify(model: str | None, against: str | None, output: Path | None) -> None:
+    """Prove on this machine that kernels, logits and choices are right, at every level that its CPU executes."""
+    with progress_bar() as listen:
+        receipt = verification.verify(Path(model) if model else shipped_path(), against, listen)
+    OUT.print(show.receipt(receipt))
+    if output:
+        output.write_text(json.dumps(receipt.to_json(), indent=1) + "\n")
+        click.echo(output)
+    if not receipt.ok:
+        raise BitgenError("verification failed: please report it with the receipt (-o receipt.json)")
 
 
 @main.command()
