@@ -75,17 +75,21 @@ def build(
     model: str | Path,
     *,
     arch: str = "native",
+    system: str | None = None,
     isa: str | None = None,
     root: Path = Path("build"),
     progress: Progress | None = None,
     program: bool = False,
 ) -> Artefact:
-    """Generate and compile the library of a model for an architecture, one ISA level or all of them."""
+    """Generate and compile the library (or the runner program) of a model, one ISA level or all of them.
+
+    arch, system: of targets.PLATFORMS; without a system the host's where the architecture is, else Linux.
+    """
     shape = shape_of(model)
     arch = targets.host_arch() if arch == "native" else arch
-    isas = [isa] if isa else [t.isa for t in targets.levels(arch)]
+    isas = [isa] if isa else [t.isa for t in targets.levels(arch, system)]
     lookups = [plan.lookup(shape, name) for name in isas]
-    return library.for_model(shape, lookups, arch=arch, root=root, progress=progress, program=program)
+    return library.for_model(shape, lookups, arch=arch, system=system, root=root, progress=progress, program=program)
 
 
 def synth(

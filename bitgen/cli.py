@@ -26,7 +26,7 @@ from bitgen.chat import NAMED, Chat
 from bitgen.engine.lookup import LOOKUP
 from bitgen.engine.model import SHIPPED, default_threads, shipped_path
 from bitgen.errors import BitgenError
-from bitgen.targets import ARCHES
+from bitgen.targets import ARCHES, SYSTEMS
 
 ERR = Console(stderr=True)
 OUT = Console(width=None if sys.stdout.isatty() else 160)  # a table in a file or a pipe is not squeezed
@@ -308,6 +308,12 @@ def tune(model: str, threads: int | None, quick: bool, isa: str | None) -> None:
 @main.command()
 @click.option("--model", "--preset", "model", default=SHIPPED, show_default=True, help="A preset name or a GGUF file.")
 @click.option("--arch", type=click.Choice(["native", *ARCHES]), default="native", show_default=True)
+@click.option(
+    "--os",
+    "system",
+    type=click.Choice(list(SYSTEMS)),
+    help="linux is glibc's; musl also makes for Alpine. [default: the host's, linux for another architecture]",
+)
 @click.option("--isa", help="Only this instruction-set level. [default: every level of the architecture]")
 @click.option(
     "-o",
@@ -316,10 +322,20 @@ def tune(model: str, threads: int | None, quick: bool, isa: str | None) -> None:
     default=Path("build"),
     show_default=True,
 )
-def build(model: str, arch: str, isa: str | None, output: Path) -> None:
-    """Generate and compile a model's library: sources, spec and libbitgen.so in a folder of their own."""
+def build(model: str, arch: str, system: str | None, isa: str | None, output: Path) -> None:
+    """Generate and compile a model's library: sources, spec and libbitgen.so in a folder of their own.
+
+    For macOS it is libbitgen.dylib, for Windows bitgen.dll.
+    """
     with progress_bar() as listen:
-        artefact = api.build(model, arch=arch, isa=isa, root=output, progress=lambda d, t: listen("compiling", d, t))
+        artefact = api.build(
+            *(model,),
+            arch=arch,
+            system=system,
+            isa=isa,
+            root=output,
+            progress=lambda d, t: listen("compiling", d, t),
+        )
     click.echo(artefact.path)
 
 
