@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitgen import layout
-from bitgen.checkpoint import Checkpoint
+from bitgen.checkpoint import ALL, Checkpoint, row_pieces
 from bitgen.errors import BitgenError, FormatError, UnsupportedError
 from bitgen.gguf_container import (
     BF16,
@@ -57,8 +57,6 @@ VOCAB_1BITLLM = 32002
 
 MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 FLOAT_TYPES, TERNARY_TYPES = (F32, F16, BF16), (I2_S, TQ1_0, TQ2_0)
-ROWS_AT_ONCE = 1 << 22
-"""Elements handled at a time where a whole tensor would take too much memory."""
 
 
 def tensor_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
@@ -152,12 +150,12 @@ class GgufCheckpoint:
             raise FormatError(f"{self.path}: tensor {name}: the scale is {scale}; the file is corrupt")
         return codes, scale
 
-    def dense(self, name: str) -> npt.NDArray[np.floating[Any]]:
-        """A float tensor: float16 where stored so, else float32. FormatError where a value is not finite."""
+    def dense(self, name: str, rows: slice = ALL) -> npt.NDArray[np.floating[Any]]:
+        """Rows of a float tensor: float16 where stored so, else float32. FormatError where a value is not finite."""
         tensor = self._tensor(name)
-        values = self._dequantised(tensor) if tensor.type == Q6_K else self._floats(tensor)
-        for rows in _pieces(values):
-            if not np.isfinite(rows).all():
+        values = self._dequantised(tensor, rows) if tensor.type == Q6_K else self._floats(tensor, rows)
+        for piece in _pieces(values):
+            if not np.isfinite(piece).all():
                 raise FormatError(f"{self.path}: tensor {name} holds NaN or infinite values; the file is corrupt")
         return values
 
@@ -180,23 +178,26 @@ class GgufCheckpoint:
         codes = layout.unpack_i2_s(raw, GemmShape(1, m * k), 1, self._i2s_block).reshape(m, k)
         return codes, float(raw[m * k // 4 :][:4].view("<f4")[0])
 
-    def _floats(self, tensor: Tensor) -> npt.NDArray[np.floating[Any]]:
-        """An F32, F16 or BF16 tensor; the first two as views of the file."""
-        raw = self._container.bytes_of(tensor)
-        if tensor.type == BF16:
-            return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32).reshape(tensor.shape)
-        return raw.view("<f4" if tensor.type == F32 else "<f2").reshape(tensor.shape)
+    def _rows(self, tensor: Tensor, rows: slice) -> npt.NDArray[np.uint8]:
+        """Bytes of some rows [n, bytes of a row], of a type whose rows are whole blocks."""
+        return self._container.bytes_of(tensor).reshape(tensor.shape[0], -1)[rows]
 
-    def _dequantised(self, tensor: Tensor) -> npt.NDArray[np.float32]:
-        """A Q6_K tensor as float32, some rows at a time."""
+    def _floats(self, tensor: Tensor, rows: slice = ALL) -> npt.NDArray[np.floating[Any]]:
+        """Rows of an F32, F16 or BF16 tensor; the first two as views of the file."""
+        raw, dims = self._rows(tensor, rows), (-1, *tensor.shape[1:])
+        if tensor.type == BF16:
+            return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32).reshape(dims)
+        return raw.view("<f4" if tensor.type == F32 else "<f2").reshape(dims)
+
+    def _dequantised(self, tensor: Tensor, rows: slice) -> npt.NDArray[np.float32]:
+        """Rows of a Q6_K tensor as float32."""
         from gguf import GGMLQuantizationType
         from gguf.quants import dequantize
 
-        raw = self._container.bytes_of(tensor).reshape(tensor.shape[0], -1)
-        values = np.empty(tensor.shape, np.float32)
-        step = max(1, ROWS_AT_ONCE // tensor.shape[1])
-        for at in range(0, len(raw), step):
-            values[at : at + step] = dequantize(raw[at : at + step], GGMLQuantizationType.Q6_K)
+        raw = self._rows(tensor, rows)
+        values = np.empty((len(raw), *tensor.shape[1:]), np.float32)
+        for piece in row_pieces(values.shape):
+            values[piece] = dequantize(raw[piece], GGMLQuantizationType.Q6_K)
         return values
 
     def _check_tensors(self) -> None:
@@ -257,8 +258,7 @@ def ternary_values(values: npt.NDArray[np.floating[Any]]) -> tuple[npt.NDArray[n
 
 def _pieces(values: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
     """Views of consecutive rows, each of bounded size."""
-    step = max(1, ROWS_AT_ONCE // max(1, values[:1].size))
-    return (values[at : at + step] for at in range(0, len(values), step))
+    return (values[rows] for rows in row_pieces(values.shape))
 
 
 def _scale_name(name: str) -> str:
@@ -490,7 +490,7 @@ def _payloads(checkpoint: Checkpoint, entries: list[Entry]) -> Iterator[tuple[En
         elif entry.name.endswith(".scale"):
             yield entry, iter([np.array([scale], "<f4")])
         else:
-            yield entry, _converted(entry, checkpoint.dense(entry.name))
+            yield entry, _converted(entry, checkpoint)
 
 
 def _packed(entry: Entry, codes: npt.NDArray[np.int8], scale: float) -> list[npt.NDArray[Any]]:
@@ -508,13 +508,14 @@ def _packed(entry: Entry, codes: npt.NDArray[np.int8], scale: float) -> list[npt
     return [layout.pack_i2_s(codes.reshape(1, -1), 1, I2S_BLOCK["x86"]), tail]
 
 
-def _converted(entry: Entry, values: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+def _converted(entry: Entry, checkpoint: Checkpoint) -> Iterator[npt.NDArray[Any]]:
     """A float tensor in its file type, some rows at a time."""
-    if values.shape != entry.shape:
-        raise _misshapen(entry, values)
-    for rows in _pieces(values):
+    for rows in row_pieces(entry.shape):
+        values = checkpoint.dense(entry.name, rows)
+        if values.shape != (rows.stop - rows.start, *entry.shape[1:]):
+            raise _misshapen(entry, values)
         with np.errstate(over="ignore"):
-            out = rows.astype("<f4" if entry.type == F32 else "<f2")
+            out = values.astype("<f4" if entry.type == F32 else "<f2")
         if not np.isfinite(out).all():
             raise FormatError(f"{entry.name} holds NaN, infinity or values beyond the range of float16")
         yield out
