@@ -254,8 +254,12 @@ def convert(source: str, output: Path, type_: Any) -> None:
     that is on the Hub, or a GGUF file. An interrupted conversion goes on where it was when it is called again.
     """
     checkpoint = api.open_source(source)  # a download draws bars of its own
-    with progress_bar() as listen:
-        api.convert(checkpoint, output, type=type_, progress=lambda d, t: listen("converting", d, t))
+    try:
+        with progress_bar() as listen:
+            api.convert(checkpoint, output, type=type_, progress=lambda d, t: listen("converting", d, t))
+    except KeyboardInterrupt:
+        click.echo("interrupted; the same command goes on from here", err=True)
+        raise
     click.echo(output)
 
 
