@@ -31,8 +31,10 @@ def contents(shape: ModelShape = TINY, type: str = "i2_s") -> tuple[dict[str, An
     """Metadata and tensors as bitgen writes them, to be changed and then stored."""
     checkpoint = synth.SynthCheckpoint(shape, seed=1)
     tensors: dict[str, Stored] = {}
-    for entry, pieces in gguf_io._payloads(checkpoint, gguf_io._entries(shape, type)):
-        tensors[entry.name] = (entry.shape, entry.type, b"".join(p.tobytes() for p in pieces))
+    scales: dict[str, float] = {}
+    for entry in gguf_io._entries(shape, type):
+        data = b"".join(piece.tobytes() for piece in gguf_io._payload(checkpoint, entry, scales))
+        tensors[entry.name] = (entry.shape, entry.type, data)
     return gguf_io._metadata(checkpoint, type), tensors
 
 
