@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bitgen import gguf_container as container
-from bitgen import gguf_io, synth
+from bitgen import gguf_io, gguf_types, synth
 from bitgen.spec import ModelShape
 
 TINY = ModelShape(
@@ -55,10 +55,10 @@ def changed(path: Path, change: Callable[[dict[str, Any], dict[str, Stored]], No
 
 def floats(values: np.ndarray, type: int) -> Stored:
     """A float tensor in one of the three float types."""
-    if type == container.BF16:
+    if type == gguf_types.BF16:
         data = (values.astype("<f4").view("<u4") >> 16).astype("<u2")
     else:
-        data = values.astype("<f4" if type == container.F32 else "<f2")
+        data = values.astype("<f4" if type == gguf_types.F32 else "<f2")
     return values.shape, type, data.tobytes()
 
 
