@@ -1,9 +1,11 @@
 """Ternary tensors as files hold them: bytes to codes and scales, and back for the types that are written here.
 
 Runtime layouts are layout.py's. Here are the types of llama.cpp (TQ1_0, TQ2_0, Q2_0), ik_llama.cpp (IQ1_BN, IQ2_BN,
-IQ2_BN_R4) and bitnet.cpp (I2_S, TL1, TL2). Readers give (codes, scales): codes {-1, 0, +1} int8 [M, K], and float32
-scales [R, G], one for each of G equal runs of columns in each of R equal runs of rows: [1, 1] where a tensor has one
-scale, [M, 1] one for every row, [M, K/g] one for every g weights of a row. Where a scale is 0 the codes are.
+IQ2_BN_R4), bitnet.cpp (I2_S, TL1, TL2) and T5, our own.
+
+Readers give (codes, scales): codes {-1, 0, +1} int8 [M, K], and float32 scales [R, G], one for each of G equal runs of
+columns in each of R equal runs of rows: [1, 1] where a tensor has one scale, [M, 1] one for every row, [M, K/g] one
+for every g weights of a row. Where one of several scales is 0 its codes are.
 
 Axes are named in the comments as they are reshaped. Bad bytes are a FormatError that does not name the tensor.
 """
@@ -16,7 +18,18 @@ import numpy as np
 import numpy.typing as npt
 
 from bitgen.errors import FormatError, UnsupportedError
-from bitgen.layout import Bytes, Codes, checked, exactly, tl2_bytes, unpack_i2_s, unpack_tl1, unpack_tl2
+from bitgen.layout import (
+    Bytes,
+    Codes,
+    checked,
+    exactly,
+    round_up,
+    tl2_bytes,
+    unpack_i2_s,
+    unpack_t5,
+    unpack_tl1,
+    unpack_tl2,
+)
 from bitgen.spec import GemmShape
 
 Scales = npt.NDArray[np.float32]
@@ -170,7 +183,7 @@ def _scale_then_blocks(data: Bytes, m: int, k: int, scale: int, block: int, name
     return rows[:, :scale].copy(), rows[:, scale:].reshape(m, -1, block)
 
 
-# ---- I2_S, TL1, TL2: a layout of the whole tensor, then its scale --------------------------------------------------
+# ---- I2_S, TL1, TL2, T5: a layout of the whole tensor, then its scale ----------------------------------------------
 
 I2S_LAYOUTS = ("x86", "arm", "rows4")
 
@@ -212,6 +225,13 @@ def unpack_tl2_tensor(data: Bytes, m: int, k: int, bm: int, bk: int, rows: int) 
     if tl2_bytes(m, k, bk) > data.size - SCALE_TAIL:
         raise UnsupportedError(f"TL2 tiles of {bm} x {bk} need more bytes than the tensor has")
     return unpack_tl2(data, GemmShape(m, k), bm, bk), _scale_after(data, data.size - SCALE_TAIL, "TL2")
+
+
+def unpack_t5_tensor(data: Bytes, m: int, k: int) -> Scaled:
+    """T5, bitgen's own -> codes [m, k], scales [1, 1]: layout.pack_t5's bytes for panels of five rows, the scale."""
+    packed = round_up(m, 5) // 5 * k
+    scale = exactly(data, packed + 4, "T5")[packed:].copy().view("<f4")
+    return unpack_t5(data, GemmShape(m, k), 5, 1), scale.reshape(1, 1)
 
 
 def _scale_after(data: Bytes, at: int, name: str) -> Scales:

@@ -78,9 +78,14 @@ class Container:
         self._check_ranges()
 
     def bytes_of(self, tensor: Tensor) -> npt.NDArray[np.uint8]:
-        """The bytes of a tensor as a read-only view of the mapped file."""
+        """The bytes of a tensor as a read-only view of the mapped file.
+
+        Pages that earlier views brought in leave this process's memory; a view that is still in use has them again.
+        """
         if tensor.nbytes is None:
             raise FormatError(f"{self.path}: tensor {tensor.name} has the unknown type {tensor.type_name}")
+        if hasattr(self._map, "madvise"):
+            self._map.madvise(mmap.MADV_DONTNEED)
         return np.frombuffer(self._map, np.uint8, tensor.nbytes, tensor.offset)
 
     def _alignment(self) -> int:

@@ -6,28 +6,30 @@ gguf_container.py's concern, the bits of each type blocks.py's.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from bitgen import blocks, layout
-from bitgen.checkpoint import Checkpoint
+from bitgen.checkpoint import ALL, Checkpoint, row_pieces
 from bitgen.errors import BitgenError, FormatError, UnsupportedError
 from bitgen.gguf_container import Container, Entry, Tensor, head, padded
-from bitgen.gguf_tensors import EMBEDDINGS, TERNARY, VECTORS, WHY_NOT, Reading, floats, pieces
-from bitgen.gguf_types import F16, F32, I2_S, TQ1_0, TQ2_0
+from bitgen.gguf_tensors import EMBEDDINGS, TERNARY, VECTORS, WHY_NOT, Reading, floats
+from bitgen.gguf_types import F16, F32, I2_S, T5, TQ1_0, TQ2_0
+from bitgen.part_file import PartFile
 from bitgen.shapes import ARCHITECTURES, Architecture, architecture, shape_from
 from bitgen.spec import Activation, ModelShape
 from bitgen.tl_tiles import SCRIPTS, tile_of
 from bitgen.tl_tiles import parse as parse_tiles
 
 I2sLayout = Literal["x86", "arm", "rows4"]
-TernaryType = Literal["i2_s", "tq1_0", "tq2_0"]
+TernaryType = Literal["i2_s", "tq1_0", "tq2_0", "t5"]
 Progress = Callable[[int, int], None]
 
 HIDDEN_ACTIVATIONS: dict[str, Activation] = {
@@ -42,7 +44,7 @@ VOCAB_1BITLLM = 32002
 """Tokens of the first BitNet models, whose FFN is SiLU even under the newer name bitnet-b1.58."""
 
 MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-TERNARY_TYPES = (I2_S, TQ1_0, TQ2_0)
+TERNARY_TYPES = (I2_S, TQ1_0, TQ2_0, T5)
 
 
 def tensor_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
@@ -140,17 +142,17 @@ class GgufCheckpoint:
         with self._about(name):
             codes, scales = TERNARY[tensor.type_name](self.container.bytes_of(tensor), m, k, self.reading)
             if beside is not None:
-                scales = scales * self._floats(beside)
+                scales = scales * self._floats(beside, ALL)
             wrong = ~(np.isfinite(scales) & (scales >= 0))
             if wrong.any():
                 raise FormatError(f"the scale is {scales[wrong][0]}; the file is corrupt")
         return codes, scales
 
-    def dense(self, name: str) -> npt.NDArray[np.floating[Any]]:
-        """A float tensor: float16 where its values are, else float32. FormatError where one is not finite."""
-        values = self._floats(self._tensor(name))
-        for rows in pieces(values):
-            if not np.isfinite(rows).all():
+    def dense(self, name: str, rows: slice = ALL) -> npt.NDArray[np.floating[Any]]:
+        """Rows of a float tensor: float16 where its values are, else float32. FormatError where one is not finite."""
+        values = self._floats(self._tensor(name), rows)
+        for piece in row_pieces(values.shape):
+            if not np.isfinite(values[piece]).all():
                 raise FormatError(f"{self.path}: tensor {name} holds NaN or infinite values; the file is corrupt")
         return values
 
@@ -159,9 +161,10 @@ class GgufCheckpoint:
             raise FormatError(f"{self.path}: the tensor {name} is missing")
         return self._tensors[name]
 
-    def _floats(self, tensor: Tensor) -> npt.NDArray[np.floating[Any]]:
+    def _floats(self, tensor: Tensor, rows: slice) -> npt.NDArray[np.floating[Any]]:
+        raw = self.container.bytes_of(tensor).reshape(tensor.shape[0], -1)[rows]
         with self._about(tensor.name):
-            return floats(tensor.type_name, self.container.bytes_of(tensor), tensor.shape)
+            return floats(tensor.type_name, raw.reshape(-1), (len(raw), *tensor.shape[1:]))
 
     @contextmanager
     def _about(self, name: str) -> Iterator[None]:
@@ -330,17 +333,31 @@ def _brief(value: Any) -> str:
 
 # ---- writing ----------------------------------------------------------------------------------------------
 
-FILE_TYPES: dict[str, tuple[int, int]] = {"i2_s": (I2_S, 40), "tq1_0": (TQ1_0, 36), "tq2_0": (TQ2_0, 37)}
+FILE_TYPES: dict[str, tuple[int, int]] = {
+    "i2_s": (I2_S, 40),
+    "tq1_0": (TQ1_0, 36),
+    "tq2_0": (TQ2_0, 37),
+    "t5": (T5, T5),
+}
 """Type of a file -> tensor type id of its matrices, general.file_type."""
 
 
-def write(path: str | Path, checkpoint: Checkpoint, type: str = "i2_s", progress: Progress | None = None) -> None:
-    """Write a checkpoint as a GGUF file, one tensor in memory at a time. It appears whole or not at all.
+def write(
+    path: str | Path,
+    checkpoint: Checkpoint,
+    type: str = "i2_s",
+    progress: Progress | None = None,
+    identity: str | None = None,
+) -> None:
+    """Write a checkpoint as a GGUF file, one matrix in memory at a time. It appears whole or not at all.
 
-    type: "i2_s", in bitnet.cpp's own layout, or "tq1_0", "tq2_0", for llama.cpp. The block scales of those
-    are float16 and a model's scale is not, so they hold 1 and the scale goes beside the matrix, exactly, as
-    blk.N.*.scale (llama.cpp multiplies by it: in bitnet it always did, in llama since 2026). Embeddings and
-    head are rounded to F16; norms are F32. progress is called with (bytes done, bytes in all).
+    type: "i2_s", in bitnet.cpp's own layout; "tq1_0" or "tq2_0", for llama.cpp; "t5", the smallest, for bitgen alone.
+    The block scales of TQ types are float16 and a model's scale is not, so they hold 1 and the scale goes beside the
+    matrix, exactly, as blk.N.*.scale (llama.cpp multiplies by it: in bitnet it always did, in llama since 2026).
+    Embeddings and head are rounded to F16; norms are F32.
+    identity: of the checkpoint's weights; given, an interrupted run leaves what it wrote (part_file.py), and the next
+    one for the same metadata, type and identity goes on from there.
+    progress is called with (bytes done, bytes in all).
 
     UnsupportedError: a shape that the type or the architecture cannot express. FormatError: weights that are
     not ternary or not finite.
@@ -349,20 +366,24 @@ def write(path: str | Path, checkpoint: Checkpoint, type: str = "i2_s", progress
     if type not in FILE_TYPES:
         raise UnsupportedError(f"unknown file type {type!r}; known: {', '.join(FILE_TYPES)}")
     entries = _entries(checkpoint.shape, type)
-    total, done = sum(padded(e.nbytes) for e in entries), 0
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    start = head(_metadata(checkpoint, type), entries)
+    if identity is not None:
+        identity = hashlib.sha256(start + identity.encode()).hexdigest()
+    total, done = sum(padded(entry.nbytes) for entry in entries), 0
+    scales: dict[str, float] = {}
     try:
-        with partial.open("wb") as f:
-            f.write(head(_metadata(checkpoint, type), entries))
-            for entry, pieces in _payloads(checkpoint, entries):
-                done += _write_tensor(f, entry, pieces)
+        with PartFile(path, identity) as part:
+            if "head" not in part.done:
+                part.append("head", [start])
+            for entry in entries:
+                if entry.name not in part.done:
+                    _write_tensor(part, entry, _payload(checkpoint, entry, scales))
+                done += padded(entry.nbytes)
                 if progress:
                     progress(done, total)
-        partial.replace(path)
     except OSError as error:
-        raise BitgenError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+        kept = "; what is done is kept, and the same command goes on from there" if identity else ""
+        raise BitgenError(f"cannot write {path}: {error.strerror}{kept}") from error
 
 
 def _entries(shape: ModelShape, type: str) -> list[Entry]:
@@ -384,10 +405,10 @@ def _entries(shape: ModelShape, type: str) -> list[Entry]:
         m, k = dims
         if id == I2_S and m * k % 128:
             raise UnsupportedError(f"{name}: {m} x {k} weights are not whole I2_S blocks of 128")
-        if id != I2_S and k % blocks.TQ_BLOCK:
+        if id in (TQ1_0, TQ2_0) and k % blocks.TQ_BLOCK:
             raise UnsupportedError(f"{name}: rows of {k} are not whole {type} blocks of 256; take i2_s")
         entries.append(Entry(name, dims, id))
-        if id != I2_S:
+        if id in (TQ1_0, TQ2_0):
             entries.append(Entry(_scale_name(name), (1,), F32))
     return entries
 
@@ -424,17 +445,17 @@ def _metadata(checkpoint: Checkpoint, type: str) -> dict[str, Any]:
     return ours | {f"{arch}.{key}": value for key, value in dimensions.items()} | notes
 
 
-def _payloads(checkpoint: Checkpoint, entries: list[Entry]) -> Iterator[tuple[Entry, Iterator[npt.NDArray[Any]]]]:
-    """Each tensor's data, in order; a matrix in one piece, floats in several."""
-    scale = 0.0
-    for entry in entries:
-        if entry.type in TERNARY_TYPES:
-            codes, scale = checkpoint.ternary(entry.name)
-            yield entry, iter(_packed(entry, codes, scale))
-        elif entry.name.endswith(".scale"):
-            yield entry, iter([np.array([scale], "<f4")])
-        else:
-            yield entry, _converted(entry, checkpoint.dense(entry.name))
+def _payload(checkpoint: Checkpoint, entry: Entry, scales: dict[str, float]) -> Iterable[npt.NDArray[Any]]:
+    """A tensor's data: a matrix in one piece, floats in several. `scales` keeps what goes beside the matrices."""
+    if entry.type in TERNARY_TYPES:
+        codes, scale = checkpoint.ternary(entry.name)
+        scales[_scale_name(entry.name)] = scale
+        return _packed(entry, codes, scale)
+    if entry.name.endswith(".scale"):
+        if entry.name not in scales:  # an earlier run wrote the matrix
+            scales[entry.name] = checkpoint.ternary(entry.name.removesuffix("scale") + "weight")[1]
+        return [np.array([scales[entry.name]], "<f4")]
+    return _converted(entry, checkpoint)
 
 
 def _packed(entry: Entry, codes: npt.NDArray[np.int8], scale: float) -> list[npt.NDArray[Any]]:
@@ -447,18 +468,21 @@ def _packed(entry: Entry, codes: npt.NDArray[np.int8], scale: float) -> list[npt
         return [blocks.pack_tq1_0(codes, 1.0)]
     if entry.type == TQ2_0:
         return [blocks.pack_tq2_0(codes, 1.0)]
+    if entry.type == T5:
+        return [layout.pack_t5(codes, 5, 1), np.array([scale], "<f4")]
     tail = np.zeros(8, "<f4")
     tail[0] = scale
     return [layout.pack_i2_s(codes.reshape(1, -1), 1, blocks.i2s_block("x86", entry.shape[1])), tail]
 
 
-def _converted(entry: Entry, values: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+def _converted(entry: Entry, checkpoint: Checkpoint) -> Iterator[npt.NDArray[Any]]:
     """A float tensor in its file type, some rows at a time."""
-    if values.shape != entry.shape:
-        raise _misshapen(entry, values)
-    for rows in pieces(values):
+    for rows in row_pieces(entry.shape):
+        values = checkpoint.dense(entry.name, rows)
+        if values.shape != (rows.stop - rows.start, *entry.shape[1:]):
+            raise _misshapen(entry, values)
         with np.errstate(over="ignore"):
-            out = rows.astype("<f4" if entry.type == F32 else "<f2")
+            out = values.astype("<f4" if entry.type == F32 else "<f2")
         if not np.isfinite(out).all():
             raise FormatError(f"{entry.name} holds NaN, infinity or values beyond the range of float16")
         yield out
@@ -468,11 +492,9 @@ def _misshapen(entry: Entry, data: npt.NDArray[Any]) -> FormatError:
     return FormatError(f"{entry.name} is {list(data.shape)}; the model's shape asks for {list(entry.shape)}")
 
 
-def _write_tensor(f: BinaryIO, entry: Entry, pieces: Iterator[npt.NDArray[Any]]) -> int:
-    """Append a tensor and its padding; the number of bytes written."""
-    written = 0
-    for piece in pieces:
-        written += f.write(np.ascontiguousarray(piece).data.cast("B"))
+def _write_tensor(part: PartFile, entry: Entry, pieces: Iterable[npt.NDArray[Any]]) -> None:
+    """Append a tensor and its padding."""
+    fill = bytes(padded(entry.nbytes) - entry.nbytes)
+    written = part.append(entry.name, chain(pieces, [fill])) - len(fill)
     if written != entry.nbytes:
         raise BitgenError(f"{entry.name}: {written} bytes where {entry.nbytes} were planned")
-    return written + f.write(bytes(padded(written) - written))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,13 +11,11 @@ import numpy.typing as npt
 
 from bitgen import blocks, tl_tiles
 from bitgen.blocks import Scaled
+from bitgen.checkpoint import row_pieces
 from bitgen.errors import FormatError, UnsupportedError
 from bitgen.layout import Bytes
 
 Floats = npt.NDArray[np.floating[Any]]
-
-ROWS_AT_ONCE = 1 << 22
-"""Elements handled at a time where a whole tensor would take too much memory."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +47,7 @@ TERNARY: dict[str, Callable[[Bytes, int, int, Reading], Scaled]] = {
     "IQ1_BN": lambda raw, m, k, _: blocks.unpack_iq1_bn(raw, m, k),
     "IQ2_BN": lambda raw, m, k, _: blocks.unpack_iq2_bn(raw, m, k),
     "IQ2_BN_R4": lambda raw, m, k, _: blocks.unpack_iq2_bn_r4(raw, m, k),
+    "T5": lambda raw, m, k, _: blocks.unpack_t5_tensor(raw, m, k),
 }
 """Form -> (bytes, M, K, reading) -> codes and scales as blocks.py has them."""
 
@@ -58,16 +57,16 @@ def ternary_values(values: Floats) -> Scaled:
 
     The tolerance, a ten-thousandth of s, is for rounding; a matrix of master weights is far outside it.
     """
-    scale = np.float32(max(float(np.abs(rows).max()) for rows in pieces(values)))
+    scale = np.float32(max(float(np.abs(values[rows]).max()) for rows in row_pieces(values.shape)))
     if not np.isfinite(scale):
         raise FormatError("it holds NaN or infinite values")
     codes = np.zeros(values.shape, np.int8)
-    for rows, out in zip(pieces(values), pieces(codes), strict=True) if scale else ():
-        relative = rows.astype(np.float32) / scale
-        np.rint(relative, out=out, casting="unsafe")
-        wrong = ~(np.abs(relative - out) <= 1e-4)  # NaN is wrong too
+    for rows in row_pieces(values.shape) if scale else ():
+        relative = values[rows].astype(np.float32) / scale
+        np.rint(relative, out=codes[rows], casting="unsafe")
+        wrong = ~(np.abs(relative - codes[rows]) <= 1e-4)  # NaN is wrong too
         if wrong.any():
-            value = float(rows[wrong][0])
+            value = float(values[rows][wrong][0])
             raise FormatError(f"the value {value:g} is none of 0 and ±{scale:g}: the weights are not ternary")
     return codes, np.array([[scale]])
 
@@ -107,17 +106,11 @@ def _dequantised(form: str, raw: Bytes, shape: tuple[int, ...]) -> npt.NDArray[n
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
-    rows, values, step = raw.reshape(shape[0], -1), np.empty(shape, np.float32), max(1, ROWS_AT_ONCE // shape[1])
-    for at in range(0, len(rows), step):
-        values[at : at + step] = dequantize(rows[at : at + step], GGMLQuantizationType[form])
+    blocks_of, values = raw.reshape(shape[0], -1), np.empty(shape, np.float32)
+    for rows in row_pieces(shape):
+        values[rows] = dequantize(blocks_of[rows], GGMLQuantizationType[form])
     return values
 
 
 def _bf16(raw: Bytes) -> npt.NDArray[np.float32]:
     return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
-
-
-def pieces(values: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
-    """Views of consecutive rows, each of bounded size."""
-    step = max(1, ROWS_AT_ONCE // max(1, values[:1].size))
-    return (values[at : at + step] for at in range(0, len(values), step))

@@ -15,6 +15,8 @@ ALIGNMENT = 32
 
 F32, F16, Q8_0, Q6_K, BF16, TQ1_0, TQ2_0, I2_S, TL1, TL2, Q2_0 = 0, 1, 8, 14, 30, 34, 35, 36, 38, 39, 42
 IQ1_BN, IQ2_BN, IQ2_BN_R4 = 134, 135, 335
+T5 = 0x62670005
+"""Our own: 'bg' and a number, out of the way of those who count up from 0. docs/formats.md has its layout."""
 
 Size = Callable[[int, int], "int | None"]
 """(rows, columns) -> bytes of a tensor; None where its rows are not whole blocks, or too short for the type."""
@@ -40,6 +42,11 @@ def _tl2(spare: int = 0) -> Size:
         return None if columns < 256 else round_up(used, ALIGNMENT) + spare * aligned + 32
 
     return size
+
+
+def _t5(rows: int, columns: int) -> int:
+    """Five rows to a byte, and the scale."""
+    return round_up(rows, 5) // 5 * columns + 4
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,7 @@ FORMS: dict[int, tuple[Form, ...]] = {
     IQ1_BN: (Form("IQ1_BN", _blocks(64, 13, row=2)),),
     IQ2_BN: (Form("IQ2_BN", _blocks(64, 16, row=4)),),
     IQ2_BN_R4: (Form("IQ2_BN_R4", _blocks(64, 16, row=4)),),
+    T5: (Form("T5", _t5),),
 }
 """Tensor type id -> its forms, each a name and a size. Where one id has several, the tensor's room tells which."""
 

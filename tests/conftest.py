@@ -30,5 +30,5 @@ def fixtures() -> Path:
 
 @pytest.fixture(scope="session")
 def foreign() -> dict[str, np.ndarray]:
-    """Tensors that other engines wrote, by "name/part": their bytes, the weights they hold, the tiles of TL1 and TL2."""
+    """Tensors that other engines wrote, by "name/part": their bytes, the weights they hold, tiles of TL1 and TL2."""
     return dict(np.load(Path(__file__).parent / "data" / "foreign.npz"))

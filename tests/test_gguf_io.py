@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from bitgen import gguf_container as container
 from bitgen import gguf_io, gguf_tensors, gguf_types, info, layout, synth, tl_tiles
+from bitgen.checkpoint import ALL
 from bitgen.engine.tokenizer import Tokenizer
 from bitgen.errors import BitgenError, FormatError, UnsupportedError
 
@@ -214,7 +215,7 @@ def test_quantised_embeddings(tmp_path: Path, name: str, monkeypatch: pytest.Mon
     def change(metadata: dict, tensors: dict) -> None:
         tensors["token_embd.weight"] = ((rows, TINY.hidden), int(type), data.tobytes())
 
-    monkeypatch.setattr(gguf_tensors, "ROWS_AT_ONCE", 1000)
+    monkeypatch.setattr("bitgen.checkpoint.AT_ONCE", 1000)
     got = gguf_io.open(changed(tmp_path / "m.gguf", change)).dense("token_embd.weight")
     assert got.dtype == np.float32 and np.array_equal(got, gguf.quants.dequantize(data, type))
 
@@ -345,8 +346,8 @@ class Spoilt(synth.SynthCheckpoint):
     def ternary(self, name: str) -> tuple[np.ndarray, float]:
         return self.wrong if name == self.name else super().ternary(name)  # type: ignore[return-value]
 
-    def dense(self, name: str) -> np.ndarray:
-        return self.wrong if name == self.name else super().dense(name)  # type: ignore[return-value]
+    def dense(self, name: str, rows: slice = ALL) -> np.ndarray:
+        return self.wrong[rows] if name == self.name else super().dense(name, rows)  # type: ignore[index]  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize(
