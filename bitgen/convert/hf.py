@@ -9,7 +9,8 @@ master ("online")    float [M, K], made ternary at run time: s = 1/max(mean|W|, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -54,12 +55,14 @@ class HfCheckpoint:
     for what bitgen does not do; both name the file and the key or tensor.
     """
 
-    def __init__(self, directory: str | Path) -> None:
+    def __init__(self, directory: str | Path, name: str | None = None) -> None:
+        """name: the model's; None: the directory's."""
         self.directory = Path(directory)
         config = Config(self.directory / "config.json")
         self._family = config.family()
         self._storage = config.storage(self._family)
-        self._shape = config.shape(self._family)
+        shape = config.shape(self._family)
+        self._shape = shape if name is None else replace(shape, name=name)
         self._dims = gguf_io.tensor_shapes(self._shape)
         self._tensors = open_directory(self.directory)
         self._check_tensors()
@@ -68,6 +71,11 @@ class HfCheckpoint:
     def shape(self) -> ModelShape:
         """Dimensions and architecture, from config.json."""
         return self._shape
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that hold the weights."""
+        return sorted({tensor.path for tensor in self._tensors.values()})
 
     @cached_property
     def metadata(self) -> Mapping[str, Any]:
@@ -203,13 +211,3 @@ def finite(tensor: StoredTensor, rows: slice = ALL) -> npt.NDArray[np.floating[A
     if not np.isfinite(values).all():
         raise FormatError(f"{tensor.path}: {tensor.name} holds NaN or infinite values")
     return values
-
-
-def convert(
-    directory: str | Path,
-    out: str | Path,
-    type: str = "i2_s",
-    progress: Callable[[int, int], None] | None = None,
-) -> None:
-    """Write a model directory as a GGUF file, its matrices in `type`, with one tensor in memory at a time."""
-    gguf_io.write(out, HfCheckpoint(directory), type=type, progress=progress)
