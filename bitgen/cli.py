@@ -19,6 +19,7 @@ from rich.table import Table
 from bitgen import Model, Sampling, __version__, api, energy, gguf_io, peers, profile, show
 from bitgen import plot as pictures
 from bitgen.bench import bench as bench_model
+from bitgen.blocks import I2S_LAYOUTS
 from bitgen.engine.lookup import LOOKUP
 from bitgen.engine.model import SHIPPED, default_threads
 from bitgen.errors import BitgenError
@@ -61,6 +62,12 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
         yield listen
 
 
+def warn(text: str | None) -> None:
+    """Say on stderr what may be wrong, if anything may."""
+    if text:
+        click.echo(f"bitgen: warning: {text}", err=True)
+
+
 def numbers(_: click.Context, __: click.Parameter, text: str) -> list[int]:
     """A comma-separated list of non-negative integers."""
     try:
@@ -93,6 +100,33 @@ cache_option = click.option(
     show_default=True,
     help="Keys and values: halves, or half the bytes.",
 )
+
+
+def reading_options(command: Any) -> Any:
+    """What a GGUF file does not say of itself, or says wrongly: keyword arguments of gguf_io.open."""
+    for option in (
+        click.option(
+            "--activation",
+            type=click.Choice(["relu2", "silu"]),
+            help="Override the FFN activation that the file implies.",
+        ),
+        click.option(
+            "--tl-tiles",
+            default="",
+            metavar="MxK=BM/BK/bm,...",
+            help="Tiles of TL1 and TL2 tensors, where bitnet.cpp's scripts do not decide them.",
+        ),
+        click.option(
+            "--i2s-layout",
+            type=click.Choice(I2S_LAYOUTS),
+            default="x86",
+            show_default=True,
+            help="The I2_S that bitnet.cpp wrote on x86; on ARM since November 2025; or without its ACT_PARALLEL.",
+        ),
+    ):
+        command = option(command)
+    return command
+
 
 type_option = click.option(
     "--type",
@@ -146,21 +180,10 @@ def main() -> None:
 @isa_option
 @head_option
 @cache_option
-@click.option(
-    "--i2s-layout",
-    type=click.Choice(["x86", "arm"]),
-    default="x86",
-    show_default=True,
-    help="Block layout of I2_S tensors in the file.",
-)
-@click.option(
-    "--activation",
-    type=click.Choice(["relu2", "silu"]),
-    help="Override the FFN activation that the file implies.",
-)
+@reading_options
 def run(prompt: str, model: str | None, max_tokens: int, threads: int | None, temp: float, top_k: int, top_p: float,
         min_p: float, repeat_penalty: float, seed: int | None, ignore_eos: bool, prompt_lookup: int,
-        isa: str | None, head: Any, cache: Any, i2s_layout: Any, activation: str | None) -> None:  # fmt: skip
+        isa: str | None, head: Any, cache: Any, **reading: Any) -> None:  # fmt: skip
     """Continue a prompt. Text goes to stdout as it comes, timing to stderr."""
     sampling = Sampling(
         *(temp, top_k, top_p, min_p, repeat_penalty),
@@ -173,10 +196,10 @@ def run(prompt: str, model: str | None, max_tokens: int, threads: int | None, te
             threads=threads,
             isa=isa,
             head=head,
-            i2s_layout=i2s_layout,
-            activation=activation,
             progress=listen,
+            **reading,
         )
+    warn(loaded.doubt)
     generation = loaded.generate(
         text, max_tokens, stop=not ignore_eos, sampling=sampling, cache=cache, lookup=prompt_lookup
     )
@@ -247,13 +270,15 @@ def synth(preset: str, output: Path, seed: int, type_: Any) -> None:
 @click.argument("source")
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path))
 @type_option
-def convert(source: str, output: Path, type_: Any) -> None:
+@reading_options
+def convert(source: str, output: Path, type_: Any, **reading: Any) -> None:
     """Convert a checkpoint to GGUF.
 
     SOURCE is a Hugging Face folder, hf:owner/name (or hf:owner/name@revision) to be downloaded, the name of a preset
     that is on the Hub, or a GGUF file. An interrupted conversion goes on where it was when it is called again.
     """
-    checkpoint = api.open_source(source)  # a download draws bars of its own
+    checkpoint = api.open_source(source, **reading)  # a download draws bars of its own
+    warn(api.doubt(checkpoint))
     with progress_bar() as listen:
         api.convert(checkpoint, output, type=type_, progress=lambda d, t: listen("converting", d, t))
     click.echo(output)
@@ -395,6 +420,7 @@ def info(file: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(facts, indent=1))
         return
+    warn(facts.pop("warning", None))
     width = max(map(len, facts))
     for key, value in facts.items():
         counts = ", ".join(f"{n} {name}" for name, n in value.items()) if isinstance(value, dict) else value

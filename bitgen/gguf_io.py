@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +22,7 @@ from bitgen.checkpoint import ALL, Checkpoint, row_pieces
 from bitgen.errors import BitgenError, FormatError, UnsupportedError
 from bitgen.gguf_container import Container, Entry, Tensor, head, padded
 from bitgen.gguf_tensors import EMBEDDINGS, TERNARY, VECTORS, WHY_NOT, Reading, floats
-from bitgen.gguf_types import F16, F32, I2_S, T5, TQ1_0, TQ2_0
+from bitgen.gguf_types import F16, F32, FORMS, I2_S, T5, TQ1_0, TQ2_0
 from bitgen.part_file import PartFile
 from bitgen.shapes import ARCHITECTURES, Architecture, architecture, shape_from
 from bitgen.spec import Activation, ModelShape
@@ -155,6 +156,20 @@ class GgufCheckpoint:
             if not np.isfinite(values[piece]).all():
                 raise FormatError(f"{self.path}: tensor {name} holds NaN or infinite values; the file is corrupt")
         return values
+
+    @property
+    def kept(self) -> dict[str, int]:
+        """Name -> type of the embedding and the head, which a copy keeps as they are stored, if one id says how."""
+        matrices = (t for t in self._tensors.values() if len(t.shape) == 2 and not is_ternary(t.name))
+        return {t.name: t.type for t in matrices if len(FORMS[t.type]) == 1}
+
+    def stored(self, name: str) -> Iterator[npt.NDArray[np.uint8]]:
+        """The bytes of a float tensor, some rows at a time and once their values are known to be finite."""
+        tensor = self._tensor(name)
+        raw = self.container.bytes_of(tensor).reshape(tensor.shape[0], -1)
+        for rows in row_pieces(tensor.shape):
+            self.dense(name, rows)
+            yield raw[rows]
 
     def _tensor(self, name: str) -> Tensor:
         if name not in self._tensors:
@@ -354,7 +369,7 @@ def write(
     type: "i2_s", in bitnet.cpp's own layout; "tq1_0" or "tq2_0", for llama.cpp; "t5", the smallest, for bitgen alone.
     The block scales of TQ types are float16 and a model's scale is not, so they hold 1 and the scale goes beside the
     matrix, exactly, as blk.N.*.scale (llama.cpp multiplies by it: in bitnet it always did, in llama since 2026).
-    Embeddings and head are rounded to F16; norms are F32.
+    Embeddings and head are rounded to F16, or kept as they are where the checkpoint is a GGUF file; norms are F32.
     identity: of the checkpoint's weights; given, an interrupted run leaves what it wrote (part_file.py), and the next
     one for the same metadata, type and identity goes on from there.
     progress is called with (bytes done, bytes in all).
@@ -365,7 +380,7 @@ def write(
     path = Path(path)
     if type not in FILE_TYPES:
         raise UnsupportedError(f"unknown file type {type!r}; known: {', '.join(FILE_TYPES)}")
-    entries = _entries(checkpoint.shape, type)
+    entries = _entries(checkpoint.shape, type, checkpoint.kept if isinstance(checkpoint, GgufCheckpoint) else {})
     start = head(_metadata(checkpoint, type), entries)
     if identity is not None:
         identity = hashlib.sha256(start + identity.encode()).hexdigest()
@@ -386,8 +401,8 @@ def write(
         raise BitgenError(f"cannot write {path}: {error.strerror}{kept}") from error
 
 
-def _entries(shape: ModelShape, type: str) -> list[Entry]:
-    """The tensor table of a file, checked against what the type can hold."""
+def _entries(shape: ModelShape, type: str, kept: Mapping[str, int] = MappingProxyType({})) -> list[Entry]:
+    """The tensor table of a file, checked against what the type can hold. `kept`: types of float matrices."""
     known = ARCHITECTURES.get(shape.architecture)
     if known is None or (known.sub_norms, known.rope_interleaved) != (
         shape.sub_norms,
@@ -400,7 +415,7 @@ def _entries(shape: ModelShape, type: str) -> list[Entry]:
     id, entries = FILE_TYPES[type][0], []
     for name, dims in tensor_shapes(shape).items():
         if not is_ternary(name):
-            entries.append(Entry(name, dims, F32 if len(dims) == 1 else F16))
+            entries.append(Entry(name, dims, F32 if len(dims) == 1 else kept.get(name, F16)))
             continue
         m, k = dims
         if id == I2_S and m * k % 128:
@@ -455,6 +470,8 @@ def _payload(checkpoint: Checkpoint, entry: Entry, scales: dict[str, float]) -> 
         if entry.name not in scales:  # an earlier run wrote the matrix
             scales[entry.name] = checkpoint.ternary(entry.name.removesuffix("scale") + "weight")[1]
         return [np.array([scales[entry.name]], "<f4")]
+    if isinstance(checkpoint, GgufCheckpoint) and entry.name in checkpoint.kept:
+        return checkpoint.stored(entry.name)
     return _converted(entry, checkpoint)
 
 

@@ -267,6 +267,57 @@ def test_a_file_copied_through_write_keeps_the_bits_of_bitnet_cpp(tmp_path: Path
     assert {k for k in b.metadata if k not in a.metadata} == set()
 
 
+@pytest.mark.parametrize("source", ["ik-iq1_bn", "ik-iq2_bn_r4", "src-b158-f32", "bitnetcpp-i2_s"])
+@pytest.mark.parametrize("type", ["i2_s", "t5"])
+def test_files_of_other_engines_are_converted_without_loss(
+    fixtures: Path, tmp_path: Path, source: str, type: str
+) -> None:
+    """Codes and scales are the same, norms too, and the embedding keeps its bytes, whatever their type."""
+    theirs, path = gguf_io.open(fixtures / f"{source}.gguf"), tmp_path / "m.gguf"
+    gguf_io.write(path, theirs, type)
+    ours = gguf_io.open(path)
+    assert ours.shape == dataclasses.replace(theirs.shape, name=ours.shape.name)
+    for name in gguf_io.tensor_shapes(theirs.shape):
+        if gguf_io.is_ternary(name):
+            (codes, scale), (want, want_scale) = ours.ternary(name), theirs.ternary(name)
+            assert np.array_equal(codes, want) and scale == want_scale
+        else:
+            assert np.array_equal(ours.dense(name), theirs.dense(name))
+    a, b = ours.container, theirs.container
+    name = "token_embd.weight"
+    assert a.tensors[name].type == b.tensors[name].type
+    assert np.array_equal(a.bytes_of(a.tensors[name]), b.bytes_of(b.tensors[name]))
+
+
+def test_conversions_there_and_back_give_the_same_file(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{n}.gguf" for n in range(5)]
+    gguf_io.write(paths[0], synth.SynthCheckpoint(TINY_LLAMA, 4), "i2_s")
+    for before, after, type in zip(paths, paths[1:], ("tq1_0", "t5", "tq2_0", "i2_s"), strict=False):
+        gguf_io.write(after, gguf_io.open(before), type)
+    assert paths[4].read_bytes() == paths[0].read_bytes()
+
+
+def test_an_embedding_of_ternary_groups_becomes_f16(tmp_path: Path, foreign: dict[str, np.ndarray]) -> None:
+    """Its type id does not say its blocks, so a copy writes its exact values."""
+    shape = dataclasses.replace(TINY, hidden=512, heads=8, vocab=96, layers=1)
+
+    def change(metadata: dict, tensors: dict) -> None:
+        tensors["token_embd.weight"] = ((96, 512), gguf_types.Q2_0, foreign["q2_0-g128-96x512/data"].tobytes())
+
+    source = gguf_io.open(changed(tmp_path / "a.gguf", change, shape=shape))
+    gguf_io.write(tmp_path / "b.gguf", source)
+    copy = gguf_io.open(tmp_path / "b.gguf")
+    assert copy.container.tensors["token_embd.weight"].type == gguf_types.F16
+    assert np.array_equal(copy.dense("token_embd.weight"), source.dense("token_embd.weight"))
+
+
+def test_a_copy_of_spoilt_floats_is_refused(tmp_path: Path) -> None:
+    path = changed(tmp_path / "a.gguf", spoil("token_embd.weight", slice(4, 6), b"\xff\xff"))
+    with pytest.raises(FormatError, match=r"token_embd\.weight holds NaN"):
+        gguf_io.write(tmp_path / "b.gguf", gguf_io.open(path))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.gguf"]
+
+
 @pytest.mark.parametrize("type", ["tq1_0", "tq2_0"])
 @pytest.mark.parametrize("name", ["bitnet", "llama"])
 def test_the_gguf_package_reads_our_tq_files(tmp_path: Path, name: str, type: str) -> None:
