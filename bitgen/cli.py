@@ -279,8 +279,12 @@ def convert(source: str, output: Path, type_: Any, **reading: Any) -> None:
     """
     checkpoint = api.open_source(source, **reading)  # a download draws bars of its own
     warn(api.doubt(checkpoint))
-    with progress_bar() as listen:
-        api.convert(checkpoint, output, type=type_, progress=lambda d, t: listen("converting", d, t))
+    try:
+        with progress_bar() as listen:
+            api.convert(checkpoint, output, type=type_, progress=lambda d, t: listen("converting", d, t))
+    except KeyboardInterrupt:
+        click.echo("interrupted; the same command goes on from here", err=True)
+        raise
     click.echo(output)
 
 

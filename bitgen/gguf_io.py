@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitgen import blocks, layout
+from bitgen.chat_templates import corrected
 from bitgen.checkpoint import ALL, Checkpoint, row_pieces
 from bitgen.errors import BitgenError, FormatError, UnsupportedError
 from bitgen.gguf_container import Container, Entry, Tensor, head, padded
@@ -428,8 +429,11 @@ def _entries(shape: ModelShape, type: str, kept: Mapping[str, int] = MappingProx
     return entries
 
 
+CHAT_TEMPLATE = "tokenizer.chat_template"
+
+
 def _metadata(checkpoint: Checkpoint, type: str) -> dict[str, Any]:
-    """The key-values: dimensions from the shape; tokenizer and general notes from the checkpoint's own."""
+    """The key-values: dimensions from the shape; tokenizer and general notes from the checkpoint's own, put right."""
     s, arch = checkpoint.shape, checkpoint.shape.architecture
     ours = {
         "general.architecture": arch,
@@ -442,6 +446,8 @@ def _metadata(checkpoint: Checkpoint, type: str) -> dict[str, Any]:
         for key, value in checkpoint.metadata.items()
         if key.startswith(("general.", "tokenizer.")) and key not in ours and key != "general.alignment"
     }
+    if template := notes.get(CHAT_TEMPLATE):
+        notes[CHAT_TEMPLATE] = corrected(str(template))
     dimensions = {
         "vocab_size": s.vocab,
         "context_length": s.context,
