@@ -184,9 +184,10 @@ class GgufCheckpoint:
 
     @contextmanager
     def _about(self, name: str) -> Iterator[None]:
-        """Errors that do not know the tensor are given its name."""
+        """Errors that do not know the tensor are given its name; NumPy does not warn of NaN, which is looked for."""
         try:
-            yield
+            with np.errstate(invalid="ignore", over="ignore"):
+                yield
         except (FormatError, UnsupportedError) as error:
             raise type(error)(f"{self.path}: tensor {name}: {error}") from None
 
