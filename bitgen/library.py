@@ -83,17 +83,18 @@ def assemble(
     arch: str | None = None,
     root: Path | None = None,
     program: bool = False,
+    main: str = "runner.c",
     sanitize: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Artefact:
-    """Render, compile and link the source tree of some levels."""
+    """Render, compile and link the source tree of some levels; a program has its `main` in that file."""
     arch = arch or targets.host_arch()
     for level in levels:
         if targets.target(level.isa) not in targets.levels(arch):
             raise UnsupportedError(f"ISA {level.isa!r} is not of architecture {arch!r}")
     folder = data.folder("runtime")
     sources = {file.name: file.read_text() for file in sorted(folder.glob("*.[ch]"))}
-    units = [Unit(file, file.replace(".c", ".o")) for file in (*ONCE, *(("runner.c",) if program else ()))]
+    units = [Unit(file, file.replace(".c", ".o")) for file in (*ONCE, *((main,) if program else ()))]
     for level in levels:
         flags = targets.target(level.isa).flags
         for spec_ in level.kernels:
