@@ -53,9 +53,9 @@ class Race(Generic[T]):
 def race(candidates: Sequence[T], measure: Callable[[T], float], step: Callable[[], None] = lambda: None) -> Race[T]:
     """Median seconds of every candidate; the slower half leaves after each ROUNDS rounds.
 
-    Rounds in which the times of the fastest or of the first candidate, the reference, disagree are forgotten and
-    measured again, REPEATS times in a race. Pure in `measure`, so recorded times replay a search. Those that left
-    keep the median they left with.
+    Rounds are forgotten and measured again, REPEATS times in a race, where the times of a candidate disagree that is
+    or may be the fastest (its least time says so), or of the first, the reference. Pure in `measure`, so recorded
+    times replay a search. Those that left keep the median they left with.
     """
     samples: dict[T, list[float]] = {c: [] for c in candidates}
     field, repeats, disturbed = list(candidates), REPEATS, False
@@ -64,8 +64,9 @@ def race(candidates: Sequence[T], measure: Callable[[T], float], step: Callable[
         for _ in range(ROUNDS):
             for candidate in field:
                 latest[candidate].append(measure(candidate))
-        fastest = min(field, key=lambda c: statistics.median(latest[c]))
-        unsteady = any(spread(latest[c]) > SPREAD for c in field if c in (fastest, candidates[0]))
+        best = min(map(statistics.median, latest.values()))
+        watched = [c for c in field if min(latest[c]) <= best or c == candidates[0]]
+        unsteady = any(disagree(latest[c]) for c in watched)
         if unsteady and repeats:
             repeats -= 1
             continue
@@ -79,10 +80,10 @@ def race(candidates: Sequence[T], measure: Callable[[T], float], step: Callable[
         field = field[: math.ceil(len(field) / 2)]
 
 
-def spread(times: Sequence[float]) -> float:
-    """The range of the middle half of some times, as a share of their median."""
+def disagree(times: Sequence[float]) -> bool:
+    """Whether the middle half of some times spans more than SPREAD of their median."""
     low, median, high = statistics.quantiles(times, n=4, method="inclusive")
-    return (high - low) / median
+    return high - low > SPREAD * median
 
 
 def race_rounds(candidates: int) -> int:
