@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,8 @@ def tune(
             time = f"{e['seconds'] * 1e6:.0f} us"
             rows.append((role, f"{gemm.m}x{gemm.k}", phase, _short(spec), time, rate, f"{share:.0%}", gain))
     disturbed = tuple(r for r, gemm in shape.matrices.items() if made.decisions[gemm].evidence.get("disturbed"))
-    build = f"bitgen build --model {model} --arch {site.arch} --plan {path}" if remote or output else ""
+    command = ["bitgen", "build", "--model", str(model), "--arch", site.arch, "--plan", str(path)]
+    build = shlex.join(command) if remote or output else ""
     return TuneReport(shape.name, isa, threads, path, rows, site.cpu, disturbed, build)
 
 

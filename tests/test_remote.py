@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
-from bitgen import api, compile, lab, library, plan, remote, space, targets, tune
+from bitgen import api, cli, compile, lab, library, plan, remote, space, targets, tune
 from bitgen.errors import BitgenError, EngineError, RemoteError, UnsupportedError
 from bitgen.remote import Device, RemoteLab, Tuner, ssh_command
 from bitgen.spec import GemmShape, KernelSpec
@@ -299,6 +300,9 @@ def test_a_native_device(server: Server, tmp_path: Path) -> None:
     assert (report.cpu, report.path, report.threads) == (plan.cpu_name(), file, len(os.sched_getaffinity(0)))
     assert report.build == f"bitgen build --model stories --arch {HOST} --plan {file}"
     made = plan.load(file)
+    words = ["tune", "--model", "stories", "--remote", server.target, "--ssh", server.ssh("native"), "--isa", ISA]
+    shown = CliRunner().invoke(cli.main, [*words, "-o", str(file)])
+    assert shown.exit_code == 0 and shown.output.endswith(f"plan: {file}\nnext: {report.build}\n")
     assert made and made.basis == f"measured on {plan.cpu_name()} by ssh" and "clang version" in made.compiler
     assert server.left("native") == []
 
@@ -447,6 +451,11 @@ def test_ssh_comes_from_the_environment(server: Server, monkeypatch: pytest.Monk
     assert compile.find_compiler(HOST).version in Device(server.target).compiler
 
 
-def test_a_plan_for_another_file_is_an_error(tmp_path: Path) -> None:
+def test_options_of_a_device_without_one() -> None:
+    shown = CliRunner().invoke(cli.main, ["tune", "--model", "stories", "--arch", "arm64"])
+    assert shown.exit_code == 2 and "--arch and --ssh go with --remote" in shown.output
+
+
+def test_a_plan_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(BitgenError, match="there is no plan at"):
         api.build("stories", plans=[tmp_path / "none.json"])
