@@ -323,12 +323,29 @@ def perplexity(model: str | None, file: Any, ctx: int, stride: int, threads: int
 @click.option("--threads", type=click.IntRange(1, 1024), help="The most threads to use. [default: all CPUs]")
 @click.option("--quick/--thorough", "quick", default=True, show_default=True, help="How many candidates to try.")
 @isa_option
-def tune(model: str, threads: int | None, quick: bool, isa: str | None) -> None:
-    """Find the fastest kernels for a model's matrices on this CPU."""
+@click.option("--remote", metavar="[USER@]HOST[:PORT]", help="Tune on this Linux device, over SSH, not here.")
+@click.option("--arch", type=click.Choice(list(ARCHES)), help="Of that device. [default: what it says]")
+@click.option("--ssh", metavar="COMMAND", help="How to connect, like 'ssh -i KEY'. [default: $BITGEN_SSH, else ssh]")
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Keep the plan in this file.")
+def tune(model: str, threads: int | None, quick: bool, isa: str | None, remote: str | None, arch: str | None,
+         ssh: str | None, output: Path | None) -> None:  # fmt: skip
+    """Find the fastest kernels for a model's matrices on this CPU, or on that of a device behind SSH."""
+    if remote is None and (arch or ssh):
+        raise click.UsageError("--arch and --ssh go with --remote")
     with progress_bar() as listen:
-        report = api.tune(model, threads=threads, effort="quick" if quick else "thorough", isa=isa, listener=listen)
+        report = api.tune(
+            *(model,),
+            threads=threads,
+            effort="quick" if quick else "thorough",
+            isa=isa,
+            listener=listen,
+            remote=remote,
+            arch=arch,
+            ssh=ssh,
+            output=output,
+        )
     table = Table(
-        title=f"{report.model} on {report.isa}, {report.threads} threads",
+        title=f"{report.model} on {report.isa}, {report.threads} threads; {report.cpu}",
         title_justify="left",
         box=box.SIMPLE_HEAD,
     )
@@ -339,7 +356,14 @@ def tune(model: str, threads: int | None, quick: bool, isa: str | None) -> None:
     for row in report.rows:
         table.add_row(*row)
     OUT.print(table)
+    if report.disturbed:
+        click.echo(
+            f"the machine had other work while {', '.join(report.disturbed)} ran: expect noise; "
+            "the same command measures that again"
+        )
     click.echo(f"plan: {report.path}")
+    if report.build:
+        click.echo(f"next: {report.build}")
 
 
 @main.command()
@@ -352,6 +376,7 @@ def tune(model: str, threads: int | None, quick: bool, isa: str | None) -> None:
     help="linux is glibc's; musl also makes for Alpine. [default: the host's, linux for another architecture]",
 )
 @click.option("--isa", help="Only this instruction-set level. [default: every level of the architecture]")
+@click.option("--plan", "plans", multiple=True, type=click.Path(path_type=Path), help="From tune; repeatable.")
 @click.option(
     "-o",
     "--output",
@@ -359,7 +384,9 @@ def tune(model: str, threads: int | None, quick: bool, isa: str | None) -> None:
     default=Path("build"),
     show_default=True,
 )
-def build(model: str, arch: str, system: str | None, isa: str | None, output: Path) -> None:
+def build(
+    model: str, arch: str, system: str | None, isa: str | None, plans: tuple[Path, ...], output: Path
+) -> None:
     """Generate and compile a model's library: sources, spec and libbitgen.so in a folder of their own.
 
     For macOS it is libbitgen.dylib, for Windows bitgen.dll.
@@ -371,6 +398,7 @@ def build(model: str, arch: str, system: str | None, isa: str | None, output: Pa
             system=system,
             isa=isa,
             root=output,
+            plans=plans,
             progress=lambda d, t: listen("compiling", d, t),
         )
     click.echo(artefact.path)

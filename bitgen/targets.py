@@ -87,10 +87,14 @@ _MACHINES = {
 
 def host_arch() -> str:
     """The architecture of this machine, one of ARCHES."""
-    machine = platform.machine().lower()
-    if machine not in _MACHINES:
+    return arch_of(platform.machine())
+
+
+def arch_of(machine: str) -> str:
+    """The one of ARCHES that `uname -m` means."""
+    if machine.lower() not in _MACHINES:
         raise UnsupportedError(f"unknown machine {machine!r}; known: {', '.join(ARCHES)}")
-    return _MACHINES[machine]
+    return _MACHINES[machine.lower()]
 
 
 def host_system() -> str:
