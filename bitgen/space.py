@@ -63,9 +63,8 @@ TEMPLATES: dict[tuple[str, str], Template] = {
         groups=(8, 0, 16),
         lanes=32,
     ),
-    ("i2_s", "dotprod"): Template(
-        (4, 8, 2, 1), (64,), nr=(4, 6, 2), prefetch=_AHEAD, kc=4096, groups=(0, 8, 16), lanes=16
-    ),
+    ("i2_s", "i8mm"): Template((4, 2, 1), (64,), nr=(12, 8, 4), prefetch=_AHEAD, kc=2048),
+    ("i2_s", "dotprod"): Template((4, 2, 1), (64,), nr=(8, 12, 4), prefetch=_AHEAD, kc=2048),
     ("i2_s", "neon"): Template(
         (4, 2, 1),
         (64,),
