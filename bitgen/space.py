@@ -88,7 +88,8 @@ TEMPLATES: dict[tuple[str, str], Template] = {
         groups=(8, 0, 16),
         lanes=32,
     ),
-    ("t5", "dotprod"): Template((5,), (64,), nr=(4, 2), prefetch=_AHEAD, kc=4096, groups=(0, 8, 16), lanes=16),
+    ("t5", "i8mm"): Template((5,), (64,), nr=(8, 4), prefetch=_AHEAD, kc=2048),
+    ("t5", "dotprod"): Template((5,), (64,), nr=(4,), prefetch=_AHEAD, kc=2048),
     ("t5", "neon"): Template(
         (5,),
         (64,),

@@ -42,16 +42,16 @@ static inline int32_t operand_sum(const uint8_t *operand) {
 
 static inline int8x16_t load(const uint8_t *p) { return vreinterpretq_s8_u8(vld1q_u8(p)); }
 
-enum { ROWS = 8, UNIT = 2 };
-// Products by blocks of ROWS rows and NR tokens, whose sums stay in registers. On both sides a unit, UNIT
+enum { MR = 8, UNIT = 2 };
+// Products by blocks of MR rows and NR tokens, whose sums stay in registers. On both sides a unit, UNIT
 // rows or tokens with STEP columns of each, is one vector; units lie in the order in which blocks read them.
-// The codes of ROW_BLOCKS * ROWS rows over a cache block of columns are expanded once and stay in the
+// The codes of ROW_BLOCKS * MR rows over a cache block of columns are expanded once and stay in the
 // second-level cache while all tokens pass over them; the activations of NR tokens stay in the first
 // meanwhile (Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008).
-enum { STEP = VB / UNIT, STEPS = KC / STEP, ROW_UNITS = ROWS / UNIT, TOKEN_UNITS = NR / UNIT };
-enum { CACHED = 128 << 10, FIT = CACHED / (ROWS * KC), ROW_BLOCKS = FIT > 1 ? FIT : 1 };
-_Static_assert(ROWS % UNIT == 0 && NR % UNIT == 0, "whole units");
-_Static_assert(ROWS % BM == 0 && KC % BK == 0, "whole panels and whole blocks");
+enum { STEP = VB / UNIT, STEPS = KC / STEP, ROW_UNITS = MR / UNIT, TOKEN_UNITS = NR / UNIT };
+enum { CACHED = 128 << 10, FIT = CACHED / (MR * KC), ROW_BLOCKS = FIT > 1 ? FIT : 1 };
+_Static_assert(MR % UNIT == 0 && NR % UNIT == 0, "whole units");
+_Static_assert(MR % BM == 0 && KC % BK == 0, "whole panels and whole blocks");
 
 typedef int8x16_t row_units[ROW_UNITS], token_units[TOKEN_UNITS]; // one step
 
@@ -69,7 +69,7 @@ static inline void interleave(int8x16_t v[UNIT]) {
 
 // One block: a product has two tokens times two rows in its lanes.
 static inline __attribute__((always_inline)) void multiply(const row_units *w, const token_units *x,
-                                                           int32_t steps, int units, int32_t (*sums)[ROWS]) {
+                                                           int32_t steps, int units, int32_t (*sums)[MR]) {
   int32x4_t acc[TOKEN_UNITS][ROW_UNITS];
   for (int u = 0; u < units; u++)
     for (int r = 0; r < ROW_UNITS; r++)
@@ -86,7 +86,7 @@ static inline __attribute__((always_inline)) void multiply(const row_units *w, c
 }
 
 static void block_times(const row_units *w, const token_units *x, int32_t steps, int32_t units,
-                        int32_t (*sums)[ROWS]) {
+                        int32_t (*sums)[MR]) {
   switch (units) {
   case 1:
     multiply(w, x, steps, 1, sums);
@@ -118,7 +118,7 @@ static inline void decode(int8x16_t bytes, int8x16_t c[4]) {
   c[3] = vreinterpretq_s8_u8(vandq_u8(v, low2));
 }
 
-// The codes of ROWS rows over `blocks` blocks from column k0 on; rows from row_end on repeat the last.
+// The codes of MR rows over `blocks` blocks from column k0 on; rows from row_end on repeat the last.
 static void expand(const uint8_t *w, int32_t row, int32_t row_end, int32_t k0, int32_t blocks,
                    row_units *out) {
   for (int u = 0; u < ROW_UNITS; u++) {
@@ -163,9 +163,9 @@ static void tokens_times(const uint8_t *x, int32_t n, int32_t *y, int32_t row, i
                          int32_t columns, workspace *s) {
   const int32_t units = (n + UNIT - 1) / UNIT;
   arrange(x, n, units, columns / VB, s->x);
-  for (int32_t i = 0; row < row_end; i++, row += ROWS) {
-    const int32_t rows = row_end - row < ROWS ? row_end - row : ROWS;
-    int32_t sums[NR][ROWS];
+  for (int32_t i = 0; row < row_end; i++, row += MR) {
+    const int32_t rows = row_end - row < MR ? row_end - row : MR;
+    int32_t sums[NR][MR];
     block_times(s->codes[i], s->x, columns / STEP, units, sums);
     for (int32_t t = 0; t < n; t++)
       for (int32_t r = 0; r < rows; r++)
@@ -184,7 +184,7 @@ static void rows_times(const uint8_t *w, const uint8_t *operand, int32_t n, int3
   }
   for (int32_t k0 = 0; k0 < K_PAD; k0 += KC) {
     const int32_t columns = K_PAD - k0 < KC ? K_PAD - k0 : KC;
-    for (int32_t i = 0, row = row0; row < row_end; i++, row += ROWS)
+    for (int32_t i = 0, row = row0; row < row_end; i++, row += MR)
       expand(w, row, row_end, k0, columns / BK, s->codes[i]);
     for (int32_t g = 0, t = 0, t_end; g < groups; g++, t = t_end) { // as even as can be
       t_end = (int32_t)((int64_t)units * (g + 1) / groups) * UNIT;
@@ -197,7 +197,7 @@ static void rows_times(const uint8_t *w, const uint8_t *operand, int32_t n, int3
 static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1,
                 void *scratch) {
   for (int32_t row = p0 * BM, row_end; row < p1 * BM; row = row_end) {
-    row_end = p1 * BM - row < ROW_BLOCKS * ROWS ? p1 * BM : row + ROW_BLOCKS * ROWS;
+    row_end = p1 * BM - row < ROW_BLOCKS * MR ? p1 * BM : row + ROW_BLOCKS * MR;
     rows_times(w, operand, n, y, row, row_end, scratch);
   }
 }
