@@ -1,8 +1,8 @@
-// bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr4_kc3456__neon
+// bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr4_kc3456_g8__neon
 //
 // gemm of W [2560, 6912] in layout i2_s_bm4_bk64 on neon.
 // Generated from templates/i2_s/neon.c.j2 by:
-//   bitgen gen bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr4_kc3456__neon
+//   bitgen gen bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr4_kc3456_g8__neon
 
 #include <arm_neon.h>
 #include <string.h>
@@ -160,14 +160,153 @@ static void products(const uint8_t *w, const uint8_t *operand, int32_t n, int32_
   }
 }
 
-static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1,
-                void *scratch) {
-  (void)scratch;
-  products(w, operand, n, y, p0, p1);
+// Whole tiles of LANES tokens, by look-up instead of products (the idea of BiQGEMM, arXiv:2005.09904). A
+// table holds, for each of the 81 ways to weight four activations by -1, 0 or +1, the sum in LANES tokens
+// side by side: a load and an add do the work of 4 * LANES multiply-adds. One pass takes every row through
+// the tables of GROUPS groups of four columns, which stay in the nearest caches; then the next are built.
+enum { GROUPS = 8, LANES = 16, ENTRIES = 81, STEP = 16 };
+enum { PASSES = K_PAD / 4 / GROUPS, MOST_ROWS = M_PAD < 1280 ? M_PAD : 1280 / BM * BM };
+_Static_assert(STEP % GROUPS == 0 && VB % STEP == 0 && LANES % STEP == 0, "whole passes");
+
+// After FLUSH passes the int16 sums are added to int32: until then they cannot overflow.
+enum { FLUSH = 252 / 4 / GROUPS };
+_Static_assert(4 * 128 * FLUSH * GROUPS <= INT16_MAX, "int16 sums over FLUSH passes are exact");
+
+typedef int16_t lanes __attribute__((vector_size(2 * LANES)));
+typedef int32_t wide_lanes __attribute__((vector_size(4 * LANES), aligned(64)));
+typedef int8_t bytes __attribute__((vector_size(STEP)));
+typedef int16_t wide_bytes __attribute__((vector_size(2 * STEP)));
+
+typedef struct {
+  lanes table[GROUPS][ENTRIES];
+  lanes x[STEP][4];      // the activations of STEP groups
+  lanes part[MOST_ROWS]; // sums since the last flush
+  wide_lanes total[MOST_ROWS];
+  uint8_t entry[PASSES][MOST_ROWS][GROUPS]; // of each group in its table
+} workspace;
+
+// A byte c0 c1 c2 c3 of base-4 digits becomes the base-3 number of the same digits; passes become contiguous.
+static void find_entries(const uint8_t *w, int32_t rows, workspace *s) {
+  enum { AHEAD = 8 * PANEL_BYTES };
+  for (int32_t b = 0; b < BLOCKS; b++) {
+    for (int32_t r = 0; r < rows; r++) {
+      const uint8_t *v = w + (size_t)(r / BM) * PANEL_BYTES + (b * BM + r % BM) * VB;
+      __builtin_prefetch(v + AHEAD);
+      uint8_t entries[VB];
+      for (int j = 0; j < VB; j++)
+        entries[j] = (uint8_t)(v[j] - (v[j] >> 2) - 3 * (v[j] >> 4) - 9 * (v[j] >> 6));
+      for (int j = 0; j < VB; j += GROUPS)
+        memcpy(s->entry[(b * VB + j) / GROUPS][r], entries + j, GROUPS);
+    }
+  }
 }
 
-const bg_kernel bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr4_kc3456__neon = {
-    .symbol = "bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr4_kc3456__neon",
+// Row i of a square of bytes becomes column i, by four perfect shuffles of its rows.
+static inline void transpose(bytes v[STEP]) {
+  for (int round = 0; round < 4; round++) {
+    bytes t[STEP];
+    for (int i = 0; i < STEP / 2; i++) {
+      const bytes a = v[i], b = v[i + STEP / 2];
+      t[2 * i] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+      t[2 * i + 1] =
+          __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    }
+    memcpy(v, t, sizeof t);
+  }
+}
+
+// The activations of STEP groups; lanes beyond n repeat the last token and are not stored in the end.
+static void load_activations(const uint8_t *q, int32_t n, workspace *s) {
+  for (int quarter = 0; quarter < 4; quarter++) {
+    for (int t0 = 0; t0 < LANES; t0 += STEP) {
+      bytes v[STEP];
+      for (int t = 0; t < STEP; t++)
+        memcpy(&v[t], q + (size_t)(t0 + t < n ? t0 + t : n - 1) * OPERAND_BYTES + quarter * VB, STEP);
+      transpose(v);
+      for (int g = 0; g < STEP; g++) {
+        const wide_bytes x = __builtin_convertvector(v[g], wide_bytes);
+        memcpy((int16_t *)&s->x[g][quarter] + t0, &x, sizeof x);
+      }
+    }
+  }
+}
+
+// Entry 27 c0 + 9 c1 + 3 c2 + c3 is the sum of (c - 1) x over the four.
+static void build_tables(lanes (*x)[4], workspace *s) {
+  for (int g = 0; g < GROUPS; g++) {
+    lanes high[9], low[9];
+    for (int i = 0; i < 9; i++) {
+      const int16_t c = (int16_t)(i / 3 - 1), d = (int16_t)(i % 3 - 1);
+      high[i] = c * x[g][0] + d * x[g][1];
+      low[i] = c * x[g][2] + d * x[g][3];
+    }
+    for (int h = 0; h < 9; h++)
+      for (int l = 0; l < 9; l++)
+        s->table[g][9 * h + l] = high[h] + low[l];
+  }
+}
+
+// One pass. Eight entries are loaded as one word.
+static inline __attribute__((always_inline)) void look_up(int32_t pass, int32_t rows, int first, int last,
+                                                          workspace *s) {
+  for (int32_t r = 0; r < rows; r++) {
+    lanes sum = first ? (lanes){0} : s->part[r];
+    for (int g = 0; g < GROUPS; g += 8) {
+      uint64_t entries;
+      memcpy(&entries, &s->entry[pass][r][g], sizeof entries);
+      for (int i = 0; i < 8; i++)
+        sum += s->table[g + i][(uint8_t)(entries >> 8 * i)];
+    }
+    if (last)
+      s->total[r] += __builtin_convertvector(sum, wide_lanes);
+    else
+      s->part[r] = sum;
+  }
+}
+
+// All passes for one tile of n <= LANES tokens.
+static void tile_times(const uint8_t *x, int32_t n, int32_t rows, int32_t *y, workspace *s) {
+  memset(s->total, 0, (size_t)rows * sizeof *s->total);
+  for (int32_t pass = 0; pass < PASSES; pass++) {
+    const int32_t group = pass * GROUPS, first = pass % FLUSH == 0,
+                  last = pass % FLUSH == FLUSH - 1 || pass == PASSES - 1;
+    if (group % STEP == 0)
+      load_activations(x + group / VB * BK + group % VB, n, s);
+    build_tables(s->x + group % STEP, s);
+    if (first && last)
+      look_up(pass, rows, 1, 1, s);
+    else if (first)
+      look_up(pass, rows, 1, 0, s);
+    else if (last)
+      look_up(pass, rows, 0, 1, s);
+    else
+      look_up(pass, rows, 0, 0, s);
+  }
+  for (int32_t r0 = 0; r0 < rows; r0 += STEP) // squares: both sides of the transposition stay cached
+    for (int32_t t = 0; t < n; t++)
+      for (int32_t r = r0; r < rows && r < r0 + STEP; r++)
+        y[(size_t)t * M_PAD + r] = s->total[r][t];
+}
+
+static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1,
+                void *scratch) {
+  // A few tokens are cheaper as products than as a tile.
+  const int32_t looked_up = n % LANES > LANES / 2 ? n : n - n % LANES;
+  const int32_t parts = looked_up ? ((p1 - p0) * BM + MOST_ROWS - 1) / MOST_ROWS : 0;
+  for (int32_t i = 0; i < parts; i++) {
+    const int32_t p = p0 + (p1 - p0) * i / parts, rows = (p0 + (p1 - p0) * (i + 1) / parts - p) * BM;
+    find_entries(w + (size_t)p * PANEL_BYTES, rows, scratch);
+    for (int32_t t = 0; t < looked_up; t += LANES)
+      tile_times(operand + (size_t)t * OPERAND_BYTES + HEADER, looked_up - t < LANES ? looked_up - t : LANES,
+                 rows, y + (size_t)t * M_PAD + p * BM, scratch);
+  }
+  if (looked_up < n)
+    products(w, operand + (size_t)looked_up * OPERAND_BYTES, n - looked_up, y + (size_t)looked_up * M_PAD, p0,
+             p1);
+}
+
+const bg_kernel bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr4_kc3456_g8__neon = {
+    .symbol = "bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr4_kc3456_g8__neon",
     .m = M,
     .k = K,
     .m_pad = M_PAD,
@@ -175,6 +314,8 @@ const bg_kernel bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr4_kc3456__neon = {
     .max_n = INT32_MAX,
     .weight_bytes = WEIGHT_BYTES,
     .operand_bytes = OPERAND_BYTES,
+    .n_tile = LANES,
+    .scratch_bytes = sizeof(workspace),
     .prepare = prepare,
     .run = run,
 };
