@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitgen import compile, gguf_io, library, plan, presets, render, space, targets
+from bitgen import compile, gguf_io, library, pack, plan, presets, render, space, targets
 from bitgen import info as _info
+from bitgen import standalone as _standalone
 from bitgen import synth as _synth
 from bitgen import tune as _tune
 from bitgen.compile import Artefact
 from bitgen.convert import hf
-from bitgen.engine.model import default_threads
+from bitgen.engine.model import SHIPPED, default_threads, shipped_path
 from bitgen.errors import BitgenError, UnsupportedError
 from bitgen.spec import KernelSpec, ModelShape
 
@@ -86,6 +87,22 @@ def build(
     isas = [isa] if isa else [t.isa for t in targets.levels(arch)]
     lookups = [plan.lookup(shape, name) for name in isas]
     return library.for_model(shape, lookups, arch=arch, root=root, progress=progress, program=program)
+
+
+def standalone(
+    model: str | Path | None = None,
+    *,
+    arch: str = "native",
+    isa: str | None = None,
+    folder: Path = Path("build"),
+    one_file: bool = False,
+    head: pack.Head = "certified",
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> _standalone.Program:
+    """Write a program that needs nothing else, and its weights: DIR/<model> and DIR/<model>.bgpk."""
+    source = shipped_path() if model in (None, SHIPPED) else Path(str(model))
+    arch = targets.host_arch() if arch == "native" else arch
+    return _standalone.write(source, folder, arch, isa, one_file, head, progress)
 
 
 def synth(

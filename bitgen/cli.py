@@ -205,9 +205,18 @@ def tune(model: str, threads: int | None, quick: bool, isa: str | None) -> None:
 
 
 @main.command()
-@click.option("--model", "--preset", "model", default=SHIPPED, show_default=True, help="A preset name or a GGUF file.")
+@click.option(
+    *("-m", "--model", "--preset", "model"),
+    default=SHIPPED,
+    show_default=True,
+    help="A GGUF file, or (for a library) a preset name.",
+)
 @click.option("--arch", type=click.Choice(["native", *ARCHES]), default="native", show_default=True)
-@click.option("--isa", help="Only this instruction-set level. [default: every level of the architecture]")
+@click.option(
+    "--isa",
+    help="Only this instruction-set level; of a program, the one whose layouts the weights take. "
+    "[default: every level of the architecture; the lowest with vector instructions]",
+)
 @click.option(
     "-o",
     "--output",
@@ -215,11 +224,32 @@ def tune(model: str, threads: int | None, quick: bool, isa: str | None) -> None:
     default=Path("build"),
     show_default=True,
 )
-def build(model: str, arch: str, isa: str | None, output: Path) -> None:
-    """Generate and compile a model's library: sources, spec and libbitgen.so in a folder of their own."""
+@click.option("--standalone", is_flag=True, help="A program that needs no Python, and its weights, instead.")
+@click.option("--one-file", is_flag=True, help="With --standalone: the weights within the program's file.")
+@head_option
+def build(
+    model: str, arch: str, isa: str | None, output: Path, standalone: bool, one_file: bool, head: Any
+) -> None:
+    """Generate and compile a model's library: sources, spec and libbitgen.so in a folder of their own.
+
+    With --standalone: a static program that continues prompts, and its packed weights.
+    """
+    if one_file and not standalone:
+        raise click.UsageError("--one-file goes with --standalone")
     with progress_bar() as listen:
-        artefact = api.build(model, arch=arch, isa=isa, root=output, progress=lambda d, t: listen("compiling", d, t))
-    click.echo(artefact.path)
+        if standalone:
+            made = api.standalone(
+                model, arch=arch, isa=isa, folder=output, one_file=one_file, head=head, progress=listen
+            )
+        else:
+            artefact = api.build(
+                model, arch=arch, isa=isa, root=output, progress=lambda d, t: listen("compiling", d, t)
+            )
+    if not standalone:
+        click.echo(artefact.path)
+        return
+    click.echo("\n".join(map(str, made.files)))
+    click.echo(made.about, err=True)
 
 
 @main.command()

@@ -146,7 +146,7 @@ def build(
     if sanitize:
         flags = (*flags, "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1")
     product = "bitgen-runner" if program else "libbitgen.so"
-    link = [*flags, *(("-static",) if program else ("-shared", "-Wl,-z,defs")), "-pthread", "-o", product]
+    link = [*flags, *(("-static", "-s") if program else ("-shared", "-Wl,-z,defs")), "-pthread", "-o", product]
     stamp = {
         "compiler": compiler.version,
         "flags": flags,

@@ -24,6 +24,9 @@ from bitgen.spec import ROLES, KernelSpec, ModelShape
 
 PER_ISA = ("ops.c", "attention.c", "attention_i8.c", "head.c")
 ONCE = ("isa.c", "model.c", "session.c", "attend.c", "choose.c", "kernels.c", "pool.c", "sampler.c")
+RUNNER = ("runner.c",)
+STORY = ("story.c", "tokenizer.c", "words.c", "nfc.c")
+"""The files of a program beside those of the library."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,11 @@ def for_model(
     *,
     arch: str | None = None,
     root: Path | None = None,
-    program: bool = False,
+    program: bool | Sequence[str] = False,
     sanitize: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Artefact:
-    """The library of a model's shape with one ISA level per lookup, best first."""
+    """The library of a model's shape with one ISA level per lookup, best first; or a program, as of `assemble`."""
     levels = [Level.of_model(shape, lookup) for lookup in lookups]
     spec = {
         "model": asdict(shape),
@@ -82,18 +85,23 @@ def assemble(
     *,
     arch: str | None = None,
     root: Path | None = None,
-    program: bool = False,
+    program: bool | Sequence[str] = False,
     sanitize: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Artefact:
-    """Render, compile and link the source tree of some levels."""
+    """Render, compile and link the source tree of some levels.
+
+    program: not a library but a static program, of the files given beside the library's (True: RUNNER).
+    """
     arch = arch or targets.host_arch()
     for level in levels:
         if targets.target(level.isa) not in targets.levels(arch):
             raise UnsupportedError(f"ISA {level.isa!r} is not of architecture {arch!r}")
+    main = RUNNER if program is True else program or ()
     folder = data.folder("runtime")
-    sources = {file.name: file.read_text() for file in sorted(folder.glob("*.[ch]"))}
-    units = [Unit(file, file.replace(".c", ".o")) for file in (*ONCE, *(("runner.c",) if program else ()))]
+    files = [file for file in sorted(folder.glob("*.[ch]")) if file.name in main or file.name not in STORY]
+    sources = {file.name: file.read_text() for file in files}
+    units = [Unit(file, file.replace(".c", ".o")) for file in (*ONCE, *main)]
     for level in levels:
         flags = targets.target(level.isa).flags
         for spec_ in level.kernels:
@@ -107,7 +115,7 @@ def assemble(
     sources["registry.c"] = render.render_registry(levels)
     units.append(Unit("registry.c", "registry.o"))
     return compile.build(
-        name, arch, sources, units, spec, root=root, program=program, sanitize=sanitize, progress=progress
+        name, arch, sources, units, spec, root=root, program=bool(program), sanitize=sanitize, progress=progress
     )
 
 

@@ -5,7 +5,12 @@
 #include "bitgen.h"
 #include "tokenizer.h"
 
-enum { S_BASE = 0xac00, L_BASE = 0x1100, V_BASE = 0x1161, T_BASE = 0x11a7 }; // Hangul syllables and their parts
+enum {
+  S_BASE = 0xac00,
+  L_BASE = 0x1100,
+  V_BASE = 0x1161,
+  T_BASE = 0x11a7
+}; // Hangul syllables and their parts
 enum { L_COUNT = 19, V_COUNT = 21, T_COUNT = 28, S_COUNT = L_COUNT * V_COUNT * T_COUNT };
 
 // A code point with its rank above and its place between: marks in order are numbers in order.
@@ -26,7 +31,8 @@ static const decomposition *find_decomposition(const tokenizer *t, uint32_t code
     else
       high = middle;
   }
-  return low < t->v->sections[DECOMPOSED].count && t->decomposed[low].code == code ? t->decomposed + low : NULL;
+  return low < t->v->sections[DECOMPOSED].count && t->decomposed[low].code == code ? t->decomposed + low
+                                                                                   : NULL;
 }
 
 // The code points of one, fully decomposed, into out; their number. out: NULL only to count.
@@ -86,8 +92,8 @@ static void order_marks(item *items, size_t n) {
   }
 }
 
-// Join each mark or letter with the last letter before it, unless something of its rank or a higher one stands
-// between; the number of items left.
+// Join each mark or letter with the last letter before it, unless something of its rank or a higher one
+// stands between; the number of items left.
 static size_t compose_all(const tokenizer *t, item *items, size_t n) {
   size_t kept = 0, letter = 0;
   uint32_t last = 0; // rank of the mark before

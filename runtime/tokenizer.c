@@ -1,5 +1,5 @@
-// tokenizer.c: a text becomes ids: special tokens are found, the rest is cut into words, and the parts of a word
-// are joined pair by pair, the best-ranked pair first (byte-pair encoding).
+// tokenizer.c: a text becomes ids: special tokens are found, the rest is cut into words, and the parts of a
+// word are joined pair by pair, the best-ranked pair first (byte-pair encoding).
 #include "tokenizer.h"
 
 #include <stdlib.h>
@@ -131,8 +131,8 @@ static const merge *find_merge(const tokenizer *t, int32_t left, int32_t right) 
   return NULL;
 }
 
-// The longest special token at the beginning of a text, or NULL. The specials that agree with the first `n` bytes
-// are neighbours in the sorted table; the shortest of them, if it is no longer than that, comes first.
+// The longest special token at the beginning of a text, or NULL. The specials that agree with the first `n`
+// bytes are neighbours in the sorted table; the shortest of them, if it is no longer than that, comes first.
 static const entry *find_special(const tokenizer *t, const uint8_t *text, size_t bytes) {
   const entry *found = NULL;
   uint32_t low = 0, high = t->v->sections[SPECIALS].count;
@@ -300,7 +300,8 @@ static int all_bytes_are_tokens(const tokenizer *t, const uint8_t *bytes, size_t
   return n == 0;
 }
 
-// A SentencePiece text. A character that is no token becomes its bytes, if those are; else unknown, one for many.
+// A SentencePiece text. A character that is no token becomes its bytes, if those are; else unknown, one for
+// many.
 // (`tokenizers` puts an unknown before the next known character: behind bytes that come between.)
 static int32_t encode_characters(encoder *e, const uint8_t *text, size_t bytes) {
   const tokenizer *t = e->t;
@@ -378,8 +379,7 @@ static int32_t encode_text(encoder *e, const uint8_t *text, size_t bytes) {
   const uint8_t *plain = text, *at = text, *end = text + bytes;
   int32_t code = BG_OK;
   while (at < end && code == BG_OK) {
-    const entry *special =
-        e->t->begins_special[*at] ? find_special(e->t, at, (size_t)(end - at)) : NULL;
+    const entry *special = e->t->begins_special[*at] ? find_special(e->t, at, (size_t)(end - at)) : NULL;
     if (!special) {
       at++;
       continue;
@@ -416,11 +416,20 @@ int32_t tokenizer_encode(const tokenizer *t, const char *text, size_t bytes, int
 // ---- opening ----------------------------------------------------------------------------------------------
 
 static const uint32_t element_bytes[SECTIONS] = {
-    [STRINGS] = 1,         [PIECES] = sizeof(span), [SPELLINGS] = sizeof(entry),
-    [SPECIALS] = sizeof(entry), [BYTES] = 4,        [MERGE_FIRST] = 4,
-    [MERGES] = sizeof(merge), [CLASSES] = 4,        [FOLDS] = sizeof(fold),
-    [STOPS] = 4,           [RANKS] = 4,             [DECOMPOSED] = sizeof(decomposition),
-    [CODES] = 4,           [COMPOSED] = sizeof(composition),
+    [STRINGS] = 1,
+    [PIECES] = sizeof(span),
+    [SPELLINGS] = sizeof(entry),
+    [SPECIALS] = sizeof(entry),
+    [BYTES] = 4,
+    [MERGE_FIRST] = 4,
+    [MERGES] = sizeof(merge),
+    [CLASSES] = 4,
+    [FOLDS] = sizeof(fold),
+    [STOPS] = 4,
+    [RANKS] = 4,
+    [DECOMPOSED] = sizeof(decomposition),
+    [CODES] = 4,
+    [COMPOSED] = sizeof(composition),
 };
 
 static int header_is_sane(const vocabulary *v, size_t bytes) {

@@ -60,7 +60,8 @@ static size_t spaces(const tokenizer *t, const uint8_t *at, const uint8_t *end, 
   return (size_t)((last > at ? last : stop) - at);
 }
 
-// (?i:'s|'t|'re|'ve|'m|'ll|'d) | [^\r\n\p{L}\p{N}]?\p{L}+ | \p{N}{1,digits} | ?[^\s\p{L}\p{N}]+[\r\n]* | spaces
+// (?i:'s|'t|'re|'ve|'m|'ll|'d) | [^\r\n\p{L}\p{N}]?\p{L}+ | \p{N}{1,digits} | ?[^\s\p{L}\p{N}]+[\r\n]* |
+// spaces
 static size_t modern(const tokenizer *t, const uint8_t *at, const uint8_t *end, int digits) {
   const uint8_t *next, *stop, *p;
   const uint32_t first = look(t, at, end, &next);
@@ -128,12 +129,8 @@ static size_t three_digits(const tokenizer *t, const uint8_t *at, const uint8_t 
 
 typedef size_t matcher(const tokenizer *t, const uint8_t *at, const uint8_t *end);
 static matcher *const matchers[SPLITS] = {
-    [SPLIT_LLAMA3] = llama3,
-    [SPLIT_QWEN2] = qwen2,
-    [SPLIT_GPT2] = gpt2,
-    [SPLIT_PUNCTUATION] = punctuation,
-    [SPLIT_NUMBERS] = numbers,
-    [SPLIT_DIGITS] = three_digits,
+    [SPLIT_LLAMA3] = llama3,           [SPLIT_QWEN2] = qwen2,     [SPLIT_GPT2] = gpt2,
+    [SPLIT_PUNCTUATION] = punctuation, [SPLIT_NUMBERS] = numbers, [SPLIT_DIGITS] = three_digits,
 };
 
 // What the first pattern matches, and what lies between, goes to the next pattern by itself.

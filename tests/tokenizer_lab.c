@@ -2,7 +2,8 @@
 //
 //   tokenizer_lab VOCABULARY < {int32 kind, count; payload} ...
 //
-// kind 0: `count` bytes of text -> int32 n, ids [n], or a negative code; 1: `count` int32 ids -> int32 n, bytes of text
+// kind 0: `count` bytes of text -> int32 n, ids [n], or a negative code; 1: `count` int32 ids -> int32 n,
+// bytes of text
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

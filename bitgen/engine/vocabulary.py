@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import struct
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ _HEADER = struct.Struct("<8sIIIIii8s28I40x")
 LAST_CODE = 0x10FFFF
 _CODES = [*range(0xD800), *range(0xE000, LAST_CODE + 1)]
 """Every code point that a text may hold."""
+_FEW = 4096  # characters at a time: the package is slow on long texts
 _HANGUL = range(0xAC00, 0xAC00 + 11172)
 
 Table = npt.NDArray[Any]
@@ -141,12 +142,12 @@ def _folds() -> list[tuple[int, int]]:
 
 def _members(pattern: str) -> list[int]:
     """The code points that a pattern for one character matches."""
-    every = "".join(map(chr, _CODES))
-    rest = pre_tokenizers.Split(Regex(pattern), behavior="removed").pre_tokenize_str(every)
-    others = np.zeros(len(_CODES), bool)
-    for _, (start, stop) in rest:
-        others[start:stop] = True
-    return [code for code, other in zip(_CODES, others.tolist(), strict=True) if not other]
+    split = pre_tokenizers.Split(Regex(pattern), behavior="removed")
+    member = np.ones(len(_CODES), bool)
+    for at in range(0, len(_CODES), _FEW):
+        for _, (start, stop) in split.pre_tokenize_str("".join(map(chr, _CODES[at : at + _FEW]))):
+            member[at + start : at + stop] = False
+    return [code for code, kept in zip(_CODES, member.tolist(), strict=True) if kept]
 
 
 def _matches(pattern: str, character: str) -> bool:
@@ -158,35 +159,42 @@ def _normal_forms() -> tuple[list[int], list[tuple[int, ...]], list[int], list[t
     """Steps of the ranks of combining marks, full decompositions with the code points they point into, and pairs
     that compose. Hangul is left out: it is computed."""
     nfd, nfc = normalizers.NFD().normalize_str, normalizers.NFC().normalize_str
-    full = {c: nfd(c) for code in _CODES if code not in _HANGUL and nfd(c := chr(code)) != c}
+    chars = [chr(code) for code in _CODES[1:]]
+    full = {c: parts for c, parts in zip(chars, _each(nfd, chars), strict=True) if parts != c}
     codes, decomposed, composed = list[int](), list[tuple[int, ...]](), list[tuple[int, ...]]()
     for char, parts in full.items():
+        if ord(char) in _HANGUL:
+            continue
         decomposed.append((ord(char), len(codes), len(parts)))
         codes += map(ord, parts)
         start = nfc(parts[:-1])
         if nfc(parts) == char and len(start) == 1:
             composed.append((ord(start), ord(parts[-1]), ord(char)))
-    return _ranks(), decomposed, codes, sorted(composed)
+    return _ranks([c for c in chars if c not in full]), decomposed, codes, sorted(composed)
 
 
-def _ranks() -> list[int]:
+def _ranks(chars: list[str]) -> list[int]:
     """Steps of the order of combining marks: 0 where there is none, else one more than the classes before a mark's.
 
-    A mark of a higher class moves behind one of a lower. Marks that represent each class are as old as the classes.
+    A mark of a higher class moves behind one of a lower. The marks that stand for the classes are as old as those.
     """
     nfd = normalizers.NFD().normalize_str
-
-    def comes_before(a: str, b: str) -> bool:
-        return nfd(b + a) == a + b != b + a
-
-    classes = {unicodedata.combining(c): c for c in map(chr, reversed(_CODES)) if nfd(c) == c}
-    classes.pop(0)
-    low, high = classes[min(classes)], classes[max(classes)]
+    classes = {unicodedata.combining(c): c for c in reversed(chars)}
+    del classes[0]
     values = np.zeros(LAST_CODE + 1, np.uint32)
-    for c in map(chr, _CODES):
-        if nfd(c) == c and (comes_before(low, c) or comes_before(c, high)):
-            values[ord(c)] = 1 + sum(comes_before(other, c) for other in classes.values())
+    marks = set[str]()
+    for other in (classes[min(classes)], classes[max(classes)]):
+        for pairs in ([c + other for c in chars], [other + c for c in chars]):
+            marks |= {c for c, pair, made in zip(chars, pairs, _each(nfd, pairs), strict=True) if pair != made}
+    for c in marks:
+        values[ord(c)] = 1 + sum(nfd(c + other) != c + other for other in classes.values())
     return _steps(values)
+
+
+def _each(form: Callable[[str], str], texts: list[str]) -> list[str]:
+    """`form` of every text, in few calls: U+0000 between them keeps them apart."""
+    parts = (texts[at : at + _FEW] for at in range(0, len(texts), _FEW))
+    return [made for part in parts for made in form("\0".join(part)).split("\0")]
 
 
 def _steps(values: Table) -> list[int]:
