@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitgen import compile, gguf_io, i2s_guess, library, plan, presets, render, space, targets
+from bitgen import compile, gguf_io, i2s_guess, library, pack, plan, presets, render, space, targets
 from bitgen import info as _info
+from bitgen import standalone as _standalone
 from bitgen import synth as _synth
 from bitgen import tune as _tune
 from bitgen.compile import Artefact
 from bitgen.convert import source as _source
+from bitgen.engine.model import SHIPPED, shipped_path
 from bitgen.errors import BitgenError, UnsupportedError
 from bitgen.lab import Host
 from bitgen.remote import Device
@@ -107,6 +109,30 @@ def build(
     given = [plan.for_build(file, shape, isas) for file in plans]
     lookups = [plan.lookup(shape, name, given) for name in isas]
     return library.for_model(shape, lookups, arch=arch, system=system, root=root, progress=progress, program=program)
+
+
+def standalone(
+    model: str | Path | None = None,
+    *,
+    arch: str = "native",
+    system: str | None = None,
+    isa: str | None = None,
+    folder: Path = Path("build"),
+    one_file: bool = False,
+    head: pack.Head = "certified",
+    plans: Sequence[Path] = (),
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> _standalone.Program:
+    """Write a program that needs nothing else, and its weights: DIR/<model> and DIR/<model>.bgpk.
+
+    arch, system, plans: as `build` takes them.
+    """
+    source = shipped_path() if model in (None, SHIPPED) else Path(str(model))
+    arch = targets.host_arch() if arch == "native" else arch
+    shape = shape_of(source)
+    levels = [t.isa for t in targets.levels(arch, system)]
+    given = [plan.for_build(file, shape, levels) for file in plans]
+    return _standalone.write(source, folder, arch, isa, one_file, head, progress, system=system, plans=given)
 
 
 def synth(

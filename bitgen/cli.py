@@ -367,7 +367,12 @@ def tune(model: str, threads: int | None, quick: bool, isa: str | None, remote: 
 
 
 @main.command()
-@click.option("--model", "--preset", "model", default=SHIPPED, show_default=True, help="A preset name or a GGUF file.")
+@click.option(
+    *("-m", "--model", "--preset", "model"),
+    default=SHIPPED,
+    show_default=True,
+    help="A GGUF file, or (for a library) a preset name.",
+)
 @click.option("--arch", type=click.Choice(["native", *ARCHES]), default="native", show_default=True)
 @click.option(
     "--os",
@@ -375,8 +380,12 @@ def tune(model: str, threads: int | None, quick: bool, isa: str | None, remote: 
     type=click.Choice(list(SYSTEMS)),
     help="linux is glibc's; musl also makes for Alpine. [default: the host's, linux for another architecture]",
 )
-@click.option("--isa", help="Only this instruction-set level. [default: every level of the architecture]")
 @click.option("--plan", "plans", multiple=True, type=click.Path(path_type=Path), help="From tune; repeatable.")
+@click.option(
+    "--isa",
+    help="Only this instruction-set level; of a program, the one whose layouts the weights take. "
+    "[default: every level of the architecture; the lowest with vector instructions]",
+)
 @click.option(
     "-o",
     "--output",
@@ -384,24 +393,29 @@ def tune(model: str, threads: int | None, quick: bool, isa: str | None, remote: 
     default=Path("build"),
     show_default=True,
 )
+@click.option("--standalone", is_flag=True, help="A program that needs no Python, and its weights, instead.")
+@click.option("--one-file", is_flag=True, help="With --standalone: the weights within the program's file.")
+@head_option
 def build(
-    model: str, arch: str, system: str | None, isa: str | None, plans: tuple[Path, ...], output: Path
+    model: str, output: Path, standalone: bool, one_file: bool, head: Any, **how: Any
 ) -> None:
     """Generate and compile a model's library: sources, spec and libbitgen.so in a folder of their own.
 
-    For macOS it is libbitgen.dylib, for Windows bitgen.dll.
+    For macOS it is libbitgen.dylib, for Windows bitgen.dll. With --standalone: a static program that continues prompts,
+    and its packed weights.
     """
+    if one_file and not standalone:
+        raise click.UsageError("--one-file goes with --standalone")
     with progress_bar() as listen:
-        artefact = api.build(
-            *(model,),
-            arch=arch,
-            system=system,
-            isa=isa,
-            root=output,
-            plans=plans,
-            progress=lambda d, t: listen("compiling", d, t),
-        )
-    click.echo(artefact.path)
+        if standalone:
+            made = api.standalone(model, folder=output, one_file=one_file, head=head, progress=listen, **how)
+        else:
+            artefact = api.build(model, root=output, progress=lambda d, t: listen("compiling", d, t), **how)
+    if not standalone:
+        click.echo(artefact.path)
+        return
+    click.echo("\n".join(map(str, made.files)))
+    click.echo(made.about, err=True)
 
 
 @main.command()

@@ -51,6 +51,9 @@ void bg_close(bg_model *model);
 int32_t bg_vocab(const bg_model *model);
 int32_t bg_context(const bg_model *model);   // the longest context the model was made for
 
+// The tokenizer that a program's file carries beside the model (tokenizer.h), and its size; or NULL.
+const void *bg_vocabulary(const bg_model *model, size_t *bytes);
+
 // Every buffer that forward touches is made when a session opens; forward allocates nothing.
 // cache: BG_CACHE_F16; BG_CACHE_I8, half the bytes (a scale per position and kv head); or BG_CACHE_F32, twice the bytes,
 // for comparisons with models that do not round keys and values.

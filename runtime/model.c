@@ -126,7 +126,7 @@ static int32_t find_head(cursor *at, bg_model *m) {
 
 static int32_t find_sections(bg_model *m) {
   const bg_header *c = &m->config;
-  cursor at = {m->map + sizeof *c, m->bytes - sizeof *c};
+  cursor at = {m->packed + sizeof *c, m->packed_bytes - sizeof *c};
   m->embedding = take(&at, (uint64_t)c->vocab * (uint64_t)padded(c->hidden) * sizeof *m->embedding);
   m->output_norm = take_floats(&at, c->hidden);
   if (!m->output_norm)
@@ -142,15 +142,37 @@ static int32_t find_sections(bg_model *m) {
   return code == BG_OK && at.bytes ? BG_E_FORMAT : code;
 }
 
+// Where the model is in the file, and the vocabulary if there is one.
+static int32_t find_parts(bg_model *m) {
+  bg_trailer t;
+  m->packed = m->map;
+  m->packed_bytes = m->bytes;
+  memcpy(&t, m->map + m->bytes - sizeof t, sizeof t);
+  if (memcmp(t.magic, "BITGENST", sizeof t.magic) != 0)
+    return BG_OK;
+  const uint64_t room = m->bytes - sizeof t;
+  if (t.model_offset % 64 || t.model_offset > room || t.model_bytes > room - t.model_offset ||
+      t.model_bytes < sizeof(bg_header) || t.vocabulary_offset % 64 || t.vocabulary_offset > room ||
+      t.vocabulary_bytes > room - t.vocabulary_offset)
+    return BG_E_FORMAT;
+  m->packed = m->map + t.model_offset;
+  m->packed_bytes = (size_t)t.model_bytes;
+  m->vocabulary = m->map + t.vocabulary_offset;
+  m->vocabulary_bytes = (size_t)t.vocabulary_bytes;
+  return BG_OK;
+}
+
 static int32_t open_model(bg_model *m, const char *path) {
   bg_header *c = &m->config;
   int32_t code = os_map(path, &m->map, &m->bytes);
   if (code == BG_OK && m->bytes < sizeof *c)
     code = BG_E_FORMAT;
+  if (code == BG_OK)
+    code = find_parts(m);
   if (code != BG_OK)
     return code;
-  memcpy(c, m->map, sizeof *c);
-  if (!header_is_sane(c, m->bytes))
+  memcpy(c, m->packed, sizeof *c);
+  if (!header_is_sane(c, m->packed_bytes))
     return BG_E_FORMAT;
   if (strcmp(c->layout, m->isa->layout) != 0)
     return BG_E_LAYOUT;
@@ -197,3 +219,8 @@ void bg_close(bg_model *m) {
 
 int32_t bg_vocab(const bg_model *m) { return m ? m->config.vocab : BG_E_ARGUMENT; }
 int32_t bg_context(const bg_model *m) { return m ? m->config.context : BG_E_ARGUMENT; }
+
+const void *bg_vocabulary(const bg_model *m, size_t *bytes) {
+  *bytes = m->vocabulary_bytes;
+  return m->vocabulary;
+}

@@ -26,6 +26,16 @@ typedef struct {
 } bg_header;
 _Static_assert(sizeof(bg_header) == 256, "the header as written");
 
+// The last 64 bytes of a file that holds more than a packed model: a tokenizer behind it, a program before it
+// (bitgen/standalone.py). Offsets are multiples of 64.
+typedef struct {
+  char magic[8]; // "BITGENST"
+  uint64_t model_offset, model_bytes;
+  uint64_t vocabulary_offset, vocabulary_bytes; // tokenizer.h
+  uint8_t zero[24];
+} bg_trailer;
+_Static_assert(sizeof(bg_trailer) == 64, "the trailer as written");
+
 enum { HEAD_TIED_F16, HEAD_F16, HEAD_I8, HEAD_TIED_CERTIFIED, HEAD_CERTIFIED, HEAD_KINDS };
 enum { SCALE_Q, SCALE_K, SCALE_V, SCALE_O, SCALE_GATE, SCALE_UP, SCALE_DOWN, SCALES = 8 };
 
@@ -55,6 +65,10 @@ struct bg_model {
   float *rope_frequency;     // [head_dim / 2]
   const uint8_t *map;        // the file
   size_t bytes;
+  const uint8_t *packed; // the packed model within it: all of it, unless a trailer says otherwise
+  size_t packed_bytes;
+  const uint8_t *vocabulary; // or NULL
+  size_t vocabulary_bytes;
 };
 
 #endif
