@@ -371,7 +371,7 @@ def test_defaults_where_keys_are_absent(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "error", "reason"),
     [
-        ("general.architecture", "qwen3", UnsupportedError, "architecture 'qwen3'"),
+        ("general.architecture", "qwen2", UnsupportedError, "architecture 'qwen2'"),
         ("general.architecture", 3, FormatError, "general.architecture is 3; expected str"),
         ("general.alignment", 33, FormatError, "general.alignment is 33"),
         ("bitnet-b1.58.hidden_activation", "gelu", UnsupportedError, "activation 'gelu'"),
