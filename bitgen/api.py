@@ -12,7 +12,7 @@ from bitgen import info as _info
 from bitgen import synth as _synth
 from bitgen import tune as _tune
 from bitgen.compile import Artefact
-from bitgen.convert import hf
+from bitgen.convert import source as _source
 from bitgen.engine.model import default_threads
 from bitgen.errors import BitgenError, UnsupportedError
 from bitgen.spec import KernelSpec, ModelShape
@@ -100,11 +100,18 @@ def synth(
     _synth.write(presets.load(preset), output, seed, type=type, progress=progress)
 
 
+open_source = _source.open_source
+
+
 def convert(
-    source: Path, output: Path, *, type: gguf_io.TernaryType = "i2_s", progress: Progress | None = None
+    source: str | Path | _source.Source,
+    output: Path,
+    *,
+    type: gguf_io.TernaryType = "i2_s",
+    progress: Progress | None = None,
 ) -> None:
-    """Convert a Hugging Face checkpoint folder to GGUF."""
-    hf.convert(source, output, type=type, progress=progress)
+    """Convert a checkpoint to GGUF: a folder, a GGUF, "hf:owner/name", a preset's name, or what open_source gave."""
+    _source.convert(source, output, type, progress)
 
 
 def info(file: Path) -> dict[str, Any]:

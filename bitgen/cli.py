@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from bitgen import Model, Sampling, __version__, api, energy, peers, profile, show
+from bitgen import Model, Sampling, __version__, api, energy, gguf_io, peers, profile, show
 from bitgen import plot as pictures
 from bitgen.bench import bench as bench_model
 from bitgen.engine.lookup import LOOKUP
@@ -92,6 +92,15 @@ cache_option = click.option(
     default="f16",
     show_default=True,
     help="Keys and values: halves, or half the bytes.",
+)
+
+type_option = click.option(
+    "--type",
+    "type_",
+    type=click.Choice(list(gguf_io.FILE_TYPES)),
+    default="i2_s",
+    show_default=True,
+    help="For bitnet.cpp; for llama.cpp, 1.7 or 2.1 bits a weight; or bitgen's own, 1.6 bits.",
 )
 
 
@@ -226,7 +235,7 @@ def build(model: str, arch: str, isa: str | None, output: Path) -> None:
 @click.argument("preset")
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--type", "type_", type=click.Choice(["i2_s", "tq1_0", "tq2_0"]), default="i2_s", show_default=True)
+@type_option
 def synth(preset: str, output: Path, seed: int, type_: Any) -> None:
     """Write a model of a preset's exact shape with random weights, for tuning and benchmarks."""
     with progress_bar() as listen:
@@ -235,13 +244,18 @@ def synth(preset: str, output: Path, seed: int, type_: Any) -> None:
 
 
 @main.command()
-@click.argument("source", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("source")
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--type", "type_", type=click.Choice(["i2_s", "tq1_0", "tq2_0"]), default="i2_s", show_default=True)
-def convert(source: Path, output: Path, type_: Any) -> None:
-    """Convert a Hugging Face checkpoint folder to GGUF."""
+@type_option
+def convert(source: str, output: Path, type_: Any) -> None:
+    """Convert a checkpoint to GGUF.
+
+    SOURCE is a Hugging Face folder, hf:owner/name (or hf:owner/name@revision) to be downloaded, the name of a preset
+    that is on the Hub, or a GGUF file. An interrupted conversion goes on where it was when it is called again.
+    """
+    checkpoint = api.open_source(source)  # a download draws bars of its own
     with progress_bar() as listen:
-        api.convert(source, output, type=type_, progress=lambda d, t: listen("converting", d, t))
+        api.convert(checkpoint, output, type=type_, progress=lambda d, t: listen("converting", d, t))
     click.echo(output)
 
 

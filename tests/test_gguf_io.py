@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from bitgen import gguf_container as container
 from bitgen import gguf_io, info, layout, synth
+from bitgen.checkpoint import ALL
 from bitgen.engine.tokenizer import Tokenizer
 from bitgen.errors import BitgenError, FormatError, UnsupportedError
 
@@ -278,8 +279,8 @@ class Spoilt(synth.SynthCheckpoint):
     def ternary(self, name: str) -> tuple[np.ndarray, float]:
         return self.wrong if name == self.name else super().ternary(name)  # type: ignore[return-value]
 
-    def dense(self, name: str) -> np.ndarray:
-        return self.wrong if name == self.name else super().dense(name)  # type: ignore[return-value]
+    def dense(self, name: str, rows: slice = ALL) -> np.ndarray:
+        return self.wrong[rows] if name == self.name else super().dense(name, rows)  # type: ignore[index]  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize(
