@@ -24,6 +24,7 @@ transformers = pytest.importorskip("transformers", reason="compares with transfo
 
 import hf_models  # noqa: E402
 from hf_models import VOCAB, Tiny  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 
 from bitgen import gguf_io, reference  # noqa: E402
 from bitgen.checkpoint import Checkpoint  # noqa: E402
@@ -38,6 +39,13 @@ TIE = 1e-3  # steps of int8: how far float noise moves an activation, generously
 
 BITNET = Tiny("BitNetForCausalLM", "autobitlinear")
 LLAMA = Tiny("LlamaForCausalLM", "bitlinear", act="silu", tied=False)
+QWEN3 = replace(LLAMA, architecture="Qwen3ForCausalLM", eps=1e-6, theta=1e6)
+GEMMA3 = Tiny(
+    "Gemma3ForCausalLM", "autobitlinear", act="gelu_pytorch_tanh", eps=1e-6, theta=1e6, layers=3,
+    extra={"sliding_window": 5, "sliding_window_pattern": 3, "rope_local_base_freq": 1e4, "query_pre_attn_scalar": 64},
+)  # fmt: skip
+LAYERS = ["sliding_attention", "full_attention"]
+THETAS = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 500.0}}
 MODELS = {
     "bitnet": BITNET,
     "bitnet-head128-untied-bf16": replace(
@@ -61,21 +69,41 @@ MODELS = {
         seed=7,
     ),
     "llama-wide-heads-tied": replace(LLAMA, heads=4, kv_heads=4, head_dim=128, tied=True, seed=8),
-}
+    "falcon-e": replace(LLAMA, heads=4, kv_heads=1, theta=1000042.0, eps=1e-6, dtype=torch.bfloat16, seed=10),
+    "falcon-e-fused": replace(LLAMA, heads=4, kv_heads=1, fused=True, seed=11),
+    "trilm": replace(LLAMA, plain=True, dtype=torch.float16, seed=12),
+    "qwen3": replace(QWEN3, heads=4, kv_heads=2, head_dim=128, seed=13),
+    "qwen3-tied-bf16": replace(QWEN3, linear="autobitlinear", online=True, tied=True, dtype=torch.bfloat16, seed=14),
+    "qwen3-embedding": replace(QWEN3, tied=True, input_norms=True, dtype=torch.bfloat16, seed=15),
+    "qwen3-embedding-no-head": replace(QWEN3, architecture="Qwen3Model", input_norms=True, tied=True, seed=16),
+    "gemma3": replace(GEMMA3, seed=17),
+    "gemma3-embedding": replace(
+        GEMMA3, kv_heads=1, head_dim=128, input_norms=True, dtype=torch.bfloat16, seed=18,
+        extra={**GEMMA3.extra, "query_pre_attn_scalar": 100},
+    ),
+    "gemma3-embedding-no-head": replace(
+        GEMMA3, architecture="Gemma3TextModel", layers=2, input_norms=True, seed=19,
+        extra={"sliding_window": 7, "layer_types": LAYERS, "rope_parameters": THETAS},
+    ),
+}  # fmt: skip
 
 
 class Torch:
     """A transformers model in float32, and the int8 activations of its linears in the order they ran."""
 
     def __init__(self, directory: Path) -> None:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            directory, dtype=torch.float32, attn_implementation="eager"
-        )
+        config = transformers.AutoConfig.from_pretrained(directory)
+        if getattr(config, "quantization_config", None):
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                directory, dtype=torch.float32, attn_implementation="eager"
+            )
+        else:
+            model = with_int_linears(config, directory)
         # as loaded, scales and unpacked weights keep the type of the file; for float32 they must be cast by hand
         self.model = torch.nn.Module.float(model).eval()
         self.integers: list[np.ndarray] = []
         for module in self.model.modules():
-            if type(module).__name__ in ("BitLinear", "AutoBitLinear"):
+            if type(module).__name__ in ("BitLinear", "AutoBitLinear", "Int8"):
                 module.register_forward_pre_hook(lambda _, inputs: self.integers.append(int8(inputs[0][0])))
 
     def logits(self, tokens: Any) -> np.ndarray:
@@ -89,6 +117,53 @@ class Torch:
             torch.tensor([prompt]), max_new_tokens=steps, do_sample=False, eos_token_id=None, pad_token_id=0
         )
         return ids[0, len(prompt) :].tolist()
+
+
+class Int8(torch.nn.Module):
+    """Activations as they come back from int8, by absmax of each token."""
+
+    def forward(self, x: Any) -> Any:
+        scale = 127 / x.abs().amax(-1, keepdim=True).clamp(min=1e-5)
+        return torch.clamp(torch.round(x * scale), -128, 127) / scale
+
+
+class IntLinear(torch.nn.Module):
+    """A linear on int8 activations, of the input's norm where `normed`, with absmean ternary weights where `master`."""
+
+    def __init__(self, m: int, k: int, eps: float, normed: bool, master: bool) -> None:
+        super().__init__()
+        self.weight, self.master = torch.nn.Parameter(torch.empty(m, k)), master
+        self.norm = torch.nn.RMSNorm(k, eps) if normed else torch.nn.Identity()
+        self.int8 = Int8()
+
+    def forward(self, x: Any) -> Any:
+        w = self.weight
+        if self.master:
+            s = w.abs().mean().clamp(min=1e-5)
+            w = (w / s).round().clamp(-1, 1) * s
+        return self.int8(self.norm(x)) @ w.T
+
+
+def with_int_linears(config: Any, directory: Path) -> Any:
+    """The class of a config with every linear but the head replaced; as the embedding models and TriLM are made."""
+    tensors: dict[str, Any] = {}
+    for file in sorted(directory.glob("*.safetensors")):
+        tensors |= load_file(file)
+    if "embed_tokens.weight" in tensors:
+        tensors = {f"model.{name}": t for name, t in tensors.items()}
+    tensors = {name: t.float() for name, t in tensors.items()}
+    config.tie_word_embeddings = "lm_head.weight" not in tensors
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float()
+    for name, linear in list(model.model.named_modules()):
+        if isinstance(linear, torch.nn.Linear):
+            normed = f"model.{name}.norm.weight" in tensors
+            parent, _, own = name.rpartition(".")
+            new = IntLinear(linear.out_features, linear.in_features, config.rms_norm_eps, normed, master=normed)
+            setattr(model.model.get_submodule(parent), own, new)
+    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    assert not unexpected and set(missing) <= {"lm_head.weight"}
+    model.tie_weights()
+    return model
 
 
 def int8(x: Any) -> np.ndarray:
@@ -127,7 +202,27 @@ def prompts(count: int, length: int, seed: int = 0, vocab: int = VOCAB) -> list[
 def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Torch]:
     """A model directory and the same in transformers. Odd seeds are stored in two shards."""
     directory = hf_models.save(request.param, tmp_path_factory.mktemp("hf") / "tiny", 1 + request.param.seed % 2)
-    return directory, Torch(directory)
+    return directory, Torch(parts_apart(request.param, directory))
+
+
+def parts_apart(model: Tiny, directory: Path) -> Path:
+    """The same model with its fused matrices taken apart, which is how transformers knows it."""
+    if not model.fused:
+        return directory
+    tensors, sizes = hf_models.random_tensors(model), replace(model, fused=False).matrices()
+    for module in model.matrices():
+        layer, fused = module.rsplit(".", 2)[0], ".".join(module.rsplit(".", 2)[1:])
+        if fused in hf_models.FUSED:
+            packed, scale = tensors.pop(f"{module}.weight"), tensors.pop(f"{module}.weight_scale")
+            codes = torch.cat([packed >> shift & 3 for shift in (0, 2, 4, 6)]).long() - 1
+            parts = [f"{layer}.{part}" for part in hf_models.FUSED[fused]]
+            for part, rows in zip(parts, codes.split([sizes[part][0] for part in parts]), strict=True):
+                tensors |= {f"{part}.weight": hf_models.pack(rows), f"{part}.weight_scale": scale.clone()}
+    apart = directory.with_name("apart")
+    apart.mkdir()
+    hf_models.save_config(model, apart)
+    hf_models.save_file(tensors, apart / "model.safetensors", metadata={"format": "pt"})
+    return apart
 
 
 def test_logits(tiny: tuple[Path, Torch], monkeypatch: pytest.MonkeyPatch) -> None:
