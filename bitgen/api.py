@@ -13,7 +13,7 @@ from bitgen import info as _info
 from bitgen import synth as _synth
 from bitgen import tune as _tune
 from bitgen.compile import Artefact
-from bitgen.convert import hf
+from bitgen.convert import source as _source
 from bitgen.errors import BitgenError, UnsupportedError
 from bitgen.lab import Host
 from bitgen.remote import Device
@@ -89,22 +89,24 @@ def build(
     model: str | Path,
     *,
     arch: str = "native",
+    system: str | None = None,
     isa: str | None = None,
     root: Path = Path("build"),
     progress: Progress | None = None,
     program: bool = False,
     plans: Sequence[Path] = (),
 ) -> Artefact:
-    """Generate and compile the library of a model for an architecture, one ISA level or all of them.
+    """Generate and compile the library (or the runner program) of a model, one ISA level or all of them.
 
-    `plans` are files of tuned plans that come before what is known here.
+    arch, system: of targets.PLATFORMS; without a system the host's where the architecture is, else Linux.
+    plans: files of tuned plans, which come before what is known here.
     """
     shape = shape_of(model)
     arch = targets.host_arch() if arch == "native" else arch
-    isas = [isa] if isa else [t.isa for t in targets.levels(arch)]
+    isas = [isa] if isa else [t.isa for t in targets.levels(arch, system)]
     given = [plan.for_build(file, shape, isas) for file in plans]
     lookups = [plan.lookup(shape, name, given) for name in isas]
-    return library.for_model(shape, lookups, arch=arch, root=root, progress=progress, program=program)
+    return library.for_model(shape, lookups, arch=arch, system=system, root=root, progress=progress, program=program)
 
 
 def synth(
@@ -119,11 +121,18 @@ def synth(
     _synth.write(presets.load(preset), output, seed, type=type, progress=progress)
 
 
+open_source = _source.open_source
+
+
 def convert(
-    source: Path, output: Path, *, type: gguf_io.TernaryType = "i2_s", progress: Progress | None = None
+    source: str | Path | _source.Source,
+    output: Path,
+    *,
+    type: gguf_io.TernaryType = "i2_s",
+    progress: Progress | None = None,
 ) -> None:
-    """Convert a Hugging Face checkpoint folder to GGUF."""
-    hf.convert(source, output, type=type, progress=progress)
+    """Convert a checkpoint to GGUF: a folder, a GGUF, "hf:owner/name", a preset's name, or what open_source gave."""
+    _source.convert(source, output, type, progress)
 
 
 def info(file: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ A file is: magic, version, counts | key-values | tensor table | padding | tensor
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 from collections.abc import Mapping, Sequence
@@ -35,9 +36,11 @@ SCALARS: dict[int, str] = {
 """Value type id -> NumPy dtype."""
 
 F32, F16, Q6_K, BF16, TQ1_0, TQ2_0, I2_S, TL1, TL2 = 0, 1, 14, 30, 34, 35, 36, 38, 39
+T5 = 0x62670005
+"""Our own: 'bg' and a number, out of the way of those who count up from 0. docs/formats.md has its layout."""
 TYPE_NAMES: dict[int, str] = {
     F32: "F32", F16: "F16", BF16: "BF16", Q6_K: "Q6_K", TQ1_0: "TQ1_0", TQ2_0: "TQ2_0", I2_S: "I2_S",
-    TL1: "TL1", TL2: "TL2", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 10: "Q2_K", 11: "Q3_K",
+    TL1: "TL1", TL2: "TL2", T5: "T5", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 10: "Q2_K", 11: "Q3_K",
     12: "Q4_K", 13: "Q5_K", 15: "Q8_K", 20: "IQ4_NL", 23: "IQ4_XS", 28: "F64", 37: "I8_S", 40: "NVFP4",
     41: "Q1_0", 42: "Q2_0", 134: "IQ1_BN", 135: "IQ2_BN", 335: "IQ2_BN_R4",
 }  # fmt: skip
@@ -60,12 +63,14 @@ def type_name(type: int) -> str:
     return TYPE_NAMES.get(type, f"type {type}")
 
 
-def tensor_bytes(type: int, elements: int) -> int | None:
-    """Bytes of a tensor of so many elements, or None for a type whose size is not known here."""
+def tensor_bytes(type: int, shape: tuple[int, ...]) -> int | None:
+    """Bytes of a tensor [rows, ..., columns], or None for a type whose size is not known here."""
+    if type == T5:
+        return _round_up(math.prod(shape[:-1]), 5) // 5 * shape[-1] + 4  # five rows to a byte, and the scale
     if type not in BLOCKS:
         return None
     weights, size, tail = BLOCKS[type]
-    return elements // weights * size + tail
+    return math.prod(shape) // weights * size + tail
 
 
 @dataclass(frozen=True)
@@ -108,9 +113,14 @@ class Container:
         self._check_ranges()
 
     def bytes_of(self, tensor: Tensor) -> npt.NDArray[np.uint8]:
-        """The bytes of a tensor as a read-only view of the mapped file."""
+        """The bytes of a tensor as a read-only view of the mapped file.
+
+        Pages that earlier views brought in leave this process's memory; a view that is still in use has them again.
+        """
         if tensor.nbytes is None:
             raise FormatError(f"{self.path}: tensor {tensor.name} has the unknown type {tensor.type_name}")
+        if hasattr(self._map, "madvise"):
+            self._map.madvise(mmap.MADV_DONTNEED)
         return np.frombuffer(self._map, np.uint8, tensor.nbytes, tensor.offset)
 
     def _alignment(self) -> int:
@@ -131,7 +141,7 @@ class Container:
             raise FormatError(f"{where}: rows of {dims[0]} are not whole {type_name(type)} blocks")
         if offset % self.alignment:
             raise FormatError(f"{where}: offset {offset} is not a multiple of the alignment, {self.alignment}")
-        nbytes = tensor_bytes(type, elements)
+        nbytes = tensor_bytes(type, dims[::-1])
         start = data_start + offset
         if start + (nbytes or 0) > self.size:
             raise FormatError(
@@ -297,7 +307,7 @@ class Entry:
 
     @property
     def nbytes(self) -> int:
-        size = tensor_bytes(self.type, int(np.prod(self.shape, dtype=np.int64)))
+        size = tensor_bytes(self.type, self.shape)
         if size is None:
             raise BitgenError(f"tensor {self.name}: {type_name(self.type)} cannot be written")
         return size

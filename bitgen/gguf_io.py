@@ -7,16 +7,18 @@ of each block format layout.py's.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from bitgen import layout
-from bitgen.checkpoint import Checkpoint
+from bitgen.chat_templates import corrected
+from bitgen.checkpoint import ALL, Checkpoint, row_pieces
 from bitgen.errors import BitgenError, FormatError, UnsupportedError
 from bitgen.gguf_container import (
     BF16,
@@ -24,6 +26,7 @@ from bitgen.gguf_container import (
     F32,
     I2_S,
     Q6_K,
+    T5,
     TL1,
     TL2,
     TQ1_0,
@@ -34,11 +37,12 @@ from bitgen.gguf_container import (
     head,
     padded,
 )
+from bitgen.part_file import PartFile
 from bitgen.shapes import ARCHITECTURES, Architecture, architecture, shape_from
 from bitgen.spec import Activation, GemmShape, ModelShape
 
 I2sLayout = Literal["x86", "arm"]
-TernaryType = Literal["i2_s", "tq1_0", "tq2_0"]
+TernaryType = Literal["i2_s", "tq1_0", "tq2_0", "t5"]
 Progress = Callable[[int, int], None]
 
 I2S_BLOCK: dict[str, int] = {"x86": 128, "arm": 64}
@@ -56,9 +60,7 @@ VOCAB_1BITLLM = 32002
 """Tokens of the first BitNet models, whose FFN is SiLU even under the newer name bitnet-b1.58."""
 
 MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-FLOAT_TYPES, TERNARY_TYPES = (F32, F16, BF16), (I2_S, TQ1_0, TQ2_0)
-ROWS_AT_ONCE = 1 << 22
-"""Elements handled at a time where a whole tensor would take too much memory."""
+FLOAT_TYPES, TERNARY_TYPES = (F32, F16, BF16), (I2_S, TQ1_0, TQ2_0, T5)
 
 
 def tensor_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
@@ -152,12 +154,12 @@ class GgufCheckpoint:
             raise FormatError(f"{self.path}: tensor {name}: the scale is {scale}; the file is corrupt")
         return codes, scale
 
-    def dense(self, name: str) -> npt.NDArray[np.floating[Any]]:
-        """A float tensor: float16 where stored so, else float32. FormatError where a value is not finite."""
+    def dense(self, name: str, rows: slice = ALL) -> npt.NDArray[np.floating[Any]]:
+        """Rows of a float tensor: float16 where stored so, else float32. FormatError where a value is not finite."""
         tensor = self._tensor(name)
-        values = self._dequantised(tensor) if tensor.type == Q6_K else self._floats(tensor)
-        for rows in _pieces(values):
-            if not np.isfinite(rows).all():
+        values = self._dequantised(tensor, rows) if tensor.type == Q6_K else self._floats(tensor, rows)
+        for piece in _pieces(values):
+            if not np.isfinite(piece).all():
                 raise FormatError(f"{self.path}: tensor {name} holds NaN or infinite values; the file is corrupt")
         return values
 
@@ -176,27 +178,32 @@ class GgufCheckpoint:
             return layout.unpack_tq1_0(raw, m, k)
         if tensor.type == TQ2_0:
             return layout.unpack_tq2_0(raw, m, k)
+        if tensor.type == T5:
+            return layout.unpack_t5(raw, GemmShape(m, k), 5, 1), float(raw[-4:].view("<f4")[0])
         # I2_S blocks run on from row to row, so that K need not be whole blocks
         codes = layout.unpack_i2_s(raw, GemmShape(1, m * k), 1, self._i2s_block).reshape(m, k)
         return codes, float(raw[m * k // 4 :][:4].view("<f4")[0])
 
-    def _floats(self, tensor: Tensor) -> npt.NDArray[np.floating[Any]]:
-        """An F32, F16 or BF16 tensor; the first two as views of the file."""
-        raw = self._container.bytes_of(tensor)
-        if tensor.type == BF16:
-            return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32).reshape(tensor.shape)
-        return raw.view("<f4" if tensor.type == F32 else "<f2").reshape(tensor.shape)
+    def _rows(self, tensor: Tensor, rows: slice) -> npt.NDArray[np.uint8]:
+        """Bytes of some rows [n, bytes of a row], of a type whose rows are whole blocks."""
+        return self._container.bytes_of(tensor).reshape(tensor.shape[0], -1)[rows]
 
-    def _dequantised(self, tensor: Tensor) -> npt.NDArray[np.float32]:
-        """A Q6_K tensor as float32, some rows at a time."""
+    def _floats(self, tensor: Tensor, rows: slice = ALL) -> npt.NDArray[np.floating[Any]]:
+        """Rows of an F32, F16 or BF16 tensor; the first two as views of the file."""
+        raw, dims = self._rows(tensor, rows), (-1, *tensor.shape[1:])
+        if tensor.type == BF16:
+            return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32).reshape(dims)
+        return raw.view("<f4" if tensor.type == F32 else "<f2").reshape(dims)
+
+    def _dequantised(self, tensor: Tensor, rows: slice) -> npt.NDArray[np.float32]:
+        """Rows of a Q6_K tensor as float32."""
         from gguf import GGMLQuantizationType
         from gguf.quants import dequantize
 
-        raw = self._container.bytes_of(tensor).reshape(tensor.shape[0], -1)
-        values = np.empty(tensor.shape, np.float32)
-        step = max(1, ROWS_AT_ONCE // tensor.shape[1])
-        for at in range(0, len(raw), step):
-            values[at : at + step] = dequantize(raw[at : at + step], GGMLQuantizationType.Q6_K)
+        raw = self._rows(tensor, rows)
+        values = np.empty((len(raw), *tensor.shape[1:]), np.float32)
+        for piece in row_pieces(values.shape):
+            values[piece] = dequantize(raw[piece], GGMLQuantizationType.Q6_K)
         return values
 
     def _check_tensors(self) -> None:
@@ -257,8 +264,7 @@ def ternary_values(values: npt.NDArray[np.floating[Any]]) -> tuple[npt.NDArray[n
 
 def _pieces(values: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
     """Views of consecutive rows, each of bounded size."""
-    step = max(1, ROWS_AT_ONCE // max(1, values[:1].size))
-    return (values[at : at + step] for at in range(0, len(values), step))
+    return (values[rows] for rows in row_pieces(values.shape))
 
 
 def _scale_name(name: str) -> str:
@@ -386,17 +392,31 @@ def _brief(value: Any) -> str:
 
 # ---- writing ----------------------------------------------------------------------------------------------
 
-FILE_TYPES: dict[str, tuple[int, int]] = {"i2_s": (I2_S, 40), "tq1_0": (TQ1_0, 36), "tq2_0": (TQ2_0, 37)}
+FILE_TYPES: dict[str, tuple[int, int]] = {
+    "i2_s": (I2_S, 40),
+    "tq1_0": (TQ1_0, 36),
+    "tq2_0": (TQ2_0, 37),
+    "t5": (T5, T5),
+}
 """Type of a file -> tensor type id of its matrices, general.file_type."""
 
 
-def write(path: str | Path, checkpoint: Checkpoint, type: str = "i2_s", progress: Progress | None = None) -> None:
-    """Write a checkpoint as a GGUF file, one tensor in memory at a time. It appears whole or not at all.
+def write(
+    path: str | Path,
+    checkpoint: Checkpoint,
+    type: str = "i2_s",
+    progress: Progress | None = None,
+    identity: str | None = None,
+) -> None:
+    """Write a checkpoint as a GGUF file, one matrix in memory at a time. It appears whole or not at all.
 
-    type: "i2_s", in bitnet.cpp's own layout, or "tq1_0", "tq2_0", for llama.cpp. The block scales of those
-    are float16 and a model's scale is not, so they hold 1 and the scale goes beside the matrix, exactly, as
-    blk.N.*.scale (llama.cpp multiplies by it: in bitnet it always did, in llama since 2026). Embeddings and
-    head are rounded to F16; norms are F32. progress is called with (bytes done, bytes in all).
+    type: "i2_s", in bitnet.cpp's own layout; "tq1_0" or "tq2_0", for llama.cpp; "t5", the smallest, for bitgen alone.
+    The block scales of TQ types are float16 and a model's scale is not, so they hold 1 and the scale goes beside the
+    matrix, exactly, as blk.N.*.scale (llama.cpp multiplies by it: in bitnet it always did, in llama since 2026).
+    Embeddings and head are rounded to F16; norms are F32.
+    identity: of the checkpoint's weights; given, an interrupted run leaves what it wrote (part_file.py), and the next
+    one for the same metadata, type and identity goes on from there.
+    progress is called with (bytes done, bytes in all).
 
     UnsupportedError: a shape that the type or the architecture cannot express. FormatError: weights that are
     not ternary or not finite.
@@ -405,20 +425,24 @@ def write(path: str | Path, checkpoint: Checkpoint, type: str = "i2_s", progress
     if type not in FILE_TYPES:
         raise UnsupportedError(f"unknown file type {type!r}; known: {', '.join(FILE_TYPES)}")
     entries = _entries(checkpoint.shape, type)
-    total, done = sum(padded(e.nbytes) for e in entries), 0
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    start = head(_metadata(checkpoint, type), entries)
+    if identity is not None:
+        identity = hashlib.sha256(start + identity.encode()).hexdigest()
+    total, done = sum(padded(entry.nbytes) for entry in entries), 0
+    scales: dict[str, float] = {}
     try:
-        with partial.open("wb") as f:
-            f.write(head(_metadata(checkpoint, type), entries))
-            for entry, pieces in _payloads(checkpoint, entries):
-                done += _write_tensor(f, entry, pieces)
+        with PartFile(path, identity) as part:
+            if "head" not in part.done:
+                part.append("head", [start])
+            for entry in entries:
+                if entry.name not in part.done:
+                    _write_tensor(part, entry, _payload(checkpoint, entry, scales))
+                done += padded(entry.nbytes)
                 if progress:
                     progress(done, total)
-        partial.replace(path)
     except OSError as error:
-        raise BitgenError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+        kept = "; what is done is kept, and the same command goes on from there" if identity else ""
+        raise BitgenError(f"cannot write {path}: {error.strerror}{kept}") from error
 
 
 def _entries(shape: ModelShape, type: str) -> list[Entry]:
@@ -440,16 +464,19 @@ def _entries(shape: ModelShape, type: str) -> list[Entry]:
         m, k = dims
         if id == I2_S and m * k % 128:
             raise UnsupportedError(f"{name}: {m} x {k} weights are not whole I2_S blocks of 128")
-        if id != I2_S and k % layout.TQ_BLOCK:
+        if id in (TQ1_0, TQ2_0) and k % layout.TQ_BLOCK:
             raise UnsupportedError(f"{name}: rows of {k} are not whole {type} blocks of 256; take i2_s")
         entries.append(Entry(name, dims, id))
-        if id != I2_S:
+        if id in (TQ1_0, TQ2_0):
             entries.append(Entry(_scale_name(name), (1,), F32))
     return entries
 
 
+CHAT_TEMPLATE = "tokenizer.chat_template"
+
+
 def _metadata(checkpoint: Checkpoint, type: str) -> dict[str, Any]:
-    """The key-values: dimensions from the shape; tokenizer and general notes from the checkpoint's own."""
+    """The key-values: dimensions from the shape; tokenizer and general notes from the checkpoint's own, put right."""
     s, arch = checkpoint.shape, checkpoint.shape.architecture
     ours = {
         "general.architecture": arch,
@@ -462,6 +489,8 @@ def _metadata(checkpoint: Checkpoint, type: str) -> dict[str, Any]:
         for key, value in checkpoint.metadata.items()
         if key.startswith(("general.", "tokenizer.")) and key not in ours and key != "general.alignment"
     }
+    if template := notes.get(CHAT_TEMPLATE):
+        notes[CHAT_TEMPLATE] = corrected(str(template))
     dimensions = {
         "vocab_size": s.vocab,
         "context_length": s.context,
@@ -480,17 +509,17 @@ def _metadata(checkpoint: Checkpoint, type: str) -> dict[str, Any]:
     return ours | {f"{arch}.{key}": value for key, value in dimensions.items()} | notes
 
 
-def _payloads(checkpoint: Checkpoint, entries: list[Entry]) -> Iterator[tuple[Entry, Iterator[npt.NDArray[Any]]]]:
-    """Each tensor's data, in order; a matrix in one piece, floats in several."""
-    scale = 0.0
-    for entry in entries:
-        if entry.type in TERNARY_TYPES:
-            codes, scale = checkpoint.ternary(entry.name)
-            yield entry, iter(_packed(entry, codes, scale))
-        elif entry.name.endswith(".scale"):
-            yield entry, iter([np.array([scale], "<f4")])
-        else:
-            yield entry, _converted(entry, checkpoint.dense(entry.name))
+def _payload(checkpoint: Checkpoint, entry: Entry, scales: dict[str, float]) -> Iterable[npt.NDArray[Any]]:
+    """A tensor's data: a matrix in one piece, floats in several. `scales` keeps what goes beside the matrices."""
+    if entry.type in TERNARY_TYPES:
+        codes, scale = checkpoint.ternary(entry.name)
+        scales[_scale_name(entry.name)] = scale
+        return _packed(entry, codes, scale)
+    if entry.name.endswith(".scale"):
+        if entry.name not in scales:  # an earlier run wrote the matrix
+            scales[entry.name] = checkpoint.ternary(entry.name.removesuffix("scale") + "weight")[1]
+        return [np.array([scales[entry.name]], "<f4")]
+    return _converted(entry, checkpoint)
 
 
 def _packed(entry: Entry, codes: npt.NDArray[np.int8], scale: float) -> list[npt.NDArray[Any]]:
@@ -503,18 +532,21 @@ def _packed(entry: Entry, codes: npt.NDArray[np.int8], scale: float) -> list[npt
         return [layout.pack_tq1_0(codes, 1.0)]
     if entry.type == TQ2_0:
         return [layout.pack_tq2_0(codes, 1.0)]
+    if entry.type == T5:
+        return [layout.pack_t5(codes, 5, 1), np.array([scale], "<f4")]
     tail = np.zeros(8, "<f4")
     tail[0] = scale
     return [layout.pack_i2_s(codes.reshape(1, -1), 1, I2S_BLOCK["x86"]), tail]
 
 
-def _converted(entry: Entry, values: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+def _converted(entry: Entry, checkpoint: Checkpoint) -> Iterator[npt.NDArray[Any]]:
     """A float tensor in its file type, some rows at a time."""
-    if values.shape != entry.shape:
-        raise _misshapen(entry, values)
-    for rows in _pieces(values):
+    for rows in row_pieces(entry.shape):
+        values = checkpoint.dense(entry.name, rows)
+        if values.shape != (rows.stop - rows.start, *entry.shape[1:]):
+            raise _misshapen(entry, values)
         with np.errstate(over="ignore"):
-            out = rows.astype("<f4" if entry.type == F32 else "<f2")
+            out = values.astype("<f4" if entry.type == F32 else "<f2")
         if not np.isfinite(out).all():
             raise FormatError(f"{entry.name} holds NaN, infinity or values beyond the range of float16")
         yield out
@@ -524,11 +556,9 @@ def _misshapen(entry: Entry, data: npt.NDArray[Any]) -> FormatError:
     return FormatError(f"{entry.name} is {list(data.shape)}; the model's shape asks for {list(entry.shape)}")
 
 
-def _write_tensor(f: BinaryIO, entry: Entry, pieces: Iterator[npt.NDArray[Any]]) -> int:
-    """Append a tensor and its padding; the number of bytes written."""
-    written = 0
-    for piece in pieces:
-        written += f.write(np.ascontiguousarray(piece).data.cast("B"))
+def _write_tensor(part: PartFile, entry: Entry, pieces: Iterable[npt.NDArray[Any]]) -> None:
+    """Append a tensor and its padding."""
+    fill = bytes(padded(entry.nbytes) - entry.nbytes)
+    written = part.append(entry.name, chain(pieces, [fill])) - len(fill)
     if written != entry.nbytes:
         raise BitgenError(f"{entry.name}: {written} bytes where {entry.nbytes} were planned")
-    return written + f.write(bytes(padded(written) - written))

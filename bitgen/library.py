@@ -24,6 +24,10 @@ from bitgen.spec import ROLES, KernelSpec, ModelShape
 
 PER_ISA = ("ops.c", "attention.c", "attention_i8.c", "head.c")
 ONCE = ("isa.c", "model.c", "session.c", "attend.c", "choose.c", "kernels.c", "pool.c", "sampler.c")
+SYSTEM = ("os_posix.c", "os_windows.c")  # each is empty elsewhere
+RUNNER = ("os_program.c", "runner.c")
+TUNER = ("tuner.c",)
+"""The files of a program beside those of the library."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ def for_model(
     lookups: Sequence[Lookup],
     *,
     arch: str | None = None,
+    system: str | None = None,
     root: Path | None = None,
     program: bool = False,
     sanitize: bool = False,
@@ -65,7 +70,13 @@ def for_model(
         "levels": {lookup.isa: {role: asdict(plan) for role, plan in lookup.matrices.items()} for lookup in lookups},
     }
     return assemble(
-        shape.name, levels, spec, arch=arch, root=root, program=program, sanitize=sanitize, progress=progress
+        *(shape.name, levels, spec),
+        arch=arch,
+        system=system,
+        root=root,
+        program=program,
+        sanitize=sanitize,
+        progress=progress,
     )
 
 
@@ -81,20 +92,24 @@ def assemble(
     spec: Mapping[str, object],
     *,
     arch: str | None = None,
+    system: str | None = None,
     root: Path | None = None,
-    program: bool = False,
-    main: str = "runner.c",
+    program: bool | Sequence[str] = False,
     sanitize: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Artefact:
-    """Render, compile and link the source tree of some levels; a program has its `main` in that file."""
-    arch = arch or targets.host_arch()
+    """Render, compile and link the source tree of some levels.
+
+    program: not a library but a static program, of the files given beside the library's (True: RUNNER).
+    """
+    where = targets.platform_of(arch, system)
     for level in levels:
-        if targets.target(level.isa) not in targets.levels(arch):
-            raise UnsupportedError(f"ISA {level.isa!r} is not of architecture {arch!r}")
+        if targets.target(level.isa) not in targets.levels(where.arch, where.system.name):
+            raise UnsupportedError(f"ISA {level.isa!r} is not of architecture {where.arch!r} on {where.system.name}")
     folder = data.folder("runtime")
-    sources = {file.name: file.read_text() for file in sorted(folder.glob("*.[ch]"))}
-    units = [Unit(file, file.replace(".c", ".o")) for file in (*ONCE, *((main,) if program else ()))]
+    sources = {file.name: file.read_text(encoding="utf-8") for file in sorted(folder.glob("*.[ch]"))}
+    main = RUNNER if program is True else program or ()
+    units = [Unit(file, file.replace(".c", ".o")) for file in (*ONCE, *SYSTEM, *main)]
     for level in levels:
         flags = targets.target(level.isa).flags
         for spec_ in level.kernels:
@@ -108,7 +123,12 @@ def assemble(
     sources["registry.c"] = render.render_registry(levels)
     units.append(Unit("registry.c", "registry.o"))
     return compile.build(
-        name, arch, sources, units, spec, root=root, program=program, sanitize=sanitize, progress=progress
+        *(name, where.arch, sources, units, spec),
+        system=where.system.name,
+        root=root,
+        program=bool(program),
+        sanitize=sanitize,
+        progress=progress,
     )
 
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from bitgen import gguf_container as container
 from bitgen import gguf_io, info, layout, synth
+from bitgen.checkpoint import ALL
 from bitgen.engine.tokenizer import Tokenizer
 from bitgen.errors import BitgenError, FormatError, UnsupportedError
 
@@ -278,8 +279,8 @@ class Spoilt(synth.SynthCheckpoint):
     def ternary(self, name: str) -> tuple[np.ndarray, float]:
         return self.wrong if name == self.name else super().ternary(name)  # type: ignore[return-value]
 
-    def dense(self, name: str) -> np.ndarray:
-        return self.wrong if name == self.name else super().dense(name)  # type: ignore[return-value]
+    def dense(self, name: str, rows: slice = ALL) -> np.ndarray:
+        return self.wrong[rows] if name == self.name else super().dense(name, rows)  # type: ignore[index]  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize(
@@ -445,6 +446,29 @@ def test_wrong_scales_are_errors(tmp_path: Path, scale: float) -> None:
 def test_the_unused_code_is_an_error(tmp_path: Path) -> None:
     path = changed(tmp_path / "m.gguf", spoil(Q, slice(5, 6), b"\xff"))
     with pytest.raises(FormatError, match=r"blk\.0\.attn_q\.weight: .*code 3"):
+        gguf_io.open(path).ternary(Q)
+
+
+def test_t5_is_laid_out_as_documented(tmp_path: Path) -> None:
+    """docs/formats.md: a byte is a column of five rows; the last rows are filled with zeros; the scale ends it."""
+    original, path = synth.SynthCheckpoint(TINY, 7), tmp_path / "m.gguf"
+    gguf_io.write(path, original, "t5")
+    file = container.Container(path)
+    codes, scale = original.ternary(Q)
+    raw = file.bytes_of(file.tensors[Q])
+    assert file.tensors[Q].type == 0x62670005 and raw.size == 52 * 256 + 4
+    assert raw[-4:].view("<f4")[0] == np.float32(scale)
+    padded = np.zeros((260, 256), np.int64)
+    padded[:256] = codes
+    for block, column in ((0, 0), (0, 255), (17, 3), (51, 100)):
+        c = padded[5 * block : 5 * block + 5, column] + 1
+        pair, rest = 3 * c[0] + c[1], 9 * c[2] + 3 * c[3] + c[4]
+        assert raw[256 * block + column] == (8 * rest + 8 - pair if pair else 216 + rest)
+
+
+def test_a_byte_that_no_t5_holds_is_an_error(tmp_path: Path) -> None:
+    path = changed(tmp_path / "m.gguf", spoil(Q, slice(5, 6), b"\xf3"), type="t5")
+    with pytest.raises(FormatError, match=r"blk\.0\.attn_q\.weight: .*above 242"):
         gguf_io.open(path).ternary(Q)
 
 

@@ -28,7 +28,7 @@ def test_a_file_of_bitnet_cpp() -> None:
     assert facts["tokenizer"] == "byte-level BPE (default)"
 
 
-@pytest.mark.parametrize(("type", "bits"), [("i2_s", 2.003), ("tq1_0", 1.688), ("tq2_0", 2.062)])
+@pytest.mark.parametrize(("type", "bits"), [("i2_s", 2.003), ("tq1_0", 1.688), ("tq2_0", 2.062), ("t5", 1.618)])
 def test_bits_per_weight(tmp_path: Path, type: str, bits: float) -> None:
     facts = info.describe(changed(tmp_path / "m.gguf", lambda m, t: None, type=type))
     assert abs(facts["bits per ternary weight"] - bits) < 0.002
