@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitgen import compile, gguf_io, library, plan, presets, render, space, targets
+from bitgen import compile, gguf_io, i2s_guess, library, plan, presets, render, space, targets
 from bitgen import info as _info
 from bitgen import synth as _synth
 from bitgen import tune as _tune
@@ -99,7 +99,7 @@ def build(
     """Generate and compile the library (or the runner program) of a model, one ISA level or all of them.
 
     arch, system: of targets.PLATFORMS; without a system the host's where the architecture is, else Linux.
-    plans: files of tuned plans, which come before what is known here.
+    plans: files of tuned plans that come before what is known here.
     """
     shape = shape_of(model)
     arch = targets.host_arch() if arch == "native" else arch
@@ -133,6 +133,11 @@ def convert(
 ) -> None:
     """Convert a checkpoint to GGUF: a folder, a GGUF, "hf:owner/name", a preset's name, or what open_source gave."""
     _source.convert(source, output, type, progress)
+
+
+def doubt(checkpoint: _source.Source) -> str | None:
+    """Why a file may have been read by the wrong I2_S layout, or None."""
+    return i2s_guess.doubt(checkpoint) if isinstance(checkpoint, gguf_io.GgufCheckpoint) else None
 
 
 def info(file: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from bitgen import Model, Sampling, __version__, api, dialogue, energy, gguf_io,
 from bitgen import plot as pictures
 from bitgen import verify as verification
 from bitgen.bench import bench as bench_model
+from bitgen.blocks import I2S_LAYOUTS
 from bitgen.chat import NAMED, Chat
 from bitgen.engine.lookup import LOOKUP
 from bitgen.engine.model import SHIPPED, default_threads, shipped_path
@@ -65,6 +66,12 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
         yield listen
 
 
+def warn(text: str | None) -> None:
+    """Say on stderr what may be wrong, if anything may."""
+    if text:
+        click.echo(f"bitgen: warning: {text}", err=True)
+
+
 def numbers(_: click.Context, __: click.Parameter, text: str) -> list[int]:
     """A comma-separated list of non-negative integers."""
     try:
@@ -97,6 +104,33 @@ cache_option = click.option(
     show_default=True,
     help="Keys and values: halves, or half the bytes.",
 )
+
+
+def reading_options(command: Any) -> Any:
+    """What a GGUF file does not say of itself, or says wrongly: keyword arguments of gguf_io.open."""
+    for option in (
+        click.option(
+            "--activation",
+            type=click.Choice(["relu2", "silu"]),
+            help="Override the FFN activation that the file implies.",
+        ),
+        click.option(
+            "--tl-tiles",
+            default="",
+            metavar="MxK=BM/BK/bm,...",
+            help="Tiles of TL1 and TL2 tensors, where bitnet.cpp's scripts do not decide them.",
+        ),
+        click.option(
+            "--i2s-layout",
+            type=click.Choice(I2S_LAYOUTS),
+            default="x86",
+            show_default=True,
+            help="The I2_S that bitnet.cpp wrote on x86; on ARM since November 2025; or without its ACT_PARALLEL.",
+        ),
+    ):
+        command = option(command)
+    return command
+
 
 type_option = click.option(
     "--type",
@@ -178,21 +212,10 @@ def main() -> None:
 @isa_option
 @head_option
 @cache_option
-@click.option(
-    "--i2s-layout",
-    type=click.Choice(["x86", "arm"]),
-    default="x86",
-    show_default=True,
-    help="Block layout of I2_S tensors in the file.",
-)
-@click.option(
-    "--activation",
-    type=click.Choice(["relu2", "silu"]),
-    help="Override the FFN activation that the file implies.",
-)
+@reading_options
 def run(prompt: str, model: str | None, max_tokens: int, threads: int | None, sampling: Sampling, ignore_eos: bool,
-        prompt_lookup: int, logprobs: int | None, isa: str | None, head: Any, cache: Any, i2s_layout: Any,
-        activation: str | None) -> None:  # fmt: skip
+        prompt_lookup: int, logprobs: int | None, isa: str | None, head: Any, cache: Any,
+        **reading: Any) -> None:  # fmt: skip
     """Continue a prompt. Text goes to stdout as it comes, timing to stderr."""
     text = sys.stdin.read() if prompt == "-" else prompt
     with progress_bar() as listen:
@@ -201,10 +224,10 @@ def run(prompt: str, model: str | None, max_tokens: int, threads: int | None, sa
             threads=threads,
             isa=isa,
             head=head,
-            i2s_layout=i2s_layout,
-            activation=activation,
             progress=listen,
+            **reading,
         )
+    warn(loaded.doubt)
     generation = loaded.generate(
         *(text, max_tokens),
         stop=not ignore_eos,
@@ -234,11 +257,13 @@ def run(prompt: str, model: str | None, max_tokens: int, threads: int | None, sa
 @threads_option
 @isa_option
 @cache_option
+@reading_options
 def chat(model: str | None, system: str | None, max_tokens: int, chat_template: str | None, context: int | None,
-         sampling: Sampling, threads: int | None, isa: str | None, cache: Any) -> None:  # fmt: skip
+         sampling: Sampling, threads: int | None, isa: str | None, cache: Any, **reading: Any) -> None:  # fmt: skip
     """Talk with a model. Ctrl-C stops an answer, Ctrl-D ends; /help has the rest."""
     with progress_bar() as listen:
-        loaded = Model.load(model, threads=threads, isa=isa, progress=listen)
+        loaded = Model.load(model, threads=threads, isa=isa, progress=listen, **reading)
+    warn(loaded.doubt)
     dialogue.run(Chat(loaded, system, chat_template, context, cache), max_tokens, sampling)
 
 
@@ -246,10 +271,11 @@ def chat(model: str | None, system: str | None, max_tokens: int, chat_template: 
 @model_option
 @click.option("--against", metavar="hf:DIR", help="Also compare with transformers in float32 on this checkpoint.")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the receipt, as JSON.")
-def verify(model: str | None, against: str | None, output: Path | None) -> None:
+@reading_options
+def verify(model: str | None, against: str | None, output: Path | None, **reading: Any) -> None:
     """Prove on this machine that kernels, logits and choices are right, at every level that its CPU executes."""
     with progress_bar() as listen:
-        receipt = verification.verify(Path(model) if model else shipped_path(), against, listen)
+        receipt = verification.verify(Path(model) if model else shipped_path(), against, listen, **reading)
     OUT.print(show.receipt(receipt))
     if output:
         output.write_text(json.dumps(receipt.to_json(), indent=1) + "\n")
@@ -273,15 +299,17 @@ def verify(model: str | None, against: str | None, output: Path | None) -> None:
 @isa_option
 @cache_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@reading_options
 def perplexity(model: str | None, file: Any, ctx: int, stride: int, threads: int | None, isa: str | None, cache: Any,
-               as_json: bool) -> None:  # fmt: skip
+               as_json: bool, **reading: Any) -> None:  # fmt: skip
     """How well a model predicts a text, with the standard error: comparable with llama-perplexity."""
     try:
         text = file.read()
     except UnicodeDecodeError as e:
         raise BitgenError(f"{file.name} is not UTF-8 text ({e.reason} at byte {e.start})") from None
     with progress_bar() as listen:
-        loaded = Model.load(model, threads=threads, isa=isa, progress=listen)
+        loaded = Model.load(model, threads=threads, isa=isa, progress=listen, **reading)
+        warn(loaded.doubt)
         found = score.perplexity(
             *(loaded, text, ctx, stride, cache),
             progress=lambda done, of, ppl: listen(f"perplexity {ppl:.3f}", done, of),
@@ -356,7 +384,9 @@ def tune(model: str, threads: int | None, quick: bool, isa: str | None, remote: 
     default=Path("build"),
     show_default=True,
 )
-def build(model: str, arch: str, system: str | None, isa: str | None, plans: tuple[Path, ...], output: Path) -> None:
+def build(
+    model: str, arch: str, system: str | None, isa: str | None, plans: tuple[Path, ...], output: Path
+) -> None:
     """Generate and compile a model's library: sources, spec and libbitgen.so in a folder of their own.
 
     For macOS it is libbitgen.dylib, for Windows bitgen.dll.
@@ -390,13 +420,15 @@ def synth(preset: str, output: Path, seed: int, type_: Any) -> None:
 @click.argument("source")
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path))
 @type_option
-def convert(source: str, output: Path, type_: Any) -> None:
+@reading_options
+def convert(source: str, output: Path, type_: Any, **reading: Any) -> None:
     """Convert a checkpoint to GGUF.
 
     SOURCE is a Hugging Face folder, hf:owner/name (or hf:owner/name@revision) to be downloaded, the name of a preset
     that is on the Hub, or a GGUF file. An interrupted conversion goes on where it was when it is called again.
     """
-    checkpoint = api.open_source(source)  # a download draws bars of its own
+    checkpoint = api.open_source(source, **reading)  # a download draws bars of its own
+    warn(api.doubt(checkpoint))
     try:
         with progress_bar() as listen:
             api.convert(checkpoint, output, type=type_, progress=lambda d, t: listen("converting", d, t))
@@ -542,6 +574,7 @@ def info(file: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(facts, indent=1))
         return
+    warn(facts.pop("warning", None))
     width = max(map(len, facts))
     for key, value in facts.items():
         counts = ", ".join(f"{n} {name}" for name, n in value.items()) if isinstance(value, dict) else value

@@ -25,9 +25,6 @@ from bitgen.spec import ROLES, KernelSpec, ModelShape
 PER_ISA = ("ops.c", "attention.c", "attention_i8.c", "head.c")
 ONCE = ("isa.c", "model.c", "session.c", "attend.c", "choose.c", "kernels.c", "pool.c", "sampler.c")
 SYSTEM = ("os_posix.c", "os_windows.c")  # each is empty elsewhere
-RUNNER = ("os_program.c", "runner.c")
-TUNER = ("tuner.c",)
-"""The files of a program beside those of the library."""
 
 
 @dataclass(frozen=True)
@@ -94,22 +91,20 @@ def assemble(
     arch: str | None = None,
     system: str | None = None,
     root: Path | None = None,
-    program: bool | Sequence[str] = False,
+    program: bool = False,
+    main: str = "runner.c",
     sanitize: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Artefact:
-    """Render, compile and link the source tree of some levels.
-
-    program: not a library but a static program, of the files given beside the library's (True: RUNNER).
-    """
+    """Render, compile and link the source tree of some levels; a program has its `main` in that file."""
     where = targets.platform_of(arch, system)
     for level in levels:
         if targets.target(level.isa) not in targets.levels(where.arch, where.system.name):
             raise UnsupportedError(f"ISA {level.isa!r} is not of architecture {where.arch!r} on {where.system.name}")
     folder = data.folder("runtime")
     sources = {file.name: file.read_text(encoding="utf-8") for file in sorted(folder.glob("*.[ch]"))}
-    main = RUNNER if program is True else program or ()
-    units = [Unit(file, file.replace(".c", ".o")) for file in (*ONCE, *SYSTEM, *main)]
+    of_program = ("os_program.c", main) if program else ()
+    units = [Unit(file, file.replace(".c", ".o")) for file in (*ONCE, *SYSTEM, *of_program)]
     for level in levels:
         flags = targets.target(level.isa).flags
         for spec_ in level.kernels:
@@ -126,7 +121,7 @@ def assemble(
         *(name, where.arch, sources, units, spec),
         system=where.system.name,
         root=root,
-        program=bool(program),
+        program=program,
         sanitize=sanitize,
         progress=progress,
     )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitgen.checkpoint import Checkpoint
+from bitgen.checkpoint import ALL, Checkpoint
 from bitgen.spec import Activation
 
 FloatArray = npt.NDArray[np.float32]
@@ -131,7 +131,12 @@ class Kept:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.shape, self.metadata = checkpoint.shape, checkpoint.metadata
-        self.ternary, self.dense = functools.cache(checkpoint.ternary), functools.cache(checkpoint.dense)
+        self.ternary = functools.cache(checkpoint.ternary)
+        self._dense = functools.cache(checkpoint.dense)
+
+    def dense(self, name: str, rows: slice = ALL) -> npt.NDArray[np.floating[Any]]:
+        """Some rows of a tensor that is read whole."""
+        return self._dense(name)[rows]
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitgen import compile, gguf_io, library, pack, plan, reference, space, targets
-from bitgen.checkpoint import Checkpoint
+from bitgen.checkpoint import ALL, Checkpoint
 from bitgen.compile import Artefact
 from bitgen.engine import binding
 from bitgen.engine.model import Model, Sampling
@@ -83,18 +83,18 @@ class Receipt:
 
 
 def verify(
-    path: Path, against: str | None = None, listener: Listener = lambda *_: None, i2s_layout: gguf_io.I2sLayout = "x86"
+    path: Path, against: str | None = None, listener: Listener = lambda *_: None, **reading: Any
 ) -> Receipt:
     """Verify a GGUF file's model with every ISA level that this CPU executes.
 
     against: "hf:DIR", a transformers checkpoint of the same model. Failed comparisons are verdicts; errors are raised
-    where nothing could be compared (a file that cannot be read, no compiler, no torch).
+    where nothing could be compared (a file that cannot be read, no compiler, no torch). reading: as gguf_io.open takes.
     """
-    checkpoint = gguf_io.open(path, i2s_layout=i2s_layout)
+    checkpoint = gguf_io.open(path, **reading)
     lookups = [plan.lookup(checkpoint.shape, isa) for isa in library.host_isas()]
     artefact = library.for_model(checkpoint.shape, lookups, progress=lambda d, t: listener("compiling", d, t))
     receipt = Receipt(_machine(), _model(path, checkpoint), _levels(lookups, artefact))
-    model = Model.load(path, i2s_layout=i2s_layout, progress=listener)
+    model = Model.load(path, progress=listener, **reading)
     stages: list[Iterator[Check]] = [
         _kernels(checkpoint.shape, lookups, listener),
         _same_bits(cut(checkpoint), lookups, listener),
@@ -191,10 +191,11 @@ class Cut:
         """As the whole checkpoint has it."""
         return self._whole.ternary(name)
 
-    def dense(self, name: str) -> npt.NDArray[np.floating[Any]]:
+    def dense(self, name: str, rows: slice = ALL) -> npt.NDArray[np.floating[Any]]:
         """As the whole checkpoint has it; of embedding and head the first rows."""
-        tensor = self._whole.dense(name)
-        return tensor[: self.shape.vocab] if name in ("token_embd.weight", "output.weight") else tensor
+        if name in ("token_embd.weight", "output.weight"):
+            rows = slice(*rows.indices(self.shape.vocab))
+        return self._whole.dense(name, rows)
 
 
 def cut(checkpoint: Checkpoint) -> Checkpoint:

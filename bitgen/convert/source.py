@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import bitgen
 from bitgen import gguf_io, presets
@@ -27,21 +28,22 @@ def convert(
     """
     checkpoint = open_source(str(source)) if isinstance(source, str | Path) else source
     files = checkpoint.files if isinstance(checkpoint, HfCheckpoint) else [checkpoint.path]
+    reading = "" if isinstance(checkpoint, HfCheckpoint) else f" {checkpoint.reading} {checkpoint.shape}"
     seen = [f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
-    gguf_io.write(out, checkpoint, type, progress, identity=f"{bitgen.__version__} {seen}")
+    gguf_io.write(out, checkpoint, type, progress, identity=f"{bitgen.__version__} {seen}{reading}")
 
 
-def open_source(source: str) -> Source:
+def open_source(source: str, **reading: Any) -> Source:
     """The checkpoint that a source names; downloads it where it must.
 
     source: a folder, a GGUF file, "hf:owner/name" with or without "@revision", or a preset's name. What exists as a
-    path is that path.
+    path is that path. reading: of a GGUF file, the options of gguf_io.open.
     """
     path = Path(source)
     if path.is_dir():
         return HfCheckpoint(path)
     if path.is_file() or path.suffix == ".gguf":
-        return gguf_io.open(path)
+        return gguf_io.open(path, **reading)
     id = source.removeprefix(HUB) if source.startswith(HUB) else _id_of_preset(source)
     return HfCheckpoint(hub.download(id), name=id.partition("@")[0].rpartition("/")[2])
 

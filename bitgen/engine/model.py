@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from bitgen import data, gguf_io, library, pack
+from bitgen import data, gguf_io, i2s_guess, library, pack
 from bitgen import plan as plans
 from bitgen.compile import Artefact
 from bitgen.engine import binding
@@ -282,6 +282,7 @@ class Model:
         self.threads = threads or lookup.threads or default_threads()
         self.head, self.load_s = head, 0.0
         self.chat_template: str | None = None  # as the file carries it
+        self.doubt: str | None = None  # whether the file was read by the right I2_S layout
         self.lib = binding.load(artefact.path)
         out = binding.ffi().new("bg_model **")
         index = library.isa_index(self.lib, lookup.isa)
@@ -298,6 +299,7 @@ class Model:
         head: pack.Head = "certified",
         i2s_layout: gguf_io.I2sLayout = "x86",
         activation: str | None = None,
+        tl_tiles: str = "",
         progress: Callable[[str, int, int], None] | None = None,
     ) -> Model:
         """Open a GGUF file (None: the model that ships), building and packing what is not cached yet.
@@ -305,24 +307,24 @@ class Model:
         head: "certified" chooses tokens from an int8 copy of the head and exact float16 rows for those that can win:
             the same tokens as "f16", at half the bytes per token. "f16" saves the copy's room on disk. "int8" has
             only the copy: logits within its rounding.
-        i2s_layout, activation: override what the file says, for files that say it wrongly.
+        i2s_layout, activation, tl_tiles: what the file does not say, or says wrongly; as in gguf_io.open.
         progress: called as (stage, done, total) while kernels compile and weights are packed.
         """
         started = time.perf_counter()
         source = Path(path) if path is not None else shipped_path()
-        checkpoint = gguf_io.open(source, i2s_layout=i2s_layout, activation=activation)
+        checkpoint = gguf_io.open(source, i2s_layout, activation, tl_tiles)
         lookup = plans.lookup(checkpoint.shape, isa or library.host_isa())
         report = progress or (lambda *_: None)
         artefact = library.for_model(checkpoint.shape, [lookup], progress=lambda d, t: report("compiling", d, t))
         packed = pack.ensure(
-            source, checkpoint, lookup, head, i2s_layout, progress=lambda d, t: report("packing", d, t)
+            source, checkpoint, lookup, head, str(checkpoint.reading), progress=lambda d, t: report("packing", d, t)
         )
         tokenizer = Tokenizer.from_metadata(checkpoint.metadata)
         _give_back_memory()
         model = cls(source, checkpoint.shape, tokenizer, lookup, artefact, packed, head, threads)
         carried = checkpoint.metadata.get("tokenizer.chat_template")
         model.chat_template = carried if isinstance(carried, str) and carried.strip() else None
-        model.load_s = time.perf_counter() - started
+        model.load_s, model.doubt = time.perf_counter() - started, i2s_guess.doubt(checkpoint)
         return model
 
     @property
