@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitgen import compile, gguf_io, library, plan, presets, render, space, targets
+from bitgen import compile, gguf_io, i2s_guess, library, plan, presets, render, space, targets
 from bitgen import info as _info
 from bitgen import synth as _synth
 from bitgen import tune as _tune
 from bitgen.compile import Artefact
-from bitgen.convert import hf
-from bitgen.engine.model import default_threads
+from bitgen.convert import source as _source
 from bitgen.errors import BitgenError, UnsupportedError
+from bitgen.lab import Host
+from bitgen.remote import Device
 from bitgen.spec import KernelSpec, ModelShape
 
 Progress = Callable[[int, int], None]
@@ -37,6 +39,9 @@ class TuneReport:
     threads: int
     path: Path
     rows: list[tuple[str, ...]]  # matrix, shape, phase, kernel, time, rate, share, gain over the default
+    cpu: str
+    disturbed: tuple[str, ...]  # matrices that were measured while the machine had other work
+    build: str  # the command that builds with this plan; "" where builds use it unasked
 
 
 def tune(
@@ -46,10 +51,16 @@ def tune(
     effort: _tune.Effort = "quick",
     isa: str | None = None,
     listener: _tune.Listener = lambda *_: None,
+    remote: str | None = None,
+    arch: str | None = None,
+    ssh: str | None = None,
+    output: Path | None = None,
 ) -> TuneReport:
-    """Tune every matrix of a model on this host and save the plan."""
-    shape, isa, threads = shape_of(model), isa or library.host_isa(), threads or default_threads()
-    made = _tune.tune(list(shape.matrices.values()), isa, threads, effort, listener)
+    """Tune every matrix of a model on this host, or on a device behind SSH, and save the plan."""
+    shape, site = shape_of(model), Device(remote, arch, ssh) if remote else Host()
+    isa, threads = isa or site.isas[0], threads or site.cpus
+    path = output or plan.path_of(site.cpu, isa)
+    made = _tune.tune(list(shape.matrices.values()), isa, threads, effort, listener, site, path)
     rows: list[tuple[str, ...]] = []
     for role, gemm in shape.matrices.items():
         decision = made.decisions[gemm]
@@ -62,7 +73,10 @@ def tune(
             gain = f"{e['default_seconds'] / e['seconds']:.2f}x"
             time = f"{e['seconds'] * 1e6:.0f} us"
             rows.append((role, f"{gemm.m}x{gemm.k}", phase, _short(spec), time, rate, f"{share:.0%}", gain))
-    return TuneReport(shape.name, isa, threads, plan.host_path(isa), rows)
+    disturbed = tuple(r for r, gemm in shape.matrices.items() if made.decisions[gemm].evidence.get("disturbed"))
+    command = ["bitgen", "build", "--model", str(model), "--arch", site.arch, "--plan", str(path)]
+    build = shlex.join(command) if remote or output else ""
+    return TuneReport(shape.name, isa, threads, path, rows, site.cpu, disturbed, build)
 
 
 def _short(spec: KernelSpec) -> str:
@@ -80,15 +94,18 @@ def build(
     root: Path = Path("build"),
     progress: Progress | None = None,
     program: bool = False,
+    plans: Sequence[Path] = (),
 ) -> Artefact:
     """Generate and compile the library (or the runner program) of a model, one ISA level or all of them.
 
     arch, system: of targets.PLATFORMS; without a system the host's where the architecture is, else Linux.
+    plans: files of tuned plans that come before what is known here.
     """
     shape = shape_of(model)
     arch = targets.host_arch() if arch == "native" else arch
     isas = [isa] if isa else [t.isa for t in targets.levels(arch, system)]
-    lookups = [plan.lookup(shape, name) for name in isas]
+    given = [plan.for_build(file, shape, isas) for file in plans]
+    lookups = [plan.lookup(shape, name, given) for name in isas]
     return library.for_model(shape, lookups, arch=arch, system=system, root=root, progress=progress, program=program)
 
 
@@ -104,11 +121,23 @@ def synth(
     _synth.write(presets.load(preset), output, seed, type=type, progress=progress)
 
 
+open_source = _source.open_source
+
+
 def convert(
-    source: Path, output: Path, *, type: gguf_io.TernaryType = "i2_s", progress: Progress | None = None
+    source: str | Path | _source.Source,
+    output: Path,
+    *,
+    type: gguf_io.TernaryType = "i2_s",
+    progress: Progress | None = None,
 ) -> None:
-    """Convert a Hugging Face checkpoint folder to GGUF."""
-    hf.convert(source, output, type=type, progress=progress)
+    """Convert a checkpoint to GGUF: a folder, a GGUF, "hf:owner/name", a preset's name, or what open_source gave."""
+    _source.convert(source, output, type, progress)
+
+
+def doubt(checkpoint: _source.Source) -> str | None:
+    """Why a file may have been read by the wrong I2_S layout, or None."""
+    return i2s_guess.doubt(checkpoint) if isinstance(checkpoint, gguf_io.GgufCheckpoint) else None
 
 
 def info(file: Path) -> dict[str, Any]:

@@ -92,18 +92,19 @@ def assemble(
     system: str | None = None,
     root: Path | None = None,
     program: bool = False,
+    main: str = "runner.c",
     sanitize: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Artefact:
-    """Render, compile and link the source tree of some levels."""
+    """Render, compile and link the source tree of some levels; a program has its `main` in that file."""
     where = targets.platform_of(arch, system)
     for level in levels:
         if targets.target(level.isa) not in targets.levels(where.arch, where.system.name):
             raise UnsupportedError(f"ISA {level.isa!r} is not of architecture {where.arch!r} on {where.system.name}")
     folder = data.folder("runtime")
     sources = {file.name: file.read_text(encoding="utf-8") for file in sorted(folder.glob("*.[ch]"))}
-    main = ("os_program.c", "runner.c") if program else ()
-    units = [Unit(file, file.replace(".c", ".o")) for file in (*ONCE, *SYSTEM, *main)]
+    of_program = ("os_program.c", main) if program else ()
+    units = [Unit(file, file.replace(".c", ".o")) for file in (*ONCE, *SYSTEM, *of_program)]
     for level in levels:
         flags = targets.target(level.isa).flags
         for spec_ in level.kernels:

@@ -22,6 +22,7 @@ TARGETS: dict[str, Target] = {
         Target("avx512vnni", "x86_64", _VNNI, "avx2", "AVX-512 with VNNI"),
         Target("avxvnni", "x86_64", (*_AVX2, "-mavxvnni"), "avx2", "AVX2 with the 256-bit VNNI of AVX-VNNI"),
         Target("avx2", "x86_64", _AVX2, "scalar", "AVX2, FMA and F16C"),
+        Target("i8mm", "arm64", ("-mcpu=generic+dotprod+i8mm",), "dotprod", "NEON with smmla and sdot (i8mm, Armv8.6)"),
         Target("dotprod", "arm64", ("-mcpu=generic+dotprod",), "neon", "NEON with sdot (Armv8.2)"),
         Target("neon", "arm64", ("-mcpu=generic",), "scalar", "baseline NEON (Armv8.0)"),
         Target("scalar", "any", (), None, "portable C"),
@@ -87,10 +88,14 @@ _MACHINES = {
 
 def host_arch() -> str:
     """The architecture of this machine, one of ARCHES."""
-    machine = platform.machine().lower()
-    if machine not in _MACHINES:
+    return arch_of(platform.machine())
+
+
+def arch_of(machine: str) -> str:
+    """The one of ARCHES that `uname -m` means."""
+    if machine.lower() not in _MACHINES:
         raise UnsupportedError(f"unknown machine {machine!r}; known: {', '.join(ARCHES)}")
-    return _MACHINES[machine]
+    return _MACHINES[machine.lower()]
 
 
 def host_system() -> str:
