@@ -183,9 +183,11 @@ class Device:
         self._command = [*ssh_command(target, ssh), f"exec sh -c {shlex.quote(SCRIPT)}"]
         with contextlib.closing(self._connect()) as tuner:
             self.arch = arch or _arch(tuner.name)
-            levels = [Level.of_kernels(t.isa, ()) for t in targets.levels(self.arch)]
+            levels = [Level.of_kernels(t.isa, ()) for t in targets.levels(self.arch, "linux")]
             spec = {"purpose": "finds what a device executes"}
-            probe = library.assemble("tuner", levels, spec, arch=self.arch, system="linux", program=True, main="tuner.c")
+            probe = library.assemble(
+                "tuner", levels, spec, arch=self.arch, system="linux", program=True, main="tuner.c"
+            )
             _bring(tuner, probe.path)
             self.isas = tuple(name for name, runs in (x.split("=") for x in tuner.ask("levels")) if int(runs))
             self.cpus = int(tuner.ask("cpus")[0])
@@ -199,7 +201,9 @@ class Device:
         """A `Lab` of the candidates of one shape, running there."""
         if isa not in self.isas:
             raise UnsupportedError(f"{self._target} cannot execute {isa!r}, but {', '.join(self.isas)}")
-        built = library.for_kernels(isa, specs, arch=self.arch, system="linux", program=True, main="tuner.c", progress=progress)
+        built = library.for_kernels(
+            isa, specs, arch=self.arch, system="linux", program=True, main="tuner.c", progress=progress
+        )
         tuner = self._connect()
         try:
             _bring(tuner, built.path)
