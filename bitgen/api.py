@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitgen import compile, gguf_io, i2s_guess, library, plan, presets, render, space, targets
+import numpy as np
+import numpy.typing as npt
+
+from bitgen import compile, gguf_io, i2s_guess, library, pack, plan, presets, render, space, targets
 from bitgen import info as _info
+from bitgen import standalone as _standalone
 from bitgen import synth as _synth
 from bitgen import tune as _tune
 from bitgen.compile import Artefact
 from bitgen.convert import source as _source
+from bitgen.engine.model import SHIPPED, shipped_path
 from bitgen.errors import BitgenError, UnsupportedError
 from bitgen.lab import Host
 from bitgen.remote import Device
@@ -109,6 +115,30 @@ def build(
     return library.for_model(shape, lookups, arch=arch, system=system, root=root, progress=progress, program=program)
 
 
+def standalone(
+    model: str | Path | None = None,
+    *,
+    arch: str = "native",
+    system: str | None = None,
+    isa: str | None = None,
+    folder: Path = Path("build"),
+    one_file: bool = False,
+    head: pack.Head = "certified",
+    plans: Sequence[Path] = (),
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> _standalone.Program:
+    """Write a program that needs nothing else, and its weights: DIR/<model> and DIR/<model>.bgpk.
+
+    arch, system, plans: as `build` takes them.
+    """
+    source = shipped_path() if model in (None, SHIPPED) else Path(str(model))
+    arch = targets.host_arch() if arch == "native" else arch
+    shape = shape_of(source)
+    levels = [t.isa for t in targets.levels(arch, system)]
+    given = [plan.for_build(file, shape, levels) for file in plans]
+    return _standalone.write(source, folder, arch, isa, one_file, head, progress, system=system, plans=given)
+
+
 def synth(
     preset: str,
     output: Path,
@@ -138,6 +168,19 @@ def convert(
 def doubt(checkpoint: _source.Source) -> str | None:
     """Why a file may have been read by the wrong I2_S layout, or None."""
     return i2s_guess.doubt(checkpoint) if isinstance(checkpoint, gguf_io.GgufCheckpoint) else None
+
+
+def save_array(path: Path, array: npt.NDArray[np.float32]) -> None:
+    """Write a .npy file; it appears whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with partial.open("wb") as f:
+            np.save(f, array)
+        partial.replace(path)
+    except OSError as error:
+        raise BitgenError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def info(file: Path) -> dict[str, Any]:

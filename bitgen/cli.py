@@ -23,7 +23,9 @@ from bitgen import plot as pictures
 from bitgen import verify as verification
 from bitgen.bench import bench as bench_model
 from bitgen.blocks import I2S_LAYOUTS
-from bitgen.chat import NAMED, Chat
+from bitgen.chat import Chat
+from bitgen.chat_templates import NAMED
+from bitgen.engine.embed import POOLINGS
 from bitgen.engine.lookup import LOOKUP
 from bitgen.engine.model import SHIPPED, default_threads, shipped_path
 from bitgen.errors import BitgenError
@@ -247,6 +249,37 @@ def run(prompt: str, model: str | None, max_tokens: int, threads: int | None, sa
         click.echo(f"{generation.timing} | {loaded.about}, seed {sampling.seed}", err=True)
 
 
+@main.command("embed")
+@click.argument("texts", nargs=-1)
+@model_option
+@click.option("-f", "--file", type=click.File(encoding="utf-8"), help="Take the lines of a file as texts; -: of stdin.")
+@click.option("--pooling", type=click.Choice(list(POOLINGS)), help="[default: what the file says, else last]")
+@click.option("--npy", type=click.Path(dir_okay=False, path_type=Path), help="Write float32 [texts, hidden] here.")
+@click.option("--json", "as_json", is_flag=True, help="Print one object with the texts and the model's name.")
+@threads_option
+@isa_option
+def embed_(texts: tuple[str, ...], model: str | None, file: Any, pooling: str | None, npy: Path | None, as_json: bool,
+           threads: int | None, isa: str | None) -> None:  # fmt: skip
+    """Turn texts into vectors of length one: a line of numbers each. Without texts the lines of stdin are taken."""
+    if texts and file:
+        raise click.UsageError("give texts or --file, not both")
+    lines = list(texts) if texts else [line.rstrip("\r\n") for line in file or sys.stdin]
+    with progress_bar() as listen:
+        loaded = Model.load(*(model,), threads=threads, isa=isa, head="f16", progress=listen)
+    vectors = loaded.embed(lines, pooling=pooling)
+    if npy:
+        api.save_array(npy, vectors)
+        click.echo(npy)
+        return
+    rows = [[float(str(value)) for value in row] for row in vectors]
+    if as_json:
+        pairs = [{"text": text, "vector": row} for text, row in zip(lines, rows, strict=True)]
+        click.echo(json.dumps({"model": loaded.shape.name, "pooling": pooling or loaded.pooling, "embeddings": pairs}))
+        return
+    for row in rows:
+        click.echo(json.dumps(row))
+
+
 @main.command()
 @model_option
 @click.option("--system", metavar="TEXT", help="What the model is told before the conversation.")
@@ -367,7 +400,12 @@ def tune(model: str, threads: int | None, quick: bool, isa: str | None, remote: 
 
 
 @main.command()
-@click.option("--model", "--preset", "model", default=SHIPPED, show_default=True, help="A preset name or a GGUF file.")
+@click.option(
+    *("-m", "--model", "--preset", "model"),
+    default=SHIPPED,
+    show_default=True,
+    help="A GGUF file, or (for a library) a preset name.",
+)
 @click.option("--arch", type=click.Choice(["native", *ARCHES]), default="native", show_default=True)
 @click.option(
     "--os",
@@ -375,8 +413,12 @@ def tune(model: str, threads: int | None, quick: bool, isa: str | None, remote: 
     type=click.Choice(list(SYSTEMS)),
     help="linux is glibc's; musl also makes for Alpine. [default: the host's, linux for another architecture]",
 )
-@click.option("--isa", help="Only this instruction-set level. [default: every level of the architecture]")
 @click.option("--plan", "plans", multiple=True, type=click.Path(path_type=Path), help="From tune; repeatable.")
+@click.option(
+    "--isa",
+    help="Only this instruction-set level; of a program, the one whose layouts the weights take. "
+    "[default: every level of the architecture; the lowest with vector instructions]",
+)
 @click.option(
     "-o",
     "--output",
@@ -384,24 +426,29 @@ def tune(model: str, threads: int | None, quick: bool, isa: str | None, remote: 
     default=Path("build"),
     show_default=True,
 )
+@click.option("--standalone", is_flag=True, help="A program that needs no Python, and its weights, instead.")
+@click.option("--one-file", is_flag=True, help="With --standalone: the weights within the program's file.")
+@head_option
 def build(
-    model: str, arch: str, system: str | None, isa: str | None, plans: tuple[Path, ...], output: Path
+    model: str, output: Path, standalone: bool, one_file: bool, head: Any, **how: Any
 ) -> None:
     """Generate and compile a model's library: sources, spec and libbitgen.so in a folder of their own.
 
-    For macOS it is libbitgen.dylib, for Windows bitgen.dll.
+    For macOS it is libbitgen.dylib, for Windows bitgen.dll. With --standalone: a static program that continues prompts,
+    and its packed weights.
     """
+    if one_file and not standalone:
+        raise click.UsageError("--one-file goes with --standalone")
     with progress_bar() as listen:
-        artefact = api.build(
-            *(model,),
-            arch=arch,
-            system=system,
-            isa=isa,
-            root=output,
-            plans=plans,
-            progress=lambda d, t: listen("compiling", d, t),
-        )
-    click.echo(artefact.path)
+        if standalone:
+            made = api.standalone(model, folder=output, one_file=one_file, head=head, progress=listen, **how)
+        else:
+            artefact = api.build(model, root=output, progress=lambda d, t: listen("compiling", d, t), **how)
+    if not standalone:
+        click.echo(artefact.path)
+        return
+    click.echo("\n".join(map(str, made.files)))
+    click.echo(made.about, err=True)
 
 
 @main.command()

@@ -20,11 +20,15 @@ from bitgen.compile import Artefact, Unit
 from bitgen.engine import binding
 from bitgen.errors import UnsupportedError
 from bitgen.plan import Lookup
-from bitgen.spec import ROLES, KernelSpec, ModelShape
+from bitgen.spec import KernelSpec, ModelShape
 
 PER_ISA = ("ops.c", "attention.c", "attention_i8.c", "head.c")
 ONCE = ("isa.c", "model.c", "session.c", "attend.c", "choose.c", "kernels.c", "pool.c", "sampler.c")
 SYSTEM = ("os_posix.c", "os_windows.c")  # each is empty elsewhere
+RUNNER = ("runner.c",)
+TUNER = ("tuner.c",)
+STORY = ("story.c", "tokenizer.c", "words.c", "nfc.c")
+"""The files of a program beside those of the library and os_program.c."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Level:
     @classmethod
     def of_model(cls, shape: ModelShape, lookup: Lookup) -> Level:
         """The level that runs a model by a plan."""
-        roles = {role: lookup.matrices[role].specs(shape.matrices[role], lookup.isa) for role in ROLES}
+        roles = {role: lookup.matrices[role].specs(gemm, lookup.isa) for role, gemm in shape.matrices.items()}
         kernels = tuple(dict.fromkeys(spec for pair in roles.values() for spec in pair))
         return cls(lookup.isa, kernels, roles, lookup.layout_key)
 
@@ -56,11 +60,11 @@ def for_model(
     arch: str | None = None,
     system: str | None = None,
     root: Path | None = None,
-    program: bool = False,
+    program: bool | Sequence[str] = False,
     sanitize: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Artefact:
-    """The library of a model's shape with one ISA level per lookup, best first."""
+    """The library of a model's shape with one ISA level per lookup, best first; or a program, as of `assemble`."""
     levels = [Level.of_model(shape, lookup) for lookup in lookups]
     spec = {
         "model": asdict(shape),
@@ -91,20 +95,24 @@ def assemble(
     arch: str | None = None,
     system: str | None = None,
     root: Path | None = None,
-    program: bool = False,
-    main: str = "runner.c",
+    program: bool | Sequence[str] = False,
     sanitize: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Artefact:
-    """Render, compile and link the source tree of some levels; a program has its `main` in that file."""
+    """Render, compile and link the source tree of some levels.
+
+    program: not a library but a program, of the files given beside the library's (True: RUNNER).
+    """
     where = targets.platform_of(arch, system)
     for level in levels:
         if targets.target(level.isa) not in targets.levels(where.arch, where.system.name):
             raise UnsupportedError(f"ISA {level.isa!r} is not of architecture {where.arch!r} on {where.system.name}")
+    own = ("os_program.c", *(RUNNER if program is True else program)) if program else ()
     folder = data.folder("runtime")
-    sources = {file.name: file.read_text(encoding="utf-8") for file in sorted(folder.glob("*.[ch]"))}
-    of_program = ("os_program.c", main) if program else ()
-    units = [Unit(file, file.replace(".c", ".o")) for file in (*ONCE, *SYSTEM, *of_program)]
+    others = {"os_program.c", *RUNNER, *TUNER, *STORY} - {*own}
+    files = [file for file in sorted(folder.glob("*.[ch]")) if file.name not in others]
+    sources = {file.name: file.read_text(encoding="utf-8") for file in files}
+    units = [Unit(file, file.replace(".c", ".o")) for file in (*ONCE, *SYSTEM, *own)]
     for level in levels:
         flags = targets.target(level.isa).flags
         for spec_ in level.kernels:
@@ -121,7 +129,7 @@ def assemble(
         *(name, where.arch, sources, units, spec),
         system=where.system.name,
         root=root,
-        program=program,
+        program=bool(program),
         sanitize=sanitize,
         progress=progress,
     )

@@ -51,6 +51,9 @@ void bg_close(bg_model *model);
 int32_t bg_vocab(const bg_model *model);
 int32_t bg_context(const bg_model *model);   // the longest context the model was made for
 
+// The tokenizer that a program's file carries beside the model (tokenizer.h), and its size; or NULL.
+const void *bg_vocabulary(const bg_model *model, size_t *bytes);
+
 // Every buffer that forward touches is made when a session opens; forward allocates nothing.
 // cache: BG_CACHE_F16; BG_CACHE_I8, half the bytes (a scale per position and kv head); or BG_CACHE_F32, twice the bytes,
 // for comparisons with models that do not round keys and values.
@@ -69,6 +72,10 @@ int32_t bg_forward(bg_session *session, const int32_t *tokens, int32_t n, float 
 // (all == 0), or [sum of lengths][vocab] (all == 1): the same bits as when each runs alone. An error changes nothing.
 int32_t bg_forward_batch(bg_session *const *sessions, int32_t count, const int32_t *tokens, const int32_t *lengths,
                          float *logits, int32_t all);
+
+// The same without the output matrix: states float32 [count][hidden] or [sum of lengths][hidden] after the last norm.
+int32_t bg_states_batch(bg_session *const *sessions, int32_t count, const int32_t *tokens, const int32_t *lengths,
+                        float *states, int32_t all);
 
 // Where forward spends its time: the four products, the steps between them, attention, the head.
 enum bg_step {
