@@ -94,14 +94,17 @@ static int set_option(const struct option *option, const char *value) {
     *(double *)option->value = number;
     return 0;
   }
-  snprintf(why, sizeof why, "must be a %snumber from %.10g to %.10g", option->kind == A_COUNT ? "whole " : "",
-           option->least, option->most);
+  int n = snprintf(why, sizeof why, "must be a %snumber ", option->kind == A_COUNT ? "whole " : "");
+  n += option->least == FLT_MIN ? snprintf(why + n, sizeof why - (size_t)n, "above 0")
+                                : snprintf(why + n, sizeof why - (size_t)n, "from %g", option->least);
+  if (option->most < INT32_MAX)
+    snprintf(why + n, sizeof why - (size_t)n, " to %g", option->most);
   return fail(option->name, why);
 }
 
 static int is_named(const struct option *option, const char *name, size_t n) {
-  return (strlen(option->name) == n && memcmp(option->name, name, n) == 0) ||
-         (strlen(option->letter) == n && memcmp(option->letter, name, n) == 0);
+  return n && ((strlen(option->name) == n && memcmp(option->name, name, n) == 0) ||
+               (strlen(option->letter) == n && memcmp(option->letter, name, n) == 0));
 }
 
 static int parse(int argc, char **argv) {
@@ -199,6 +202,8 @@ static int open_model(const char *self) {
   int32_t code = o.model ? open_file(o.model) : open_file(self);
   if (!o.model && code == BG_E_FORMAT) // nothing behind the program
     code = open_file(beside);
+  if (code == BG_E_FORMAT)
+    return fail(weights, "not a packed model, or damaged; write it again with `bitgen build --standalone`");
   if (code != BG_OK)
     return fail(code == BG_E_ISA && o.isa ? o.isa : weights, bg_strerror(code));
   size_t bytes;
