@@ -227,9 +227,7 @@ def tune(model: str, threads: int | None, quick: bool, isa: str | None) -> None:
 @click.option("--standalone", is_flag=True, help="A program that needs no Python, and its weights, instead.")
 @click.option("--one-file", is_flag=True, help="With --standalone: the weights within the program's file.")
 @head_option
-def build(
-    model: str, arch: str, isa: str | None, output: Path, standalone: bool, one_file: bool, head: Any
-) -> None:
+def build(model: str, arch: str, isa: str | None, output: Path, standalone: bool, one_file: bool, head: Any) -> None:
     """Generate and compile a model's library: sources, spec and libbitgen.so in a folder of their own.
 
     With --standalone: a static program that continues prompts, and its packed weights.
