@@ -17,7 +17,7 @@ from bitgen import library, plan
 from bitgen.engine import binding
 from bitgen.engine.model import Cache, Model, Sampling, Session, forward_batch
 from bitgen.errors import BitgenError
-from bitgen.tune import stream_bytes
+from bitgen.lab import stream_bytes
 
 RUNS = 5
 GREEDY = Sampling(temperature=0)

@@ -43,6 +43,7 @@ class Plan:
     cpu: str
     stamp: str = ""  # hash of the templates the decisions were measured with
     compiler: str = ""
+    basis: str = ""  # where the times come from, in words
     decisions: dict[GemmShape, Decision] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -60,24 +61,25 @@ class Plan:
         try:
             if raw["version"] != VERSION:
                 raise ValueError(f"plan version {raw['version']}, this bitgen reads {VERSION}")
-            head = {f.name: raw[f.name] for f in dataclasses.fields(cls) if f.name != "decisions"}
+            head = {f.name: raw[f.name] for f in dataclasses.fields(cls) if f.name not in ("decisions", "basis")}
             decisions = {}
             for key, entry in raw["matrices"].items():
                 m, k = map(int, key.split("x"))
                 matrix = MatrixPlan(Layout(**entry["layout"]), Tile(**entry["gemv"]), Tile(**entry["gemm"]))
                 decisions[GemmShape(m, k)] = Decision(matrix, entry["evidence"])
-            return cls(**head, decisions=decisions)
+            return cls(**head, basis=raw.get("basis", ""), decisions=decisions)
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise BitgenError(f"{where} is not a bitgen plan ({e}); delete it and tune again") from e
 
 
-def cpu_name() -> str:
-    """The CPU's own name, which keys a host's plan."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        text = ""
-    fields = dict(re.findall(r"^(model name|cpu family|model|CPU implementer|CPU part)\s*:\s*(.+)$", text, re.M))
+def cpu_name(cpuinfo: str | None = None) -> str:
+    """The CPU's own name, which keys its plans: this host's, or that of the machine with this /proc/cpuinfo."""
+    if cpuinfo is None:
+        try:
+            cpuinfo = Path("/proc/cpuinfo").read_text()
+        except OSError:
+            cpuinfo = ""
+    fields = dict(re.findall(r"^(model name|cpu family|model|CPU implementer|CPU part)\s*:\s*(.+)$", cpuinfo, re.M))
     return " ".join(fields[k] for k in sorted(fields)) or "unknown CPU"
 
 
@@ -90,10 +92,15 @@ def template_stamp() -> str:
     return digest.hexdigest()[:16]
 
 
+def path_of(cpu: str, isa: str) -> Path:
+    """Where the plan for an ISA on a CPU is kept."""
+    slug = re.sub(r"[^a-z0-9]+", "-", cpu.lower()).strip("-")
+    return cache_root() / "plans" / f"{slug}-{isa}.json"
+
+
 def host_path(isa: str) -> Path:
     """Where this host's plan for an ISA is kept."""
-    slug = re.sub(r"[^a-z0-9]+", "-", cpu_name().lower()).strip("-")
-    return cache_root() / "plans" / f"{slug}-{isa}.json"
+    return path_of(cpu_name(), isa)
 
 
 def load(path: Path) -> Plan | None:
@@ -120,7 +127,7 @@ class Lookup:
 
     isa: str
     matrices: dict[str, MatrixPlan]
-    sources: dict[str, str]  # role -> "tuned on this host" | "shipped" | "default"
+    sources: dict[str, str]  # role -> "given, ..." | "tuned on this host" | "shipped" | "default"
     threads: int | None  # the count that decodes fastest, where this host has measured it
 
     @property
@@ -136,12 +143,26 @@ def best_threads(decisions: Sequence[Decision]) -> int | None:
     return int(min(counts, key=lambda n: sum(t[n] for t in times))) if counts else None
 
 
-def lookup(shape: ModelShape, isa: str) -> Lookup:
-    """The best known plan of every matrix of a model on an ISA."""
+def for_build(file: Path, shape: ModelShape, isas: Sequence[str]) -> Plan:
+    """The plan in a file that a user names for a build; BitgenError when it would decide nothing there."""
+    plan = load(file)
+    if plan is None:
+        raise BitgenError(f"there is no plan at {file}; bitgen tune -o {file} makes one")
+    if plan.isa not in isas:
+        raise BitgenError(f"{file} is a plan for {plan.isa}, which is not built here; only {', '.join(isas)}")
+    if plan.stamp != template_stamp():
+        raise BitgenError(f"{file} was measured with the kernels of another bitgen; tune again")
+    if not plan.decisions.keys() & set(shape.matrices.values()):
+        raise BitgenError(f"{file} decides no matrix of {shape.name}; tune for this model")
+    return plan
+
+
+def lookup(shape: ModelShape, isa: str, given: Sequence[Plan] = ()) -> Lookup:
+    """The best known plan of every matrix of a model on an ISA; given plans come first."""
     host = load(host_path(isa))
     folder = data.folder("presets") / "plans"
     shipped = next((found for level in targets.fallbacks(isa) if (found := load(folder / f"{level}.json"))), None)
-    tables = []
+    tables = [(plan, f"given, {plan.basis}") for plan in given if plan.isa == isa]
     if host is not None and host.stamp == template_stamp():
         tables.append((host, "tuned on this host"))
     if shipped is not None:

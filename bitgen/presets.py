@@ -25,11 +25,21 @@ def names() -> list[str]:
 
 def load(name: str) -> ModelShape:
     """The shape of a preset by its name or its Hugging Face id, upper or lower case alike."""
+    return read(_folder() / f"{_named(name)}.yaml")
+
+
+def hub_id(name: str) -> str | None:
+    """Where a preset is on the Hugging Face Hub: "owner/name", or None."""
+    return _table()[_named(name)]
+
+
+def _named(name: str) -> str:
+    """The preset that a name or an id means; UnsupportedError, with a guess, where there is none."""
     table = _table()
     keys = {key.lower(): preset for preset, hf in table.items() for key in (preset, *_spellings(hf))}
     found = keys.get(name.strip().lower())
     if found is not None:
-        return read(_folder() / f"{found}.yaml")
+        return found
     near = difflib.get_close_matches(name.strip().lower(), keys, n=3, cutoff=0.5)
     meant = ", ".join(dict.fromkeys(keys[key] for key in near))
     hint = f"did you mean {meant}?" if meant else f"known: {', '.join(table)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitgen.checkpoint import Checkpoint
+from bitgen.checkpoint import ALL, Checkpoint
 from bitgen.spec import Activation
 
 FloatArray = npt.NDArray[np.float32]
@@ -104,16 +105,38 @@ def forward(
 
     cache: the type that keys and values are rounded to; float16 is what the runtime keeps.
     """
+    return forward_many(checkpoint, [tokens], cache)[0]
+
+
+def forward_many(
+    checkpoint: Checkpoint,
+    prompts: Sequence[Sequence[int] | npt.NDArray[np.integer[Any]]],
+    cache: type[np.floating[Any]] = np.float32,
+) -> list[FloatArray]:
+    """`forward` of each prompt alone, with every weight read once for all of them."""
     shape = checkpoint.shape
     embedding = checkpoint.dense("token_embd.weight").astype(np.float32)
-    x = embedding[np.asarray(tokens, dtype=np.int64)]
+    xs = [embedding[np.asarray(tokens, dtype=np.int64)] for tokens in prompts]
     for layer in range(shape.layers):
-        block = Block(checkpoint, layer, cache)
-        x = x + block.attend(x)
-        x = x + block.feed_forward(x)
-    x = rms_norm(x, checkpoint.dense("output_norm.weight").astype(np.float32), shape.norm_eps)
+        block = Block(Kept(checkpoint), layer, cache)
+        xs = [x + block.attend(x) for x in xs]
+        xs = [x + block.feed_forward(x) for x in xs]
+    gain = checkpoint.dense("output_norm.weight").astype(np.float32)
     head = embedding if shape.tied else checkpoint.dense("output.weight").astype(np.float32)
-    return x @ head.T
+    return [rms_norm(x, gain, shape.norm_eps) @ head.T for x in xs]
+
+
+class Kept:
+    """A checkpoint that reads each tensor once."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.shape, self.metadata = checkpoint.shape, checkpoint.metadata
+        self.ternary = functools.cache(checkpoint.ternary)
+        self._dense = functools.cache(checkpoint.dense)
+
+    def dense(self, name: str, rows: slice = ALL) -> npt.NDArray[np.floating[Any]]:
+        """Some rows of a tensor that is read whole."""
+        return self._dense(name)[rows]
 
 
 @dataclass(frozen=True)

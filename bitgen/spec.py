@@ -80,6 +80,32 @@ class Target:
 
 
 @dataclass(frozen=True)
+class System:
+    """An operating system with its C library: what files are called there, and how they are linked."""
+
+    name: str
+    library: str  # file name of the shared library
+    suffix: str  # of programs
+    shared: tuple[str, ...]  # link flags of a shared library
+    program: tuple[str, ...]  # link flags of a program
+    clang: Literal["never", "native", "sysroot"]  # a system clang serves: there, or elsewhere with BITGEN_SYSROOT too
+    flags: tuple[str, ...] = ()  # of the compiler
+    lacks: tuple[str, ...] = ()  # ISA levels whose registers it is not asked for
+
+
+@dataclass(frozen=True)
+class Platform:
+    """What a library or program is made for: an architecture and a system."""
+
+    arch: str
+    system: System
+    triple: str  # of the compiler
+
+    def __str__(self) -> str:
+        return f"{self.arch}-{self.system.name}"
+
+
+@dataclass(frozen=True)
 class Layout:
     """How packed weights lie in memory. The decode and the prefill kernel of a matrix share one.
 

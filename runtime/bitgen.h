@@ -10,7 +10,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#pragma GCC visibility push(default)  // everything else in the library is hidden
+// Everything else in the library is hidden.
+#if defined(_WIN32)
+#pragma clang attribute push(__attribute__((dllexport)), apply_to = function)
+#else
+#pragma GCC visibility push(default)
+#endif
 // <cdef>
 enum {
   BG_OK = 0,
@@ -40,7 +45,7 @@ int32_t bg_isa_best(void);                   // the first that runs, or BG_E_ISA
 const char *bg_isa_layout(int32_t isa);      // the layout key its packed model must carry; "" for a bare kernel set
 const char *bg_strerror(int32_t code);
 
-// A model is opened from a packed file; weights stay memory-mapped until bg_close.
+// A model is opened from a packed file (on Windows its path is UTF-8); weights stay memory-mapped until bg_close.
 int32_t bg_open(const char *path, int32_t isa, bg_model **out);
 void bg_close(bg_model *model);
 int32_t bg_vocab(const bg_model *model);
@@ -139,6 +144,10 @@ int32_t bg_read_bandwidth(int32_t isa, const void *buffer, size_t bytes, int32_t
 // Peak integer operations per second of the ISA's dot product on registers (two per multiply-add), best of `reps`.
 int32_t bg_peak_ops(int32_t isa, int32_t threads, int32_t reps, double *ops_per_s);
 // </cdef>
+#if defined(_WIN32)
+#pragma clang attribute pop
+#else
 #pragma GCC visibility pop
+#endif
 
 #endif

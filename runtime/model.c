@@ -6,15 +6,12 @@
 // The bytes of a packed matrix are the bound kernel's own business: its weight_bytes.
 #include "model.h"
 
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "fpstate.h"
 #include "isa.h"
+#include "os.h"
 #include "rope.h"
 
 enum {
@@ -145,25 +142,6 @@ static int32_t find_sections(bg_model *m) {
   return code == BG_OK && at.bytes ? BG_E_FORMAT : code;
 }
 
-static int32_t map_file(bg_model *m, const char *path) {
-  struct stat info;
-  int file = open(path, O_RDONLY | O_CLOEXEC);
-  if (file < 0)
-    return BG_E_IO;
-  int32_t code = fstat(file, &info) == 0 && S_ISREG(info.st_mode) ? BG_OK : BG_E_IO;
-  if (code == BG_OK && info.st_size < (off_t)sizeof(bg_header))
-    code = BG_E_FORMAT;
-  if (code == BG_OK) {
-    void *map = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_SHARED, file, 0);
-    if (map == MAP_FAILED)
-      code = BG_E_MEMORY;
-    else
-      m->map = map, m->bytes = (size_t)info.st_size;
-  }
-  close(file);
-  return code;
-}
-
 // Where the model is in the file, and the vocabulary if there is one.
 static int32_t find_parts(bg_model *m) {
   bg_trailer t;
@@ -186,9 +164,9 @@ static int32_t find_parts(bg_model *m) {
 
 static int32_t open_model(bg_model *m, const char *path) {
   bg_header *c = &m->config;
-  int32_t code = map_file(m, path);
+  int32_t code = os_map(path, &m->map, &m->bytes);
   if (code == BG_OK)
-    code = find_parts(m);
+    code = m->bytes < sizeof *c ? BG_E_FORMAT : find_parts(m);
   if (code != BG_OK)
     return code;
   memcpy(c, m->packed, sizeof *c);
@@ -204,10 +182,7 @@ static int32_t open_model(bg_model *m, const char *path) {
     return BG_E_MEMORY;
   for (int32_t i = 0; i < c->head_dim / 2; i++)
     m->rope_frequency[i] = rope_frequency(c->rope_theta, i, c->head_dim);
-#ifdef MADV_HUGEPAGE
-  madvise((void *)m->map, m->bytes, MADV_HUGEPAGE); // hints: what a kernel refuses costs nothing
-#endif
-  madvise((void *)m->map, m->bytes, MADV_WILLNEED);
+  os_prefetch(m->map, m->bytes);
   return find_sections(m);
 }
 
@@ -234,7 +209,7 @@ void bg_close(bg_model *m) {
   if (!m)
     return;
   if (m->map)
-    munmap((void *)m->map, m->bytes);
+    os_unmap(m->map, m->bytes);
   free(m->layers);
   free(m->rope_frequency);
   free(m);

@@ -4,15 +4,14 @@
 // `bitgen run`.
 #include <errno.h>
 #include <float.h>
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-#include <unistd.h>
 
 #include "bitgen.h"
 #include "model.h"
+#include "os.h"
 #include "tokenizer.h"
 
 // ---- options ----------------------------------------------------------------------------------------------
@@ -139,20 +138,6 @@ static double now(void) {
   return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static int32_t cpus(void) {
-#ifdef __linux__
-  cpu_set_t mine;
-  if (sched_getaffinity(0, sizeof mine, &mine) == 0)
-    return CPU_COUNT(&mine);
-#endif
-#ifdef _SC_NPROCESSORS_ONLN
-  const long n = sysconf(_SC_NPROCESSORS_ONLN);
-  return n > 0 ? (int32_t)n : 1;
-#else
-  return 1;
-#endif
-}
-
 static uint32_t random_seed(void) {
   uint32_t seed = (uint32_t)time(NULL) * 2654435761u;
   FILE *source = fopen("/dev/urandom", "rb");
@@ -161,18 +146,6 @@ static uint32_t random_seed(void) {
   if (source)
     fclose(source);
   return seed;
-}
-
-// This program's file.
-static const char *own_path(const char *argv0) {
-  static char path[4096];
-#ifdef __linux__
-  const ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
-  if (n > 0)
-    return path;
-#endif
-  snprintf(path, sizeof path, "%s", argv0);
-  return path;
 }
 
 // ---- the model --------------------------------------------------------------------------------------------
@@ -301,7 +274,7 @@ static int tell(const char *text, size_t bytes, double load_s) {
                            (float)o.repeat_penalty,
                            64,
                            o.seeded ? o.seed : random_seed()};
-  const int32_t threads = o.threads ? (int32_t)o.threads : cpus();
+  const int32_t threads = o.threads ? (int32_t)o.threads : os_cpus();
   const int32_t most = o.context && o.context < bg_context(model) ? (int32_t)o.context : bg_context(model);
   int32_t *ids = NULL;
   const int32_t n = tokenizer_encode(&words, text, bytes, &ids);
@@ -343,8 +316,11 @@ static int tell(const char *text, size_t bytes, double load_s) {
 
 int main(int argc, char **argv) {
   const double started = now();
-  const char *self = own_path(argc ? argv[0] : program), *slash = strrchr(self, '/');
-  program = slash ? slash + 1 : self;
+  os_program(&argc, &argv);
+  const char *self = os_own_path(argc ? argv[0] : program);
+  for (const char *p = program = self; *p; p++)
+    if (*p == '/' || *p == '\\')
+      program = p + 1;
   if (parse(argc, argv))
     return 2;
   if (o.help || (!o.prompt && !o.info))

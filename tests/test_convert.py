@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from jinja2.sandbox import SandboxedEnvironment
 
 torch = pytest.importorskip("torch", reason="the checkpoints are made with PyTorch")
 
@@ -25,6 +28,7 @@ from bitgen.errors import BitgenError, FormatError, UnsupportedError  # noqa: E4
 BITNET = Tiny("BitNetForCausalLM", "autobitlinear", hidden=128, inter=256, layers=1, heads=2, kv_heads=1)
 LLAMA = replace(BITNET, architecture="LlamaForCausalLM", linear="bitlinear", act="silu", tied=False)
 ONEBIT = replace(BITNET, architecture="BitnetForCausalLM", linear="custom", act="silu")
+TABLES = ("model.embed_tokens", "lm_head")
 ATTN_Q, GATE = "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.gate_proj"
 
 
@@ -167,6 +171,179 @@ def test_the_gguf_holds_the_same_model(tiny: Tiny, type: str, tmp_path: Path) ->
     assert written.metadata["tokenizer.chat_template"].startswith("{% for m in messages")
     assert len(written.metadata["tokenizer.ggml.tokens"]) == VOCAB
     assert seen and seen[-1][0] == seen[-1][1]
+
+
+LEGACY = (
+    "{% for message in messages %}{% if loop.first %}{{ bos_token }}{% endif %}{% if message['role'] == 'user' %}"
+    "{{ 'Human: ' + message['content'] + '\n\nBITNETAssistant: ' + eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def test_the_wrong_template_of_2b4t_is_put_right(directory: Path, tmp_path: Path) -> None:
+    settings = json.loads((directory / "tokenizer_config.json").read_text())
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": LEGACY}))
+    convert(directory, tmp_path / "m.gguf")
+    template = gguf_io.open(tmp_path / "m.gguf").metadata["tokenizer.chat_template"]
+    messages = [{"role": "system", "content": "Be brief. "}, {"role": "user", "content": "Hi"}]
+    text = SandboxedEnvironment().from_string(template)
+    asked = text.render(messages=messages, bos_token="<B>", eos_token="<E>", add_generation_prompt=True)
+    assert asked == "<B>System: Be brief.<|eot_id|>User: Hi<|eot_id|>Assistant: "
+    convert(tmp_path / "m.gguf", tmp_path / "again.gguf")
+    assert gguf_io.open(tmp_path / "again.gguf").metadata["tokenizer.chat_template"] == template
+
+
+# ---- interrupted, and in little memory ----
+
+
+class Stop(BaseException):
+    """As a Ctrl-C would."""
+
+
+def stop_at(share: float) -> Callable[[int, int], None]:
+    def progress(done: int, total: int) -> None:
+        if done > share * total:
+            raise Stop
+
+    return progress
+
+
+def reads(checkpoint: HfCheckpoint, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The matrices that are read from now on."""
+    read: list[str] = []
+    inner = checkpoint.ternary
+    monkeypatch.setattr(checkpoint, "ternary", lambda name: read.append(name) or inner(name))
+    return read
+
+
+@pytest.mark.parametrize("type", gguf_io.FILE_TYPES)
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.8])
+def test_an_interrupted_conversion_goes_on(
+    tmp_path: Path, type: str, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = hf_models.save(replace(BITNET, hidden=256, heads=4, layers=2), tmp_path / "model")
+    convert(directory, tmp_path / "whole.gguf", type)
+    out = tmp_path / "m.gguf"
+    with pytest.raises(Stop):
+        convert(directory, out, type, progress=stop_at(share))
+    assert not out.exists()
+    checkpoint, steps = HfCheckpoint(directory), []
+    read = reads(checkpoint, monkeypatch)
+    convert(checkpoint, out, type, progress=lambda done, total: steps.append((done, total)))
+    assert out.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+    assert len(read) < 10 or share < 0.8
+    assert steps[-1][0] == steps[-1][1]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.gguf", "model", "whole.gguf"]
+
+
+def spoil_log(log: Path, part: Path) -> None:
+    log.write_text(log.read_text()[:-20])
+
+
+def spoil_part(log: Path, part: Path) -> None:
+    data = bytearray(part.read_bytes())
+    data[len(data) // 2] ^= 1
+    part.write_bytes(data)
+
+
+def cut_part(log: Path, part: Path) -> None:
+    part.write_bytes(part.read_bytes()[: part.stat().st_size // 3])
+
+
+def lose_part(log: Path, part: Path) -> None:
+    part.unlink()
+
+
+def lose_log(log: Path, part: Path) -> None:
+    log.unlink()
+
+
+def empty_log(log: Path, part: Path) -> None:
+    log.write_bytes(b"")
+
+
+@pytest.mark.parametrize("spoil", [spoil_log, spoil_part, cut_part, lose_part, lose_log, empty_log])
+def test_what_an_interruption_left_is_verified(
+    directory: Path, tmp_path: Path, spoil: Callable[[Path, Path], None]
+) -> None:
+    convert(directory, tmp_path / "whole.gguf")
+    with pytest.raises(Stop):
+        convert(directory, tmp_path / "m.gguf", progress=stop_at(0.7))
+    spoil(tmp_path / ".m.gguf.part.log", tmp_path / ".m.gguf.part")
+    convert(directory, tmp_path / "m.gguf")
+    assert (tmp_path / "m.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+
+
+def other_type(directory: Path) -> str:
+    return "t5"
+
+
+def other_weights(directory: Path) -> str:
+    edit_tensors(directory, lambda t: t[f"{ATTN_Q}.weight"].fill_(0b01010101))
+    return "i2_s"
+
+
+def other_tokenizer(directory: Path) -> str:
+    settings = json.loads((directory / "tokenizer_config.json").read_text())
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": "another"}))
+    return "i2_s"
+
+
+@pytest.mark.parametrize("change", [other_type, other_weights, other_tokenizer])
+def test_a_changed_source_starts_over(
+    directory: Path, tmp_path: Path, change: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Stop):
+        convert(directory, tmp_path / "m.gguf", progress=stop_at(0.9))
+    type = change(directory)
+    checkpoint = HfCheckpoint(directory)
+    read = reads(checkpoint, monkeypatch)
+    convert(checkpoint, tmp_path / "m.gguf", type)
+    assert len(read) == 7
+    convert(directory, tmp_path / "whole.gguf", type)
+    assert (tmp_path / "m.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+
+
+def test_two_conversions_into_one_file_do_not_mix(directory: Path, tmp_path: Path) -> None:
+    refused = []
+
+    def another(done: int, total: int) -> None:
+        with pytest.raises(BitgenError, match="another process"):
+            convert(directory, tmp_path / "m.gguf")
+        refused.append(done)
+
+    convert(directory, tmp_path / "m.gguf", progress=another)
+    assert refused and gguf_io.open(tmp_path / "m.gguf").ternary("blk.0.attn_q.weight")
+
+
+def test_a_full_disk_keeps_what_is_done(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(done: int, total: int) -> None:
+        if done > 0.9 * total:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(BitgenError, match=r"m\.gguf: No space left on device; what is done is kept"):
+        convert(directory, tmp_path / "m.gguf", progress=full)
+    checkpoint = HfCheckpoint(directory)
+    read = reads(checkpoint, monkeypatch)
+    convert(checkpoint, tmp_path / "m.gguf")
+    assert 0 < len(read) < 7
+
+
+@pytest.mark.parametrize("online", [False, True])
+def test_memory_is_that_of_one_matrix(tmp_path: Path, online: bool) -> None:
+    """Codes of the largest matrix, and pieces; not the 16 MiB of its float32 masters, nor the head's."""
+    large = Tiny("BitNetForCausalLM", "autobitlinear", hidden=512, inter=8192, layers=1, heads=4, kv_heads=2,
+                 tied=False, online=online)  # fmt: skip
+    directory = hf_models.save(large, tmp_path / "model")
+    table = torch.zeros(32768, 512)
+    edit_tensors(directory, lambda t: t.update({f"{name}.weight": table.clone() for name in TABLES}))
+    edit_config(directory, vocab_size=32768)
+    checkpoint = HfCheckpoint(directory)
+    assert checkpoint.metadata["tokenizer.ggml.tokens"]
+    tracemalloc.start()
+    convert(checkpoint, tmp_path / "m.gguf")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 4 << 20 < peak < 24 << 20  # the codes of 512 x 8192 weights are 4 MiB, a piece of floats is 4 MiB
 
 
 def test_a_failed_conversion_leaves_no_file(directory: Path, tmp_path: Path) -> None:

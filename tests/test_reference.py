@@ -46,10 +46,10 @@ class RandomCheckpoint:
         assert is_ternary(name)
         return self._rng(name).integers(-1, 2, tensor_shapes(self.shape)[name], dtype=np.int8), 0.04
 
-    def dense(self, name: str) -> np.ndarray:
+    def dense(self, name: str, rows: slice = slice(None)) -> np.ndarray:
         size = tensor_shapes(self.shape)[name]
         values = self._rng(name).normal(size=size) if len(size) == 2 else self._rng(name).uniform(0.5, 1.5, size)
-        return values.astype(np.float16 if len(size) == 2 else np.float32)
+        return values.astype(np.float16 if len(size) == 2 else np.float32)[rows]
 
     def _rng(self, name: str) -> np.random.Generator:
         return np.random.default_rng(list(name.encode()))

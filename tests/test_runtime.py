@@ -573,7 +573,7 @@ def test_same_bits_with_avx512(tmp_path: Path) -> None:
 @pytest.mark.qemu
 @pytest.mark.parametrize("arch", ["arm64", "riscv64"])
 def test_same_bits_on_other_architectures(arch: str, tmp_path: Path) -> None:
-    qemu = f"qemu-{targets.ARCHES[arch].split('-')[0]}-static"
+    qemu = f"qemu-{targets.platform_of(arch).triple.split('-')[0]}-static"
     if shutil.which(qemu) is None:
         pytest.skip(f"{qemu} is not installed (Debian: qemu-user-static)")
     bench = lab.bench("thirds")

@@ -68,7 +68,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     except CompileError as e:
         pytest.skip(str(e))
     runtime, made = data.folder("runtime"), tmp_path_factory.mktemp("lab") / "tokenizer_lab"
-    files = [runtime / file for file in library.STORY if file != "story.c"]
+    files = [runtime / file for file in library.PROGRAMS["story.c"]]
     flags = [*compiler.target_flags(targets.host_arch()), *COMMON_FLAGS, *([] if compiler.zig else SANITIZERS)]
     source = Path(__file__).parent / "tokenizer_lab.c"
     subprocess.run([*compiler.command, *flags, f"-I{runtime}", source, *files, "-o", made], check=True)
@@ -444,10 +444,10 @@ def test_help_and_info(story: tuple[list[str], Path]) -> None:
 @pytest.fixture(scope="module")
 def careful(model: bitgen.Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped model's program for this CPU alone, with its weights, under the sanitizers."""
-    lookups, _ = standalone.shared_layout(model.shape, targets.host_arch())
+    lookups, _ = standalone.shared_layout(model.shape, targets.platform_of())
     compiler, level = find_compiler(targets.host_arch()), next(x for x in lookups if x.isa in library.host_isas())
-    folder = library.for_model(model.shape, [level], program=library.STORY).folder
-    sources = sorted(str(path) for path in folder.glob("*.c") if path.name != "runner.c")
+    folder = library.for_model(model.shape, [level], program=True, main="story.c").folder
+    sources = sorted(str(path) for path in folder.glob("*.c"))
     flags = [*compiler.target_flags(targets.host_arch()), *COMMON_FLAGS, *targets.target(level.isa).flags]
     flags += [f"-DBG_ISA={level.isa}", "-pthread", *([] if compiler.zig else SANITIZERS)]
     program = api.standalone(folder=tmp_path_factory.mktemp("careful")).files[0]
@@ -525,7 +525,7 @@ def test_the_levels_of_a_program_share_their_layouts(name: str) -> None:
     shape = presets.load(name)
     for arch in targets.ARCHES:
         for isa in (None, *(target.isa for target in targets.levels(arch))):
-            lookups, left_out = standalone.shared_layout(shape, arch, isa)
+            lookups, left_out = standalone.shared_layout(shape, targets.platform_of(arch), isa)
             held = [found.isa for found in lookups]
             assert {found.layout_key for found in lookups} == {lookups[0].layout_key}
             assert "scalar" in held and (isa is None or isa in held)
@@ -537,7 +537,7 @@ def test_the_levels_of_a_program_share_their_layouts(name: str) -> None:
 
 def test_a_level_of_another_architecture() -> None:
     with pytest.raises(UnsupportedError, match="not of architecture"):
-        standalone.shared_layout(presets.load("stories"), "arm64", "avx2")
+        standalone.shared_layout(presets.load("stories"), targets.platform_of("arm64"), "avx2")
 
 
 def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

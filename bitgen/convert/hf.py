@@ -9,7 +9,8 @@ master ("online")    float [M, K], made ternary at run time: s = 1/max(mean|W|, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitgen import gguf_io
+from bitgen.checkpoint import ALL, row_pieces
 from bitgen.convert.hf_config import Config, Storage
 from bitgen.convert.safetensors import StoredTensor, open_directory
 from bitgen.errors import FormatError, UnsupportedError
@@ -53,12 +55,14 @@ class HfCheckpoint:
     for what bitgen does not do; both name the file and the key or tensor.
     """
 
-    def __init__(self, directory: str | Path) -> None:
+    def __init__(self, directory: str | Path, name: str | None = None) -> None:
+        """name: the model's; None: the directory's."""
         self.directory = Path(directory)
         config = Config(self.directory / "config.json")
         self._family = config.family()
         self._storage = config.storage(self._family)
-        self._shape = config.shape(self._family)
+        shape = config.shape(self._family)
+        self._shape = shape if name is None else replace(shape, name=name)
         self._dims = gguf_io.tensor_shapes(self._shape)
         self._tensors = open_directory(self.directory)
         self._check_tensors()
@@ -67,6 +71,11 @@ class HfCheckpoint:
     def shape(self) -> ModelShape:
         """Dimensions and architecture, from config.json."""
         return self._shape
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that hold the weights."""
+        return sorted({tensor.path for tensor in self._tensors.values()})
 
     @cached_property
     def metadata(self) -> Mapping[str, Any]:
@@ -88,9 +97,9 @@ class HfCheckpoint:
             codes = interleave_rows(codes, self._shape.head_dim)
         return codes, scale
 
-    def dense(self, name: str) -> npt.NDArray[np.floating[Any]]:
-        """A float tensor (embedding, norm, head): float16 where stored so, else float32."""
-        return finite(self._tensor(name, ternary=False))
+    def dense(self, name: str, rows: slice = ALL) -> npt.NDArray[np.floating[Any]]:
+        """Rows of a float tensor (embedding, norm, head): float16 where stored so, else float32."""
+        return finite(self._tensor(name, ternary=False), rows)
 
     def _stored_name(self, name: str) -> str:
         """blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight"""
@@ -135,19 +144,27 @@ def unpack_quarters(weight: StoredTensor) -> npt.NDArray[np.int8]:
     """uint8 [M/4, K] -> codes {-1, 0, +1} int8 [M, K]; a byte holds rows r, r + M/4, r + M/2, r + 3M/4."""
     if weight.dtype != "U8":
         raise FormatError(f"{weight.path}: {weight.name} is {weight.dtype}; packed ternary weights are U8")
-    packed = weight.read()
-    codes = np.concatenate([(packed >> shift) & 3 for shift in (0, 2, 4, 6)])
-    if (codes == 3).any():
-        raise FormatError(f"{weight.path}: {weight.name} holds the code 3, which stands for no ternary value")
-    return codes.astype(np.int8) - np.int8(1)
+    rows, k = weight.shape
+    codes = np.empty((4, rows, k), np.int8)
+    for piece in row_pieces(weight.shape):
+        packed = weight.read(piece)
+        if np.any(packed & (packed >> 1) & 0x55):
+            raise FormatError(f"{weight.path}: {weight.name} holds the code 3, which stands for no ternary value")
+        for quarter in range(4):
+            codes[quarter, piece] = (packed >> (2 * quarter)) & 3
+    codes -= 1
+    return codes.reshape(4 * rows, k)
 
 
 def ternary_values(weight: StoredTensor) -> npt.NDArray[np.int8]:
     """Codes stored one by one as floats -1, 0, +1."""
-    values = weight.read()
-    if not np.isin(values, (-1, 0, 1)).all():
-        raise FormatError(f"{weight.path}: {weight.name} is not packed, and not ternary either")
-    return values.astype(np.int8)
+    codes = np.empty(weight.shape, np.int8)
+    for rows in row_pieces(weight.shape):
+        values = weight.read(rows)
+        if not np.isin(values, (-1, 0, 1)).all():
+            raise FormatError(f"{weight.path}: {weight.name} is not packed, and not ternary either")
+        codes[rows] = values
+    return codes
 
 
 def packed_scale(scale: StoredTensor, storage: Storage) -> float:
@@ -163,12 +180,17 @@ def packed_scale(scale: StoredTensor, storage: Storage) -> float:
 def absmean(weight: StoredTensor) -> tuple[npt.NDArray[np.int8], float]:
     """Master weights [M, K] -> codes clamp(round(W*s), -1, 1), where s = 1/max(mean|W|, 1e-5), and 1/s.
 
-    In float32 as in training; only the mean is summed in float64, so that it depends on no summation order.
+    In float32 as in training; only the mean is summed in float64, so that it depends on no summation order. The
+    matrix is read twice, some rows at a time.
     """
-    values = finite(weight).astype(np.float32)
-    mean = np.float32(np.mean(np.abs(values), dtype=np.float64))
+    total, codes = 0.0, np.empty(weight.shape, np.int8)
+    for rows in row_pieces(weight.shape):
+        total += float(np.abs(finite(weight, rows)).sum(dtype=np.float64))
+    mean = np.float32(total / codes.size)
     scale = np.float32(1) / max(mean, ABSMEAN_FLOOR)
-    codes = np.clip(np.rint(values * scale), -1, 1).astype(np.int8)
+    for rows in row_pieces(weight.shape):
+        values = finite(weight, rows).astype(np.float32) * scale
+        codes[rows] = np.clip(np.rint(values), -1, 1)
     return codes, float(np.float32(1) / scale)
 
 
@@ -179,23 +201,13 @@ def interleave_rows(codes: npt.NDArray[np.int8], head_dim: int) -> npt.NDArray[n
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(m, k)
 
 
-def finite(tensor: StoredTensor) -> npt.NDArray[np.floating[Any]]:
-    """The values of a float tensor (float64 narrowed to float32), refused where NaN or infinite."""
+def finite(tensor: StoredTensor, rows: slice = ALL) -> npt.NDArray[np.floating[Any]]:
+    """The values of some rows of a float tensor (float64 narrowed to float32), refused where NaN or infinite."""
     if tensor.dtype not in ("F64", "F32", "F16", "BF16"):
         raise FormatError(f"{tensor.path}: {tensor.name} is {tensor.dtype}, not a float type")
-    values = tensor.read()
+    values = tensor.read(rows)
     if values.dtype == np.float64:
         values = values.astype(np.float32)
     if not np.isfinite(values).all():
         raise FormatError(f"{tensor.path}: {tensor.name} holds NaN or infinite values")
     return values
-
-
-def convert(
-    directory: str | Path,
-    out: str | Path,
-    type: str = "i2_s",
-    progress: Callable[[int, int], None] | None = None,
-) -> None:
-    """Write a model directory as a GGUF file, its matrices in `type`, with one tensor in memory at a time."""
-    gguf_io.write(out, HfCheckpoint(directory), type=type, progress=progress)

@@ -99,6 +99,16 @@ class Tokenizer:
         """What it is, in words."""
         return self.vocabulary.kind
 
+    def word(self, id: int | None) -> str:
+        """How a token is spelt in a text that is to be encoded; "" of None."""
+        return "" if id is None else self.vocabulary.tokens[id]
+
+    @cached_property
+    def control_words(self) -> frozenset[str]:
+        """The spellings of the tokens that steer a model instead of standing for text."""
+        v = self.vocabulary
+        return frozenset(word for word, id in v.ids.items() if v.types[id] == CONTROL and word)
+
     @cached_property
     def stop_ids(self) -> frozenset[int]:
         """Ids after which a model has nothing more to say."""
