@@ -126,17 +126,19 @@ def standalone(
     head: pack.Head = "certified",
     plans: Sequence[Path] = (),
     progress: Callable[[str, int, int], None] = lambda *_: None,
+    **reading: Any,
 ) -> _standalone.Program:
     """Write a program that needs nothing else, and its weights: DIR/<model> and DIR/<model>.bgpk.
 
-    arch, system, plans: as `build` takes them.
+    arch, system, plans: as of `build`. reading: what the file does not say, as in gguf_io.open.
     """
     source = shipped_path() if model in (None, SHIPPED) else Path(str(model))
-    arch = targets.host_arch() if arch == "native" else arch
-    shape = shape_of(source)
-    levels = [t.isa for t in targets.levels(arch, system)]
-    given = [plan.for_build(file, shape, levels) for file in plans]
-    return _standalone.write(source, folder, arch, isa, one_file, head, progress, system=system, plans=given)
+    checkpoint = gguf_io.open(source, **reading)
+    where = targets.platform_of(None if arch == "native" else arch, system)
+    levels = _standalone.shared_layout(checkpoint.shape, where, isa, plans)
+    return _standalone.write(
+        checkpoint, source.stem, folder, where, *levels, one_file=one_file, head=head, progress=progress
+    )
 
 
 def synth(

@@ -413,12 +413,12 @@ def tune(model: str, threads: int | None, quick: bool, isa: str | None, remote: 
     type=click.Choice(list(SYSTEMS)),
     help="linux is glibc's; musl also makes for Alpine. [default: the host's, linux for another architecture]",
 )
-@click.option("--plan", "plans", multiple=True, type=click.Path(path_type=Path), help="From tune; repeatable.")
 @click.option(
     "--isa",
     help="Only this instruction-set level; of a program, the one whose layouts the weights take. "
     "[default: every level of the architecture; the lowest with vector instructions]",
 )
+@click.option("--plan", "plans", multiple=True, type=click.Path(path_type=Path), help="From tune; repeatable.")
 @click.option(
     "-o",
     "--output",
@@ -429,21 +429,26 @@ def tune(model: str, threads: int | None, quick: bool, isa: str | None, remote: 
 @click.option("--standalone", is_flag=True, help="A program that needs no Python, and its weights, instead.")
 @click.option("--one-file", is_flag=True, help="With --standalone: the weights within the program's file.")
 @head_option
+@reading_options
 def build(
-    model: str, output: Path, standalone: bool, one_file: bool, head: Any, **how: Any
-) -> None:
+    model: str, arch: str, system: str | None, isa: str | None, plans: tuple[Path, ...], output: Path,
+    standalone: bool, one_file: bool, head: Any, **reading: Any,
+) -> None:  # fmt: skip
     """Generate and compile a model's library: sources, spec and libbitgen.so in a folder of their own.
 
-    For macOS it is libbitgen.dylib, for Windows bitgen.dll. With --standalone: a static program that continues prompts,
-    and its packed weights.
+    For macOS it is libbitgen.dylib, for Windows bitgen.dll. With --standalone: a program that continues prompts, and
+    its packed weights.
     """
     if one_file and not standalone:
         raise click.UsageError("--one-file goes with --standalone")
+    where: dict[str, Any] = {"arch": arch, "system": system, "isa": isa, "plans": plans}
     with progress_bar() as listen:
         if standalone:
-            made = api.standalone(model, folder=output, one_file=one_file, head=head, progress=listen, **how)
+            made = api.standalone(
+                model, **where, folder=output, one_file=one_file, head=head, progress=listen, **reading
+            )
         else:
-            artefact = api.build(model, root=output, progress=lambda d, t: listen("compiling", d, t), **how)
+            artefact = api.build(model, **where, root=output, progress=lambda d, t: listen("compiling", d, t))
     if not standalone:
         click.echo(artefact.path)
         return

@@ -25,10 +25,12 @@ from bitgen.spec import KernelSpec, ModelShape
 PER_ISA = ("ops.c", "attention.c", "attention_i8.c", "head.c")
 ONCE = ("isa.c", "model.c", "session.c", "attend.c", "choose.c", "kernels.c", "pool.c", "sampler.c")
 SYSTEM = ("os_posix.c", "os_windows.c")  # each is empty elsewhere
-RUNNER = ("runner.c",)
-TUNER = ("tuner.c",)
-STORY = ("story.c", "tokenizer.c", "words.c", "nfc.c")
-"""The files of a program beside those of the library and os_program.c."""
+PROGRAMS: dict[str, tuple[str, ...]] = {
+    "runner.c": (),
+    "tuner.c": (),
+    "story.c": ("tokenizer.c", "words.c", "nfc.c"),
+}
+"""The file with a program's `main` -> what else it has beside the library."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,12 @@ def for_model(
     arch: str | None = None,
     system: str | None = None,
     root: Path | None = None,
-    program: bool | Sequence[str] = False,
+    program: bool = False,
+    main: str = "runner.c",
     sanitize: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Artefact:
-    """The library of a model's shape with one ISA level per lookup, best first; or a program, as of `assemble`."""
+    """The library of a model's shape with one ISA level per lookup, best first; or a program (see `assemble`)."""
     levels = [Level.of_model(shape, lookup) for lookup in lookups]
     spec = {
         "model": asdict(shape),
@@ -76,6 +79,7 @@ def for_model(
         system=system,
         root=root,
         program=program,
+        main=main,
         sanitize=sanitize,
         progress=progress,
     )
@@ -95,24 +99,22 @@ def assemble(
     arch: str | None = None,
     system: str | None = None,
     root: Path | None = None,
-    program: bool | Sequence[str] = False,
+    program: bool = False,
+    main: str = "runner.c",
     sanitize: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Artefact:
-    """Render, compile and link the source tree of some levels.
-
-    program: not a library but a program, of the files given beside the library's (True: RUNNER).
-    """
+    """Render, compile and link the source tree of some levels; a program has its `main` in that file."""
     where = targets.platform_of(arch, system)
     for level in levels:
         if targets.target(level.isa) not in targets.levels(where.arch, where.system.name):
             raise UnsupportedError(f"ISA {level.isa!r} is not of architecture {where.arch!r} on {where.system.name}")
-    own = ("os_program.c", *(RUNNER if program is True else program)) if program else ()
     folder = data.folder("runtime")
-    others = {"os_program.c", *RUNNER, *TUNER, *STORY} - {*own}
-    files = [file for file in sorted(folder.glob("*.[ch]")) if file.name not in others]
-    sources = {file.name: file.read_text(encoding="utf-8") for file in files}
-    units = [Unit(file, file.replace(".c", ".o")) for file in (*ONCE, *SYSTEM, *own)]
+    others = {file for name_, files in PROGRAMS.items() if name_ != main for file in (name_, *files)}
+    texts = [file for file in sorted(folder.glob("*.[ch]")) if file.name not in others]
+    sources = {file.name: file.read_text(encoding="utf-8") for file in texts}
+    of_program = ("os_program.c", main, *PROGRAMS[main]) if program else ()
+    units = [Unit(file, file.replace(".c", ".o")) for file in (*ONCE, *SYSTEM, *of_program)]
     for level in levels:
         flags = targets.target(level.isa).flags
         for spec_ in level.kernels:

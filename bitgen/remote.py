@@ -186,7 +186,7 @@ class Device:
             self.arch = arch or _arch(tuner.name)
             levels = [Level.of_kernels(t.isa, ()) for t in targets.levels(self.arch, SYSTEM)]
             spec = {"purpose": "finds what a device executes"}
-            probe = library.assemble("tuner", levels, spec, arch=self.arch, system=SYSTEM, program=library.TUNER)
+            probe = library.assemble("tuner", levels, spec, arch=self.arch, system=SYSTEM, program=True, main="tuner.c")
             _bring(tuner, probe.path)
             self.isas = tuple(name for name, runs in (x.split("=") for x in tuner.ask("levels")) if int(runs))
             self.cpus = int(tuner.ask("cpus")[0])
@@ -201,7 +201,7 @@ class Device:
         if isa not in self.isas:
             raise UnsupportedError(f"{self._target} cannot execute {isa!r}, but {', '.join(self.isas)}")
         built = library.for_kernels(
-            isa, specs, arch=self.arch, system=SYSTEM, program=library.TUNER, progress=progress
+            isa, specs, arch=self.arch, system=SYSTEM, program=True, main="tuner.c", progress=progress
         )
         tuner = self._connect()
         try:

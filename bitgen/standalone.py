@@ -18,12 +18,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bitgen import gguf_io, library, pack, plan, space, targets
+from bitgen import library, pack, plan, space, targets
+from bitgen.checkpoint import Checkpoint
 from bitgen.engine import vocabulary
 from bitgen.engine.tokenizer import Tokenizer
 from bitgen.errors import BitgenError, UnsupportedError
-from bitgen.plan import Lookup, Plan
-from bitgen.spec import GemmShape, Layout, MatrixPlan, ModelShape
+from bitgen.plan import Lookup
+from bitgen.spec import GemmShape, Layout, MatrixPlan, ModelShape, Platform
 
 MAGIC, ALIGN, PAGE = b"BITGENST", 64, 4096
 _TRAILER = struct.Struct("<8s4Q24x")
@@ -46,32 +47,28 @@ class Program:
 
 
 def write(
-    source: Path,
+    checkpoint: Checkpoint,
+    name: str,
     folder: Path,
-    arch: str,
-    isa: str | None = None,
+    where: Platform,
+    lookups: Sequence[Lookup],
+    left_out: Sequence[str] = (),
+    *,
     one_file: bool = False,
     head: pack.Head = "certified",
     progress: Callable[[str, int, int], None] = lambda *_: None,
-    *,
-    system: str | None = None,
-    plans: Sequence[Plan] = (),
 ) -> Program:
-    """Write <folder>/<source's name>, and <folder>/<source's name>.bgpk unless `one_file`.
-
-    isa: the level whose layouts the weights take (None: the lowest of the architecture with vector instructions).
-    """
-    checkpoint = gguf_io.open(source)
+    """Write the program <folder>/<name>, with the levels of `shared_layout`, and <name>.bgpk unless `one_file`."""
     tokens = vocabulary.blob(Tokenizer.from_metadata(checkpoint.metadata))
-    lookups, left_out = shared_layout(checkpoint.shape, arch, isa, system, plans)
     artefact = library.for_model(
         *(checkpoint.shape, lookups),
-        arch=arch,
-        system=system,
-        program=library.STORY,
+        arch=where.arch,
+        system=where.system.name,
+        program=True,
+        main="story.c",
         progress=lambda done, total: progress("compiling", done, total),
     )
-    program = folder / f"{source.stem}{artefact.path.suffix}"
+    program = folder / f"{name}{artefact.path.suffix}"
     weights = program.with_name(f"{program.name}.bgpk")
     made, packed = (path.with_name(f".{path.name}.{os.getpid()}") for path in (program, weights))
     try:
@@ -91,7 +88,7 @@ def write(
         made.unlink(missing_ok=True)
         packed.unlink(missing_ok=True)
     files = (program,) if one_file else (program, weights)
-    return Program(files, tuple(found.isa for found in lookups), left_out)
+    return Program(files, tuple(found.isa for found in lookups), tuple(left_out))
 
 
 def _append(file: Path, packed: Path | None, tokens: bytes) -> None:
@@ -113,28 +110,33 @@ def _append(file: Path, packed: Path | None, tokens: bytes) -> None:
 
 
 def shared_layout(
-    shape: ModelShape, arch: str, isa: str | None = None, system: str | None = None, plans: Sequence[Plan] = ()
-) -> tuple[list[Lookup], tuple[str, ...]]:
-    """Plans of all levels of a platform that read one level's layouts, best first, and the levels that do not."""
-    names = [target.isa for target in targets.levels(arch, system)]
-    base = isa or names[max(len(names) - 2, 0)]
+    shape: ModelShape, where: Platform, isa: str | None = None, plans: Sequence[Path] = ()
+) -> tuple[list[Lookup], list[str]]:
+    """Plans of all levels of a platform that read one level's layouts, best first, and the levels that do not.
+
+    That level is `isa`, else the one of the first plan given, else the lowest with vector instructions.
+    """
+    names = [target.isa for target in targets.levels(where.arch, where.system.name)]
+    given = [plan.for_build(file, shape, names) for file in plans]
+    base = isa or (given[0].isa if given else names[max(len(names) - 2, 0)])
     if base not in names:
-        raise UnsupportedError(f"ISA {base!r} is not of architecture {arch!r}; known: {', '.join(names)}")
-    layouts = {role: plan_.layout for role, plan_ in plan.lookup(shape, base, plans).matrices.items()}
-    found = {name: _with_layouts(shape, plan.lookup(shape, name, plans), layouts) for name in names}
-    return [lookup for lookup in found.values() if lookup], tuple(name for name in names if not found[name])
+        raise UnsupportedError(f"ISA {base!r} is not of architecture {where.arch!r}; known: {', '.join(names)}")
+    known = {name: plan.lookup(shape, name, given) for name in names}
+    layouts = {role: matrix.layout for role, matrix in known[base].matrices.items()}
+    found = {name: _with_layouts(shape, known[name], layouts) for name in names}
+    return [lookup for lookup in found.values() if lookup], [name for name in names if not found[name]]
 
 
 def _with_layouts(shape: ModelShape, known: Lookup, layouts: dict[str, Layout]) -> Lookup | None:
-    """The best known plan of a level with these layouts of the roles, or None where it has no such kernels."""
-    isa, matrices = known.isa, {}
+    """A level's plan with these layouts of the roles, or None where it has no such kernels."""
+    matrices = {}
     for role, matrix in shape.matrices.items():
         layout = layouts[role]
-        matched = known.matrices[role] if known.matrices[role].layout == layout else _plan(matrix, isa, layout)
+        matched = known.matrices[role] if known.matrices[role].layout == layout else _plan(matrix, known.isa, layout)
         if matched is None:
             return None
         matrices[role] = matched
-    return Lookup(isa, matrices, known.sources, known.threads)
+    return Lookup(known.isa, matrices, known.sources, known.threads)
 
 
 def _plan(matrix: GemmShape, isa: str, layout: Layout) -> MatrixPlan | None:

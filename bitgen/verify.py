@@ -82,9 +82,7 @@ class Receipt:
         return {"verdict": "pass" if self.ok else "FAIL", **asdict(self)}
 
 
-def verify(
-    path: Path, against: str | None = None, listener: Listener = lambda *_: None, **reading: Any
-) -> Receipt:
+def verify(path: Path, against: str | None = None, listener: Listener = lambda *_: None, **reading: Any) -> Receipt:
     """Verify a GGUF file's model with every ISA level that this CPU executes.
 
     against: "hf:DIR", a transformers checkpoint of the same model. Failed comparisons are verdicts; errors are raised
@@ -364,5 +362,3 @@ def _levels(lookups: Sequence[Lookup], artefact: Artefact) -> dict[str, Any]:
         "plans_sha256": hashlib.sha256(json.dumps(plans, sort_keys=True).encode()).hexdigest(),
         "library_sha256": hashlib.sha256(artefact.path.read_bytes()).hexdigest(),
     }
-
-

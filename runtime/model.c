@@ -202,10 +202,8 @@ static int32_t find_contents(bg_model *m) {
 static int32_t open_model(bg_model *m, const char *path) {
   bg_header *c = &m->config;
   int32_t code = os_map(path, &m->map, &m->bytes);
-  if (code == BG_OK && m->bytes < sizeof *c)
-    code = BG_E_FORMAT;
   if (code == BG_OK)
-    code = find_contents(m);
+    code = m->bytes < sizeof *c ? BG_E_FORMAT : find_contents(m);
   if (code != BG_OK)
     return code;
   memcpy(c, m->packed, sizeof *c);

@@ -32,14 +32,7 @@ int32_t os_runs(const char *isa, int32_t (*probe)(void));
 // For a program, before anything else (os_program.c, which libraries lack): stdin and stdout carry bytes as
 // they are, arguments are UTF-8.
 void os_program(int *argc, char ***argv);
-const char *os_self(const char *argv0); // this program's file
-int32_t os_cpus(void);                  // that this program may use
-uint32_t os_random(void);               // another number at each start
-
-#if defined(_WIN32)
-enum { OS_SLASH = '\\' };
-#else
-enum { OS_SLASH = '/' };
-#endif
+const char *os_own_path(const char *argv0); // this program's file, as well as the system knows
+int32_t os_cpus(void);                      // those that this process may use
 
 #endif

@@ -1,12 +1,6 @@
-// os_program.c: what programs need of the system and libraries do not: those leave their host's streams
-// alone.
+// os_program.c: what a program does before anything else and asks of the system. Libraries leave their host's
+// streams alone.
 #include "os.h"
-
-#include <stdio.h>
-#include <stdlib.h>
-#include <time.h>
-
-static char path[4096]; // of this program
 
 #if defined(_WIN32)
 #define WIN32_LEAN_AND_MEAN
@@ -15,6 +9,8 @@ static char path[4096]; // of this program
 #include <fcntl.h>
 #include <io.h>
 #include <shellapi.h>
+#include <stdio.h>
+#include <stdlib.h>
 
 // A UTF-16 text in UTF-8, or NULL.
 static char *narrow(const wchar_t *text) {
@@ -45,46 +41,31 @@ void os_program(int *argc, char ***argv) {
   _setmode(_fileno(stdout), _O_BINARY);
 }
 
-const char *os_self(const char *argv0) {
-  wchar_t wide[4096];
-  const DWORD n = GetModuleFileNameW(NULL, wide, 4096);
-  if (n > 0 && n < 4096 && WideCharToMultiByte(CP_UTF8, 0, wide, -1, path, sizeof path, NULL, NULL))
-    return path;
-  return argv0;
+const char *os_own_path(const char *argv0) {
+  wchar_t path[4096];
+  const DWORD n = GetModuleFileNameW(NULL, path, 4096);
+  const char *made = n && n < 4096 ? narrow(path) : NULL;
+  return made ? made : argv0;
 }
 
-int32_t os_cpus(void) {
-  DWORD_PTR mine, all;
-  return GetProcessAffinityMask(GetCurrentProcess(), &mine, &all) && mine ? __builtin_popcountll(mine) : 1;
-}
-
-uint32_t os_random(void) {
-  LARGE_INTEGER ticks;
-  QueryPerformanceCounter(&ticks);
-  return ((uint32_t)ticks.QuadPart ^ (uint32_t)time(NULL)) * 2654435761u;
-}
+int32_t os_cpus(void) { return (int32_t)GetActiveProcessorCount(ALL_PROCESSOR_GROUPS); }
 #else
+#include <sched.h>
 #include <unistd.h>
 #if defined(__APPLE__)
 #include <mach-o/dyld.h>
-#elif defined(__linux__)
-#include <sched.h>
 #endif
 
 void os_program(int *argc, char ***argv) { (void)argc, (void)argv; }
 
-const char *os_self(const char *argv0) {
+const char *os_own_path(const char *argv0) {
+  static char path[4096];
 #if defined(__APPLE__)
-  uint32_t bytes = sizeof path;
-  if (_NSGetExecutablePath(path, &bytes) == 0)
-    return path;
-#elif defined(__linux__)
-  const ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
-  if (n > 0)
-    return path;
+  uint32_t room = sizeof path;
+  return _NSGetExecutablePath(path, &room) == 0 ? path : argv0;
+#else
+  return readlink("/proc/self/exe", path, sizeof path - 1) > 0 ? path : argv0;
 #endif
-  snprintf(path, sizeof path, "%s", argv0);
-  return path;
 }
 
 int32_t os_cpus(void) {
@@ -95,15 +76,5 @@ int32_t os_cpus(void) {
 #endif
   const long n = sysconf(_SC_NPROCESSORS_ONLN);
   return n > 0 ? (int32_t)n : 1;
-}
-
-uint32_t os_random(void) {
-  uint32_t number = (uint32_t)time(NULL) * 2654435761u;
-  FILE *source = fopen("/dev/urandom", "rb");
-  if (source && fread(&number, sizeof number, 1, source) != 1)
-    number ^= 1;
-  if (source)
-    fclose(source);
-  return number;
 }
 #endif

@@ -93,14 +93,17 @@ static int set_option(const struct option *option, const char *value) {
     *(double *)option->value = number;
     return 0;
   }
-  snprintf(why, sizeof why, "must be a %snumber from %.10g to %.10g", option->kind == A_COUNT ? "whole " : "",
-           option->least, option->most);
+  int n = snprintf(why, sizeof why, "must be a %snumber ", option->kind == A_COUNT ? "whole " : "");
+  n += option->least == FLT_MIN ? snprintf(why + n, sizeof why - (size_t)n, "above 0")
+                                : snprintf(why + n, sizeof why - (size_t)n, "from %g", option->least);
+  if (option->most < INT32_MAX)
+    snprintf(why + n, sizeof why - (size_t)n, " to %g", option->most);
   return fail(option->name, why);
 }
 
 static int is_named(const struct option *option, const char *name, size_t n) {
-  return (strlen(option->name) == n && memcmp(option->name, name, n) == 0) ||
-         (strlen(option->letter) == n && memcmp(option->letter, name, n) == 0);
+  return n && ((strlen(option->name) == n && memcmp(option->name, name, n) == 0) ||
+               (strlen(option->letter) == n && memcmp(option->letter, name, n) == 0));
 }
 
 static int parse(int argc, char **argv) {
@@ -127,10 +130,22 @@ static int parse(int argc, char **argv) {
   return 0;
 }
 
+// ---- what the system knows --------------------------------------------------------------------------------
+
 static double now(void) {
   struct timespec t;
   clock_gettime(CLOCK_MONOTONIC, &t);
   return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static uint32_t random_seed(void) {
+  uint32_t seed = (uint32_t)time(NULL) * 2654435761u;
+  FILE *source = fopen("/dev/urandom", "rb");
+  if (source && fread(&seed, sizeof seed, 1, source) != 1)
+    seed ^= 1;
+  if (source)
+    fclose(source);
+  return seed;
 }
 
 // ---- the model --------------------------------------------------------------------------------------------
@@ -160,6 +175,8 @@ static int open_model(const char *self) {
   int32_t code = o.model ? open_file(o.model) : open_file(self);
   if (!o.model && code == BG_E_FORMAT) // nothing behind the program
     code = open_file(beside);
+  if (code == BG_E_FORMAT)
+    return fail(weights, "not a packed model, or damaged; write it again with `bitgen build --standalone`");
   if (code != BG_OK)
     return fail(code == BG_E_ISA && o.isa ? o.isa : weights, bg_strerror(code));
   size_t bytes;
@@ -256,7 +273,7 @@ static int tell(const char *text, size_t bytes, double load_s) {
                            (float)o.min_p,
                            (float)o.repeat_penalty,
                            64,
-                           o.seeded ? o.seed : os_random()};
+                           o.seeded ? o.seed : random_seed()};
   const int32_t threads = o.threads ? (int32_t)o.threads : os_cpus();
   const int32_t most = o.context && o.context < bg_context(model) ? (int32_t)o.context : bg_context(model);
   int32_t *ids = NULL;
@@ -300,8 +317,10 @@ static int tell(const char *text, size_t bytes, double load_s) {
 int main(int argc, char **argv) {
   const double started = now();
   os_program(&argc, &argv);
-  const char *self = os_self(argc ? argv[0] : program), *slash = strrchr(self, OS_SLASH);
-  program = slash ? slash + 1 : self;
+  const char *self = os_own_path(argc ? argv[0] : program);
+  for (const char *p = program = self; *p; p++)
+    if (*p == '/' || *p == '\\')
+      program = p + 1;
   if (parse(argc, argv))
     return 2;
   if (o.help || (!o.prompt && !o.info))

@@ -54,7 +54,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def program(specs: Sequence[KernelSpec], isa: str = ISA, arch: str = HOST) -> Path:
-    return library.for_kernels(isa, specs, arch=arch, program=library.TUNER).path
+    return library.for_kernels(isa, specs, arch=arch, program=True, main="tuner.c").path
 
 
 @pytest.fixture(params=["native", "arm64 under qemu"])

@@ -68,7 +68,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     except CompileError as e:
         pytest.skip(str(e))
     runtime, made = data.folder("runtime"), tmp_path_factory.mktemp("lab") / "tokenizer_lab"
-    files = [runtime / file for file in library.STORY if file != "story.c"]
+    files = [runtime / file for file in library.PROGRAMS["story.c"]]
     flags = [*compiler.target_flags(targets.host_arch()), *COMMON_FLAGS, *([] if compiler.zig else SANITIZERS)]
     source = Path(__file__).parent / "tokenizer_lab.c"
     subprocess.run([*compiler.command, *flags, f"-I{runtime}", source, *files, "-o", made], check=True)
@@ -406,9 +406,9 @@ def test_timing_goes_to_stderr(story: tuple[list[str], Path]) -> None:
 
 
 WRONG = [
-    (["-p", "a", "--temp", "-1"], 2, "--temp: must be a number from 0"),
+    (["-p", "a", "--temp", "-1"], 2, "--temp: must be a number from 0\n"),
     (["-p", "a", "--temp", "nan"], 2, "--temp: must be a number"),
-    (["-p", "a", "--top-p", "0"], 2, "--top-p: must be a number from"),
+    (["-p", "a", "--top-p", "0"], 2, "--top-p: must be a number above 0 to 1"),
     (["-p", "a", "-n", "1.5"], 2, "--max-tokens: must be a whole number from 0"),
     (["-p", "a", "-t", "0"], 2, "--threads: must be a whole number from 1 to 1024"),
     (["-p", "a", "--seed", "-3"], 2, "--seed: must be a whole number"),
@@ -416,6 +416,7 @@ WRONG = [
     (["-p", "a", "--cache", "f64"], 2, "--cache: must be f16 or int8"),
     (["-p"], 2, "--prompt: its value is missing"),
     (["-p", "a", "--info=1"], 2, "--info: takes no value"),
+    (["-p", "a", ""], 2, ": no such option"),
     (["--frob"], 2, "--frob: no such option; --help lists them"),
     (["-p", "a", "--isa", "sse9"], 1, "sse9: no such ISA level"),
     (["-p", "a", "-m", "/nowhere"], 1, "/nowhere: the file cannot be opened"),
@@ -443,10 +444,10 @@ def test_help_and_info(story: tuple[list[str], Path]) -> None:
 @pytest.fixture(scope="module")
 def careful(model: bitgen.Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped model's program for this CPU alone, with its weights, under the sanitizers."""
-    lookups, _ = standalone.shared_layout(model.shape, targets.host_arch())
+    lookups, _ = standalone.shared_layout(model.shape, targets.platform_of())
     compiler, level = find_compiler(targets.host_arch()), next(x for x in lookups if x.isa in library.host_isas())
-    folder = library.for_model(model.shape, [level], program=library.STORY).folder
-    sources = sorted(str(path) for path in folder.glob("*.c") if path.name != "runner.c")
+    folder = library.for_model(model.shape, [level], program=True, main="story.c").folder
+    sources = sorted(str(path) for path in folder.glob("*.c"))
     flags = [*compiler.target_flags(targets.host_arch()), *COMMON_FLAGS, *targets.target(level.isa).flags]
     flags += [f"-DBG_ISA={level.isa}", "-pthread", *([] if compiler.zig else SANITIZERS)]
     program = api.standalone(folder=tmp_path_factory.mktemp("careful")).files[0]
@@ -479,11 +480,11 @@ def test_weights_that_are_missing_cut_or_others(careful: Path, tmp_path: Path) -
     assert run(moved, "-p", "a", "-n", "3").returncode == 0
     for size in (10, 300, len(whole) // 2, len(whole) - 64, len(whole) - 1):
         weights.write_bytes(whole[:size])
-        assert refused("not a packed model") or refused("no tokenizer"), size
+        assert refused("not a packed model") or refused("holds no tokenizer"), size
     for at in range(len(whole) - 56, len(whole) - 24, 8):
         for value in (1, 64, 2**40, 2**64 - 64):
             weights.write_bytes(whole[:at] + struct.pack("<Q", value) + whole[at + 8 :])
-            assert refused("not a packed model") or refused("no tokenizer"), (at, value)
+            assert refused("not a packed model") or refused("holds no tokenizer"), (at, value)
     model_bytes = struct.unpack_from("<Q", whole, len(whole) - 48)[0]
     weights.write_bytes(whole[:model_bytes])  # a packed model as `bitgen run` keeps it
     assert refused("holds no tokenizer")
@@ -524,7 +525,7 @@ def test_the_levels_of_a_program_share_their_layouts(name: str) -> None:
     shape = presets.load(name)
     for arch in targets.ARCHES:
         for isa in (None, *(target.isa for target in targets.levels(arch))):
-            lookups, left_out = standalone.shared_layout(shape, arch, isa)
+            lookups, left_out = standalone.shared_layout(shape, targets.platform_of(arch), isa)
             held = [found.isa for found in lookups]
             assert {found.layout_key for found in lookups} == {lookups[0].layout_key}
             assert "scalar" in held and (isa is None or isa in held)
@@ -536,7 +537,7 @@ def test_the_levels_of_a_program_share_their_layouts(name: str) -> None:
 
 def test_a_level_of_another_architecture() -> None:
     with pytest.raises(UnsupportedError, match="not of architecture"):
-        standalone.shared_layout(presets.load("stories"), "arm64", "avx2")
+        standalone.shared_layout(presets.load("stories"), targets.platform_of("arm64"), "avx2")
 
 
 def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

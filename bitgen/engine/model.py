@@ -420,9 +420,7 @@ class Model:
         logprobs: keep each token's log probability and that many likeliest ones (`Generation.choices`).
         session: continue in a session whose cache holds the start of the prompt, instead of a new one.
         """
-        return Generation(
-            self, prompt, max_tokens, stop, sampling or Sampling(**how), cache, lookup, logprobs, session
-        )
+        return Generation(self, prompt, max_tokens, stop, sampling or Sampling(**how), cache, lookup, logprobs, session)
 
     def score(self, text: str, context: str = "", *, cache: Cache = "f16") -> Score:
         """Log probabilities of a text's tokens, given the context before it; see score.score."""
