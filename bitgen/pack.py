@@ -74,24 +74,6 @@ def path_for(source: Path, lookup: Lookup, head: Head, reading: str) -> Path:
     return cache_root() / "packed" / f"{source.stem}-{lookup.isa}-{digest.hexdigest()[:16]}.bgpk"
 
 
-def ensure(
-    source: Path,
-    checkpoint: Checkpoint,
-    lookup: Lookup,
-    head: Head = "f16",
-    reading: str = "",
-    progress: Progress | None = None,
-) -> Path:
-    """The packed file of `source` for the kernels of `lookup`, written now unless it is cached.
-
-    reading: whatever else decided how `checkpoint` reads the file (its overrides).
-    """
-    path = path_for(source, lookup, head, f"{checkpoint.shape} {reading}")
-    if not path.exists():
-        write(path, checkpoint, lookup, head, progress)
-    return path
-
-
 def write(
     path: Path, checkpoint: Checkpoint, lookup: Lookup, head: Head = "f16", progress: Progress | None = None
 ) -> None:

@@ -16,8 +16,7 @@ import pytest
 from gguf_files import TINY, changed, floats
 
 from bitgen import checkpoint as checkpoints
-from bitgen import gguf_container as container
-from bitgen import gguf_io, library, pack, plan, presets, synth
+from bitgen import gguf_io, gguf_types, library, pack, plan, presets, synth
 from bitgen.convert import HfCheckpoint
 from bitgen.formats import FORMATS
 from bitgen.spec import Layout
@@ -102,7 +101,7 @@ def test_8b_converts_in_less_than_two_gibibytes(tmp_path: Path) -> None:
         assert np.array_equal(codes, want) and scale == np.float32(want_scale) and codes.any()
 
 
-@pytest.mark.parametrize("type", [container.F16, container.F32, container.BF16, container.Q6_K])
+@pytest.mark.parametrize("type", [gguf_types.F16, gguf_types.F32, gguf_types.BF16, gguf_types.Q6_K])
 @pytest.mark.parametrize("head", ["certified", "int8", "f16"])
 def test_packing_holds_pieces(tmp_path: Path, type: int, head: Any) -> None:
     """Whatever the embedding's type is, which has 2^22 values here, that is 8 MiB at the least."""
@@ -111,7 +110,7 @@ def test_packing_holds_pieces(tmp_path: Path, type: int, head: Any) -> None:
     def store_as(metadata: dict[str, Any], tensors: dict[str, Any]) -> None:
         size, _, data = tensors["token_embd.weight"]
         values = np.frombuffer(data, "<f2").reshape(size)
-        tensors["token_embd.weight"] = floats(values, type) if type != container.Q6_K else six_bits(size)
+        tensors["token_embd.weight"] = floats(values, type) if type != gguf_types.Q6_K else six_bits(size)
 
     checkpoint = gguf_io.open(changed(tmp_path / "m.gguf", store_as, shape=shape))
     found = plan.lookup(shape, "scalar")
@@ -130,7 +129,7 @@ def six_bits(size: tuple[int, int]) -> tuple[tuple[int, ...], int, bytes]:
     """A Q6_K tensor of arbitrary bits under a scale of 1/256."""
     blocks = np.random.default_rng(0).integers(0, 256, (size[0] * size[1] // 256, 210), np.uint8)
     blocks[:, 208:] = np.frombuffer(np.float16(1 / 256).tobytes(), np.uint8)
-    return size, container.Q6_K, blocks.tobytes()
+    return size, gguf_types.Q6_K, blocks.tobytes()
 
 
 @pytest.mark.parametrize("name", FORMATS)
