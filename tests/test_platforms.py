@@ -278,3 +278,23 @@ def test_the_dll_loads(wine: Mapping[str, str], tmp_path: Path) -> None:
     units = [Unit("caller.c", "caller.o")]
     caller = compile.build("caller", "x86_64", {"caller.c": CALLER}, units, {}, system="windows", program=True)
     assert run(["wine", caller.path, f"Z:{artefact.path}"], wine).decode().strip() == best
+
+
+@needs_x86
+def test_the_standalone_program_tells_the_same(wine: Mapping[str, str], tmp_path: Path) -> None:
+    """Weights beside the .exe and behind it; the prompt has letters beyond any code page of old."""
+    prompt = "Größe was a 🐈. Once"
+    expected = prompt + "".join(bitgen.Model.load().generate(prompt, 12, temperature=0, stop=False))
+    for one_file in (False, True):
+        folder = tmp_path / f"für {one_file}"
+        made = api.standalone(arch="x86_64", system="windows", folder=folder, one_file=one_file)
+        assert [f.name for f in made.files] == ["stories.exe", "stories.exe.bgpk"][: 1 if one_file else 2]
+        command = ["wine", made.files[0], "-n", "12", "--temp", "0", "--ignore-eos", "--repeat-penalty", "1", "-p"]
+        assert run([*command, prompt], wine).decode() == expected + "\n"
+        assert run([*command, "-"], wine, prompt).decode() == expected + "\n"
+
+
+def test_the_standalone_program_links_for_macos(tmp_path: Path) -> None:
+    lief = pytest.importorskip("lief")
+    made = api.standalone(arch="arm64", system="macos", isa="neon", folder=tmp_path)
+    assert needs(lief.parse(str(made.files[0]))) == ["/usr/lib/libSystem.B.dylib"]
