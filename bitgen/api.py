@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitgen import compile, gguf_io, i2s_guess, library, pack, plan, presets, render, space, targets
+from bitgen import compile, cost_model, gguf_io, i2s_guess, library, pack, plan, presets, render, space, targets
 from bitgen import info as _info
 from bitgen import standalone as _standalone
 from bitgen import synth as _synth
@@ -83,6 +83,47 @@ def tune(
     command = ["bitgen", "build", "--model", str(model), "--arch", site.arch, "--plan", str(path)]
     build = shlex.join(command) if remote or output else ""
     return TuneReport(shape.name, isa, threads, path, rows, site.cpu, disturbed, build)
+
+
+@dataclass(frozen=True)
+class EstimateReport:
+    """What a cost model decided, as rows for a table, and where the plan was written."""
+
+    model: str
+    isa: str
+    arch: str
+    basis: str
+    path: Path
+    rows: list[tuple[str, ...]]  # matrix, shape, phase, kernel, cycles a token, cycles and instructions a weight, gain
+
+
+def estimate(
+    model: str | Path,
+    *,
+    cpu: str,
+    arch: str | None = None,
+    isa: str | None = None,
+    effort: _tune.Effort = "quick",
+    bytes_per_cycle: float | None = None,
+    output: Path | None = None,
+    listener: _tune.Listener = lambda *_: None,
+) -> EstimateReport:
+    """Choose kernels for a CPU that is not here, by LLVM's model of its core, and save the plan."""
+    shape, arch = shape_of(model), targets.target(isa).arch if isa else arch or targets.host_arch()
+    core = cost_model.Core.find(arch, cpu)
+    isa = isa or cost_model.level(arch, cpu)
+    made = cost_model.estimate_plan(list(shape.matrices.values()), isa, core, effort, bytes_per_cycle, listener)
+    path = output or plan.path_of(f"estimated {cpu}", isa)
+    plan.save(made, path)
+    rows: list[tuple[str, ...]] = []
+    for role, gemm in shape.matrices.items():
+        decision = made.decisions[gemm]
+        for phase, spec in zip(("decode", "prefill"), decision.plan.specs(gemm, isa), strict=True):
+            e = decision.evidence[spec.op]
+            per_weight = f"{e['cycles'] / (gemm.m * gemm.k):.4f}", f"{e['instructions_per_weight']:.4f}"
+            gain = f"{e['default_cycles'] / e['cycles']:.2f}x" if e["default_cycles"] else ""
+            rows.append((role, f"{gemm.m}x{gemm.k}", phase, _short(spec), f"{e['cycles']:,.0f}", *per_weight, gain))
+    return EstimateReport(shape.name, isa, arch, core.basis, path, rows)
 
 
 def _short(spec: KernelSpec) -> str:
@@ -204,6 +245,20 @@ def kernels(model: str | Path, *, isa: str | None = None) -> list[str]:
 
 def gen(symbol: str, *, asm: bool = False) -> str:
     """The generated C of a kernel named by its symbol, or its assembly."""
+    spec = _legal(symbol)
+    text = render.render_kernel(spec)
+    return compile.assembly(spec.isa, f"{symbol}.c", text) if asm else text
+
+
+def kernel_cost(symbol: str, cpu: str) -> cost_model.Estimate:
+    """What a kernel costs on a CPU by LLVM's model of its core."""
+    spec = _legal(symbol)
+    arch = targets.target(spec.isa).arch
+    return cost_model.estimate(spec, cost_model.Core.find(targets.host_arch() if arch == "any" else arch, cpu))
+
+
+def _legal(symbol: str) -> KernelSpec:
+    """The spec that a symbol spells, or why there is no such kernel."""
     spec = KernelSpec.parse(symbol)
     if spec is None:
         raise UnsupportedError(
@@ -213,5 +268,4 @@ def gen(symbol: str, *, asm: bool = False) -> str:
     reason = space.legal(spec)
     if reason:
         raise BitgenError(f"{symbol} cannot be generated: {reason}")
-    text = render.render_kernel(spec)
-    return compile.assembly(spec.isa, f"{symbol}.c", text) if asm else text
+    return spec

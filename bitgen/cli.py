@@ -357,19 +357,30 @@ def perplexity(model: str | None, file: Any, ctx: int, stride: int, threads: int
 @click.option("--quick/--thorough", "quick", default=True, show_default=True, help="How many candidates to try.")
 @isa_option
 @click.option("--remote", metavar="[USER@]HOST[:PORT]", help="Tune on this Linux device, over SSH, not here.")
-@click.option("--arch", type=click.Choice(list(ARCHES)), help="Of that device. [default: what it says]")
 @click.option("--ssh", metavar="COMMAND", help="How to connect, like 'ssh -i KEY'. [default: $BITGEN_SSH, else ssh]")
+@click.option("--cost-model", type=click.Choice(["llvm-mca"]), help="Estimate for a CPU that is not here; needs --cpu.")
+@click.option("--cpu", help="That CPU by LLVM's name, like cortex-a76, neoverse-n1, apple-m1, znver3.")
+@click.option("--bytes-per-cycle", type=click.FloatRange(min=0, min_open=True),
+              help="What memory gives one of its cores: GB/s / cores / GHz. [default: enough]")  # fmt: skip
+@click.option("--arch", type=click.Choice(list(ARCHES)), help="Of that device or CPU. [default: what it says; ours]")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Keep the plan in this file.")
-def tune(model: str, threads: int | None, quick: bool, isa: str | None, remote: str | None, arch: str | None,
-         ssh: str | None, output: Path | None) -> None:  # fmt: skip
-    """Find the fastest kernels for a model's matrices on this CPU, or on that of a device behind SSH."""
-    if remote is None and (arch or ssh):
-        raise click.UsageError("--arch and --ssh go with --remote")
+def tune(model: str, threads: int | None, quick: bool, isa: str | None, remote: str | None, ssh: str | None,
+         cost_model: str | None, cpu: str | None, bytes_per_cycle: float | None, arch: str | None,
+         output: Path | None) -> None:  # fmt: skip
+    """Find the fastest kernels for a model's matrices: on this CPU, on a device behind SSH, or by estimate."""
+    if remote is None and (ssh or (arch and cpu is None)):
+        raise click.UsageError("--arch and --ssh go with --remote, --arch also with --cost-model")
+    if (cost_model is None) != (cpu is None) or (cpu is None and bytes_per_cycle) or (cpu and remote):
+        raise click.UsageError("--cost-model and --cpu go together, --bytes-per-cycle with them, --remote without")
+    effort: Any = "quick" if quick else "thorough"
+    if cpu is not None:
+        estimate_plan(model, cpu=cpu, arch=arch, isa=isa, effort=effort, bytes_per_cycle=bytes_per_cycle, output=output)
+        return
     with progress_bar() as listen:
         report = api.tune(
             *(model,),
             threads=threads,
-            effort="quick" if quick else "thorough",
+            effort=effort,
             isa=isa,
             listener=listen,
             remote=remote,
@@ -397,6 +408,19 @@ def tune(model: str, threads: int | None, quick: bool, isa: str | None, remote: 
     click.echo(f"plan: {report.path}")
     if report.build:
         click.echo(f"next: {report.build}")
+
+
+def estimate_plan(model: str, **options: Any) -> None:
+    """`tune --cost-model`: a table of what it chose, and where the plan is."""
+    with progress_bar() as listen:
+        report = api.estimate(model, listener=listen, **options)
+    table = Table(title=f"{report.model} on {report.isa}, {report.basis}", title_justify="left", box=box.SIMPLE_HEAD)
+    for column in ("matrix", "shape", "phase", "kernel", "cycles/token", "/weight", "instr./weight", "vs default"):
+        table.add_column(column, justify="left" if column in ("matrix", "phase", "kernel") else "right")
+    for row in report.rows:
+        table.add_row(*row)
+    OUT.print(table)
+    click.echo(f"plan: {report.path}")
 
 
 @main.command()
@@ -606,11 +630,14 @@ def bench(
 @click.option("--model", help="List the kernels of a preset or GGUF file instead.")
 @isa_option
 @click.option("--asm", is_flag=True, help="Show the compiler's assembly.")
-def gen(symbol: str | None, model: str | None, isa: str | None, asm: bool) -> None:
+@click.option("--mca", metavar="CPU", help="Show its instructions and cycles on a CPU, by llvm-mca's model of it.")
+def gen(symbol: str | None, model: str | None, isa: str | None, asm: bool, mca: str | None) -> None:
     """Print the generated C of one kernel, by its symbol."""
     if (symbol is None) == (model is None):
         raise click.UsageError("give a kernel's symbol, or --model to list a model's kernels")
-    if symbol is not None:
+    if symbol is not None and mca is not None:
+        click.echo(str(api.kernel_cost(symbol, mca)))
+    elif symbol is not None:
         click.echo(api.gen(symbol, asm=asm), nl=False)
     else:
         for name in api.kernels(str(model), isa=isa):

@@ -205,6 +205,22 @@ def assembly(isa: str, file: str, text: str) -> str:
         return (work / "out.s").read_text()
 
 
+@functools.cache
+def macros(arch: str, flags: tuple[str, ...] = (), cpu: str | None = None) -> frozenset[str]:
+    """Names that the compiler defines for flags or for a CPU, which tell the instructions that there are.
+
+    CompileError where the compiler does not know the CPU.
+    """
+    compiler = find_compiler(arch)
+    if cpu is not None:
+        flags = (*flags, f"-m{'cpu' if arch == 'arm64' else 'arch'}={cpu.replace('-', '_') if compiler.zig else cpu}")
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "empty.c").touch()
+        words = [*compiler.target_flags(arch), *flags, "-E", "-dM", "empty.c", "-o", "macros"]
+        _run(compiler, words, Path(folder), f"asking for the macros of {arch} {shlex.join(flags)}")
+        return frozenset(re.findall(r"^#define (\w+)", (Path(folder) / "macros").read_text(), re.M))
+
+
 def _fresh_folder(root: Path, name: str) -> Path:
     """A private folder beside the final one, so that the closing rename stays on one file system."""
     work = root / f".{name}.{os.getpid()}"
