@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from bitgen import compile, gguf_io, i2s_guess, library, pack, plan, presets, render, space, targets
 from bitgen import info as _info
@@ -117,10 +121,10 @@ def standalone(
     arch: str = "native",
     system: str | None = None,
     isa: str | None = None,
-    plans: Sequence[Path] = (),
     folder: Path = Path("build"),
     one_file: bool = False,
     head: pack.Head = "certified",
+    plans: Sequence[Path] = (),
     progress: Callable[[str, int, int], None] = lambda *_: None,
     **reading: Any,
 ) -> _standalone.Program:
@@ -166,6 +170,19 @@ def convert(
 def doubt(checkpoint: _source.Source) -> str | None:
     """Why a file may have been read by the wrong I2_S layout, or None."""
     return i2s_guess.doubt(checkpoint) if isinstance(checkpoint, gguf_io.GgufCheckpoint) else None
+
+
+def save_array(path: Path, array: npt.NDArray[np.float32]) -> None:
+    """Write a .npy file; it appears whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with partial.open("wb") as f:
+            np.save(f, array)
+        partial.replace(path)
+    except OSError as error:
+        raise BitgenError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def info(file: Path) -> dict[str, Any]:

@@ -19,40 +19,12 @@ import jinja2
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from bitgen.chat_templates import MISSING, NAMED, corrected
 from bitgen.engine.model import Cache, Generation, Model, Sampling
 from bitgen.engine.tokenizer import Tokenizer
 from bitgen.errors import BitgenError, FormatError, UnsupportedError
 
 Message = Mapping[str, str]
-
-BITNET = (
-    "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] | trim }}<|eot_id|>"
-    "{% endfor %}{% if add_generation_prompt %}Assistant: {% endif %}"
-)
-NAMED: dict[str, str] = {
-    "bitnet": BITNET,
-    "chatml": (
-        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
-        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    ),
-    "falcon3": (
-        "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}\n"
-        "{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
-    ),
-    "llama3": (
-        "{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
-        "{{ message['content'] | trim }}<|eot_id|>{% endfor %}"
-        "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
-    ),
-}
-"""Templates by name, for files that carry none or a wrong one. Begin-of-text is the tokenizer's to add."""
-
-WRONG = {"BITNETAssistant": "bitnet"}
-"""Text that gives a wrong template away -> the right one's name: 2B4T's official GGUF carries that of another model,
-with which it often does not stop."""
-
-MISSING = {("bitnet-b1.58", 128256): "bitnet", ("bitnet-25", 128256): "bitnet"}
-"""Architecture and vocabulary -> the template of files that carry none."""
 
 MARKS = range(0xE000, 0xF8FF)
 """Private-use characters, of which one that no message holds marks what must stay text."""
@@ -69,18 +41,13 @@ def source_of(model: Model, chosen: str | None = None) -> str:
         except (OSError, UnicodeDecodeError) as e:
             known = ", ".join(NAMED)
             raise BitgenError(f"chat template {chosen!r}: neither one of {known} nor a readable file ({e})") from None
-    carried = model.chat_template
-    if carried is None:
-        name = MISSING.get((model.shape.architecture, model.shape.vocab))
-    else:
-        name = next((right for sign, right in WRONG.items() if sign in carried), None)
-    found = NAMED[name] if name else carried
+    found = model.chat_template or MISSING.get((model.shape.architecture, model.shape.vocab))
     if found is None:
         raise UnsupportedError(
             "this model carries no chat template: it continues texts (bitgen run). "
             f"If it was trained to answer, name its template: --chat-template {'|'.join(NAMED)} or a file"
         )
-    return found
+    return corrected(found)
 
 
 class ChatTemplate:

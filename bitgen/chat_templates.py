@@ -1,4 +1,4 @@
-"""Chat templates that published files carry wrongly, and what the model was trained with."""
+"""Chat templates by name, and the right ones for published files that carry a wrong one or none."""
 
 from __future__ import annotations
 
@@ -7,6 +7,27 @@ BITNET_2B4T = (
     "{{ message['role'] | capitalize }}: {{ message['content'] | trim }}<|eot_id|>"
     "{% endfor %}{% if add_generation_prompt %}Assistant: {% endif %}"
 )
+
+NAMED: dict[str, str] = {
+    "bitnet": BITNET_2B4T,
+    "chatml": (
+        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    ),
+    "falcon3": (
+        "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}\n"
+        "{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    ),
+    "llama3": (
+        "{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
+        "{{ message['content'] | trim }}<|eot_id|>{% endfor %}"
+        "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+    ),
+}
+"""Templates by name, for files that carry none. Begin-of-text is the tokenizer's to add where they do not."""
+
+MISSING: dict[tuple[str, int], str] = {(name, 128256): BITNET_2B4T for name in ("bitnet-25", "bitnet-b1.58")}
+"""Architecture and vocabulary -> the template of files that carry none."""
 
 WRONG: dict[str, str] = {"BITNETAssistant": BITNET_2B4T}
 """A text that only a wrong template holds -> the right one.

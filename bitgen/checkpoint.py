@@ -21,8 +21,13 @@ FUSED: dict[str, tuple[str, ...]] = {
     "o": ("attn_output",),
     "gate_up": ("ffn_gate", "ffn_up"),
     "down": ("ffn_down",),
+    "q": ("attn_q",),
+    "k": ("attn_k",),
+    "v": ("attn_v",),
+    "gate": ("ffn_gate",),
+    "up": ("ffn_up",),
 }
-"""Role of a fused matrix -> the GGUF names of its parts, top to bottom."""
+"""Role of a matrix -> the GGUF names of its parts, top to bottom."""
 
 
 ALL = slice(None)

@@ -25,7 +25,7 @@ from bitgen.gguf_container import Container, Entry, Tensor, head, padded
 from bitgen.gguf_tensors import EMBEDDINGS, TERNARY, VECTORS, WHY_NOT, Reading, floats
 from bitgen.gguf_types import F16, F32, FORMS, I2_S, T5, TQ1_0, TQ2_0
 from bitgen.part_file import PartFile
-from bitgen.shapes import ARCHITECTURES, Architecture, architecture, shape_from
+from bitgen.shapes import ARCHITECTURES, Architecture, architecture, shape_from, window_period
 from bitgen.spec import Activation, ModelShape
 from bitgen.tl_tiles import SCRIPTS, tile_of
 from bitgen.tl_tiles import parse as parse_tiles
@@ -39,11 +39,24 @@ HIDDEN_ACTIVATIONS: dict[str, Activation] = {
     "relu_squared": "relu2",
     "silu": "silu",
     "swish": "silu",
+    "gelu_tanh": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
 }
 """Values of the key <arch>.hidden_activation."""
 
+GEMMA3_PERIOD, GEMMA3_WINDOW_THETA = 6, 10000.0
+"""What a file of gemma3 that gives a window means where it is silent about the rest, as in llama.cpp."""
+
 VOCAB_1BITLLM = 32002
 """Tokens of the first BitNet models, whose FFN is SiLU even under the newer name bitnet-b1.58."""
+
+ORDER = (
+    *("attn_norm", "attn_q_norm_in", "attn_q", "attn_k_norm_in", "attn_k", "attn_v_norm_in", "attn_v"),
+    *("attn_q_norm", "attn_k_norm", "attn_sub_norm", "attn_output_norm_in", "attn_output", "post_attention_norm"),
+    *("ffn_norm", "ffn_gate_norm_in", "ffn_gate", "ffn_up_norm_in", "ffn_up"),
+    *("ffn_sub_norm", "ffn_down_norm_in", "ffn_down", "post_ffw_norm"),
+)
+"""The tensors that a layer can have, in the order they are written, which is the order they act."""
 
 MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 TERNARY_TYPES = (I2_S, TQ1_0, TQ2_0, T5)
@@ -57,21 +70,17 @@ def tensor_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
         shape.hidden,
         shape.intermediate,
     )
-    layer: dict[str, tuple[int, ...]] = {
-        "attn_norm": (h,),
+    matrices = {
         "attn_q": (q, h),
         "attn_k": (kv, h),
         "attn_v": (kv, h),
-        "attn_sub_norm": (q,),
         "attn_output": (h, q),
-        "ffn_norm": (h,),
         "ffn_gate": (inter, h),
         "ffn_up": (inter, h),
-        "ffn_sub_norm": (inter,),
         "ffn_down": (h, inter),
     }
-    if not shape.sub_norms:
-        del layer["attn_sub_norm"], layer["ffn_sub_norm"]
+    norms = {name: (length,) for name, length in shape.norms.items()}
+    layer: dict[str, tuple[int, ...]] = {name: (norms | matrices)[name] for name in ORDER if name in norms | matrices}
     shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (shape.vocab, h), "output_norm.weight": (h,)}
     if not shape.tied:
         shapes["output.weight"] = (shape.vocab, h)
@@ -261,8 +270,10 @@ class _Keys:
             "sub_norms": self.kind.sub_norms,
             "tied": "output.weight" not in self.tensors,
             "rope_interleaved": self.kind.rope_interleaved,
+            "input_norms": "blk.0.attn_q_norm_in.weight" in self.tensors,
+            "attention_scale": _shortest(self.own("attention.scale", float, 0.0)),
         }
-        return shape_from(values, self.where), reason
+        return shape_from(values | self._window(), self.where), reason
 
     def own(self, key: str, type: type, default: Any = None) -> Any:
         """The value of <architecture>.<key>."""
@@ -307,6 +318,22 @@ class _Keys:
             )
         return dim
 
+    def _window(self) -> dict[str, Any]:
+        """Which layers see a window of positions, and the RoPE of those; nothing where all see all."""
+        window = self.own("attention.sliding_window", int, 0) if self.kind.windows else 0
+        if not window:
+            return {}
+        pattern = self.values.get(f"{self.arch}.attention.sliding_window_pattern")
+        if isinstance(pattern, np.ndarray):  # a flag for each layer
+            period = window_period(pattern.tolist()[: self.own("block_count", int)], self.where)
+        else:
+            period = self.own("attention.sliding_window_pattern", int, GEMMA3_PERIOD)
+        return {
+            "window": window,
+            "window_period": period,
+            "window_theta": _shortest(self.own("rope.freq_base_swa", float, GEMMA3_WINDOW_THETA)),
+        }
+
     def _activation(self, override: str | None, vocab: int) -> tuple[Activation, str]:
         """The FFN's activation and the reason: the caller, the file's key, or the architecture's rule."""
         key = f"{self.arch}.hidden_activation"
@@ -328,9 +355,10 @@ class _Keys:
             ("rope.scaling.factor", (0.0, 1.0)),
             ("rope.scale_linear", (0.0, 1.0)),
             ("expert_count", (0,)),
-            ("attention.sliding_window", (0,)),
-            ("attention.scale", (0.0,)),
+            *([] if self.kind.windows else [("attention.sliding_window", (0,))]),
             ("attention.causal", (True,)),
+            ("attn_logit_softcapping", (0.0,)),
+            ("final_logit_softcapping", (0.0,)),
         ):
             value = self.values.get(f"{self.arch}.{key}", neutral[0])
             if isinstance(value, list | np.ndarray) or value not in neutral:
@@ -406,14 +434,10 @@ def write(
 def _entries(shape: ModelShape, type: str, kept: Mapping[str, int] = MappingProxyType({})) -> list[Entry]:
     """The tensor table of a file, checked against what the type can hold. `kept`: types of float matrices."""
     known = ARCHITECTURES.get(shape.architecture)
-    if known is None or (known.sub_norms, known.rope_interleaved) != (
-        shape.sub_norms,
-        shape.rope_interleaved,
-    ):
-        raise UnsupportedError(
-            f"architecture {shape.architecture!r} with sub_norms={shape.sub_norms}, rope_interleaved="
-            f"{shape.rope_interleaved} has no GGUF form"
-        )
+    traits = ("sub_norms", "rope_interleaved", "qk_norm", "post_norms")
+    if known is None or any(getattr(known, trait) != getattr(shape, trait) for trait in traits):
+        has = ", ".join(f"{trait}={getattr(shape, trait)}" for trait in traits)
+        raise UnsupportedError(f"architecture {shape.architecture!r} with {has} has no GGUF form")
     id, entries = FILE_TYPES[type][0], []
     for name, dims in tensor_shapes(shape).items():
         if not is_ternary(name):
@@ -445,7 +469,8 @@ def _metadata(checkpoint: Checkpoint, type: str) -> dict[str, Any]:
     notes = {
         key: value
         for key, value in checkpoint.metadata.items()
-        if key.startswith(("general.", "tokenizer.")) and key not in ours and key != "general.alignment"
+        if (key.startswith(("general.", "tokenizer.")) and key not in ours and key != "general.alignment")
+        or key == f"{arch}.pooling_type"
     }
     if template := notes.get(CHAT_TEMPLATE):
         notes[CHAT_TEMPLATE] = corrected(str(template))
@@ -464,6 +489,14 @@ def _metadata(checkpoint: Checkpoint, type: str) -> dict[str, Any]:
     }
     if s.heads * s.head_dim != s.hidden:
         dimensions |= {"attention.key_length": s.head_dim, "attention.value_length": s.head_dim}
+    if s.attention_scale:
+        dimensions["attention.scale"] = s.attention_scale
+    if s.window:
+        dimensions |= {
+            "attention.sliding_window": s.window,
+            "attention.sliding_window_pattern": s.window_period,
+            "rope.freq_base_swa": s.window_theta,
+        }
     return ours | {f"{arch}.{key}": value for key, value in dimensions.items()} | notes
 
 

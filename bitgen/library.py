@@ -20,7 +20,7 @@ from bitgen.compile import Artefact, Unit
 from bitgen.engine import binding
 from bitgen.errors import UnsupportedError
 from bitgen.plan import Lookup
-from bitgen.spec import ROLES, KernelSpec, ModelShape
+from bitgen.spec import KernelSpec, ModelShape
 
 PER_ISA = ("ops.c", "attention.c", "attention_i8.c", "head.c")
 ONCE = ("isa.c", "model.c", "session.c", "attend.c", "choose.c", "kernels.c", "pool.c", "sampler.c")
@@ -45,7 +45,7 @@ class Level:
     @classmethod
     def of_model(cls, shape: ModelShape, lookup: Lookup) -> Level:
         """The level that runs a model by a plan."""
-        roles = {role: lookup.matrices[role].specs(shape.matrices[role], lookup.isa) for role in ROLES}
+        roles = {role: lookup.matrices[role].specs(gemm, lookup.isa) for role, gemm in shape.matrices.items()}
         kernels = tuple(dict.fromkeys(spec for pair in roles.values() for spec in pair))
         return cls(lookup.isa, kernels, roles, lookup.layout_key)
 
@@ -131,7 +131,7 @@ def assemble(
         *(name, where.arch, sources, units, spec),
         system=where.system.name,
         root=root,
-        program=program,
+        program=bool(program),
         sanitize=sanitize,
         progress=progress,
     )

@@ -27,8 +27,9 @@ from bitgen.spec import Layout
 Head = Literal["certified", "f16", "int8"]
 Progress = Callable[[int, int], None]
 
-MAGIC, VERSION, HEADER_BYTES, ALIGN, LANES = b"BITGENPK", 1, 256, 64, 16
-_HEADER = struct.Struct("<8sIIQ8i2f4i160s")
+MAGIC, VERSION, HEADER_BYTES, ALIGN, LANES = b"BITGENPK", 2, 512, 64, 16
+_HEADER = struct.Struct("<8sIIQ8i2f4i5i3f256s")
+_ACTIVATION = {"silu": 0, "relu2": 1, "gelu_tanh": 2}  # as in runtime/model.h
 _HEAD_KIND = {
     ("f16", True): 0,
     ("f16", False): 1,
@@ -40,13 +41,15 @@ _HEAD_KIND = {
 
 
 def header(checkpoint: Checkpoint, lookup: Lookup, head: Head, file_bytes: int) -> bytes:
-    """The first 256 bytes of a packed file."""
+    """The first 512 bytes of a packed file."""
     s = checkpoint.shape
     fields = _HEADER.pack(
         MAGIC, VERSION, HEADER_BYTES, file_bytes,
         *(s.hidden, s.intermediate, s.layers, s.heads, s.kv_heads, s.head_dim, s.vocab, s.context),
         *(s.rope_theta, s.norm_eps),
-        *(int(s.activation == "relu2"), int(s.sub_norms), int(s.rope_interleaved), _HEAD_KIND[head, s.tied]),
+        *(_ACTIVATION[s.activation], int(s.sub_norms), int(s.rope_interleaved), _HEAD_KIND[head, s.tied]),
+        *(int(s.qk_norm), int(s.input_norms), int(s.post_norms), s.window, s.window_period),
+        *(s.embedding_scale, s.attention_scale, s.window_theta),
         lookup.layout_key.encode(),
     )  # fmt: skip
     return fields.ljust(HEADER_BYTES, b"\0")
@@ -71,34 +74,16 @@ def path_for(source: Path, lookup: Lookup, head: Head, reading: str) -> Path:
     return cache_root() / "packed" / f"{source.stem}-{lookup.isa}-{digest.hexdigest()[:16]}.bgpk"
 
 
-def ensure(
-    source: Path,
-    checkpoint: Checkpoint,
-    lookup: Lookup,
-    head: Head = "f16",
-    reading: str = "",
-    progress: Progress | None = None,
-) -> Path:
-    """The packed file of `source` for the kernels of `lookup`, written now unless it is cached.
-
-    reading: whatever else decided how `checkpoint` reads the file (its overrides).
-    """
-    path = path_for(source, lookup, head, f"{checkpoint.shape} {reading}")
-    if not path.exists():
-        write(path, checkpoint, lookup, head, progress)
-    return path
-
-
 def write(
     path: Path, checkpoint: Checkpoint, lookup: Lookup, head: Head = "f16", progress: Progress | None = None
 ) -> None:
     """Write a packed model, one matrix or a few rows in memory at a time; nothing is left behind on failure."""
-    if len(lookup.layout_key) >= 160:
+    if len(lookup.layout_key) >= 256:
         raise UnsupportedError(f"the layout key {lookup.layout_key!r} is longer than a packed header holds")
     partial = path.with_suffix(f".{os.getpid()}.part")
     shape = checkpoint.shape
     sections_of_head = {"certified": 4, "f16": 0, "int8": 2}[head] + (head != "int8" and not shape.tied)
-    total = 2 + shape.layers * (9 if shape.sub_norms else 7) + sections_of_head
+    total = 2 + shape.layers * (len(shape.norms) + len(shape.matrices) + 1) + sections_of_head
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as f:
@@ -134,19 +119,13 @@ def _write_section(f: BinaryIO, section: Section) -> None:
 def _sections(checkpoint: Checkpoint, lookup: Lookup, head: Head) -> Iterator[Section]:
     """Every section of the file, in the order that the runtime walks it. Each is to be read before the next."""
     s = checkpoint.shape
-    attention = s.heads * s.head_dim
     yield _f16_matrix(checkpoint, "token_embd.weight")
     yield [_norm(checkpoint, "output_norm.weight", s.hidden)]
     for n in range(s.layers):
+        for norm, width in s.norms.items():
+            yield [_norm(checkpoint, f"blk.{n}.{norm}.weight", width)]
         scales: list[float] = []
-        for role, norm, width in (
-            ("qkv", "attn_norm", s.hidden),
-            ("o", "attn_sub_norm" if s.sub_norms else None, attention),
-            ("gate_up", "ffn_norm", s.hidden),
-            ("down", "ffn_sub_norm" if s.sub_norms else None, s.intermediate),
-        ):
-            if norm:
-                yield [_norm(checkpoint, f"blk.{n}.{norm}.weight", width)]
+        for role in s.matrices:
             yield _fused(checkpoint, n, role, lookup.matrices[role].layout, scales)
         yield [np.array([*scales, 0.0], np.float32)]
     name = "token_embd.weight" if s.tied else "output.weight"

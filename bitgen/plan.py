@@ -13,6 +13,7 @@ import functools
 import hashlib
 import json
 import os
+import platform
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -77,8 +78,8 @@ def cpu_name(cpuinfo: str | None = None) -> str:
     if cpuinfo is None:
         try:
             cpuinfo = Path("/proc/cpuinfo").read_text()
-        except OSError:
-            cpuinfo = ""
+        except OSError:  # not Linux
+            return platform.processor() or "unknown CPU"
     fields = dict(re.findall(r"^(model name|cpu family|model|CPU implementer|CPU part)\s*:\s*(.+)$", cpuinfo, re.M))
     return " ".join(fields[k] for k in sorted(fields)) or "unknown CPU"
 

@@ -11,11 +11,11 @@ import yaml
 
 from bitgen import data
 from bitgen.errors import FormatError, UnsupportedError
-from bitgen.shapes import FLAGS, FLOATS, INTEGERS, TEXTS, shape_from
+from bitgen.shapes import FLAGS, FLOATS, INTEGERS, OPTIONAL, TEXTS, shape_from
 from bitgen.spec import ModelShape
 
 FIELDS = ("hf", *TEXTS, *INTEGERS, *FLOATS, *FLAGS)
-"""The keys of a preset. All of ModelShape, and `hf`: the model's id on Hugging Face, or null."""
+"""The keys that every preset has: `hf`, the model's id on Hugging Face or null, and the shape. OPTIONAL may follow."""
 
 
 def names() -> list[str]:
@@ -71,7 +71,7 @@ def _table() -> dict[str, str | None]:
 
 
 def _values(path: Path) -> dict[str, Any]:
-    """The mapping in a preset file, with exactly the keys of FIELDS."""
+    """The mapping in a preset file, with all keys of FIELDS and none but those and OPTIONAL's."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -82,8 +82,8 @@ def _values(path: Path) -> dict[str, Any]:
         if field not in values:
             raise FormatError(f"{path}: {field} is missing")
     for field in values:
-        if field not in FIELDS:
-            near = difflib.get_close_matches(str(field), FIELDS, n=1)
+        if field not in FIELDS + OPTIONAL:
+            near = difflib.get_close_matches(str(field), FIELDS + OPTIONAL, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise FormatError(f"{path}: unknown key {field!r}{hint}")
     if values["name"] != path.stem:

@@ -39,6 +39,7 @@ from bitgen.spec import GemmShape, KernelSpec, Layout
 CONNECT_SECONDS = 60
 ANSWER_SECONDS = 600  # a prefill kernel in portable C on a slow core takes its time
 OPTIONS = ("BatchMode=yes", "ConnectTimeout=15", "ServerAliveInterval=15", "ServerAliveCountMax=4")
+SYSTEM = "linux"  # whatever this host is
 GREETING = "bitgen-tuner 1"
 BAND = 64  # rows of each band of weights that verification fills: at the top, in the middle, at the bottom
 RUN = 64  # so many equal bytes of packed weights, or more, travel as one
@@ -183,9 +184,9 @@ class Device:
         self._command = [*ssh_command(target, ssh), f"exec sh -c {shlex.quote(SCRIPT)}"]
         with contextlib.closing(self._connect()) as tuner:
             self.arch = arch or _arch(tuner.name)
-            levels = [Level.of_kernels(t.isa, ()) for t in targets.levels(self.arch)]
+            levels = [Level.of_kernels(t.isa, ()) for t in targets.levels(self.arch, SYSTEM)]
             spec = {"purpose": "finds what a device executes"}
-            probe = library.assemble("tuner", levels, spec, arch=self.arch, program=True, main="tuner.c")
+            probe = library.assemble("tuner", levels, spec, arch=self.arch, system=SYSTEM, program=True, main="tuner.c")
             _bring(tuner, probe.path)
             self.isas = tuple(name for name, runs in (x.split("=") for x in tuner.ask("levels")) if int(runs))
             self.cpus = int(tuner.ask("cpus")[0])
@@ -199,7 +200,9 @@ class Device:
         """A `Lab` of the candidates of one shape, running there."""
         if isa not in self.isas:
             raise UnsupportedError(f"{self._target} cannot execute {isa!r}, but {', '.join(self.isas)}")
-        built = library.for_kernels(isa, specs, arch=self.arch, program=True, main="tuner.c", progress=progress)
+        built = library.for_kernels(
+            isa, specs, arch=self.arch, system=SYSTEM, program=True, main="tuner.c", progress=progress
+        )
         tuner = self._connect()
         try:
             _bring(tuner, built.path)

@@ -24,7 +24,7 @@ from bitgen.engine import vocabulary
 from bitgen.engine.tokenizer import Tokenizer
 from bitgen.errors import BitgenError, UnsupportedError
 from bitgen.plan import Lookup
-from bitgen.spec import ROLES, GemmShape, Layout, MatrixPlan, ModelShape, Platform
+from bitgen.spec import GemmShape, Layout, MatrixPlan, ModelShape, Platform
 
 MAGIC, ALIGN, PAGE = b"BITGENST", 64, 4096
 _TRAILER = struct.Struct("<8s4Q24x")
@@ -130,8 +130,8 @@ def shared_layout(
 def _with_layouts(shape: ModelShape, known: Lookup, layouts: dict[str, Layout]) -> Lookup | None:
     """A level's plan with these layouts of the roles, or None where it has no such kernels."""
     matrices = {}
-    for role in ROLES:
-        matrix, layout = shape.matrices[role], layouts[role]
+    for role, matrix in shape.matrices.items():
+        layout = layouts[role]
         matched = known.matrices[role] if known.matrices[role].layout == layout else _plan(matrix, known.isa, layout)
         if matched is None:
             return None

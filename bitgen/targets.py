@@ -48,8 +48,8 @@ SYSTEMS: dict[str, System] = {
         ),
         System(
             *("windows", "bitgen.dll", ".exe"),
-            shared=("-shared", *_STRIP),
-            program=_STRIP,
+            shared=("-shared", "-Wl,--out-implib,bitgen.lib", *_STRIP),  # the import library, for C programs
+            program=("-Wl,--out-implib,bitgen-runner.lib", *_STRIP),
             clang="never",
             flags=("-fms-extensions",),  # __try: runtime/os_windows.c
             lacks=_AMX_LEVELS,
@@ -63,11 +63,11 @@ PLATFORMS: dict[tuple[str, str], Platform] = {
     for arch, system, triple in (
         ("x86_64", "linux", "x86_64-linux-gnu"),
         ("x86_64", "musl", "x86_64-linux-musl"),
-        ("x86_64", "macos", "x86_64-macos"),
+        ("x86_64", "macos", "x86_64-macos.11.0"),
         ("x86_64", "windows", "x86_64-windows-gnu"),
         ("arm64", "linux", "aarch64-linux-gnu"),
         ("arm64", "musl", "aarch64-linux-musl"),
-        ("arm64", "macos", "aarch64-macos"),
+        ("arm64", "macos", "aarch64-macos.11.0"),
         ("arm64", "windows", "aarch64-windows-gnu"),
         ("riscv64", "linux", "riscv64-linux-gnu"),
         ("riscv64", "musl", "riscv64-linux-musl"),

@@ -73,6 +73,10 @@ int32_t bg_forward(bg_session *session, const int32_t *tokens, int32_t n, float 
 int32_t bg_forward_batch(bg_session *const *sessions, int32_t count, const int32_t *tokens, const int32_t *lengths,
                          float *logits, int32_t all);
 
+// The same without the output matrix: states float32 [count][hidden] or [sum of lengths][hidden] after the last norm.
+int32_t bg_states_batch(bg_session *const *sessions, int32_t count, const int32_t *tokens, const int32_t *lengths,
+                        float *states, int32_t all);
+
 // Where forward spends its time: the four products, the steps between them, attention, the head.
 enum bg_step {
   BG_STEP_QKV,

@@ -17,7 +17,8 @@ import pytest
 
 import bitgen
 from bitgen import gguf_io
-from bitgen.chat import NAMED, Chat, ChatTemplate, source_of
+from bitgen.chat import Chat, ChatTemplate, source_of
+from bitgen.chat_templates import NAMED
 from bitgen.engine.model import Sampling, shipped_path
 from bitgen.errors import BitgenError, FormatError, UnsupportedError
 
@@ -83,7 +84,8 @@ def test_2b4t_gets_its_right_template(model: bitgen.Model) -> None:
     text = ChatTemplate(source_of(Told()), model.tokenizer).render(  # type: ignore[arg-type]
         [{"role": "system", "content": "Be brief."}, user(" Hi "), {"role": "assistant", "content": "Yes?"}, user("Go")]
     )
-    assert text == "System: Be brief.<|eot_id|>User: Hi<|eot_id|>Assistant: Yes?<|eot_id|>User: Go<|eot_id|>Assistant: "
+    turns = ("System: Be brief.", "User: Hi", "Assistant: Yes?", "User: Go", "Assistant: ")
+    assert text == "<|begin_of_text|>" + "<|eot_id|>".join(turns)
     Told.chat_template, Told.shape = None, bitgen.presets.load("2B4T")  # type: ignore[attr-defined]
     assert source_of(Told()) == NAMED["bitnet"]  # type: ignore[arg-type]
 

@@ -10,13 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import large_models
 import numpy as np
 import pytest
 from gguf_files import TINY, changed, floats
 
 from bitgen import checkpoint as checkpoints
-from bitgen import gguf_container as container
-from bitgen import gguf_io, library, pack, plan, presets, synth
+from bitgen import gguf_io, gguf_types, library, pack, plan, presets, synth
+from bitgen.convert import HfCheckpoint
 from bitgen.formats import FORMATS
 from bitgen.spec import Layout
 
@@ -75,7 +76,32 @@ def test_2b4t_runs_in_its_packed_size(tmp_path: Path) -> None:
     assert found["VmHWM"] < 1.15 * found["packed"] and found["RssAnon"] < 0.15 * found["packed"]
 
 
-@pytest.mark.parametrize("type", [container.F16, container.F32, container.BF16, container.Q6_K])
+CONVERT = """
+import re, sys
+from pathlib import Path
+from bitgen.cli import main
+
+main(["convert", sys.argv[1], "-o", sys.argv[2]], standalone_mode=False)
+print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_8b_converts_in_less_than_two_gibibytes(tmp_path: Path) -> None:
+    """16 GB of master weights; their embedding alone is 1 GiB as stored, and 2 as floats."""
+    source, out = large_models.save("Llama3-8B-1.58", tmp_path / "model"), tmp_path / "m.gguf"
+    command = [sys.executable, "-c", CONVERT, str(source), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3600, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.splitlines()[-1]) < 2 << 30
+    written, original = gguf_io.open(out), HfCheckpoint(source)
+    for name in ("blk.0.attn_q.weight", "blk.31.ffn_down.weight"):
+        (codes, scale), (want, want_scale) = written.ternary(name), original.ternary(name)
+        assert np.array_equal(codes, want) and scale == np.float32(want_scale) and codes.any()
+
+
+@pytest.mark.parametrize("type", [gguf_types.F16, gguf_types.F32, gguf_types.BF16, gguf_types.Q6_K])
 @pytest.mark.parametrize("head", ["certified", "int8", "f16"])
 def test_packing_holds_pieces(tmp_path: Path, type: int, head: Any) -> None:
     """Whatever the embedding's type is, which has 2^22 values here, that is 8 MiB at the least."""
@@ -84,7 +110,7 @@ def test_packing_holds_pieces(tmp_path: Path, type: int, head: Any) -> None:
     def store_as(metadata: dict[str, Any], tensors: dict[str, Any]) -> None:
         size, _, data = tensors["token_embd.weight"]
         values = np.frombuffer(data, "<f2").reshape(size)
-        tensors["token_embd.weight"] = floats(values, type) if type != container.Q6_K else six_bits(size)
+        tensors["token_embd.weight"] = floats(values, type) if type != gguf_types.Q6_K else six_bits(size)
 
     checkpoint = gguf_io.open(changed(tmp_path / "m.gguf", store_as, shape=shape))
     found = plan.lookup(shape, "scalar")
@@ -103,7 +129,7 @@ def six_bits(size: tuple[int, int]) -> tuple[tuple[int, ...], int, bytes]:
     """A Q6_K tensor of arbitrary bits under a scale of 1/256."""
     blocks = np.random.default_rng(0).integers(0, 256, (size[0] * size[1] // 256, 210), np.uint8)
     blocks[:, 208:] = np.frombuffer(np.float16(1 / 256).tobytes(), np.uint8)
-    return size, container.Q6_K, blocks.tobytes()
+    return size, gguf_types.Q6_K, blocks.tobytes()
 
 
 @pytest.mark.parametrize("name", FORMATS)
