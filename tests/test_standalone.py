@@ -501,6 +501,17 @@ def test_a_program_is_small_and_static(story: tuple[list[str], Path], arch: str)
     assert 1 in types and 3 not in types  # PT_LOAD; PT_INTERP, which a program with shared libraries has
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("system", ["windows", "macos"])
+def test_programs_of_other_systems(system: str, model: bitgen.Model, tmp_path: Path) -> None:
+    made = api.standalone(arch="x86_64", system=system, folder=tmp_path)
+    assert made.files[0].read_bytes()[:4] in (b"MZ\x90\0", b"MZ\x78\0", b"\xcf\xfa\xed\xfe")
+    if system == "windows" and shutil.which("wine"):
+        expected = "".join(model.generate("naïve", 20, temperature=0))
+        options = ("-p", "naïve", "-n", "20", "--temp", "0", "--repeat-penalty", "1")
+        assert text_of(["wine", str(made.files[0])], *options) == f"naïve{expected}\n"
+
+
 def test_all_in_one_file(model: bitgen.Model, tmp_path: Path) -> None:
     api.standalone(folder=tmp_path)
     made = api.standalone(folder=tmp_path, one_file=True)
