@@ -10,7 +10,7 @@
 """
 
 from bitgen.engine.model import Generation, Model, Sampling, Session, forward_batch
-from bitgen.errors import BitgenError, CompileError, EngineError, FormatError, UnsupportedError
+from bitgen.errors import BitgenError, CompileError, EngineError, FormatError, RemoteError, UnsupportedError
 
 __version__ = "0.1.0"
 
@@ -21,6 +21,7 @@ __all__ = [
     "FormatError",
     "Generation",
     "Model",
+    "RemoteError",
     "Sampling",
     "Session",
     "UnsupportedError",

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import shlex
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitgen import compile, cost_model, gguf_io, library, plan, presets, render, space, targets
+import numpy as np
+import numpy.typing as npt
+
+from bitgen import compile, cost_model, gguf_io, i2s_guess, library, pack, plan, presets, render, space, targets
 from bitgen import info as _info
+from bitgen import standalone as _standalone
 from bitgen import synth as _synth
 from bitgen import tune as _tune
 from bitgen.compile import Artefact
-from bitgen.convert import hf
-from bitgen.engine.model import default_threads
+from bitgen.convert import source as _source
+from bitgen.engine.model import SHIPPED, shipped_path
 from bitgen.errors import BitgenError, UnsupportedError
+from bitgen.lab import Host
+from bitgen.remote import Device
 from bitgen.spec import KernelSpec, ModelShape
 
 Progress = Callable[[int, int], None]
@@ -37,6 +45,9 @@ class TuneReport:
     threads: int
     path: Path
     rows: list[tuple[str, ...]]  # matrix, shape, phase, kernel, time, rate, share, gain over the default
+    cpu: str
+    disturbed: tuple[str, ...]  # matrices that were measured while the machine had other work
+    build: str  # the command that builds with this plan; "" where builds use it unasked
 
 
 def tune(
@@ -46,10 +57,16 @@ def tune(
     effort: _tune.Effort = "quick",
     isa: str | None = None,
     listener: _tune.Listener = lambda *_: None,
+    remote: str | None = None,
+    arch: str | None = None,
+    ssh: str | None = None,
+    output: Path | None = None,
 ) -> TuneReport:
-    """Tune every matrix of a model on this host and save the plan."""
-    shape, isa, threads = shape_of(model), isa or library.host_isa(), threads or default_threads()
-    made = _tune.tune(list(shape.matrices.values()), isa, threads, effort, listener)
+    """Tune every matrix of a model on this host, or on a device behind SSH, and save the plan."""
+    shape, site = shape_of(model), Device(remote, arch, ssh) if remote else Host()
+    isa, threads = isa or site.isas[0], threads or site.cpus
+    path = output or plan.path_of(site.cpu, isa)
+    made = _tune.tune(list(shape.matrices.values()), isa, threads, effort, listener, site, path)
     rows: list[tuple[str, ...]] = []
     for role, gemm in shape.matrices.items():
         decision = made.decisions[gemm]
@@ -62,7 +79,10 @@ def tune(
             gain = f"{e['default_seconds'] / e['seconds']:.2f}x"
             time = f"{e['seconds'] * 1e6:.0f} us"
             rows.append((role, f"{gemm.m}x{gemm.k}", phase, _short(spec), time, rate, f"{share:.0%}", gain))
-    return TuneReport(shape.name, isa, threads, plan.host_path(isa), rows)
+    disturbed = tuple(r for r, gemm in shape.matrices.items() if made.decisions[gemm].evidence.get("disturbed"))
+    command = ["bitgen", "build", "--model", str(model), "--arch", site.arch, "--plan", str(path)]
+    build = shlex.join(command) if remote or output else ""
+    return TuneReport(shape.name, isa, threads, path, rows, site.cpu, disturbed, build)
 
 
 @dataclass(frozen=True)
@@ -116,17 +136,50 @@ def build(
     model: str | Path,
     *,
     arch: str = "native",
+    system: str | None = None,
     isa: str | None = None,
     root: Path = Path("build"),
     progress: Progress | None = None,
     program: bool = False,
+    plans: Sequence[Path] = (),
 ) -> Artefact:
-    """Generate and compile the library of a model for an architecture, one ISA level or all of them."""
+    """Generate and compile the library (or the runner program) of a model, one ISA level or all of them.
+
+    arch, system: of targets.PLATFORMS; without a system the host's where the architecture is, else Linux.
+    plans: files of tuned plans that come before what is known here.
+    """
     shape = shape_of(model)
     arch = targets.host_arch() if arch == "native" else arch
-    isas = [isa] if isa else [t.isa for t in targets.levels(arch)]
-    lookups = [plan.lookup(shape, name) for name in isas]
-    return library.for_model(shape, lookups, arch=arch, root=root, progress=progress, program=program)
+    isas = [isa] if isa else [t.isa for t in targets.levels(arch, system)]
+    given = [plan.for_build(file, shape, isas) for file in plans]
+    lookups = [plan.lookup(shape, name, given) for name in isas]
+    return library.for_model(shape, lookups, arch=arch, system=system, root=root, progress=progress, program=program)
+
+
+def standalone(
+    model: str | Path | None = None,
+    *,
+    arch: str = "native",
+    system: str | None = None,
+    isa: str | None = None,
+    folder: Path = Path("build"),
+    one_file: bool = False,
+    head: pack.Head = "certified",
+    plans: Sequence[Path] = (),
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+    **reading: Any,
+) -> _standalone.Program:
+    """Write a program that needs nothing else, and its weights: DIR/<model> and DIR/<model>.bgpk.
+
+    arch, system, plans: as of `build`. reading: what the file does not say, as in gguf_io.open.
+    """
+    source = shipped_path() if model in (None, SHIPPED) else Path(str(model))
+    checkpoint = gguf_io.open(source, **reading)
+    where = targets.platform_of(None if arch == "native" else arch, system)
+    levels = _standalone.shared_layout(checkpoint.shape, where, isa, plans)
+    return _standalone.write(
+        checkpoint, source.stem, folder, where, *levels, one_file=one_file, head=head, progress=progress
+    )
 
 
 def synth(
@@ -141,11 +194,36 @@ def synth(
     _synth.write(presets.load(preset), output, seed, type=type, progress=progress)
 
 
+open_source = _source.open_source
+
+
 def convert(
-    source: Path, output: Path, *, type: gguf_io.TernaryType = "i2_s", progress: Progress | None = None
+    source: str | Path | _source.Source,
+    output: Path,
+    *,
+    type: gguf_io.TernaryType = "i2_s",
+    progress: Progress | None = None,
 ) -> None:
-    """Convert a Hugging Face checkpoint folder to GGUF."""
-    hf.convert(source, output, type=type, progress=progress)
+    """Convert a checkpoint to GGUF: a folder, a GGUF, "hf:owner/name", a preset's name, or what open_source gave."""
+    _source.convert(source, output, type, progress)
+
+
+def doubt(checkpoint: _source.Source) -> str | None:
+    """Why a file may have been read by the wrong I2_S layout, or None."""
+    return i2s_guess.doubt(checkpoint) if isinstance(checkpoint, gguf_io.GgufCheckpoint) else None
+
+
+def save_array(path: Path, array: npt.NDArray[np.float32]) -> None:
+    """Write a .npy file; it appears whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with partial.open("wb") as f:
+            np.save(f, array)
+        partial.replace(path)
+    except OSError as error:
+        raise BitgenError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def info(file: Path) -> dict[str, Any]:

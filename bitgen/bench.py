@@ -17,7 +17,7 @@ from bitgen import library, plan
 from bitgen.engine import binding
 from bitgen.engine.model import Cache, Model, Sampling, Session, forward_batch
 from bitgen.errors import BitgenError
-from bitgen.tune import stream_bytes
+from bitgen.lab import stream_bytes
 
 RUNS = 5
 GREEDY = Sampling(temperature=0)
@@ -104,7 +104,7 @@ def bench(
         raise BitgenError(f"{longest} tokens do not fit into the model's context of {model.shape.context}")
     tests = [("prefill", n, 1) for n in prompts] + [("decode", generate, batch) for batch in batches]
     cases = [Case(kind, n, t, batch, at) for t in threads for at in contexts for kind, n, batch in tests if n and batch]
-    busy = os.getloadavg()[0]
+    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     results, machine = [], {t: limits(model, t) for t in dict.fromkeys(threads)}
     for done, case in enumerate(cases, 1):
         results.append(asdict(_measure(model, machine[case.threads], case, cache)))

@@ -7,7 +7,8 @@ Tensors carry their GGUF names: `blk.3.attn_q.weight`, `token_embd.weight`, `out
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,12 +21,28 @@ FUSED: dict[str, tuple[str, ...]] = {
     "o": ("attn_output",),
     "gate_up": ("ffn_gate", "ffn_up"),
     "down": ("ffn_down",),
+    "q": ("attn_q",),
+    "k": ("attn_k",),
+    "v": ("attn_v",),
+    "gate": ("ffn_gate",),
+    "up": ("ffn_up",),
 }
-"""Role of a fused matrix -> the GGUF names of its parts, top to bottom."""
+"""Role of a matrix -> the GGUF names of its parts, top to bottom."""
+
+
+ALL = slice(None)
+AT_ONCE = 1 << 20
+"""Elements handled at a time where a whole tensor would take too much memory."""
+
+
+def row_pieces(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Slices of consecutive rows, which cover a tensor of that shape in pieces of bounded size."""
+    step = max(1, AT_ONCE // max(1, math.prod(shape[1:])))
+    return (slice(at, min(at + step, shape[0])) for at in range(0, shape[0], step))
 
 
 class Checkpoint(Protocol):
-    """A model's weights, read one tensor at a time so that memory stays small."""
+    """A model's weights: a ternary matrix is read at once, a float tensor by rows, so that memory stays small."""
 
     @property
     def shape(self) -> ModelShape:
@@ -38,5 +55,5 @@ class Checkpoint(Protocol):
     def ternary(self, name: str) -> tuple[npt.NDArray[np.int8], float]:
         """Codes {-1, 0, +1} int8 [M, K] and the multiplier: W = scale * codes."""
 
-    def dense(self, name: str) -> npt.NDArray[np.floating[Any]]:
-        """A float tensor (embedding, norm, head) as float16 or float32, shape as in formats: [rows, cols] or [n]."""
+    def dense(self, name: str, rows: slice = ALL) -> npt.NDArray[np.floating[Any]]:
+        """Rows of a float tensor (embedding, head: [rows, cols]; norm: [n]) as float16 or float32."""

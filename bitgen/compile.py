@@ -1,6 +1,6 @@
 """The only caller of the C compiler: finds one, compiles units in parallel, links, caches by content.
 
-The pipeline in this file:   units -> objects -> library (or program) in <root>/<name>-<arch>-<hash>/
+The pipeline in this file:   units -> objects -> library (or program) in <root>/<name>-<platform>-<hash>/
 
 The hash covers everything that matters (source and header text, flags, compiler version, target), so nobody
 invalidates by hand. A build happens in a private temporary folder and appears by one rename: two processes
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.metadata
 import json
 import os
 import re
@@ -28,7 +29,7 @@ import platformdirs
 
 from bitgen import data, targets
 from bitgen.errors import BitgenError, CompileError
-from bitgen.targets import ARCHES, host_arch
+from bitgen.targets import is_host, platform_of
 
 OLDEST_CLANG = 14
 
@@ -54,15 +55,15 @@ class Compiler:
     version: str
     zig: bool
 
-    def target_flags(self, arch: str, libc: str = "gnu") -> tuple[str, ...]:
-        """Flags that select the architecture and its baseline instruction set."""
-        triple = ARCHES[arch].replace("-gnu", f"-{libc}")
-        if self.zig:  # zig tunes for the host unless a target is named
-            return ("-target", triple, "-fno-sanitize=undefined")
-        if arch == host_arch():
+    def target_flags(self, arch: str, system: str | None = None) -> tuple[str, ...]:
+        """Flags that select the platform and its architecture's baseline instruction set."""
+        where = platform_of(arch, system)
+        if self.zig:  # zig tunes for the host unless a target is named; -g0: no paths of this machine
+            return ("-target", where.triple, "-fno-sanitize=undefined", "-g0", *where.system.flags)
+        if is_host(where):
             return BASELINE[arch]
         sysroot = os.environ.get("BITGEN_SYSROOT", "/")
-        return (f"--target={triple}", f"--sysroot={sysroot}", "-fuse-ld=lld", *BASELINE[arch])
+        return (f"--target={where.triple}", f"--sysroot={sysroot}", "-fuse-ld=lld", *BASELINE[arch])
 
 
 @dataclass(frozen=True)
@@ -89,20 +90,22 @@ def cache_root() -> Path:
 
 
 @functools.cache
-def find_compiler(arch: str) -> Compiler:
-    """The compiler for an architecture: $BITGEN_CC, else a system clang of 14 or newer, else ziglang.
+def find_compiler(arch: str, system: str | None = None) -> Compiler:
+    """The compiler for a platform: $BITGEN_CC, else a system clang of 14 or newer, else ziglang.
 
     A system clang compiles for another architecture only where BITGEN_SYSROOT names its headers and
-    libraries; otherwise ziglang, which carries those of every target, does.
+    libraries; otherwise ziglang, which carries those of every target, does. For another system it always does.
     """
+    where = platform_of(arch, system)
     named = os.environ.get("BITGEN_CC")
     if named:
         compiler = _probe(tuple(shlex.split(named)))
         if compiler is None:
             raise CompileError(f"BITGEN_CC={named!r} does not run as a clang of {OLDEST_CLANG} or newer")
         return compiler
-    native_or_sysroot = arch == host_arch() or "BITGEN_SYSROOT" in os.environ
-    names = ("clang", *(f"clang-{n}" for n in range(30, OLDEST_CLANG - 1, -1))) if native_or_sysroot else ()
+    native = is_host(where) and where.system.clang != "never"
+    serves = native or ("BITGEN_SYSROOT" in os.environ and where.system.clang == "sysroot")
+    names = ("clang", *(f"clang-{n}" for n in range(30, OLDEST_CLANG - 1, -1))) if serves else ()
     for command in (*((name,) for name in names), (sys.executable, "-m", "ziglang", "cc")):
         compiler = _probe(command)
         if compiler is not None:
@@ -121,7 +124,10 @@ def _probe(command: tuple[str, ...]) -> Compiler | None:
     found = re.search(r"clang version (\d+)\.\S*", out.stdout)
     if out.returncode != 0 or found is None or int(found.group(1)) < OLDEST_CLANG:
         return None
-    return Compiler(command, found.group(0), zig="zig" in " ".join(command))
+    if "zig" not in " ".join(command):
+        return Compiler(command, found.group(0), zig=False)
+    own = importlib.metadata.version("ziglang") if command[0] == sys.executable else " ".join(command)
+    return Compiler(command, f"{found.group(0)} of ziglang {own}", zig=True)  # which brings headers and libraries
 
 
 def build(
@@ -131,22 +137,26 @@ def build(
     units: Sequence[Unit],
     spec: Mapping[str, object],
     *,
+    system: str | None = None,
     root: Path | None = None,
     program: bool = False,
     sanitize: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Artefact:
-    """Compile `units` of the source tree `sources` (file name -> text) and link them.
+    """Compile `units` of the source tree `sources` (file name -> text) and link them for arch and system.
 
-    Gives a shared library, or a static program when `program`. Raises CompileError with the failing
-    command, the kept source and the first lines of the compiler's words.
+    Gives a shared library, or when `program` a program that needs no libraries but the system's own (on Linux
+    a static one). Raises CompileError with the failing command, the kept source and the compiler's first words.
     """
-    compiler = find_compiler(arch)
-    flags = (*compiler.target_flags(arch, "musl" if program and compiler.zig else "gnu"), *COMMON_FLAGS)
+    where = platform_of(arch, system)
+    compiler = find_compiler(arch, system)
+    if program and compiler.zig and where.system.name == "linux":
+        where = platform_of(arch, "musl")  # glibc is not made for static programs
+    flags = (*compiler.target_flags(arch, where.system.name), *COMMON_FLAGS)
     if sanitize:
         flags = (*flags, "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1")
-    product = "bitgen-runner" if program else "libbitgen.so"
-    link = [*flags, *(("-static",) if program else ("-shared", "-Wl,-z,defs")), "-pthread", "-o", product]
+    product = f"bitgen-runner{where.system.suffix}" if program else where.system.library
+    link = [*flags, *(where.system.program if program else where.system.shared), "-pthread", "-o", product]
     stamp = {
         "compiler": compiler.version,
         "flags": flags,
@@ -156,13 +166,14 @@ def build(
     }
     digest = hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()[:16]
     root = root or cache_root() / "build"
-    folder = root / f"{name}-{arch}-{digest}"
+    folder = root / f"{name}-{where}-{digest}"
     if not (folder / product).exists():
         work = _fresh_folder(root, folder.name)
         try:
             for file, text in sources.items():
-                (work / file).write_text(text)
-            record = {**spec, "arch": arch, "compiler": compiler.version, "flags": list(flags)}
+                (work / file).write_text(text, encoding="utf-8", newline="\n")
+            made_by = {"compiler": compiler.version, "flags": list(flags)}
+            record = {**spec, "arch": arch, "system": where.system.name, **made_by}
             (work / "spec.json").write_text(json.dumps(record, indent=1, default=str) + "\n")
             log = _compile_all(compiler, flags, units, sources, work, progress)
             objects = [u.object for u in units]
@@ -182,12 +193,12 @@ def build(
 def assembly(isa: str, file: str, text: str) -> str:
     """The assembly of one source file, compiled as it would be for a library's ISA level."""
     target = targets.target(isa)
-    arch = host_arch() if target.arch == "any" else target.arch
+    arch = targets.host_arch() if target.arch == "any" else target.arch
     compiler = find_compiler(arch)
     flags = (*compiler.target_flags(arch), *COMMON_FLAGS, *target.flags)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        (work / file).write_text(text)
+        (work / file).write_text(text, encoding="utf-8", newline="\n")
         for header in data.folder("runtime").glob("*.h"):
             shutil.copy(header, work)
         _run(compiler, [*flags, "-S", file, "-o", "out.s"], work, f"compiling {file}")

@@ -26,9 +26,9 @@ from bitgen import compile, render, space, targets, trace, tune
 from bitgen import plan as plans
 from bitgen.errors import BitgenError, CompileError, UnsupportedError
 from bitgen.formats import FORMATS
+from bitgen.lab import PREFILL_TOKENS
 from bitgen.plan import Decision, Plan
 from bitgen.spec import GemmShape, KernelSpec, MatrixPlan
-from bitgen.targets import ARCHES
 from bitgen.trace import Path, Profile
 
 OLDEST, NEWEST = 13, 40  # versions of llvm-mca to look for; the first writes JSON
@@ -99,9 +99,13 @@ def _llvm_mca() -> tuple[str, str]:
 def cpus(arch: str) -> list[str]:
     """The CPUs of an architecture that llvm-mca knows."""
     command, _ = _llvm_mca()
-    out = subprocess.run([command, f"-mtriple={ARCHES[arch]}", "-mcpu=help"], input="", capture_output=True, text=True)
+    out = subprocess.run([command, f"-mtriple={_triple(arch)}", "-mcpu=help"], input="", capture_output=True, text=True)
     listed = (out.stderr + out.stdout).split("Available features")[0]
     return re.findall(r"^\s+(\S+)\s+- Select the", listed, re.M)
+
+
+def _triple(arch: str) -> str:
+    return targets.platform_of(arch, "linux").triple
 
 
 def _leaves(line: str) -> bool:
@@ -117,7 +121,7 @@ def _run(command: str, arch: str, cpu: str, *regions: Sequence[str]) -> dict[str
         for i, lines in enumerate(regions)
         if lines
     )
-    options = [f"-mtriple={ARCHES[arch]}", f"-mcpu={cpu}", f"-iterations={ITERATIONS}", "--json"]
+    options = [f"-mtriple={_triple(arch)}", f"-mcpu={cpu}", f"-iterations={ITERATIONS}", "--json"]
     out = subprocess.run([command, *options], input=text, capture_output=True, text=True)
     if out.returncode != 0:
         reason = next(iter(re.findall(r"error: (.*)", out.stderr)), out.stderr.strip())
@@ -189,7 +193,7 @@ def estimate(spec: KernelSpec, core: Core) -> Estimate:
 
 def tokens(spec: KernelSpec) -> int:
     """Tokens of the call that is estimated."""
-    return 1 if spec.op == "gemv" else tune.PREFILL_TOKENS
+    return 1 if spec.op == "gemv" else PREFILL_TOKENS
 
 
 @functools.cache

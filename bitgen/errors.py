@@ -21,3 +21,7 @@ class CompileError(BitgenError):
 
 class EngineError(BitgenError):
     """The runtime returned an error code; carries its text."""
+
+
+class RemoteError(BitgenError):
+    """A device cannot be reached, cannot run our program, or left while it was at work."""

@@ -47,6 +47,7 @@ class Format:
     activation_bytes: Callable[[int, int], int]  # k_pad, bk -> bytes of one token's operand
     packer: Callable[[Codes, int, int], Bytes]  # codes, bm, bk
     unpacker: Callable[[Bytes, GemmShape, int, int], Codes]  # bytes, shape, bm, bk
+    by_panels: bool = True  # panels lie one after the other: packed piece by piece, a matrix is the same bytes
 
     def illegal(self, layout: Layout) -> str | None:
         """Why this format has no such layout, or None."""
@@ -138,6 +139,7 @@ FORMATS: dict[str, Format] = {
             activation_bytes=_lut_bytes,
             packer=lay.pack_tl2,
             unpacker=lay.unpack_tl2,
+            by_panels=False,  # all indices, then all signs, then all pairs
         ),
     )
 }

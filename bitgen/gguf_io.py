@@ -1,64 +1,65 @@
 """GGUF models to canonical ternary codes and scales, and back.
 
-Reading takes what other engines write: I2_S (bitnet.cpp), TQ1_0 and TQ2_0 (llama.cpp), and float tensors
-whose values are ternary. Writing gives what they read. The container is gguf_container.py's concern, the bits
-of each block format layout.py's.
+Reading takes what other engines write (the tables of gguf_tensors.py); writing gives what they read. The container is
+gguf_container.py's concern, the bits of each type blocks.py's.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from types import MappingProxyType
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from bitgen import layout
-from bitgen.checkpoint import Checkpoint
+from bitgen import blocks, layout
+from bitgen.chat_templates import corrected
+from bitgen.checkpoint import ALL, Checkpoint, row_pieces
 from bitgen.errors import BitgenError, FormatError, UnsupportedError
-from bitgen.gguf_container import (
-    BF16,
-    F16,
-    F32,
-    I2_S,
-    Q6_K,
-    TL1,
-    TL2,
-    TQ1_0,
-    TQ2_0,
-    Container,
-    Entry,
-    Tensor,
-    head,
-    padded,
-)
-from bitgen.shapes import ARCHITECTURES, Architecture, architecture, shape_from
-from bitgen.spec import Activation, GemmShape, ModelShape
+from bitgen.gguf_container import Container, Entry, Tensor, head, padded
+from bitgen.gguf_tensors import EMBEDDINGS, TERNARY, VECTORS, WHY_NOT, Reading, floats
+from bitgen.gguf_types import F16, F32, FORMS, I2_S, T5, TQ1_0, TQ2_0
+from bitgen.part_file import PartFile
+from bitgen.shapes import ARCHITECTURES, Architecture, architecture, shape_from, window_period
+from bitgen.spec import Activation, ModelShape
+from bitgen.tl_tiles import SCRIPTS, tile_of
+from bitgen.tl_tiles import parse as parse_tiles
 
-I2sLayout = Literal["x86", "arm"]
-TernaryType = Literal["i2_s", "tq1_0", "tq2_0"]
+I2sLayout = Literal["x86", "arm", "rows4"]
+TernaryType = Literal["i2_s", "tq1_0", "tq2_0", "t5"]
 Progress = Callable[[int, int], None]
-
-I2S_BLOCK: dict[str, int] = {"x86": 128, "arm": 64}
-"""Weights of an I2_S block. bitnet.cpp built for ARM since November 2025 writes 64; no file says so."""
 
 HIDDEN_ACTIVATIONS: dict[str, Activation] = {
     "relu2": "relu2",
     "relu_squared": "relu2",
     "silu": "silu",
     "swish": "silu",
+    "gelu_tanh": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
 }
 """Values of the key <arch>.hidden_activation."""
+
+GEMMA3_PERIOD, GEMMA3_WINDOW_THETA = 6, 10000.0
+"""What a file of gemma3 that gives a window means where it is silent about the rest, as in llama.cpp."""
 
 VOCAB_1BITLLM = 32002
 """Tokens of the first BitNet models, whose FFN is SiLU even under the newer name bitnet-b1.58."""
 
+ORDER = (
+    *("attn_norm", "attn_q_norm_in", "attn_q", "attn_k_norm_in", "attn_k", "attn_v_norm_in", "attn_v"),
+    *("attn_q_norm", "attn_k_norm", "attn_sub_norm", "attn_output_norm_in", "attn_output", "post_attention_norm"),
+    *("ffn_norm", "ffn_gate_norm_in", "ffn_gate", "ffn_up_norm_in", "ffn_up"),
+    *("ffn_sub_norm", "ffn_down_norm_in", "ffn_down", "post_ffw_norm"),
+)
+"""The tensors that a layer can have, in the order they are written, which is the order they act."""
+
 MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-FLOAT_TYPES, TERNARY_TYPES = (F32, F16, BF16), (I2_S, TQ1_0, TQ2_0)
-ROWS_AT_ONCE = 1 << 22
-"""Elements handled at a time where a whole tensor would take too much memory."""
+TERNARY_TYPES = (I2_S, TQ1_0, TQ2_0, T5)
 
 
 def tensor_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
@@ -69,21 +70,17 @@ def tensor_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
         shape.hidden,
         shape.intermediate,
     )
-    layer: dict[str, tuple[int, ...]] = {
-        "attn_norm": (h,),
+    matrices = {
         "attn_q": (q, h),
         "attn_k": (kv, h),
         "attn_v": (kv, h),
-        "attn_sub_norm": (q,),
         "attn_output": (h, q),
-        "ffn_norm": (h,),
         "ffn_gate": (inter, h),
         "ffn_up": (inter, h),
-        "ffn_sub_norm": (inter,),
         "ffn_down": (h, inter),
     }
-    if not shape.sub_norms:
-        del layer["attn_sub_norm"], layer["ffn_sub_norm"]
+    norms = {name: (length,) for name, length in shape.norms.items()}
+    layer: dict[str, tuple[int, ...]] = {name: (norms | matrices)[name] for name in ORDER if name in norms | matrices}
     shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (shape.vocab, h), "output_norm.weight": (h,)}
     if not shape.tied:
         shapes["output.weight"] = (shape.vocab, h)
@@ -99,13 +96,16 @@ def is_ternary(name: str) -> bool:
 # ---- reading ----------------------------------------------------------------------------------------------
 
 
-def open(path: str | Path, i2s_layout: I2sLayout = "x86", activation: str | None = None) -> GgufCheckpoint:
+def open(
+    path: str | Path, i2s_layout: I2sLayout = "x86", activation: str | None = None, tl_tiles: str = ""
+) -> GgufCheckpoint:
     """A GGUF file as a Checkpoint; see GgufCheckpoint for what is checked and raised.
 
-    i2s_layout: "arm" reads the I2_S of ARM builds of bitnet.cpp.
+    i2s_layout: "arm" and "rows4" read the I2_S of other builds of bitnet.cpp (blocks.i2s_block).
     activation: "relu2" or "silu" overrules the file.
+    tl_tiles: "MxK=BM/BK/bm,...", the tiles of TL1 and TL2 tensors where tl_tiles.SCRIPTS does not know them.
     """
-    return GgufCheckpoint(Container(path), i2s_layout, activation)
+    return GgufCheckpoint(Container(path), Reading(i2s_layout, parse_tiles(tl_tiles)), activation)
 
 
 class GgufCheckpoint:
@@ -116,10 +116,8 @@ class GgufCheckpoint:
     Both name the file and the tensor or key.
     """
 
-    def __init__(self, container: Container, i2s_layout: I2sLayout = "x86", activation: str | None = None) -> None:
-        if i2s_layout not in I2S_BLOCK:
-            raise UnsupportedError(f"unknown I2_S layout {i2s_layout!r}; known: {', '.join(I2S_BLOCK)}")
-        self._container, self._i2s_block = container, I2S_BLOCK[i2s_layout]
+    def __init__(self, container: Container, reading: Reading | None = None, activation: str | None = None) -> None:
+        self.container, self.reading = container, reading or Reading()
         self.path, self._tensors = container.path, container.tensors
         keys = _Keys(container)
         self._shape, self.activation_reason = keys.shape(activation)
@@ -133,71 +131,74 @@ class GgufCheckpoint:
     @property
     def metadata(self) -> Mapping[str, Any]:
         """The file's key-values."""
-        return self._container.metadata
+        return self.container.metadata
 
     def ternary(self, name: str) -> tuple[npt.NDArray[np.int8], float]:
         """Codes {-1, 0, +1} int8 [M, K] and the multiplier: W = scale * codes.
 
-        FormatError where the values are not ternary or the scale is not a finite number of at least 0.
+        FormatError where the values are not ternary or a scale is not a finite number of at least 0,
+        UnsupportedError where the matrix has several scales.
         """
-        tensor = self._tensor(name)
-        try:
-            codes, scale = self._codes(tensor)
-        except FormatError as error:
-            raise FormatError(f"{self.path}: tensor {name}: {error}") from None
-        beside = self._tensors.get(_scale_name(name))
-        if beside is not None:
-            scale = float(np.float32(scale) * self._floats(beside)[0])
-        if not np.isfinite(scale) or scale < 0 or (scale == 0 and codes.any()):
-            raise FormatError(f"{self.path}: tensor {name}: the scale is {scale}; the file is corrupt")
+        codes, scales = self.scaled(name)
+        with self._about(name):
+            scale = blocks.one_scale(codes, scales)
+            if scale == 0 and codes.any():
+                raise FormatError("the scale is 0; the file is corrupt")
         return codes, scale
 
-    def dense(self, name: str) -> npt.NDArray[np.floating[Any]]:
-        """A float tensor: float16 where stored so, else float32. FormatError where a value is not finite."""
-        tensor = self._tensor(name)
-        values = self._dequantised(tensor) if tensor.type == Q6_K else self._floats(tensor)
-        for rows in _pieces(values):
-            if not np.isfinite(rows).all():
+    def scaled(self, name: str) -> blocks.Scaled:
+        """Codes {-1, 0, +1} int8 [M, K] and the multipliers float32 [R, G], as blocks.py has them."""
+        tensor, beside = self._tensor(name), self._tensors.get(_scale_name(name))
+        m, k = tensor.shape
+        with self._about(name):
+            codes, scales = TERNARY[tensor.type_name](self.container.bytes_of(tensor), m, k, self.reading)
+            if beside is not None:
+                scales = scales * self._floats(beside, ALL)
+            wrong = ~(np.isfinite(scales) & (scales >= 0))
+            if wrong.any():
+                raise FormatError(f"the scale is {scales[wrong][0]}; the file is corrupt")
+        return codes, scales
+
+    def dense(self, name: str, rows: slice = ALL) -> npt.NDArray[np.floating[Any]]:
+        """Rows of a float tensor: float16 where its values are, else float32. FormatError where one is not finite."""
+        values = self._floats(self._tensor(name), rows)
+        for piece in row_pieces(values.shape):
+            if not np.isfinite(values[piece]).all():
                 raise FormatError(f"{self.path}: tensor {name} holds NaN or infinite values; the file is corrupt")
         return values
+
+    @property
+    def kept(self) -> dict[str, int]:
+        """Name -> type of the embedding and the head, which a copy keeps as they are stored, if one id says how."""
+        matrices = (t for t in self._tensors.values() if len(t.shape) == 2 and not is_ternary(t.name))
+        return {t.name: t.type for t in matrices if len(FORMS[t.type]) == 1}
+
+    def stored(self, name: str) -> Iterator[npt.NDArray[np.uint8]]:
+        """The bytes of a float tensor, some rows at a time and once their values are known to be finite."""
+        tensor = self._tensor(name)
+        raw = self.container.bytes_of(tensor).reshape(tensor.shape[0], -1)
+        for rows in row_pieces(tensor.shape):
+            self.dense(name, rows)
+            yield raw[rows]
 
     def _tensor(self, name: str) -> Tensor:
         if name not in self._tensors:
             raise FormatError(f"{self.path}: the tensor {name} is missing")
         return self._tensors[name]
 
-    def _codes(self, tensor: Tensor) -> tuple[npt.NDArray[np.int8], float]:
-        """Codes and scale as stored in the tensor itself."""
-        m, k = tensor.shape
-        if tensor.type in FLOAT_TYPES:
-            return ternary_values(self._floats(tensor))
-        raw = self._container.bytes_of(tensor)
-        if tensor.type == TQ1_0:
-            return layout.unpack_tq1_0(raw, m, k)
-        if tensor.type == TQ2_0:
-            return layout.unpack_tq2_0(raw, m, k)
-        # I2_S blocks run on from row to row, so that K need not be whole blocks
-        codes = layout.unpack_i2_s(raw, GemmShape(1, m * k), 1, self._i2s_block).reshape(m, k)
-        return codes, float(raw[m * k // 4 :][:4].view("<f4")[0])
+    def _floats(self, tensor: Tensor, rows: slice) -> npt.NDArray[np.floating[Any]]:
+        raw = self.container.bytes_of(tensor).reshape(tensor.shape[0], -1)[rows]
+        with self._about(tensor.name):
+            return floats(tensor.type_name, raw.reshape(-1), (len(raw), *tensor.shape[1:]))
 
-    def _floats(self, tensor: Tensor) -> npt.NDArray[np.floating[Any]]:
-        """An F32, F16 or BF16 tensor; the first two as views of the file."""
-        raw = self._container.bytes_of(tensor)
-        if tensor.type == BF16:
-            return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32).reshape(tensor.shape)
-        return raw.view("<f4" if tensor.type == F32 else "<f2").reshape(tensor.shape)
-
-    def _dequantised(self, tensor: Tensor) -> npt.NDArray[np.float32]:
-        """A Q6_K tensor as float32, some rows at a time."""
-        from gguf import GGMLQuantizationType
-        from gguf.quants import dequantize
-
-        raw = self._container.bytes_of(tensor).reshape(tensor.shape[0], -1)
-        values = np.empty(tensor.shape, np.float32)
-        step = max(1, ROWS_AT_ONCE // tensor.shape[1])
-        for at in range(0, len(raw), step):
-            values[at : at + step] = dequantize(raw[at : at + step], GGMLQuantizationType.Q6_K)
-        return values
+    @contextmanager
+    def _about(self, name: str) -> Iterator[None]:
+        """Errors that do not know the tensor are given its name; NumPy does not warn of NaN, which is looked for."""
+        try:
+            with np.errstate(invalid="ignore", over="ignore"):
+                yield
+        except (FormatError, UnsupportedError) as error:
+            raise type(error)(f"{self.path}: tensor {name}: {error}") from None
 
     def _check_tensors(self) -> None:
         """All tensors of the architecture in shape and in a readable type; none that would go unused."""
@@ -221,44 +222,16 @@ class GgufCheckpoint:
                 )
 
     def _check_type(self, tensor: Tensor) -> None:
-        ternary = is_ternary(tensor.name)
-        readable = FLOAT_TYPES + TERNARY_TYPES if ternary else FLOAT_TYPES + (Q6_K,) * (len(tensor.shape) == 2)
-        if tensor.type in readable:
-            return
-        name = tensor.type_name
-        if tensor.type == TL2 and not self._shape.architecture.startswith("bitnet"):
-            name = "MXFP4 (or TL2)"
-        hint = ""
-        if tensor.type in (TL1, TL2) and ternary:
-            hint = "; its tile sizes are not in the file: make the file again as I2_S"
-        raise UnsupportedError(f"{self.path}: tensor {tensor.name} is of type {name}, which cannot be read here{hint}")
-
-
-def ternary_values(values: npt.NDArray[np.floating[Any]]) -> tuple[npt.NDArray[np.int8], float]:
-    """Floats [M, K] that are -s, 0 and +s -> codes int8 [M, K] and s; FormatError names any other value.
-
-    The tolerance, a ten-thousandth of s, is for rounding; a matrix of master weights is far outside it.
-    """
-    scale = max((float(np.abs(rows).max()) for rows in _pieces(values)), default=0.0)
-    if not np.isfinite(scale):
-        raise FormatError("it holds NaN or infinite values")
-    codes = np.zeros(values.shape, np.int8)
-    if scale == 0:
-        return codes, 0.0
-    for rows, out in zip(_pieces(values), _pieces(codes), strict=True):
-        relative = rows.astype(np.float32) / np.float32(scale)
-        np.rint(relative, out=out, casting="unsafe")
-        wrong = np.abs(relative - out) > 1e-4
-        if wrong.any():
-            value = float(rows[wrong][0])
-            raise FormatError(f"the value {value:g} is none of 0 and ±{scale:g}: the weights are not ternary")
-    return codes, scale
-
-
-def _pieces(values: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
-    """Views of consecutive rows, each of bounded size."""
-    step = max(1, ROWS_AT_ONCE // max(1, values[:1].size))
-    return (values[at : at + step] for at in range(0, len(values), step))
+        form = tensor.type_name
+        readable = TERNARY if is_ternary(tensor.name) else EMBEDDINGS if len(tensor.shape) == 2 else VECTORS
+        if form not in readable:
+            reason = WHY_NOT.get(form, "which cannot be read here")
+            named = form.removeprefix("type ")
+            raise UnsupportedError(f"{self.path}: tensor {tensor.name} is of type {named}: {reason}")
+        if form in SCRIPTS:  # said when the file opens, not when its turn comes
+            with self._about(tensor.name):
+                m, k = tensor.shape
+                tile_of(form, m, k, self.reading.tiles)
 
 
 def _scale_name(name: str) -> str:
@@ -297,8 +270,10 @@ class _Keys:
             "sub_norms": self.kind.sub_norms,
             "tied": "output.weight" not in self.tensors,
             "rope_interleaved": self.kind.rope_interleaved,
+            "input_norms": "blk.0.attn_q_norm_in.weight" in self.tensors,
+            "attention_scale": _shortest(self.own("attention.scale", float, 0.0)),
         }
-        return shape_from(values, self.where), reason
+        return shape_from(values | self._window(), self.where), reason
 
     def own(self, key: str, type: type, default: Any = None) -> Any:
         """The value of <architecture>.<key>."""
@@ -343,6 +318,22 @@ class _Keys:
             )
         return dim
 
+    def _window(self) -> dict[str, Any]:
+        """Which layers see a window of positions, and the RoPE of those; nothing where all see all."""
+        window = self.own("attention.sliding_window", int, 0) if self.kind.windows else 0
+        if not window:
+            return {}
+        pattern = self.values.get(f"{self.arch}.attention.sliding_window_pattern")
+        if isinstance(pattern, np.ndarray):  # a flag for each layer
+            period = window_period(pattern.tolist()[: self.own("block_count", int)], self.where)
+        else:
+            period = self.own("attention.sliding_window_pattern", int, GEMMA3_PERIOD)
+        return {
+            "window": window,
+            "window_period": period,
+            "window_theta": _shortest(self.own("rope.freq_base_swa", float, GEMMA3_WINDOW_THETA)),
+        }
+
     def _activation(self, override: str | None, vocab: int) -> tuple[Activation, str]:
         """The FFN's activation and the reason: the caller, the file's key, or the architecture's rule."""
         key = f"{self.arch}.hidden_activation"
@@ -364,9 +355,10 @@ class _Keys:
             ("rope.scaling.factor", (0.0, 1.0)),
             ("rope.scale_linear", (0.0, 1.0)),
             ("expert_count", (0,)),
-            ("attention.sliding_window", (0,)),
-            ("attention.scale", (0.0,)),
+            *([] if self.kind.windows else [("attention.sliding_window", (0,))]),
             ("attention.causal", (True,)),
+            ("attn_logit_softcapping", (0.0,)),
+            ("final_logit_softcapping", (0.0,)),
         ):
             value = self.values.get(f"{self.arch}.{key}", neutral[0])
             if isinstance(value, list | np.ndarray) or value not in neutral:
@@ -386,17 +378,31 @@ def _brief(value: Any) -> str:
 
 # ---- writing ----------------------------------------------------------------------------------------------
 
-FILE_TYPES: dict[str, tuple[int, int]] = {"i2_s": (I2_S, 40), "tq1_0": (TQ1_0, 36), "tq2_0": (TQ2_0, 37)}
+FILE_TYPES: dict[str, tuple[int, int]] = {
+    "i2_s": (I2_S, 40),
+    "tq1_0": (TQ1_0, 36),
+    "tq2_0": (TQ2_0, 37),
+    "t5": (T5, T5),
+}
 """Type of a file -> tensor type id of its matrices, general.file_type."""
 
 
-def write(path: str | Path, checkpoint: Checkpoint, type: str = "i2_s", progress: Progress | None = None) -> None:
-    """Write a checkpoint as a GGUF file, one tensor in memory at a time. It appears whole or not at all.
+def write(
+    path: str | Path,
+    checkpoint: Checkpoint,
+    type: str = "i2_s",
+    progress: Progress | None = None,
+    identity: str | None = None,
+) -> None:
+    """Write a checkpoint as a GGUF file, one matrix in memory at a time. It appears whole or not at all.
 
-    type: "i2_s", in bitnet.cpp's own layout, or "tq1_0", "tq2_0", for llama.cpp. The block scales of those
-    are float16 and a model's scale is not, so they hold 1 and the scale goes beside the matrix, exactly, as
-    blk.N.*.scale (llama.cpp multiplies by it: in bitnet it always did, in llama since 2026). Embeddings and
-    head are rounded to F16; norms are F32. progress is called with (bytes done, bytes in all).
+    type: "i2_s", in bitnet.cpp's own layout; "tq1_0" or "tq2_0", for llama.cpp; "t5", the smallest, for bitgen alone.
+    The block scales of TQ types are float16 and a model's scale is not, so they hold 1 and the scale goes beside the
+    matrix, exactly, as blk.N.*.scale (llama.cpp multiplies by it: in bitnet it always did, in llama since 2026).
+    Embeddings and head are rounded to F16, or kept as they are where the checkpoint is a GGUF file; norms are F32.
+    identity: of the checkpoint's weights; given, an interrupted run leaves what it wrote (part_file.py), and the next
+    one for the same metadata, type and identity goes on from there.
+    progress is called with (bytes done, bytes in all).
 
     UnsupportedError: a shape that the type or the architecture cannot express. FormatError: weights that are
     not ternary or not finite.
@@ -404,52 +410,55 @@ def write(path: str | Path, checkpoint: Checkpoint, type: str = "i2_s", progress
     path = Path(path)
     if type not in FILE_TYPES:
         raise UnsupportedError(f"unknown file type {type!r}; known: {', '.join(FILE_TYPES)}")
-    entries = _entries(checkpoint.shape, type)
-    total, done = sum(padded(e.nbytes) for e in entries), 0
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    entries = _entries(checkpoint.shape, type, checkpoint.kept if isinstance(checkpoint, GgufCheckpoint) else {})
+    start = head(_metadata(checkpoint, type), entries)
+    if identity is not None:
+        identity = hashlib.sha256(start + identity.encode()).hexdigest()
+    total, done = sum(padded(entry.nbytes) for entry in entries), 0
+    scales: dict[str, float] = {}
     try:
-        with partial.open("wb") as f:
-            f.write(head(_metadata(checkpoint, type), entries))
-            for entry, pieces in _payloads(checkpoint, entries):
-                done += _write_tensor(f, entry, pieces)
+        with PartFile(path, identity) as part:
+            if "head" not in part.done:
+                part.append("head", [start])
+            for entry in entries:
+                if entry.name not in part.done:
+                    _write_tensor(part, entry, _payload(checkpoint, entry, scales))
+                done += padded(entry.nbytes)
                 if progress:
                     progress(done, total)
-        partial.replace(path)
     except OSError as error:
-        raise BitgenError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+        kept = "; what is done is kept, and the same command goes on from there" if identity else ""
+        raise BitgenError(f"cannot write {path}: {error.strerror}{kept}") from error
 
 
-def _entries(shape: ModelShape, type: str) -> list[Entry]:
-    """The tensor table of a file, checked against what the type can hold."""
+def _entries(shape: ModelShape, type: str, kept: Mapping[str, int] = MappingProxyType({})) -> list[Entry]:
+    """The tensor table of a file, checked against what the type can hold. `kept`: types of float matrices."""
     known = ARCHITECTURES.get(shape.architecture)
-    if known is None or (known.sub_norms, known.rope_interleaved) != (
-        shape.sub_norms,
-        shape.rope_interleaved,
-    ):
-        raise UnsupportedError(
-            f"architecture {shape.architecture!r} with sub_norms={shape.sub_norms}, rope_interleaved="
-            f"{shape.rope_interleaved} has no GGUF form"
-        )
+    traits = ("sub_norms", "rope_interleaved", "qk_norm", "post_norms")
+    if known is None or any(getattr(known, trait) != getattr(shape, trait) for trait in traits):
+        has = ", ".join(f"{trait}={getattr(shape, trait)}" for trait in traits)
+        raise UnsupportedError(f"architecture {shape.architecture!r} with {has} has no GGUF form")
     id, entries = FILE_TYPES[type][0], []
     for name, dims in tensor_shapes(shape).items():
         if not is_ternary(name):
-            entries.append(Entry(name, dims, F32 if len(dims) == 1 else F16))
+            entries.append(Entry(name, dims, F32 if len(dims) == 1 else kept.get(name, F16)))
             continue
         m, k = dims
         if id == I2_S and m * k % 128:
             raise UnsupportedError(f"{name}: {m} x {k} weights are not whole I2_S blocks of 128")
-        if id != I2_S and k % layout.TQ_BLOCK:
+        if id in (TQ1_0, TQ2_0) and k % blocks.TQ_BLOCK:
             raise UnsupportedError(f"{name}: rows of {k} are not whole {type} blocks of 256; take i2_s")
         entries.append(Entry(name, dims, id))
-        if id != I2_S:
+        if id in (TQ1_0, TQ2_0):
             entries.append(Entry(_scale_name(name), (1,), F32))
     return entries
 
 
+CHAT_TEMPLATE = "tokenizer.chat_template"
+
+
 def _metadata(checkpoint: Checkpoint, type: str) -> dict[str, Any]:
-    """The key-values: dimensions from the shape; tokenizer and general notes from the checkpoint's own."""
+    """The key-values: dimensions from the shape; tokenizer and general notes from the checkpoint's own, put right."""
     s, arch = checkpoint.shape, checkpoint.shape.architecture
     ours = {
         "general.architecture": arch,
@@ -460,8 +469,11 @@ def _metadata(checkpoint: Checkpoint, type: str) -> dict[str, Any]:
     notes = {
         key: value
         for key, value in checkpoint.metadata.items()
-        if key.startswith(("general.", "tokenizer.")) and key not in ours and key != "general.alignment"
+        if (key.startswith(("general.", "tokenizer.")) and key not in ours and key != "general.alignment")
+        or key == f"{arch}.pooling_type"
     }
+    if template := notes.get(CHAT_TEMPLATE):
+        notes[CHAT_TEMPLATE] = corrected(str(template))
     dimensions = {
         "vocab_size": s.vocab,
         "context_length": s.context,
@@ -477,20 +489,30 @@ def _metadata(checkpoint: Checkpoint, type: str) -> dict[str, Any]:
     }
     if s.heads * s.head_dim != s.hidden:
         dimensions |= {"attention.key_length": s.head_dim, "attention.value_length": s.head_dim}
+    if s.attention_scale:
+        dimensions["attention.scale"] = s.attention_scale
+    if s.window:
+        dimensions |= {
+            "attention.sliding_window": s.window,
+            "attention.sliding_window_pattern": s.window_period,
+            "rope.freq_base_swa": s.window_theta,
+        }
     return ours | {f"{arch}.{key}": value for key, value in dimensions.items()} | notes
 
 
-def _payloads(checkpoint: Checkpoint, entries: list[Entry]) -> Iterator[tuple[Entry, Iterator[npt.NDArray[Any]]]]:
-    """Each tensor's data, in order; a matrix in one piece, floats in several."""
-    scale = 0.0
-    for entry in entries:
-        if entry.type in TERNARY_TYPES:
-            codes, scale = checkpoint.ternary(entry.name)
-            yield entry, iter(_packed(entry, codes, scale))
-        elif entry.name.endswith(".scale"):
-            yield entry, iter([np.array([scale], "<f4")])
-        else:
-            yield entry, _converted(entry, checkpoint.dense(entry.name))
+def _payload(checkpoint: Checkpoint, entry: Entry, scales: dict[str, float]) -> Iterable[npt.NDArray[Any]]:
+    """A tensor's data: a matrix in one piece, floats in several. `scales` keeps what goes beside the matrices."""
+    if entry.type in TERNARY_TYPES:
+        codes, scale = checkpoint.ternary(entry.name)
+        scales[_scale_name(entry.name)] = scale
+        return _packed(entry, codes, scale)
+    if entry.name.endswith(".scale"):
+        if entry.name not in scales:  # an earlier run wrote the matrix
+            scales[entry.name] = checkpoint.ternary(entry.name.removesuffix("scale") + "weight")[1]
+        return [np.array([scales[entry.name]], "<f4")]
+    if isinstance(checkpoint, GgufCheckpoint) and entry.name in checkpoint.kept:
+        return checkpoint.stored(entry.name)
+    return _converted(entry, checkpoint)
 
 
 def _packed(entry: Entry, codes: npt.NDArray[np.int8], scale: float) -> list[npt.NDArray[Any]]:
@@ -500,21 +522,24 @@ def _packed(entry: Entry, codes: npt.NDArray[np.int8], scale: float) -> list[npt
     if not np.isfinite(np.float32(scale)) or scale < 0:
         raise FormatError(f"{entry.name}: the scale is {scale}; expected a finite number of at least 0")
     if entry.type == TQ1_0:
-        return [layout.pack_tq1_0(codes, 1.0)]
+        return [blocks.pack_tq1_0(codes, 1.0)]
     if entry.type == TQ2_0:
-        return [layout.pack_tq2_0(codes, 1.0)]
+        return [blocks.pack_tq2_0(codes, 1.0)]
+    if entry.type == T5:
+        return [layout.pack_t5(codes, 5, 1), np.array([scale], "<f4")]
     tail = np.zeros(8, "<f4")
     tail[0] = scale
-    return [layout.pack_i2_s(codes.reshape(1, -1), 1, I2S_BLOCK["x86"]), tail]
+    return [layout.pack_i2_s(codes.reshape(1, -1), 1, blocks.i2s_block("x86", entry.shape[1])), tail]
 
 
-def _converted(entry: Entry, values: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+def _converted(entry: Entry, checkpoint: Checkpoint) -> Iterator[npt.NDArray[Any]]:
     """A float tensor in its file type, some rows at a time."""
-    if values.shape != entry.shape:
-        raise _misshapen(entry, values)
-    for rows in _pieces(values):
+    for rows in row_pieces(entry.shape):
+        values = checkpoint.dense(entry.name, rows)
+        if values.shape != (rows.stop - rows.start, *entry.shape[1:]):
+            raise _misshapen(entry, values)
         with np.errstate(over="ignore"):
-            out = rows.astype("<f4" if entry.type == F32 else "<f2")
+            out = values.astype("<f4" if entry.type == F32 else "<f2")
         if not np.isfinite(out).all():
             raise FormatError(f"{entry.name} holds NaN, infinity or values beyond the range of float16")
         yield out
@@ -524,11 +549,9 @@ def _misshapen(entry: Entry, data: npt.NDArray[Any]) -> FormatError:
     return FormatError(f"{entry.name} is {list(data.shape)}; the model's shape asks for {list(entry.shape)}")
 
 
-def _write_tensor(f: BinaryIO, entry: Entry, pieces: Iterator[npt.NDArray[Any]]) -> int:
-    """Append a tensor and its padding; the number of bytes written."""
-    written = 0
-    for piece in pieces:
-        written += f.write(np.ascontiguousarray(piece).data.cast("B"))
+def _write_tensor(part: PartFile, entry: Entry, pieces: Iterable[npt.NDArray[Any]]) -> None:
+    """Append a tensor and its padding."""
+    fill = bytes(padded(entry.nbytes) - entry.nbytes)
+    written = part.append(entry.name, chain(pieces, [fill])) - len(fill)
     if written != entry.nbytes:
         raise BitgenError(f"{entry.name}: {written} bytes where {entry.nbytes} were planned")
-    return written + f.write(bytes(padded(written) - written))

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from bitgen import gguf_io
+from bitgen import gguf_io, i2s_guess
 from bitgen.engine.tokenizer import Tokenizer
 from bitgen.errors import BitgenError, UnsupportedError
 from bitgen.gguf_container import Container
@@ -30,6 +30,8 @@ def describe(path: str | Path) -> dict[str, Any]:
         checkpoint = gguf_io.GgufCheckpoint(container)
     except UnsupportedError as error:
         return facts | {"unsupported": str(error)}
+    if doubt := i2s_guess.doubt(checkpoint):
+        facts["warning"] = doubt
     facts |= _shape(checkpoint.shape, checkpoint.activation_reason)
     return facts | _weights(container) | _tokenizer(container)
 
@@ -50,8 +52,9 @@ def _shape(s: ModelShape, why: str) -> dict[str, Any]:
         "vocabulary": s.vocab,
         "context": s.context,
         "activation": f"{s.activation} ({why})",
-        "sub-norms": s.sub_norms,
+        "norms in a layer": ", ".join(s.norms),
         "head": "tied to the embedding" if s.tied else "its own",
+        **({"window": f"{s.window} positions, all in every {s.window_period}th layer"} if s.window else {}),
         "rope": f"{'adjacent pairs' if s.rope_interleaved else 'half-rotation'}, theta {s.rope_theta:g}",
         "norm epsilon": s.norm_eps,
     }

@@ -20,10 +20,17 @@ from bitgen.compile import Artefact, Unit
 from bitgen.engine import binding
 from bitgen.errors import UnsupportedError
 from bitgen.plan import Lookup
-from bitgen.spec import ROLES, KernelSpec, ModelShape
+from bitgen.spec import KernelSpec, ModelShape
 
 PER_ISA = ("ops.c", "attention.c", "attention_i8.c", "head.c")
 ONCE = ("isa.c", "model.c", "session.c", "attend.c", "choose.c", "kernels.c", "pool.c", "sampler.c")
+SYSTEM = ("os_posix.c", "os_windows.c")  # each is empty elsewhere
+PROGRAMS: dict[str, tuple[str, ...]] = {
+    "runner.c": (),
+    "tuner.c": (),
+    "story.c": ("tokenizer.c", "words.c", "nfc.c"),
+}
+"""The file with a program's `main` -> what else it has beside the library."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,7 @@ class Level:
     @classmethod
     def of_model(cls, shape: ModelShape, lookup: Lookup) -> Level:
         """The level that runs a model by a plan."""
-        roles = {role: lookup.matrices[role].specs(shape.matrices[role], lookup.isa) for role in ROLES}
+        roles = {role: lookup.matrices[role].specs(gemm, lookup.isa) for role, gemm in shape.matrices.items()}
         kernels = tuple(dict.fromkeys(spec for pair in roles.values() for spec in pair))
         return cls(lookup.isa, kernels, roles, lookup.layout_key)
 
@@ -53,19 +60,28 @@ def for_model(
     lookups: Sequence[Lookup],
     *,
     arch: str | None = None,
+    system: str | None = None,
     root: Path | None = None,
     program: bool = False,
+    main: str = "runner.c",
     sanitize: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Artefact:
-    """The library of a model's shape with one ISA level per lookup, best first."""
+    """The library of a model's shape with one ISA level per lookup, best first; or a program (see `assemble`)."""
     levels = [Level.of_model(shape, lookup) for lookup in lookups]
     spec = {
         "model": asdict(shape),
         "levels": {lookup.isa: {role: asdict(plan) for role, plan in lookup.matrices.items()} for lookup in lookups},
     }
     return assemble(
-        shape.name, levels, spec, arch=arch, root=root, program=program, sanitize=sanitize, progress=progress
+        *(shape.name, levels, spec),
+        arch=arch,
+        system=system,
+        root=root,
+        program=program,
+        main=main,
+        sanitize=sanitize,
+        progress=progress,
     )
 
 
@@ -81,19 +97,24 @@ def assemble(
     spec: Mapping[str, object],
     *,
     arch: str | None = None,
+    system: str | None = None,
     root: Path | None = None,
     program: bool = False,
+    main: str = "runner.c",
     sanitize: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Artefact:
-    """Render, compile and link the source tree of some levels."""
-    arch = arch or targets.host_arch()
+    """Render, compile and link the source tree of some levels; a program has its `main` in that file."""
+    where = targets.platform_of(arch, system)
     for level in levels:
-        if targets.target(level.isa) not in targets.levels(arch):
-            raise UnsupportedError(f"ISA {level.isa!r} is not of architecture {arch!r}")
+        if targets.target(level.isa) not in targets.levels(where.arch, where.system.name):
+            raise UnsupportedError(f"ISA {level.isa!r} is not of architecture {where.arch!r} on {where.system.name}")
     folder = data.folder("runtime")
-    sources = {file.name: file.read_text() for file in sorted(folder.glob("*.[ch]"))}
-    units = [Unit(file, file.replace(".c", ".o")) for file in (*ONCE, *(("runner.c",) if program else ()))]
+    others = {file for name_, files in PROGRAMS.items() if name_ != main for file in (name_, *files)}
+    texts = [file for file in sorted(folder.glob("*.[ch]")) if file.name not in others]
+    sources = {file.name: file.read_text(encoding="utf-8") for file in texts}
+    of_program = ("os_program.c", main, *PROGRAMS[main]) if program else ()
+    units = [Unit(file, file.replace(".c", ".o")) for file in (*ONCE, *SYSTEM, *of_program)]
     for level in levels:
         flags = targets.target(level.isa).flags
         for spec_ in level.kernels:
@@ -107,7 +128,12 @@ def assemble(
     sources["registry.c"] = render.render_registry(levels)
     units.append(Unit("registry.c", "registry.o"))
     return compile.build(
-        name, arch, sources, units, spec, root=root, program=program, sanitize=sanitize, progress=progress
+        *(name, where.arch, sources, units, spec),
+        system=where.system.name,
+        root=root,
+        program=bool(program),
+        sanitize=sanitize,
+        progress=progress,
     )
 
 

@@ -10,24 +10,26 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from bitgen.checkpoint import FUSED, Checkpoint
+from bitgen.checkpoint import FUSED, Checkpoint, row_pieces
 from bitgen.compile import cache_root
 from bitgen.errors import BitgenError, UnsupportedError
 from bitgen.formats import FORMATS
 from bitgen.plan import Lookup
+from bitgen.spec import Layout
 
 Head = Literal["certified", "f16", "int8"]
 Progress = Callable[[int, int], None]
 
-MAGIC, VERSION, HEADER_BYTES, ALIGN, LANES = b"BITGENPK", 1, 256, 64, 16
-_HEADER = struct.Struct("<8sIIQ8i2f4i160s")
+MAGIC, VERSION, HEADER_BYTES, ALIGN, LANES = b"BITGENPK", 2, 512, 64, 16
+_HEADER = struct.Struct("<8sIIQ8i2f4i5i3f256s")
+_ACTIVATION = {"silu": 0, "relu2": 1, "gelu_tanh": 2}  # as in runtime/model.h
 _HEAD_KIND = {
     ("f16", True): 0,
     ("f16", False): 1,
@@ -39,13 +41,15 @@ _HEAD_KIND = {
 
 
 def header(checkpoint: Checkpoint, lookup: Lookup, head: Head, file_bytes: int) -> bytes:
-    """The first 256 bytes of a packed file."""
+    """The first 512 bytes of a packed file."""
     s = checkpoint.shape
     fields = _HEADER.pack(
         MAGIC, VERSION, HEADER_BYTES, file_bytes,
         *(s.hidden, s.intermediate, s.layers, s.heads, s.kv_heads, s.head_dim, s.vocab, s.context),
         *(s.rope_theta, s.norm_eps),
-        *(int(s.activation == "relu2"), int(s.sub_norms), int(s.rope_interleaved), _HEAD_KIND[head, s.tied]),
+        *(_ACTIVATION[s.activation], int(s.sub_norms), int(s.rope_interleaved), _HEAD_KIND[head, s.tied]),
+        *(int(s.qk_norm), int(s.input_norms), int(s.post_norms), s.window, s.window_period),
+        *(s.embedding_scale, s.attention_scale, s.window_theta),
         lookup.layout_key.encode(),
     )  # fmt: skip
     return fields.ljust(HEADER_BYTES, b"\0")
@@ -70,34 +74,16 @@ def path_for(source: Path, lookup: Lookup, head: Head, reading: str) -> Path:
     return cache_root() / "packed" / f"{source.stem}-{lookup.isa}-{digest.hexdigest()[:16]}.bgpk"
 
 
-def ensure(
-    source: Path,
-    checkpoint: Checkpoint,
-    lookup: Lookup,
-    head: Head = "f16",
-    reading: str = "",
-    progress: Progress | None = None,
-) -> Path:
-    """The packed file of `source` for the kernels of `lookup`, written now unless it is cached.
-
-    reading: whatever else decided how `checkpoint` reads the file (its overrides).
-    """
-    path = path_for(source, lookup, head, f"{checkpoint.shape} {reading}")
-    if not path.exists():
-        write(path, checkpoint, lookup, head, progress)
-    return path
-
-
 def write(
     path: Path, checkpoint: Checkpoint, lookup: Lookup, head: Head = "f16", progress: Progress | None = None
 ) -> None:
-    """Write a packed model, one tensor in memory at a time; nothing is left behind on failure."""
-    if len(lookup.layout_key) >= 160:
+    """Write a packed model, one matrix or a few rows in memory at a time; nothing is left behind on failure."""
+    if len(lookup.layout_key) >= 256:
         raise UnsupportedError(f"the layout key {lookup.layout_key!r} is longer than a packed header holds")
     partial = path.with_suffix(f".{os.getpid()}.part")
     shape = checkpoint.shape
     sections_of_head = {"certified": 4, "f16": 0, "int8": 2}[head] + (head != "int8" and not shape.tied)
-    total = 2 + shape.layers * (9 if shape.sub_norms else 7) + sections_of_head
+    total = 2 + shape.layers * (len(shape.norms) + len(shape.matrices) + 1) + sections_of_head
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as f:
@@ -119,88 +105,115 @@ def write(
         partial.unlink(missing_ok=True)
 
 
-def _write_section(f: BinaryIO, section: npt.NDArray[Any]) -> None:
+Section = Iterable[npt.NDArray[Any]]
+"""A section's bytes in pieces, made as they are written."""
+
+
+def _write_section(f: BinaryIO, section: Section) -> None:
     """Append one section and zero fill up to the alignment."""
-    f.write(np.ascontiguousarray(section).data)
+    for piece in section:
+        f.write(np.ascontiguousarray(piece).data)
     f.write(bytes(-f.tell() % ALIGN))
 
 
-def _sections(checkpoint: Checkpoint, lookup: Lookup, head: Head) -> Iterator[npt.NDArray[Any]]:
-    """Every section of the file, in the order that the runtime walks it."""
+def _sections(checkpoint: Checkpoint, lookup: Lookup, head: Head) -> Iterator[Section]:
+    """Every section of the file, in the order that the runtime walks it. Each is to be read before the next."""
     s = checkpoint.shape
-    attention = s.heads * s.head_dim
-    embedding = checkpoint.dense("token_embd.weight")
-    _expect("token_embd.weight", embedding, (s.vocab, s.hidden))
-    yield _f16_rows("token_embd.weight", embedding)
-    yield _norm(checkpoint, "output_norm.weight", s.hidden)
+    yield _f16_matrix(checkpoint, "token_embd.weight")
+    yield [_norm(checkpoint, "output_norm.weight", s.hidden)]
     for n in range(s.layers):
+        for norm, width in s.norms.items():
+            yield [_norm(checkpoint, f"blk.{n}.{norm}.weight", width)]
         scales: list[float] = []
-        for role, norm, width in (
-            ("qkv", "attn_norm", s.hidden),
-            ("o", "attn_sub_norm" if s.sub_norms else None, attention),
-            ("gate_up", "ffn_norm", s.hidden),
-            ("down", "ffn_sub_norm" if s.sub_norms else None, s.intermediate),
-        ):
-            if norm:
-                yield _norm(checkpoint, f"blk.{n}.{norm}.weight", width)
-            codes, parts = _fused(checkpoint, n, role)
-            layout = lookup.matrices[role].layout
-            yield FORMATS[layout.format].pack(codes, layout)
-            scales += parts
-        yield np.array([*scales, 0.0], np.float32)
+        for role in s.matrices:
+            yield _fused(checkpoint, n, role, lookup.matrices[role].layout, scales)
+        yield [np.array([*scales, 0.0], np.float32)]
     name = "token_embd.weight" if s.tied else "output.weight"
-    output = embedding if s.tied else checkpoint.dense(name)
-    _expect(name, output, (s.vocab, s.hidden))
     if head != "int8" and not s.tied:
-        yield _f16_rows(name, output)
+        yield _f16_matrix(checkpoint, name)
     if head != "f16":
-        row_scales, rows = _int8_rows(output)
-        if head == "certified":
-            yield from _certificate(_f16_rows(name, output), row_scales, rows)
-        yield row_scales
-        yield rows
+        yield from _int8_matrix(checkpoint, name, certified=head == "certified")
 
 
-def _fused(checkpoint: Checkpoint, layer: int, role: str) -> tuple[npt.NDArray[np.int8], list[float]]:
-    """Codes int8 [M, K] of one fused matrix and the scale of each part."""
-    shape = checkpoint.shape
-    parts = [checkpoint.ternary(f"blk.{layer}.{name}.weight") for name in FUSED[role]]
-    k = shape.matrices[role].k
-    for name, rows, (codes, _) in zip(FUSED[role], shape.segments[role], parts, strict=True):
-        _expect(f"blk.{layer}.{name}.weight", codes, (rows, k))
-    codes = parts[0][0] if len(parts) == 1 else np.concatenate([codes for codes, _ in parts])
-    return codes, [float(scale) for _, scale in parts]
+def _fused(checkpoint: Checkpoint, layer: int, role: str, layout: Layout, scales: list[float]) -> Section:
+    """One fused matrix, packed part by part; the scale of each part is appended to `scales`.
+
+    A panel may begin in one part and end in the next, whose rows then wait for it.
+    """
+    shape, form = checkpoint.shape, FORMATS[layout.format]
+    gemm = shape.matrices[role]
+    panel = layout.bm if form.by_panels else gemm.m
+    waiting, seen = np.empty((0, gemm.k), np.int8), 0
+    for name, rows in zip(FUSED[role], shape.segments[role], strict=True):
+        codes, scale = checkpoint.ternary(f"blk.{layer}.{name}.weight")
+        _expect(f"blk.{layer}.{name}.weight", codes, (rows, gemm.k))
+        scales.append(float(scale))
+        seen += rows
+        codes = np.concatenate([waiting, codes]) if len(waiting) else codes
+        whole = len(codes) if seen == gemm.m else len(codes) // panel * panel
+        if whole:
+            yield form.packer(codes[:whole], layout.bm, layout.bk)
+        waiting = codes[whole:]
 
 
-def _int8_rows(head: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int8]]:
-    """Row scales float32 [p(vocab)] and rows int8 [vocab, p(hidden)]: absmax of a row to 127, half to even."""
-    codes = np.zeros((len(head), _padded(head.shape[1])), np.int8)
-    scales = np.zeros(_padded(len(head)), np.float32)
-    for start in range(0, len(head), 4096):  # in pieces: the head is the largest tensor of a model
-        rows = head[start : start + 4096].astype(np.float32)
-        scale = np.maximum(np.abs(rows).max(axis=1), np.float32(1e-30)) / np.float32(127)
-        codes[start : start + 4096, : head.shape[1]] = np.rint(rows / scale[:, None]).astype(np.int8)
-        scales[start : start + len(rows)] = scale
+def _dense(checkpoint: Checkpoint, name: str) -> Iterator[tuple[slice, npt.NDArray[np.floating[Any]]]]:
+    """The embedding or the output matrix, some rows at a time: the largest tensors of a model."""
+    shape = (checkpoint.shape.vocab, checkpoint.shape.hidden)
+    for rows in row_pieces(shape):
+        values = checkpoint.dense(name, rows)
+        _expect(name, values, (rows.stop - rows.start, shape[1]))
+        yield rows, values
+
+
+def _f16_matrix(checkpoint: Checkpoint, name: str) -> Section:
+    return (_f16_rows(name, values) for _, values in _dense(checkpoint, name))
+
+
+def _int8_matrix(checkpoint: Checkpoint, name: str, certified: bool) -> Iterator[Section]:
+    """Sections of an int8 head: residuals and norms where certified, then the row scales, then the rows.
+
+    The rows come last and would not fit in memory, so they are made twice.
+    """
+    residuals, norms, scales = np.zeros((3, _padded(checkpoint.shape.vocab)), np.float32)
+    for rows, values in _dense(checkpoint, name):
+        n = len(values)
+        row_scales, codes = _int8_rows(values)
+        scales[rows] = row_scales[:n]
+        if certified:
+            r, s = _certificate(_f16_rows(name, values), row_scales, codes)
+            residuals[rows], norms[rows] = r[:n], s[:n]
+    yield from ([residuals], [norms], [scales]) if certified else ([scales],)
+    yield (_int8_rows(values)[1] for _, values in _dense(checkpoint, name))
+
+
+def _int8_rows(rows: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int8]]:
+    """Row scales float32 [p(n)] and rows int8 [n, p(hidden)]: absmax of a row to 127, half to even."""
+    n, hidden = rows.shape
+    values = rows.astype(np.float32)
+    scales = np.zeros(_padded(n), np.float32)
+    scales[:n] = np.maximum(np.abs(values).max(axis=1), np.float32(1e-30)) / np.float32(127)
+    values /= scales[:n, None]
+    codes = np.zeros((n, _padded(hidden)), np.int8)
+    np.rint(values, out=codes[:, :hidden], casting="unsafe")
     return scales, codes
 
 
 def _certificate(
     head: npt.NDArray[np.float16], scales: npt.NDArray[np.float32], codes: npt.NDArray[np.int8]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Residuals and norms float32 [p(vocab)] of the rows, rounded up: what runtime/choose.c bounds logits with.
+    """Residuals and norms float32 [p(n)] of n rows, rounded up: what runtime/choose.c bounds logits with.
 
     For a row w with scale s and codes q, the norm is |s q| and the residual |w - s q| + gamma (|w| + |s q|), gamma
     being more than float arithmetic can add: (hidden / 16 + 32) 2^-23.
     """
+    n = len(head)
     residuals, norms = np.zeros((2, *scales.shape), np.float32)
     gamma, up = (head.shape[1] / 16 + 32) * 2.0**-23, 1 + 2.0**-20
-    for start in range(0, len(head), 512):  # doubles, a few megabytes at a time
-        rows = head[start : start + 512].astype(np.float64)
-        near = codes[start : start + 512] * scales[start : start + len(rows), None].astype(np.float64)
-        norm = np.linalg.norm(near, axis=1)
-        residual = np.linalg.norm(rows - near, axis=1) + gamma * (np.linalg.norm(rows, axis=1) + norm)
-        norms[start : start + len(rows)] = norm * up
-        residuals[start : start + len(rows)] = residual * up
+    rows = head.astype(np.float64)
+    near = codes * scales[:n, None].astype(np.float64)
+    norm = np.linalg.norm(near, axis=1)
+    residual = np.linalg.norm(rows - near, axis=1) + gamma * (np.linalg.norm(rows, axis=1) + norm)
+    norms[:n], residuals[:n] = norm * up, residual * up
     return residuals, norms
 
 

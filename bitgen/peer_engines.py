@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitgen import gguf_io
-from bitgen.checkpoint import Checkpoint
+from bitgen.checkpoint import ALL, Checkpoint
 from bitgen.errors import BitgenError, EngineError, UnsupportedError
 from bitgen.spec import ModelShape
 
@@ -83,9 +83,9 @@ class _ForLlama:
         """As it is."""
         return self._inner.ternary(name)
 
-    def dense(self, name: str) -> npt.NDArray[np.floating[Any]]:
+    def dense(self, name: str, rows: slice = ALL) -> npt.NDArray[np.floating[Any]]:
         """As it is."""
-        return self._inner.dense(name)
+        return self._inner.dense(name, rows)
 
 
 class LlamaCpp:

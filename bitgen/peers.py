@@ -29,6 +29,7 @@ import numpy.typing as npt
 
 from bitgen import bench, gguf_io, synth
 from bitgen.bench import Case
+from bitgen.checkpoint import ALL
 from bitgen.compile import cache_root
 from bitgen.engine.model import Model
 from bitgen.errors import BitgenError, EngineError
@@ -179,9 +180,9 @@ def calls(kind: str, ids: list[int]) -> list[list[int]]:
 class _Coarse(synth.SynthCheckpoint):
     """Random weights whose embedding has 15 values a row, so that even an int4 head loses nothing."""
 
-    def dense(self, name: str) -> npt.NDArray[np.floating[Any]]:
-        """Norms as they are; embedding and head rounded, float16 [vocab, hidden]."""
-        values = super().dense(name)
+    def dense(self, name: str, rows: slice = ALL) -> npt.NDArray[np.floating[Any]]:
+        """Norms as they are; embedding and head rounded, float16 [rows, hidden]."""
+        values = super().dense(name, rows)
         if values.ndim == 1:
             return values
         step = np.abs(values).max(axis=1, keepdims=True).astype(np.float32) / 7

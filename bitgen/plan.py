@@ -13,6 +13,7 @@ import functools
 import hashlib
 import json
 import os
+import platform
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -72,13 +73,14 @@ class Plan:
             raise BitgenError(f"{where} is not a bitgen plan ({e}); delete it and tune again") from e
 
 
-def cpu_name() -> str:
-    """The CPU's own name, which keys a host's plan."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        text = ""
-    fields = dict(re.findall(r"^(model name|cpu family|model|CPU implementer|CPU part)\s*:\s*(.+)$", text, re.M))
+def cpu_name(cpuinfo: str | None = None) -> str:
+    """The CPU's own name, which keys its plans: this host's, or that of the machine with this /proc/cpuinfo."""
+    if cpuinfo is None:
+        try:
+            cpuinfo = Path("/proc/cpuinfo").read_text()
+        except OSError:  # not Linux
+            return platform.processor() or "unknown CPU"
+    fields = dict(re.findall(r"^(model name|cpu family|model|CPU implementer|CPU part)\s*:\s*(.+)$", cpuinfo, re.M))
     return " ".join(fields[k] for k in sorted(fields)) or "unknown CPU"
 
 
@@ -126,7 +128,7 @@ class Lookup:
 
     isa: str
     matrices: dict[str, MatrixPlan]
-    sources: dict[str, str]  # role -> "tuned on this host" | "shipped" | "default"
+    sources: dict[str, str]  # role -> "given, ..." | "tuned on this host" | "shipped" | "default"
     threads: int | None  # the count that decodes fastest, where this host has measured it
 
     @property
@@ -142,12 +144,26 @@ def best_threads(decisions: Sequence[Decision]) -> int | None:
     return int(min(counts, key=lambda n: sum(t[n] for t in times))) if counts else None
 
 
-def lookup(shape: ModelShape, isa: str) -> Lookup:
-    """The best known plan of every matrix of a model on an ISA."""
+def for_build(file: Path, shape: ModelShape, isas: Sequence[str]) -> Plan:
+    """The plan in a file that a user names for a build; BitgenError when it would decide nothing there."""
+    plan = load(file)
+    if plan is None:
+        raise BitgenError(f"there is no plan at {file}; bitgen tune -o {file} makes one")
+    if plan.isa not in isas:
+        raise BitgenError(f"{file} is a plan for {plan.isa}, which is not built here; only {', '.join(isas)}")
+    if plan.stamp != template_stamp():
+        raise BitgenError(f"{file} was measured with the kernels of another bitgen; tune again")
+    if not plan.decisions.keys() & set(shape.matrices.values()):
+        raise BitgenError(f"{file} decides no matrix of {shape.name}; tune for this model")
+    return plan
+
+
+def lookup(shape: ModelShape, isa: str, given: Sequence[Plan] = ()) -> Lookup:
+    """The best known plan of every matrix of a model on an ISA; given plans come first."""
     host = load(host_path(isa))
     folder = data.folder("presets") / "plans"
     shipped = next((found for level in targets.fallbacks(isa) if (found := load(folder / f"{level}.json"))), None)
-    tables = []
+    tables = [(plan, f"given, {plan.basis}") for plan in given if plan.isa == isa]
     if host is not None and host.stamp == template_stamp():
         tables.append((host, "tuned on this host"))
     if shipped is not None:

@@ -11,11 +11,11 @@ import yaml
 
 from bitgen import data
 from bitgen.errors import FormatError, UnsupportedError
-from bitgen.shapes import FLAGS, FLOATS, INTEGERS, TEXTS, shape_from
+from bitgen.shapes import FLAGS, FLOATS, INTEGERS, OPTIONAL, TEXTS, shape_from
 from bitgen.spec import ModelShape
 
 FIELDS = ("hf", *TEXTS, *INTEGERS, *FLOATS, *FLAGS)
-"""The keys of a preset. All of ModelShape, and `hf`: the model's id on Hugging Face, or null."""
+"""The keys that every preset has: `hf`, the model's id on Hugging Face or null, and the shape. OPTIONAL may follow."""
 
 
 def names() -> list[str]:
@@ -25,11 +25,21 @@ def names() -> list[str]:
 
 def load(name: str) -> ModelShape:
     """The shape of a preset by its name or its Hugging Face id, upper or lower case alike."""
+    return read(_folder() / f"{_named(name)}.yaml")
+
+
+def hub_id(name: str) -> str | None:
+    """Where a preset is on the Hugging Face Hub: "owner/name", or None."""
+    return _table()[_named(name)]
+
+
+def _named(name: str) -> str:
+    """The preset that a name or an id means; UnsupportedError, with a guess, where there is none."""
     table = _table()
     keys = {key.lower(): preset for preset, hf in table.items() for key in (preset, *_spellings(hf))}
     found = keys.get(name.strip().lower())
     if found is not None:
-        return read(_folder() / f"{found}.yaml")
+        return found
     near = difflib.get_close_matches(name.strip().lower(), keys, n=3, cutoff=0.5)
     meant = ", ".join(dict.fromkeys(keys[key] for key in near))
     hint = f"did you mean {meant}?" if meant else f"known: {', '.join(table)}"
@@ -61,7 +71,7 @@ def _table() -> dict[str, str | None]:
 
 
 def _values(path: Path) -> dict[str, Any]:
-    """The mapping in a preset file, with exactly the keys of FIELDS."""
+    """The mapping in a preset file, with all keys of FIELDS and none but those and OPTIONAL's."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -72,8 +82,8 @@ def _values(path: Path) -> dict[str, Any]:
         if field not in values:
             raise FormatError(f"{path}: {field} is missing")
     for field in values:
-        if field not in FIELDS:
-            near = difflib.get_close_matches(str(field), FIELDS, n=1)
+        if field not in FIELDS + OPTIONAL:
+            near = difflib.get_close_matches(str(field), FIELDS + OPTIONAL, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise FormatError(f"{path}: unknown key {field!r}{hint}")
     if values["name"] != path.stem:

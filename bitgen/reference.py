@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitgen.checkpoint import Checkpoint
+from bitgen.checkpoint import ALL, Checkpoint
 from bitgen.spec import Activation
 
 FloatArray = npt.NDArray[np.float32]
@@ -70,16 +71,18 @@ def rope(x: FloatArray, theta: float, interleaved: bool) -> FloatArray:
     return np.stack([a * cos - b * sin, b * cos + a * sin], axis=pair).reshape(n, heads, d)
 
 
-def attention(q: FloatArray, k: FloatArray, v: FloatArray) -> FloatArray:
-    """Causal softmax(q k^T / sqrt(d)) v: q [n, heads, d], k and v [n, kv_heads, d] -> [n, heads * d].
+def attention(q: FloatArray, k: FloatArray, v: FloatArray, scale: float = 0.0, window: int = 0) -> FloatArray:
+    """Causal softmax(scale q k^T) v: q [n, heads, d], k and v [n, kv_heads, d] -> [n, heads * d].
 
     Grouped queries: head j reads kv head j // (heads / kv_heads). (Vaswani et al. 2017; Ainslie et al. 2023.)
+    scale: 0 for 1 / sqrt(d). window: positions that a token sees, itself included; 0 for all before it.
     """
     n, heads, d = q.shape
     group = heads // k.shape[1]
     k, v = (np.repeat(t, group, axis=1).transpose(1, 0, 2) for t in (k, v))  # [heads, n, d]
-    scores = q.transpose(1, 0, 2) @ k.swapaxes(1, 2) / np.float32(np.sqrt(d))  # [heads, n, n]
-    scores[:, np.triu(np.ones((n, n), dtype=bool), k=1)] = -np.inf
+    scores = q.transpose(1, 0, 2) @ k.swapaxes(1, 2) * np.float32(scale or d**-0.5)  # [heads, n, n]
+    behind = np.arange(n)[:, None] - np.arange(n)
+    scores[:, (behind < 0) | (behind >= (window or n))] = -np.inf
     weights = np.exp((scores - scores.max(axis=-1, keepdims=True)).astype(np.float64))
     weights /= weights.sum(axis=-1, keepdims=True)
     context: FloatArray = weights.astype(np.float32) @ v
@@ -87,9 +90,12 @@ def attention(q: FloatArray, k: FloatArray, v: FloatArray) -> FloatArray:
 
 
 def activate(x: FloatArray, activation: Activation) -> FloatArray:
-    """SiLU x / (1 + exp(-x)), or the square of ReLU."""
+    """SiLU x / (1 + exp(-x)), the square of ReLU, or GELU by its tanh formula (Hendrycks and Gimpel 2016)."""
     if activation == "relu2":
         return np.square(np.maximum(x, np.float32(0)))
+    if activation == "gelu_tanh":
+        gelu: FloatArray = x * (1 + np.tanh(np.float32((2 / np.pi) ** 0.5) * (x + np.float32(0.044715) * x**3))) / 2
+        return gelu
     with np.errstate(over="ignore"):  # exp(-x) = inf gives the right limit, 0
         silu: FloatArray = (x / (1 + np.exp(-x))).astype(np.float32)
     return silu
@@ -100,20 +106,61 @@ def forward(
     tokens: Sequence[int] | npt.NDArray[np.integer[Any]],
     cache: type[np.floating[Any]] = np.float32,
 ) -> FloatArray:
-    """Logits float32 [n, vocab] after each of the n tokens. Weights are read layer by layer.
+    """Logits float32 [n, vocab] after each of the n tokens.
 
     cache: the type that keys and values are rounded to; float16 is what the runtime keeps.
     """
+    return forward_many(checkpoint, [tokens], cache)[0]
+
+
+def forward_many(
+    checkpoint: Checkpoint,
+    prompts: Sequence[Sequence[int] | npt.NDArray[np.integer[Any]]],
+    cache: type[np.floating[Any]] = np.float32,
+) -> list[FloatArray]:
+    """`forward` of each prompt alone, with every weight read once for all of them."""
+    head = checkpoint.dense("token_embd.weight" if checkpoint.shape.tied else "output.weight").astype(np.float32)
+    return [x @ head.T for x in states_many(checkpoint, prompts, cache)]
+
+
+def states(
+    checkpoint: Checkpoint,
+    tokens: Sequence[int] | npt.NDArray[np.integer[Any]],
+    cache: type[np.floating[Any]] = np.float32,
+) -> FloatArray:
+    """What the output matrix multiplies: float32 [n, hidden] after the last norm. Weights are read layer by layer."""
+    return states_many(checkpoint, [tokens], cache)[0]
+
+
+def states_many(
+    checkpoint: Checkpoint,
+    prompts: Sequence[Sequence[int] | npt.NDArray[np.integer[Any]]],
+    cache: type[np.floating[Any]] = np.float32,
+) -> list[FloatArray]:
+    """`states` of each prompt alone, with every weight read once for all of them."""
     shape = checkpoint.shape
-    embedding = checkpoint.dense("token_embd.weight").astype(np.float32)
-    x = embedding[np.asarray(tokens, dtype=np.int64)]
+    embedding = checkpoint.dense("token_embd.weight")
+    rows = [embedding[np.asarray(tokens, dtype=np.int64)] for tokens in prompts]
+    xs = [x.astype(np.float32) * np.float32(shape.embedding_scale) for x in rows]
     for layer in range(shape.layers):
-        block = Block(checkpoint, layer, cache)
-        x = x + block.attend(x)
-        x = x + block.feed_forward(x)
-    x = rms_norm(x, checkpoint.dense("output_norm.weight").astype(np.float32), shape.norm_eps)
-    head = embedding if shape.tied else checkpoint.dense("output.weight").astype(np.float32)
-    return x @ head.T
+        block = Block(Kept(checkpoint), layer, cache)
+        xs = [x + block.attend(x) for x in xs]
+        xs = [x + block.feed_forward(x) for x in xs]
+    gain = checkpoint.dense("output_norm.weight").astype(np.float32)
+    return [rms_norm(x, gain, shape.norm_eps) for x in xs]
+
+
+class Kept:
+    """A checkpoint that reads each tensor once."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.shape, self.metadata = checkpoint.shape, checkpoint.metadata
+        self.ternary = functools.cache(checkpoint.ternary)
+        self._dense = functools.cache(checkpoint.dense)
+
+    def dense(self, name: str, rows: slice = ALL) -> npt.NDArray[np.floating[Any]]:
+        """Some rows of a tensor that is read whole."""
+        return self._dense(name)[rows]
 
 
 @dataclass(frozen=True)
@@ -125,29 +172,36 @@ class Block:
     cache: type[np.floating[Any]]
 
     def attend(self, x: FloatArray) -> FloatArray:
-        """attn_output(attn_sub_norm?(attention(rope(q), rope(k), v))), of the normed x."""
+        """What attention adds to x: attn_output of the heads' contexts; a norm in angle brackets where it exists.
+
+        <post_attention_norm>(attn_output(<attn_sub_norm>(attention(rope(<attn_q_norm>(q)), ...)))), of the normed x.
+        """
         shape = self.checkpoint.shape
+        windowed = shape.window and (self.layer + 1) % shape.window_period
+        theta, window = (shape.window_theta, shape.window) if windowed else (shape.rope_theta, 0)
         h = self._norm("attn_norm", x)
         q, k, v = (self._linear(name, h).reshape(len(x), -1, shape.head_dim) for name in ("attn_q", "attn_k", "attn_v"))
-        q, k = (rope(t, shape.rope_theta, shape.rope_interleaved) for t in (q, k))
+        q, k = self._norm("attn_q_norm", q), self._norm("attn_k_norm", k)
+        q, k = (rope(t, theta, shape.rope_interleaved) for t in (q, k))
         k, v = (t.astype(self.cache).astype(np.float32) for t in (k, v))
-        context = attention(q, k, v)
-        if shape.sub_norms:
-            context = self._norm("attn_sub_norm", context)
-        return self._linear("attn_output", context)
+        context = self._norm("attn_sub_norm", attention(q, k, v, shape.attention_scale, window))
+        return self._norm("post_attention_norm", self._linear("attn_output", context))
 
     def feed_forward(self, x: FloatArray) -> FloatArray:
-        """ffn_down(ffn_sub_norm?(activate(ffn_gate) * ffn_up)), of the normed x."""
-        shape = self.checkpoint.shape
+        """What the FFN adds to x: <post_ffw_norm>(ffn_down(<ffn_sub_norm>(activate(ffn_gate) * ffn_up)))."""
         h = self._norm("ffn_norm", x)
-        inner = activate(self._linear("ffn_gate", h), shape.activation) * self._linear("ffn_up", h)
-        if shape.sub_norms:
-            inner = self._norm("ffn_sub_norm", inner)
-        return self._linear("ffn_down", inner)
+        activation = self.checkpoint.shape.activation
+        inner = activate(self._linear("ffn_gate", h), activation) * self._linear("ffn_up", h)
+        return self._norm("post_ffw_norm", self._linear("ffn_down", self._norm("ffn_sub_norm", inner)))
 
     def _linear(self, name: str, x: FloatArray) -> FloatArray:
+        """W x, where x is normed first if the matrix has a norm for its input."""
+        x = self._norm(f"{name}_norm_in", x)
         return bit_linear(x, *self.checkpoint.ternary(f"blk.{self.layer}.{name}.weight"))
 
     def _norm(self, name: str, x: FloatArray) -> FloatArray:
+        """x normed over its last axis, or x itself in a model without this norm."""
+        if name not in self.checkpoint.shape.norms:
+            return x
         gain = self.checkpoint.dense(f"blk.{self.layer}.{name}.weight").astype(np.float32)
         return rms_norm(x, gain, self.checkpoint.shape.norm_eps)

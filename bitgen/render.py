@@ -17,7 +17,7 @@ from bitgen import data, targets
 from bitgen.errors import UnsupportedError
 from bitgen.formats import FORMATS
 from bitgen.space import QUAD_COLUMNS, legal, template_isa, template_row
-from bitgen.spec import ROLES, KernelSpec
+from bitgen.spec import KernelSpec
 
 
 class Level(Protocol):
@@ -60,11 +60,7 @@ def render_registry(levels: Sequence[Level]) -> str:
             "isa": level.isa,
             "layout": level.layout_key,
             "kernels": [spec.symbol for spec in level.kernels],
-            "roles": [
-                (f"BG_{role.upper()}", *(spec.symbol for spec in level.roles[role]))
-                for role in ROLES
-                if role in level.roles
-            ],
+            "roles": [(f"BG_{role.upper()}", *(spec.symbol for spec in pair)) for role, pair in level.roles.items()],
         }
         for level in levels
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,10 @@ class Architecture:
     activation: Activation  # of the FFN, where the file has no key for it
     sub_norms: bool  # RMSNorm before the output and the down projection
     rope_interleaved: bool  # rows of q and k are permuted so that RoPE turns adjacent pairs
+    qk_norm: bool = False  # RMSNorm of each head of q and k
+    post_norms: bool = False  # RMSNorm of what attention and FFN add to the residual stream
+    scaled_embedding: bool = False  # embedding rows times sqrt(hidden)
+    windows: bool = False  # some layers may see a window of positions only
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -25,8 +29,14 @@ ARCHITECTURES: dict[str, Architecture] = {
     "bitnet-25": Architecture("relu2", sub_norms=True, rope_interleaved=False),
     "bitnet-b1.58": Architecture("relu2", sub_norms=True, rope_interleaved=False),
     "llama": Architecture("silu", sub_norms=False, rope_interleaved=True),
-}
-"""bitnet: the 1bitLLM models. bitnet-25, then bitnet-b1.58: 2B4T. llama: Llama3-8B-1.58, Falcon3."""
+    "qwen3": Architecture("silu", sub_norms=False, rope_interleaved=False, qk_norm=True),
+    "gemma3": Architecture(
+        "gelu_tanh", sub_norms=False, rope_interleaved=False,
+        qk_norm=True, post_norms=True, scaled_embedding=True, windows=True,
+    ),
+}  # fmt: skip
+"""bitnet: the 1bitLLM models. bitnet-25, then bitnet-b1.58: 2B4T. llama: Llama3-8B-1.58, Falcon3, Falcon-E, TriLM.
+qwen3, gemma3: BitNet-embedding 0.6B and 270M, and ternary Qwen3."""
 
 INTEGERS: dict[str, tuple[int, int]] = {
     "hidden": (1, 1 << 16),
@@ -43,7 +53,13 @@ INTEGERS: dict[str, tuple[int, int]] = {
 FLOATS: dict[str, tuple[float, float]] = {"rope_theta": (1.0, 1e12), "norm_eps": (1e-12, 1e-1)}
 TEXTS = ("name", "architecture", "activation")
 FLAGS = ("sub_norms", "tied", "rope_interleaved")
-ACTIVATIONS: tuple[Activation, ...] = ("relu2", "silu")
+ACTIVATIONS: tuple[Activation, ...] = ("relu2", "silu", "gelu_tanh")
+
+OPTIONAL_INTEGERS: dict[str, tuple[int, int]] = {"window": (0, 1 << 24), "window_period": (1, 1 << 16)}
+OPTIONAL_FLOATS: dict[str, tuple[float, float]] = {"attention_scale": (0.0, 1e3), "window_theta": (1.0, 1e12)}
+OPTIONAL_FLAGS = ("input_norms",)
+OPTIONAL = (*OPTIONAL_INTEGERS, *OPTIONAL_FLOATS, *OPTIONAL_FLAGS)
+"""Fields that few models need: where absent, the default of ModelShape. The rest follows from the architecture."""
 
 
 def architecture(name: str, where: str) -> Architecture:
@@ -52,6 +68,14 @@ def architecture(name: str, where: str) -> Architecture:
         known = ", ".join(ARCHITECTURES)
         raise UnsupportedError(f"{where}: architecture {name!r} is not supported; known: {known}")
     return ARCHITECTURES[name]
+
+
+def window_period(windowed: Sequence[bool], where: str) -> int:
+    """The n for which exactly every n-th of the layers has no window; UnsupportedError where there is none."""
+    for period in range(1, len(windowed) + 2):
+        if all(bool(windowed[i]) == bool((i + 1) % period) for i in range(len(windowed))):
+            return period
+    raise UnsupportedError(f"{where}: the layers that see a window of positions follow no period; not supported")
 
 
 def shape_from(values: Mapping[str, Any], where: str) -> ModelShape:
@@ -63,35 +87,43 @@ def shape_from(values: Mapping[str, Any], where: str) -> ModelShape:
     for field in (*TEXTS, *INTEGERS, *FLOATS, *FLAGS):
         if field not in values:
             raise FormatError(f"{where}: {field} is missing")
-    for field, (low, high) in INTEGERS.items():
-        value = values[field]
+    for field, (low, high) in (INTEGERS | OPTIONAL_INTEGERS).items():
+        value = values.get(field, low)
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise FormatError(f"{where}: {field} is {value!r}; expected a whole number from {low} to {high}")
-    for field, (least, most) in FLOATS.items():
-        value = values[field]
+    for field, (least, most) in (FLOATS | OPTIONAL_FLOATS).items():
+        value = values.get(field, least)
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not math.isfinite(value) or not least <= value <= most:
             raise FormatError(f"{where}: {field} is {value!r}; expected a number from {least:g} to {most:g}")
-    for field in FLAGS:
-        if not isinstance(values[field], bool):
+    for field in FLAGS + OPTIONAL_FLAGS:
+        if not isinstance(values.get(field, False), bool):
             raise FormatError(f"{where}: {field} is {values[field]!r}; expected true or false")
     for field in TEXTS:
         if not isinstance(values[field], str) or not values[field]:
             raise FormatError(f"{where}: {field} is {values[field]!r}; expected a text")
-    architecture(values["architecture"], where)
+    kind = architecture(values["architecture"], where)
     if values["activation"] not in ACTIVATIONS:
         raise UnsupportedError(
             f"{where}: activation {values['activation']!r} is not supported; known: {', '.join(ACTIVATIONS)}"
         )
-    _check_heads(values, where)
-    fields: dict[str, Any] = {field: values[field] for field in (*TEXTS, *INTEGERS, *FLAGS)}
-    fields |= {field: float(values[field]) for field in FLOATS}
-    return ModelShape(**fields)
+    _check_fit(values, where)
+    given = (*TEXTS, *INTEGERS, *FLOATS, *FLAGS, *(field for field in OPTIONAL if field in values))
+    fields: dict[str, Any] = {field: values[field] for field in given}
+    fields |= {field: float(fields[field]) for field in (*FLOATS, *OPTIONAL_FLOATS) if field in fields}
+    return ModelShape(
+        **fields,
+        qk_norm=kind.qk_norm,
+        post_norms=kind.post_norms,
+        embedding_scale=values["hidden"] ** 0.5 if kind.scaled_embedding else 1.0,
+    )
 
 
-def _check_heads(values: Mapping[str, Any], where: str) -> None:
-    """Query heads share key-value heads evenly, and RoPE turns pairs."""
+def _check_fit(values: Mapping[str, Any], where: str) -> None:
+    """Query heads share key-value heads evenly, RoPE turns pairs, and one matrix input has one norm."""
     if values["heads"] % values["kv_heads"]:
         raise FormatError(f"{where}: {values['heads']} heads are not a multiple of {values['kv_heads']} kv_heads")
     if values["head_dim"] % 2:
         raise FormatError(f"{where}: head_dim {values['head_dim']} is odd; RoPE turns pairs")
+    if values["sub_norms"] and values.get("input_norms"):
+        raise FormatError(f"{where}: sub_norms and input_norms are two norms of one input; a model has one of them")

@@ -1,13 +1,17 @@
-"""What `bitgen bench` found beyond its main table, for the terminal."""
+"""Results for the terminal: what `bitgen bench` found beyond its main table, and log probabilities."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from rich import box
 from rich.console import RenderableType
 from rich.table import Table
+
+from bitgen.engine.tokenizer import Tokenizer
+from bitgen.score import TokenChoice
+from bitgen.verify import Receipt
 
 BAR = 20
 """Characters of a bar that stands for all of the time."""
@@ -87,3 +91,32 @@ def _energy(energy: Mapping[str, Any]) -> Iterator[RenderableType]:
 
 def _number(value: float | None, form: str) -> str:
     return "" if value is None else form.format(value)
+
+
+def logprobs(tokenizer: Tokenizer, choices: Iterable[TokenChoice]) -> Iterator[str]:
+    """A line for each generated token: its text and log probability, then the likeliest ones."""
+    for choice in choices:
+        likeliest = "  ".join(f"{tokenizer.decode([id])!r} {p:.3f}" for id, p in choice.likeliest)
+        yield f"{tokenizer.decode([choice.token])!r:>16} {choice.logprob:8.3f}  |  {likeliest}".rstrip(" |")
+
+
+def receipt(found: Receipt) -> Table:
+    """A row for each group of checks that held, and one for every check that did not."""
+    table = Table(
+        title=f"{found.model['name']}, {found.model['sha256'][:16]}, on {', '.join(found.levels['plans'])}",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        caption=f"{'pass' if found.ok else 'FAIL'}: {len(found.checks)} checks",
+        caption_justify="left",
+    )
+    for column in ("", "checks", "verdict", "seconds", "what was found"):
+        table.add_column(column, justify="right" if column in ("checks", "seconds") else "left", overflow="fold")
+    for group in dict.fromkeys(check.group for check in found.checks):
+        checks = [check for check in found.checks if check.group == group]
+        bad = [check for check in checks if not check.ok]
+        seconds = f"{sum(check.seconds for check in checks):.1f}"
+        details = "; ".join(dict.fromkeys(check.detail for check in checks if check.ok))
+        table.add_row(group, str(len(checks)), "FAIL" if bad else "pass", seconds, details)
+        for check in bad:
+            table.add_row("", "", "FAIL", "", f"{check.subject}: {check.detail}")
+    return table

@@ -26,6 +26,8 @@ T5_COLUMNS = int16_columns(16, 26 * -128, 26 * 127)
 PAIR_COLUMNS = int16_columns(2, -2 * 128, 2 * 128)
 TRIPLE_COLUMNS = int16_columns(3, -3 * 128, 3 * 128)
 QUAD_COLUMNS = int16_columns(4, -4 * 128, 4 * 128)
+# Where codes are multiplied in place (i2_s/sdot.c.j2), an int32 lane gains 4 * 32 * -128 every 64 columns.
+MOST_COLUMNS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,8 @@ TEMPLATES: dict[tuple[str, str], Template] = {
         groups=(8, 0, 16),
         lanes=32,
     ),
-    ("i2_s", "dotprod"): Template(
-        (4, 8, 2, 1), (64,), nr=(4, 6, 2), prefetch=_AHEAD, kc=4096, groups=(0, 8, 16), lanes=16
-    ),
+    ("i2_s", "i8mm"): Template((4, 2, 1), (64,), nr=(12, 8, 4), prefetch=_AHEAD, kc=2048),
+    ("i2_s", "dotprod"): Template((4, 2, 1), (64,), nr=(12, 8, 4), prefetch=_AHEAD, kc=2048),
     ("i2_s", "neon"): Template(
         (4, 2, 1),
         (64,),
@@ -73,7 +74,7 @@ TEMPLATES: dict[tuple[str, str], Template] = {
         prefetch=_AHEAD,
         kc=4096,
         int16_columns=PRODUCT_COLUMNS,
-        groups=(0, 8, 16),
+        groups=(8, 0, 16),
         lanes=16,
     ),
     ("i2_s", "scalar"): Template((4, 1, 8), (128, 64), any_layout=True),
@@ -89,7 +90,8 @@ TEMPLATES: dict[tuple[str, str], Template] = {
         groups=(8, 0, 16),
         lanes=32,
     ),
-    ("t5", "dotprod"): Template((5,), (64,), nr=(4, 2), prefetch=_AHEAD, kc=4096, groups=(0, 8, 16), lanes=16),
+    ("t5", "i8mm"): Template((5,), (64,), nr=(8, 4), prefetch=_AHEAD, kc=2048),
+    ("t5", "dotprod"): Template((5,), (64,), nr=(4,), prefetch=_AHEAD, kc=2048),
     ("t5", "neon"): Template(
         (5,),
         (64,),
@@ -97,7 +99,7 @@ TEMPLATES: dict[tuple[str, str], Template] = {
         prefetch=_AHEAD,
         kc=4096,
         int16_columns=T5_COLUMNS,
-        groups=(0, 8, 16),
+        groups=(8, 0, 16),
         lanes=16,
     ),
     ("t5", "scalar"): Template((5, 10), (128, 64), any_layout=True),
@@ -122,6 +124,8 @@ def legal(spec: KernelSpec) -> str | None:
         return f"unknown ISA {spec.isa!r}; known: {', '.join(TARGETS)}"
     if shape.m < 1 or shape.k < 1:
         return f"an empty matrix: {shape.m} x {shape.k}"
+    if shape.k > MOST_COLUMNS:
+        return f"int32 sums over {shape.k} columns may overflow; at most {MOST_COLUMNS}"
     reason = FORMATS[layout.format].illegal(layout)
     if reason:
         return reason

@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 Op = Literal["gemv", "gemm"]
-Activation = Literal["relu2", "silu"]
+Activation = Literal["relu2", "silu", "gelu_tanh"]
 ROLES = ("qkv", "o", "gate_up", "down")
 """The matrices of one transformer layer, fused as they run, in the order they run."""
+
+APART: dict[str, tuple[str, ...]] = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
+"""The parts of a fused matrix, which are matrices of their own where each has an input of its own."""
 
 
 @dataclass(frozen=True)
@@ -44,28 +47,65 @@ class ModelShape:
     sub_norms: bool
     tied: bool
     rope_interleaved: bool = False  # adjacent pairs (GGUF `llama`) instead of half-rotation
+    qk_norm: bool = False  # RMSNorm of each head of q and k, before RoPE
+    input_norms: bool = False  # each of the seven matrices has a norm of its own for its input
+    post_norms: bool = False  # RMSNorm of what each half of a layer adds to the residual stream
+    embedding_scale: float = 1.0  # what embedding rows are multiplied by
+    attention_scale: float = 0.0  # what q k is multiplied by; 0: 1 / sqrt(head_dim)
+    window: int = 0  # positions that a token sees in most layers, itself included; 0: all
+    window_period: int = 1  # with a window, every so manieth layer sees all
+    window_theta: float = 10000.0  # rope_theta of the layers with a window
 
     @property
     def segments(self) -> dict[str, tuple[int, ...]]:
-        """Rows of each part of a fused matrix; every part has its own scale."""
+        """Rows of each part of each matrix of a layer; every part has its own scale."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        return {
+        fused = {
             "qkv": (q, kv, kv),
             "o": (self.hidden,),
             "gate_up": (self.intermediate, self.intermediate),
             "down": (self.hidden,),
         }
+        if not self.input_norms:
+            return fused
+        return {
+            part: (rows,)
+            for role, parts in fused.items()
+            for part, rows in zip(APART.get(role, (role,)), parts, strict=True)
+        }
 
     @property
     def matrices(self) -> dict[str, GemmShape]:
-        """The four fused matrices of a layer by role."""
-        k = {
-            "qkv": self.hidden,
-            "o": self.heads * self.head_dim,
-            "gate_up": self.hidden,
-            "down": self.intermediate,
-        }
-        return {role: GemmShape(sum(parts), k[role]) for role, parts in self.segments.items()}
+        """The matrices of a layer by role: four, parts that share an input fused; or with input norms seven."""
+        k = {"o": self.heads * self.head_dim, "down": self.intermediate}
+        return {role: GemmShape(sum(parts), k.get(role, self.hidden)) for role, parts in self.segments.items()}
+
+    def matrices_of(self, stage: str) -> dict[str, GemmShape]:
+        """The matrices that one step of a layer multiplies: by the fused role, itself or its parts."""
+        return {role: gemm for role, gemm in self.matrices.items() if role in (stage, *APART.get(stage, ()))}
+
+    @property
+    def norms(self) -> dict[str, int]:
+        """The norms of a layer: GGUF name -> length, in the order of the packed file (runtime/model.c)."""
+        attention = self.heads * self.head_dim
+        table = (
+            ("attn_norm", self.hidden, True),
+            ("attn_q_norm_in", self.hidden, self.input_norms),
+            ("attn_k_norm_in", self.hidden, self.input_norms),
+            ("attn_v_norm_in", self.hidden, self.input_norms),
+            ("attn_q_norm", self.head_dim, self.qk_norm),
+            ("attn_k_norm", self.head_dim, self.qk_norm),
+            ("attn_sub_norm", attention, self.sub_norms),
+            ("attn_output_norm_in", attention, self.input_norms),
+            ("post_attention_norm", self.hidden, self.post_norms),
+            ("ffn_norm", self.hidden, True),
+            ("ffn_gate_norm_in", self.hidden, self.input_norms),
+            ("ffn_up_norm_in", self.hidden, self.input_norms),
+            ("ffn_sub_norm", self.intermediate, self.sub_norms),
+            ("ffn_down_norm_in", self.intermediate, self.input_norms),
+            ("post_ffw_norm", self.hidden, self.post_norms),
+        )
+        return {name: length for name, length, has in table if has}
 
 
 @dataclass(frozen=True)
@@ -77,6 +117,32 @@ class Target:
     flags: tuple[str, ...]  # explicit compiler flags, never -march=native
     falls_back: str | None  # the next simpler level, whose templates serve where this has none
     about: str
+
+
+@dataclass(frozen=True)
+class System:
+    """An operating system with its C library: what files are called there, and how they are linked."""
+
+    name: str
+    library: str  # file name of the shared library
+    suffix: str  # of programs
+    shared: tuple[str, ...]  # link flags of a shared library
+    program: tuple[str, ...]  # link flags of a program
+    clang: Literal["never", "native", "sysroot"]  # a system clang serves: there, or elsewhere with BITGEN_SYSROOT too
+    flags: tuple[str, ...] = ()  # of the compiler
+    lacks: tuple[str, ...] = ()  # ISA levels whose registers it is not asked for
+
+
+@dataclass(frozen=True)
+class Platform:
+    """What a library or program is made for: an architecture and a system."""
+
+    arch: str
+    system: System
+    triple: str  # of the compiler
+
+    def __str__(self) -> str:
+        return f"{self.arch}-{self.system.name}"
 
 
 @dataclass(frozen=True)

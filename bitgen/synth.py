@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitgen import gguf_io
+from bitgen.checkpoint import ALL
 from bitgen.errors import FormatError
 from bitgen.spec import ModelShape
 
@@ -39,6 +40,7 @@ class SynthCheckpoint:
     def __init__(self, shape: ModelShape, seed: int = 0) -> None:
         self._shape, self._seed = shape, seed
         self._tensors = gguf_io.tensor_shapes(shape)
+        self._reading = ("", 0, np.random.SFC64())  # a tensor, draws made, the generator that goes on from there
 
     @property
     def shape(self) -> ModelShape:
@@ -64,19 +66,19 @@ class SynthCheckpoint:
         around = np.float32(0.9 + 0.2 * self._uniform(f"{name} scale"))
         return codes.reshape(m, k), float(around / np.float32(((1 - ZERO / 256) * k) ** 0.5))
 
-    def dense(self, name: str) -> npt.NDArray[np.floating[Any]]:
+    def dense(self, name: str, rows: slice = ALL) -> npt.NDArray[np.floating[Any]]:
         """Norms: float32 [n] in 1 ± 0.1. Embedding and head: float16 [vocab, hidden], uniform around 0."""
         dims = self._dims(name)
+        start, stop, _ = rows.indices(dims[0])
         if len(dims) == 1:
-            noise = _bytes(self._bits(name), 2 * dims[0]).view("<i2")
+            noise = _bytes(self._bits(name), 2 * dims[0]).view("<i2")[start:stop]
             return (1 + noise.astype(np.float32) / np.float32(327680)).astype(np.float32)
         spread = np.float32(LOGIT_SPREAD * (3 / self._shape.hidden) ** 0.5 / 32768)
-        values = np.empty(dims[0] * dims[1], np.float16)
-        bits = self._bits(name)
+        values = np.empty((stop - start) * dims[1], np.float16)
         for at in range(0, values.size, _CHUNK):
             piece = values[at : at + _CHUNK]
-            piece[:] = _bytes(bits, 2 * piece.size).view("<i2") * spread
-        return values.reshape(dims)
+            piece[:] = self._noise(name, start * dims[1] + at, piece.size) * spread
+        return values.reshape(-1, dims[1])
 
     def _dims(self, name: str, axes: int | None = None) -> tuple[int, ...]:
         if name not in self._tensors or (axes and not gguf_io.is_ternary(name)):
@@ -86,6 +88,17 @@ class SynthCheckpoint:
     def _bits(self, name: str) -> np.random.SFC64:
         digest = hashlib.sha256(f"{self._seed} {name}".encode()).digest()
         return np.random.SFC64(int.from_bytes(digest[:16], "little"))
+
+    def _noise(self, name: str, start: int, count: int) -> npt.NDArray[np.int16]:
+        """Elements `start` to `start + count` of a tensor's random int16, four to a draw. Reading on costs no more."""
+        first, last = start // 4, -(-(start + count) // 4)
+        reading, drawn, bits = self._reading
+        if reading != name or drawn > first:
+            drawn, bits = 0, self._bits(name)
+        bits.random_raw(first - drawn, output=False)
+        raw = _bytes(bits, 8 * (last - first)).view("<i2")
+        self._reading = (name, last, bits)
+        return raw[start % 4 :][:count]
 
     def _uniform(self, name: str) -> float:
         """A number in [0, 1)."""

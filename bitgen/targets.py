@@ -1,11 +1,12 @@
-"""The instruction-set levels bitgen generates for. Adding one is adding a row."""
+"""What bitgen generates for: instruction-set levels, and platforms. Adding one is adding a row."""
 
 from __future__ import annotations
 
 import platform
+import sysconfig
 
 from bitgen.errors import UnsupportedError
-from bitgen.spec import Target
+from bitgen.spec import Platform, System, Target
 
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
@@ -21,6 +22,7 @@ TARGETS: dict[str, Target] = {
         Target("avx512vnni", "x86_64", _VNNI, "avx2", "AVX-512 with VNNI"),
         Target("avxvnni", "x86_64", (*_AVX2, "-mavxvnni"), "avx2", "AVX2 with the 256-bit VNNI of AVX-VNNI"),
         Target("avx2", "x86_64", _AVX2, "scalar", "AVX2, FMA and F16C"),
+        Target("i8mm", "arm64", ("-mcpu=generic+dotprod+i8mm",), "dotprod", "NEON with smmla and sdot (i8mm, Armv8.6)"),
         Target("dotprod", "arm64", ("-mcpu=generic+dotprod",), "neon", "NEON with sdot (Armv8.2)"),
         Target("neon", "arm64", ("-mcpu=generic",), "scalar", "baseline NEON (Armv8.0)"),
         Target("scalar", "any", (), None, "portable C"),
@@ -28,12 +30,52 @@ TARGETS: dict[str, Target] = {
 }
 """Best first within each architecture; a library lists its levels in this order."""
 
-ARCHES: dict[str, str] = {
-    "x86_64": "x86_64-linux-gnu",
-    "arm64": "aarch64-linux-gnu",
-    "riscv64": "riscv64-linux-gnu",
+_STRIP = ("-Wl,-s",)
+_ELF = ("-shared", "-Wl,-z,defs")
+_AMX_LEVELS = ("amx",)  # tiles are asked of Linux only: templates/probe/amx.c.j2
+
+SYSTEMS: dict[str, System] = {
+    s.name: s
+    for s in (
+        System("linux", "libbitgen.so", "", _ELF, ("-static",), clang="sysroot"),
+        System("musl", "libbitgen.so", "", (*_ELF, *_STRIP), ("-static", *_STRIP), clang="native"),
+        System(
+            *("macos", "libbitgen.dylib", ""),
+            shared=("-dynamiclib", "-Wl,-install_name,@rpath/libbitgen.dylib"),
+            program=(),
+            clang="native",
+            lacks=_AMX_LEVELS,
+        ),
+        System(
+            *("windows", "bitgen.dll", ".exe"),
+            shared=("-shared", "-Wl,--out-implib,bitgen.lib", *_STRIP),  # the import library, for C programs
+            program=("-Wl,--out-implib,bitgen-runner.lib", *_STRIP),
+            clang="never",
+            flags=("-fms-extensions",),  # __try: runtime/os_windows.c
+            lacks=_AMX_LEVELS,
+        ),
+    )
 }
-"""Architecture -> target triple of the compiler."""
+"""Operating system (Linux by its C library: glibc, or musl) -> names and link flags."""
+
+PLATFORMS: dict[tuple[str, str], Platform] = {
+    (arch, system): Platform(arch, SYSTEMS[system], triple)
+    for arch, system, triple in (
+        ("x86_64", "linux", "x86_64-linux-gnu"),
+        ("x86_64", "musl", "x86_64-linux-musl"),
+        ("x86_64", "macos", "x86_64-macos.11.0"),
+        ("x86_64", "windows", "x86_64-windows-gnu"),
+        ("arm64", "linux", "aarch64-linux-gnu"),
+        ("arm64", "musl", "aarch64-linux-musl"),
+        ("arm64", "macos", "aarch64-macos.11.0"),
+        ("arm64", "windows", "aarch64-windows-gnu"),
+        ("riscv64", "linux", "riscv64-linux-gnu"),
+        ("riscv64", "musl", "riscv64-linux-musl"),
+    )
+}
+"""What can be built for. Adding a platform is adding a row."""
+
+ARCHES = tuple(dict.fromkeys(arch for arch, _ in PLATFORMS))
 
 _MACHINES = {
     "x86_64": "x86_64",
@@ -45,18 +87,49 @@ _MACHINES = {
 
 
 def host_arch() -> str:
-    """The architecture of this machine, as a key of ARCHES."""
-    machine = platform.machine().lower()
-    if machine not in _MACHINES:
+    """The architecture of this machine, one of ARCHES."""
+    return arch_of(platform.machine())
+
+
+def arch_of(machine: str) -> str:
+    """The one of ARCHES that `uname -m` means."""
+    if machine.lower() not in _MACHINES:
         raise UnsupportedError(f"unknown machine {machine!r}; known: {', '.join(ARCHES)}")
-    return _MACHINES[machine]
+    return _MACHINES[machine.lower()]
 
 
-def levels(arch: str) -> list[Target]:
-    """Every ISA level of an architecture, best first, the portable fallback last."""
+def host_system() -> str:
+    """The system of this Python, as a key of SYSTEMS."""
+    name = platform.system()
+    if name == "Linux" and "musl" in str(sysconfig.get_config_var("SOABI")):
+        return "musl"
+    return {"Darwin": "macos", "Windows": "windows"}.get(name, "linux")
+
+
+def platform_of(arch: str | None = None, system: str | None = None) -> Platform:
+    """The row of PLATFORMS; by default this host's architecture, and its system where the architecture is its own.
+
+    For another architecture the default is "linux". UnsupportedError lists what there is.
+    """
+    arch = arch or host_arch()
+    system = system or (host_system() if arch == host_arch() else "linux")
+    if (arch, system) in PLATFORMS:
+        return PLATFORMS[arch, system]
     if arch not in ARCHES:
         raise UnsupportedError(f"unknown architecture {arch!r}; known: {', '.join(ARCHES)}")
-    return [t for t in TARGETS.values() if t.arch in (arch, "any")]
+    known = ", ".join(s for a, s in PLATFORMS if a == arch)
+    raise UnsupportedError(f"bitgen does not build for {system!r} on {arch}; systems of {arch}: {known}")
+
+
+def is_host(where: Platform) -> bool:
+    """Whether what is built for a platform runs (and may be compiled natively) on this machine."""
+    return (where.arch, where.system.name) == (host_arch(), host_system())
+
+
+def levels(arch: str, system: str | None = None) -> list[Target]:
+    """Every ISA level of a platform, best first, the portable fallback last."""
+    where = platform_of(arch, system)
+    return [t for t in TARGETS.values() if t.arch in (arch, "any") and t.isa not in where.system.lacks]
 
 
 def fallbacks(isa: str) -> list[str]:

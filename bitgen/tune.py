@@ -15,25 +15,24 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
-from bitgen import compile, library, space, targets
 from bitgen import plan as plans
-from bitgen.engine import binding
-from bitgen.errors import EngineError
-from bitgen.formats import FORMATS
+from bitgen import space
+from bitgen.errors import BitgenError
+from bitgen.lab import PREFILL_TOKENS, Host, Lab, Site
 from bitgen.plan import Decision, Plan
-from bitgen.reference import gemm_int
 from bitgen.spec import GemmShape, KernelSpec, MatrixPlan
 
-PREFILL_TOKENS = 128
 FINALIST_LAYOUTS = 3
 ROUNDS = 5  # timed rounds before each halving, and of the final
+REPEATS = 3  # most often that a race measures rounds again because they disagreed
+SPREAD = 0.15  # rounds disagree when the middle half of a kernel's times spans more than this share of its median
+BUSY = 0.5  # the machine was busy when so many more processes than our threads ran at the start
 
 T = TypeVar("T")
 Effort = Literal["quick", "thorough"]
@@ -43,24 +42,48 @@ Listener = Callable[[str, int, int], None]
 """A progress display is told: stage, done, total."""
 
 
-def race(
-    candidates: Sequence[T], measure: Callable[[T], float], step: Callable[[], None] = lambda: None
-) -> dict[T, float]:
+@dataclass(frozen=True)
+class Race(Generic[T]):
+    """Median seconds of every candidate, and whether the machine stayed too unsteady to trust them."""
+
+    medians: dict[T, float]
+    disturbed: bool
+
+
+def race(candidates: Sequence[T], measure: Callable[[T], float], step: Callable[[], None] = lambda: None) -> Race[T]:
     """Median seconds of every candidate; the slower half leaves after each ROUNDS rounds.
 
-    Pure in `measure`, so recorded times replay a search. Those that left keep the median they left with.
+    Rounds are forgotten and measured again, REPEATS times in a race, where the times of a candidate disagree that is
+    or may be the fastest (its least time says so), or of the first, the reference. Pure in `measure`, so recorded
+    times replay a search. Those that left keep the median they left with.
     """
     samples: dict[T, list[float]] = {c: [] for c in candidates}
-    field = list(candidates)
+    field, repeats, disturbed = list(candidates), REPEATS, False
     while True:
+        latest: dict[T, list[float]] = {c: [] for c in field}
         for _ in range(ROUNDS):
             for candidate in field:
-                samples[candidate].append(measure(candidate))
+                latest[candidate].append(measure(candidate))
+        best = min(map(statistics.median, latest.values()))
+        watched = [c for c in field if min(latest[c]) <= best or c == candidates[0]]
+        unsteady = any(disagree(latest[c]) for c in watched)
+        if unsteady and repeats:
+            repeats -= 1
+            continue
+        disturbed = disturbed or unsteady
+        for candidate, times in latest.items():
+            samples[candidate] += times
         step()
         field.sort(key=lambda c: statistics.median(samples[c]))
         if len(field) <= 2:
-            return {c: statistics.median(times) for c, times in samples.items()}
+            return Race({c: statistics.median(times) for c, times in samples.items()}, disturbed)
         field = field[: math.ceil(len(field) / 2)]
+
+
+def disagree(times: Sequence[float]) -> bool:
+    """Whether the middle half of some times spans more than SPREAD of their median."""
+    low, median, high = statistics.quantiles(times, n=4, method="inclusive")
+    return high - low > SPREAD * median
 
 
 def race_rounds(candidates: int) -> int:
@@ -71,122 +94,40 @@ def race_rounds(candidates: int) -> int:
     return rounds
 
 
-def stream_bytes() -> int:
-    """How much memory decode timing walks through: three times the last-level cache, 256 MiB to 1.5 GiB."""
-    caches = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
-    sizes = [int(file.read_text().strip().rstrip("K")) << 10 for file in caches]
-    return min(max(3 * max(sizes, default=0), 256 << 20), 1536 << 20)
-
-
-class Lab:
-    """A compiled set of candidate kernels of one shape, and the data to run them on.
-
-    Timing streams arbitrary bytes: integer kernels take the same time on any, so all layouts share one buffer.
-    """
-
-    def __init__(
-        self, isa: str, specs: Sequence[KernelSpec], threads: int, progress: Callable[[int, int], None]
-    ) -> None:
-        self._lib = binding.load(library.for_kernels(isa, specs, progress=progress).path)
-        self._isa, self.threads = library.isa_index(self._lib, isa), threads
-        self._index = {spec: i for i, spec in enumerate(specs)}
-        shape = specs[0].shape
-        rng = np.random.default_rng(0)
-        self._codes = rng.integers(-1, 2, (shape.m, shape.k), np.int8)
-        self._q = rng.integers(-127, 128, (PREFILL_TOKENS, shape.k), np.int8)
-        self._stream = np.resize(rng.integers(0, 256, 1 << 20, np.uint8), stream_bytes())
-        self._cursor = 0
-
-    def verify(self, spec: KernelSpec) -> None:
-        """Random and extreme activations against the oracle, all threads; EngineError names a wrong kernel."""
-        n = 1 if spec.op == "gemv" else 5
-        weights = FORMATS[spec.layout.format].pack(self._codes, spec.layout)
-        for q in (
-            self._q[:n],
-            np.full_like(self._q[:n], 127),
-            np.where(self._codes[:n] > 0, np.int8(127), np.int8(-127)),
-        ):
-            y = np.full((n, self._info(spec).m_pad), -1, np.int32)
-            code = self._lib.bg_kernel_run(
-                *(self._isa, self._index[spec], _at("uint8_t *", weights), _at("int8_t *", q)),
-                *(n, _at("int32_t *", y), self.threads),
-            )
-            binding.check(self._lib, code, f"cannot run {spec.symbol}")
-            if not np.array_equal(y[:, : spec.shape.m], gemm_int(self._codes, q)):
-                raise EngineError(
-                    f"kernel {spec.symbol} differs from the oracle; please report it with your CPU's name"
-                )
-
-    def seconds(self, spec: KernelSpec, threads: int | None = None) -> float:
-        """Median seconds of one call: decode on weights that stream from memory, prefill on PREFILL_TOKENS tokens."""
-        n, reps = (1, 24) if spec.op == "gemv" else (PREFILL_TOKENS, 2)
-        size = self._info(spec).weight_bytes
-        copies = max(1, min(reps, len(self._stream) // size))
-        if (self._cursor + copies) * size > len(self._stream):
-            self._cursor = 0
-        start = self._stream[self._cursor * size :]
-        self._cursor += copies
-        out = np.empty(reps)
-        code = self._lib.bg_kernel_time(
-            *(self._isa, self._index[spec], _at("uint8_t *", start), copies, _at("int8_t *", self._q)),
-            *(n, threads or self.threads, reps, _at("double *", out)),
-        )
-        binding.check(self._lib, code, f"cannot time {spec.symbol}")
-        return float(np.median(out))
-
-    def bandwidth(self) -> float:
-        """Sequential read bandwidth in bytes per second with the lab's threads."""
-        out = binding.ffi().new("double *")
-        code = self._lib.bg_read_bandwidth(
-            self._isa, _at("void *", self._stream), len(self._stream), self.threads, 5, out
-        )
-        binding.check(self._lib, code, "cannot measure the read bandwidth")
-        return float(out[0])
-
-    def peak(self) -> float:
-        """Peak integer operations per second of the ISA's dot product with the lab's threads."""
-        out = binding.ffi().new("double *")
-        code = self._lib.bg_peak_ops(self._isa, self.threads, 5, out)
-        binding.check(self._lib, code, "cannot measure the peak of integer operations")
-        return float(out[0])
-
-    def weight_bytes(self, spec: KernelSpec) -> int:
-        """Packed bytes of the matrix, which one decode call reads."""
-        return int(self._info(spec).weight_bytes)
-
-    def _info(self, spec: KernelSpec) -> Any:
-        info = binding.ffi().new("bg_kernel_info *")
-        binding.check(self._lib, self._lib.bg_kernel_get(self._isa, self._index[spec], info), spec.symbol)
-        return info
-
-
-def _at(ctype: str, array: npt.NDArray[Any]) -> Any:
-    return binding.ffi().cast(ctype, array.ctypes.data)
-
-
 def tune(
     shapes: Sequence[GemmShape],
     isa: str,
     threads: int,
     effort: Effort = "quick",
     listener: Listener = lambda *_: None,
+    site: Site | None = None,
+    path: Path | None = None,
 ) -> Plan:
-    """Decide every shape that the host's plan does not decide yet; the plan is saved after each.
+    """Decide every shape that the plan of a site (this host) does not decide yet; the plan is saved after each.
 
-    So an interrupted run resumes where it was, and a second run with nothing changed returns at once.
+    So an interrupted run resumes where it was, and a second run with nothing changed returns at once. What was
+    measured on a disturbed machine is measured again. The plan is kept in `path`, else where builds look for it.
     """
-    path = plans.host_path(isa)
+    site = site or Host()
+    path = path or plans.path_of(site.cpu, isa)
     plan = plans.load(path)
-    compiler = compile.find_compiler(targets.host_arch()).version
-    if plan is None or plan.stamp != plans.template_stamp() or plan.compiler != compiler:
-        plan = Plan(isa, plans.cpu_name(), plans.template_stamp(), compiler)
+    if plan is not None and (plan.isa, plan.cpu) != (isa, site.cpu):
+        raise BitgenError(f"{path} is the plan of {plan.isa} on {plan.cpu}, not {isa} on {site.cpu}; name another file")
+    if plan is None or plan.stamp != plans.template_stamp() or plan.compiler != site.compiler:
+        plan = Plan(isa, site.cpu, plans.template_stamp(), site.compiler, site.basis)
     for shape in dict.fromkeys(shapes):
         known = plan.decisions.get(shape)
-        if known and known.evidence["threads"] == threads and known.evidence["effort"] in (effort, "thorough"):
+        if known and _serves(known.evidence, threads, effort):
             continue
-        plan.decisions[shape] = decide(shape, isa, threads, effort, listener)
+        plan.decisions[shape] = decide(shape, isa, threads, effort, listener, site)
         plans.save(plan, path)
     return plan
+
+
+def _serves(evidence: Mapping[str, Any], threads: int, effort: Effort) -> bool:
+    """Whether a decision need not be made again."""
+    enough = evidence["threads"] == threads and evidence["effort"] in (effort, "thorough")
+    return enough and not evidence.get("disturbed", False)
 
 
 def candidates(shape: GemmShape, isa: str, effort: Effort) -> list[KernelSpec]:
@@ -200,24 +141,35 @@ def candidates(shape: GemmShape, isa: str, effort: Effort) -> list[KernelSpec]:
     return list(dict.fromkeys(found))
 
 
-def decide(shape: GemmShape, isa: str, threads: int, effort: Effort, listener: Listener) -> Decision:
+def decide(shape: GemmShape, isa: str, threads: int, effort: Effort, listener: Listener, site: Site) -> Decision:
     """Race the candidates of one shape; the decision with its evidence."""
-    name = f"{shape.m}x{shape.k}"
-    default = space.default_plan(shape, isa)
-    specs = candidates(shape, isa, effort)
-    lab = Lab(isa, specs, threads, lambda done, total: listener(f"{name} compiling", done, total))
-    for done, spec in enumerate(specs, 1):
-        lab.verify(spec)
-        listener(f"{name} verifying", done, len(specs))
+    name, specs = f"{shape.m}x{shape.k}", candidates(shape, isa, effort)
+    lab = site.lab(isa, specs, threads, lambda done, total: listener(f"{name} compiling", done, total))
+    with closing(lab):
+        for done, spec in enumerate(specs, 1):
+            lab.verify(spec)
+            listener(f"{name} verifying", done, len(specs))
+        decision = _decide(lab, specs, threads, lambda stage, *progress: listener(f"{name} {stage}", *progress))
+    decision.evidence["effort"] = effort
+    decision.evidence["load"] = site.load
+    decision.evidence["disturbed"] |= site.load > threads + BUSY
+    return decision
 
-    def run(stage: str, field: list[KernelSpec]) -> dict[KernelSpec, float]:
+
+def _decide(lab: Lab, specs: Sequence[KernelSpec], threads: int, listener: Listener) -> Decision:
+    """Race verified kernels of one shape, those of the static default first."""
+
+    def run(stage: str, field: list[KernelSpec]) -> Race[KernelSpec]:
         steps = iter(range(1, race_rounds(len(field)) + 1))
-        return race(field, lab.seconds, lambda: listener(f"{name} {stage}", next(steps), race_rounds(len(field))))
+        return race(field, lab.seconds, lambda: listener(stage, next(steps), race_rounds(len(field))))
 
-    decode = run("decode", [s for s in specs if s.op == "gemv"])
+    default_gemv, default_gemm, *_ = specs
+    decoding = run("decode", [s for s in specs if s.op == "gemv"])
+    decode = decoding.medians
     layouts = dict.fromkeys(s.layout for s in sorted(decode, key=decode.__getitem__))
-    finalists = {*list(layouts)[:FINALIST_LAYOUTS], default.layout}
-    prefill = run("prefill", [s for s in specs if s.op == "gemm" and s.layout in finalists])
+    finalists = {*list(layouts)[:FINALIST_LAYOUTS], default_gemv.layout}
+    prefilling = run("prefill", [s for s in specs if s.op == "gemm" and s.layout in finalists])
+    prefill = prefilling.medians
 
     def cost(pair: tuple[KernelSpec, KernelSpec]) -> float:
         return decode[pair[0]] + prefill[pair[1]] / PREFILL_TOKENS
@@ -225,17 +177,16 @@ def decide(shape: GemmShape, isa: str, threads: int, effort: Effort, listener: L
     gemv, gemm = min(((v, g) for v in decode for g in prefill if v.layout == g.layout), key=cost)
     counts = [str(1 << i) for i in range(threads.bit_length()) if 1 << i < threads] + [str(threads)]
     bandwidth = lab.bandwidth()
-    default_gemv, default_gemm = default.specs(shape, isa)
-    operations = 2 * shape.m * shape.k * PREFILL_TOKENS / prefill[gemm]
+    operations = 2 * gemm.shape.m * gemm.shape.k * PREFILL_TOKENS / prefill[gemm]
     rate = lab.weight_bytes(gemv) / decode[gemv]
     evidence = {
         "threads": threads,
-        "effort": effort,
+        "disturbed": decoding.disturbed or prefilling.disturbed,
         "bandwidth_gb_s": bandwidth / 1e9,
         "gemv": {
             "seconds": decode[gemv],
             "default_seconds": decode[default_gemv],
-            "seconds_by_threads": race(counts, lambda count: lab.seconds(gemv, int(count))),
+            "seconds_by_threads": race(counts, lambda count: lab.seconds(gemv, int(count))).medians,
             "gb_s": rate / 1e9,
             "bandwidth_share": rate / bandwidth,
             "tried": {s.symbol: t for s, t in decode.items()},

@@ -42,43 +42,59 @@ static int32_t blind(const state *s, const run *r, int32_t row0, int32_t rows, i
   return skip;
 }
 
+// The first position that a run's row sees: all of them, or as many as the layer's window holds.
+static int32_t first_seen(const state *s, const run *r, int32_t row) {
+  const int32_t first = r->session->position + row / group(s) + 1 - s->window;
+  return first > 0 ? first : 0;
+}
+
+// Of the rows from row0 on, how many see something of this block or an earlier one: the others' windows begin
+// after it.
+static int32_t seeing(const state *s, const run *r, int32_t row0, int32_t rows, int32_t block) {
+  while (rows && first_seen(s, r, row0 + rows - 1) >= (block + 1) * ATTEND_BLOCK)
+    rows--;
+  return rows;
+}
+
 // parts[i] = the partial result of row row0 + i over a block of which each row sees some.
 static void attend_block(const state *s, const run *r, int32_t kv_head, int32_t row0, int32_t rows,
                          int32_t block, float *const *parts) {
   const int32_t d = s->model->config.head_dim, first = block * ATTEND_BLOCK;
-  const float scale = 1.0f / __builtin_sqrtf((float)d), *q[ATTEND_ROWS];
-  int32_t ends[ATTEND_ROWS];
+  const float *q[ATTEND_ROWS];
+  int32_t begins[ATTEND_ROWS], ends[ATTEND_ROWS];
   for (int32_t i = 0; i < rows; i++) {
     const int32_t sees = r->session->position + (row0 + i) / group(s) + 1 - first;
+    const int32_t from = first_seen(s, r, row0 + i) - first;
+    begins[i] = from > 0 ? from : 0;
     ends[i] = sees < ATTEND_BLOCK ? sees : ATTEND_BLOCK;
     q[i] = query_row(s, r, kv_head, row0 + i);
   }
-  s->attention->block(q, ends, rows, d, scale, k_cache(r->session, kv_head), v_cache(r->session, kv_head),
-                      first, parts);
+  s->attention->block(q, begins, ends, rows, d, s->model->attention_scale, k_cache(r->session, kv_head),
+                      v_cache(r->session, kv_head), first, parts);
 }
 
 static void attend_rows(const state *s, const run *r, int32_t kv_head, int32_t row0, int32_t rows,
                         float *scratch) {
   const int32_t d = s->model->config.head_dim, last = r->session->position + (row0 + rows - 1) / group(s);
   float *sums[ATTEND_ROWS], *parts[ATTEND_ROWS];
-  for (int32_t i = 0; i < rows; i++) {
+  for (int32_t i = 0; i < rows; i++)
     sums[i] = scratch + 2 * i * partial_floats(d);
-    parts[i] = sums[i] + partial_floats(d);
-  }
-  attend_block(s, r, kv_head, row0, rows, 0, sums);
-  for (int32_t block = 1; block <= last / ATTEND_BLOCK; block++) {
-    const int32_t skip = blind(s, r, row0, rows, block);
-    attend_block(s, r, kv_head, row0 + skip, rows - skip, block, parts);
-    for (int32_t i = skip; i < rows; i++)
-      s->attention->merge(sums[i], parts[i - skip], d);
+  for (int32_t block = first_seen(s, r, row0) / ATTEND_BLOCK; block <= last / ATTEND_BLOCK; block++) {
+    const int32_t skip = blind(s, r, row0, rows, block), end = seeing(s, r, row0, rows, block);
+    for (int32_t i = skip; i < end; i++) // a row's first block goes to its sum, the others beside it
+      parts[i] = sums[i] + (block > first_seen(s, r, row0 + i) / ATTEND_BLOCK ? partial_floats(d) : 0);
+    attend_block(s, r, kv_head, row0 + skip, end - skip, block, parts + skip);
+    for (int32_t i = skip; i < end; i++)
+      if (parts[i] != sums[i])
+        s->attention->merge(sums[i], parts[i], d);
   }
   for (int32_t i = 0; i < rows; i++)
     s->attention->finish(sums[i], d, query_row(s, r, kv_head, row0 + i));
 }
 
 static void attend_spread(const state *s, const run *r, int32_t kv_head, int32_t block) {
-  const int32_t end = r->n * group(s);
-  for (int32_t row0 = blind(s, r, 0, end, block); row0 < end; row0 += ATTEND_ROWS) {
+  const int32_t end = seeing(s, r, 0, r->n * group(s), block);
+  for (int32_t row0 = blind(s, r, 0, r->n * group(s), block); row0 < end; row0 += ATTEND_ROWS) {
     const int32_t rows = end - row0 < ATTEND_ROWS ? end - row0 : ATTEND_ROWS;
     float *parts[ATTEND_ROWS];
     for (int32_t i = 0; i < rows; i++)
@@ -126,9 +142,10 @@ void merge_blocks(state *s, int32_t t) {
   const int32_t d = s->model->config.head_dim, token = t - r->row0;
   if (!is_spread(r))
     return;
+  const int32_t first = first_seen(s, r, token * group(s)) / ATTEND_BLOCK;
   for (int32_t head = 0; head < s->model->config.heads; head++) {
-    float *sum = partial(s, r, token, head, 0);
-    for (int32_t block = 1; block <= position_of(s, t) / ATTEND_BLOCK; block++)
+    float *sum = partial(s, r, token, head, first);
+    for (int32_t block = first + 1; block <= position_of(s, t) / ATTEND_BLOCK; block++)
       s->attention->merge(sum, partial(s, r, token, head, block), d);
     s->attention->finish(sum, d, query_of(s, t) + (size_t)head * d);
   }

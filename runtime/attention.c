@@ -98,39 +98,41 @@ VEC void value_rows(cache_type type, const int rows, const int vectors, const fl
 }
 
 // One, two or four rows share what they read. All see ends[0] positions; those beyond go row by row.
-VEC void block_rows(cache_type type, const int rows, const float *const *q, const int32_t *ends, int32_t d,
-                    float scale, const uint8_t *k, const uint8_t *v, float *const *part) {
+VEC void block_rows(cache_type type, const int rows, const float *const *q, const int32_t *begins,
+                    const int32_t *ends, int32_t d, float scale, const uint8_t *k, const uint8_t *v,
+                    float *const *part) {
   float p[4 * ATTEND_BLOCK];
   int32_t dp = padded(d);
   score_rows(type, rows, rows == 4 ? FOUR_ROWS : rows == 2 ? 2 : 4, q, k, ends[rows - 1], d, scale, p);
   for (int r = 0; r < rows; r++) {
     memset(part[r], 0, (size_t)dp * sizeof **part);
-    softmax(p + r * ATTEND_BLOCK, ends[r], &part[r][dp], &part[r][dp + 1]);
+    softmax(p + r * ATTEND_BLOCK, begins[r], ends[r], &part[r][dp], &part[r][dp + 1]);
   }
   value_rows(type, rows, rows == 4 ? FOUR_ROWS : 2, p, v, dp, 0, ends[0], part);
   for (int r = 1; r < rows; r++)
     value_rows(type, 1, 2, p + r * ATTEND_BLOCK, v, dp, ends[0], ends[r], part + r);
 }
 
-VEC void block(cache_type type, const float *const *q, const int32_t *ends, int32_t rows, int32_t d,
-               float scale, const uint8_t *kc, const uint8_t *vc, int32_t first, float *const *part) {
+VEC void block(cache_type type, const float *const *q, const int32_t *begins, const int32_t *ends,
+               int32_t rows, int32_t d, float scale, const uint8_t *kc, const uint8_t *vc, int32_t first,
+               float *const *part) {
   const uint8_t *k = kc + (size_t)first * d * width(type), *v = vc + (size_t)first * padded(d) * width(type);
-  for (; rows >= 4; rows -= 4, q += 4, ends += 4, part += 4)
-    block_rows(type, 4, q, ends, d, scale, k, v, part);
-  for (; rows >= 2; rows -= 2, q += 2, ends += 2, part += 2)
-    block_rows(type, 2, q, ends, d, scale, k, v, part);
+  for (; rows >= 4; rows -= 4, q += 4, begins += 4, ends += 4, part += 4)
+    block_rows(type, 4, q, begins, ends, d, scale, k, v, part);
+  for (; rows >= 2; rows -= 2, q += 2, begins += 2, ends += 2, part += 2)
+    block_rows(type, 2, q, begins, ends, d, scale, k, v, part);
   if (rows)
-    block_rows(type, 1, q, ends, d, scale, k, v, part);
+    block_rows(type, 1, q, begins, ends, d, scale, k, v, part);
 }
 
 #define TYPED(type, suffix)                                                                                  \
   static void write_##suffix(const float *k, const float *v, int32_t d, int32_t at, void *kc, void *vc) {    \
     write(type, k, v, d, at, kc, vc);                                                                        \
   }                                                                                                          \
-  static void block_##suffix(const float *const *q, const int32_t *ends, int32_t rows, int32_t d,            \
-                             float scale, const void *kc, const void *vc, int32_t first,                     \
-                             float *const *part) {                                                           \
-    block(type, q, ends, rows, d, scale, kc, vc, first, part);                                               \
+  static void block_##suffix(const float *const *q, const int32_t *begins, const int32_t *ends,              \
+                             int32_t rows, int32_t d, float scale, const void *kc, const void *vc,           \
+                             int32_t first, float *const *part) {                                            \
+    block(type, q, begins, ends, rows, d, scale, kc, vc, first, part);                                       \
   }
 TYPED(F16, f16)
 TYPED(F32, f32)

@@ -94,8 +94,8 @@ VEC void tiles(int32_t rows, const int16_t *a, int32_t row, const int8_t *b, int
 }
 
 // Up to SHARING rows, which walk over the block together.
-static void block_rows(int32_t rows, const float *const *q, const int32_t *ends, int32_t d, float scale,
-                       const int8_t *k, const int8_t *v, float *const *part) {
+static void block_rows(int32_t rows, const float *const *q, const int32_t *begins, const int32_t *ends,
+                       int32_t d, float scale, const int8_t *k, const int8_t *v, float *const *part) {
   const int32_t dp = padded(d), end = ends[rows - 1];
   const float *k_scales = (const float *)(k + ATTEND_BLOCK * d),
               *v_scales = (const float *)(v + ATTEND_BLOCK * dp);
@@ -108,7 +108,7 @@ static void block_rows(int32_t rows, const float *const *q, const int32_t *ends,
   for (int32_t i = 0; i < end; i += LANES)
     tiles(rows, codes, dp, k + i * d, d / 2, factor, v16_load(k_scales + i), p, i);
   for (int32_t r = 0; r < rows; r++) {
-    softmax(p[r], ends[r], &part[r][dp], &part[r][dp + 1]);
+    softmax(p[r], begins[r], ends[r], &part[r][dp], &part[r][dp + 1]);
     for (int32_t i = 0; i < ends[r]; i += LANES)
       v16_store(p[r] + i, v16_load(p[r] + i) * v16_load(v_scales + i));
     int16_t *row = codes + r * ATTEND_BLOCK;
@@ -119,13 +119,13 @@ static void block_rows(int32_t rows, const float *const *q, const int32_t *ends,
     tiles(rows, codes, ATTEND_BLOCK, v + c * ATTEND_BLOCK, (end + 1) / 2, factor, v16_set(1), part, c);
 }
 
-static void block(const float *const *q, const int32_t *ends, int32_t rows, int32_t d, float scale,
-                  const void *kc, const void *vc, int32_t first, float *const *part) {
+static void block(const float *const *q, const int32_t *begins, const int32_t *ends, int32_t rows, int32_t d,
+                  float scale, const void *kc, const void *vc, int32_t first, float *const *part) {
   const int8_t *k = (const int8_t *)kc + first / ATTEND_BLOCK * block_bytes(d),
                *v = (const int8_t *)vc + first / ATTEND_BLOCK * block_bytes(padded(d));
   for (int32_t r = 0; r < rows; r += SHARING) {
     const int32_t some = rows - r < SHARING ? rows - r : SHARING;
-    block_rows(some, q + r, ends + r, d, scale, k, v, part + r);
+    block_rows(some, q + r, begins + r, ends + r, d, scale, k, v, part + r);
   }
 }
 

@@ -10,7 +10,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#pragma GCC visibility push(default)  // everything else in the library is hidden
+// Everything else in the library is hidden.
+#if defined(_WIN32)
+#pragma clang attribute push(__attribute__((dllexport)), apply_to = function)
+#else
+#pragma GCC visibility push(default)
+#endif
 // <cdef>
 enum {
   BG_OK = 0,
@@ -40,11 +45,14 @@ int32_t bg_isa_best(void);                   // the first that runs, or BG_E_ISA
 const char *bg_isa_layout(int32_t isa);      // the layout key its packed model must carry; "" for a bare kernel set
 const char *bg_strerror(int32_t code);
 
-// A model is opened from a packed file; weights stay memory-mapped until bg_close.
+// A model is opened from a packed file (on Windows its path is UTF-8); weights stay memory-mapped until bg_close.
 int32_t bg_open(const char *path, int32_t isa, bg_model **out);
 void bg_close(bg_model *model);
 int32_t bg_vocab(const bg_model *model);
 int32_t bg_context(const bg_model *model);   // the longest context the model was made for
+
+// The tokenizer that a program's file carries beside the model (tokenizer.h), and its size; or NULL.
+const void *bg_vocabulary(const bg_model *model, size_t *bytes);
 
 // Every buffer that forward touches is made when a session opens; forward allocates nothing.
 // cache: BG_CACHE_F16; BG_CACHE_I8, half the bytes (a scale per position and kv head); or BG_CACHE_F32, twice the bytes,
@@ -64,6 +72,10 @@ int32_t bg_forward(bg_session *session, const int32_t *tokens, int32_t n, float 
 // (all == 0), or [sum of lengths][vocab] (all == 1): the same bits as when each runs alone. An error changes nothing.
 int32_t bg_forward_batch(bg_session *const *sessions, int32_t count, const int32_t *tokens, const int32_t *lengths,
                          float *logits, int32_t all);
+
+// The same without the output matrix: states float32 [count][hidden] or [sum of lengths][hidden] after the last norm.
+int32_t bg_states_batch(bg_session *const *sessions, int32_t count, const int32_t *tokens, const int32_t *lengths,
+                        float *states, int32_t all);
 
 // Where forward spends its time: the four products, the steps between them, attention, the head.
 enum bg_step {
@@ -136,6 +148,10 @@ int32_t bg_read_bandwidth(int32_t isa, const void *buffer, size_t bytes, int32_t
 // Peak integer operations per second of the ISA's dot product on registers (two per multiply-add), best of `reps`.
 int32_t bg_peak_ops(int32_t isa, int32_t threads, int32_t reps, double *ops_per_s);
 // </cdef>
+#if defined(_WIN32)
+#pragma clang attribute pop
+#else
 #pragma GCC visibility pop
+#endif
 
 #endif

@@ -206,7 +206,7 @@ int32_t bg_next(bg_session *session, const int32_t *tokens, int32_t n, const bg_
   if (!session || !how || !history || !chosen || count < 1 || count > n || count > CHUNK || n_history < count)
     return BG_E_ARGUMENT;
   state *s = session->state;
-  int32_t code = append(&session, 1, tokens, &n, NULL, count);
+  int32_t code = append(&session, 1, tokens, &n, NULL, NULL, count);
   const uint64_t callers = fp_default();
   for (int32_t done = 0; code == BG_OK && done < count; done += CHOICES) {
     const int32_t some = count - done < CHOICES ? count - done : CHOICES;

@@ -2,40 +2,15 @@
 // machines advertise instructions that trap.
 #include "isa.h"
 
-#include <pthread.h>
-#include <setjmp.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stddef.h>
 
 #include "bitgen.h"
+#include "os.h"
 
 enum { MAX_LEVELS = 32, UNKNOWN = 0, RUNS, TRAPS };
 
 static atomic_int verdicts[MAX_LEVELS]; // the only mutable state of the library: what the probes said
-static pthread_mutex_t probing = PTHREAD_MUTEX_INITIALIZER;
-static _Thread_local sigjmp_buf *escape; // set in the thread that is probing
-
-static void on_sigill(int signal_) {
-  if (escape)
-    siglongjmp(*escape, 1);
-  signal(signal_, SIG_DFL); // not ours: the faulting instruction runs again and ends the program as it should
-}
-
-static int32_t guarded(int32_t (*probe)(void)) {
-  sigjmp_buf here;
-  struct sigaction ours = {.sa_handler = on_sigill}, old;
-  volatile int32_t runs = 0;
-  sigemptyset(&ours.sa_mask);
-  escape = &here;
-  if (sigaction(SIGILL, &ours, &old) == 0) {
-    if (sigsetjmp(here, 1) == 0)
-      runs = probe() == 1;
-    sigaction(SIGILL, &old, NULL);
-  }
-  escape = NULL;
-  return runs;
-}
 
 int32_t bg_isa_count(void) {
   int32_t n = 0;
@@ -53,12 +28,8 @@ const char *bg_isa_layout(int32_t isa) { return at(isa) ? at(isa)->layout : ""; 
 int32_t bg_isa_runs(int32_t isa) {
   if (!at(isa))
     return 0;
-  if (atomic_load(&verdicts[isa]) == UNKNOWN) {
-    pthread_mutex_lock(&probing); // one signal handler at a time
-    if (atomic_load(&verdicts[isa]) == UNKNOWN)
-      atomic_store(&verdicts[isa], guarded(at(isa)->probe) ? RUNS : TRAPS);
-    pthread_mutex_unlock(&probing);
-  }
+  if (atomic_load(&verdicts[isa]) == UNKNOWN)
+    atomic_store(&verdicts[isa], os_runs(at(isa)->name, at(isa)->probe) ? RUNS : TRAPS);
   return atomic_load(&verdicts[isa]) == RUNS;
 }
 

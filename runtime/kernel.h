@@ -25,7 +25,8 @@ typedef struct {
               void *scratch);
 } bg_kernel;
 
-enum { BG_QKV, BG_O, BG_GATE_UP, BG_DOWN, BG_ROLES };
+// The matrices of a layer. q, k and v are one matrix, and so are gate and up, unless each has an input of its own.
+enum { BG_QKV, BG_O, BG_GATE_UP, BG_DOWN, BG_Q, BG_K, BG_V, BG_GATE, BG_UP, BG_ROLES };
 
 typedef struct bg_ops bg_ops;  // the float operations compiled for one ISA: ops.h
 

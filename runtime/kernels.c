@@ -5,6 +5,7 @@
 #include "bitgen.h"
 #include "isa.h"
 #include "ops.h"
+#include "os.h"
 #include "pool.h"
 #include "product.h"
 
@@ -63,8 +64,8 @@ static void multiply(bench *b) {
 
 static void bench_close(bench *b) {
   pool_close(b->pool);
-  free(b->operand);
-  free(b->product.scratch);
+  os_free(b->operand);
+  os_free(b->product.scratch);
 }
 
 static int32_t bench_open(int32_t isa, int32_t index, const uint8_t *w, const int8_t *q, int32_t n,
@@ -81,8 +82,8 @@ static int32_t bench_open(int32_t isa, int32_t index, const uint8_t *w, const in
   int32_t code = pool_open(threads, &b->pool);
   if (code != BG_OK)
     return code;
-  b->operand = aligned_alloc(64, (size_t)n * k->operand_bytes);
-  b->product = (product){k, w, b->operand, n, NULL, aligned_alloc(64, threads * (k->scratch_bytes + 64))};
+  b->operand = os_alloc((size_t)n * k->operand_bytes);
+  b->product = (product){k, w, b->operand, n, NULL, os_alloc(threads * (k->scratch_bytes + 64))};
   if (b->operand && b->product.scratch)
     return BG_OK;
   bench_close(b);

@@ -7,9 +7,9 @@ extern const bg_attention_ops BG_FOR_ISA(bg_attention_f16), BG_FOR_ISA(bg_attent
     BG_FOR_ISA(bg_attention_i8);
 extern const bg_head_ops BG_FOR_ISA(bg_head);
 
-static void widen(const uint16_t *row, int32_t n, float *x) {
+static void widen(const uint16_t *row, int32_t n, float scale, float *x) {
   for (int32_t i = 0; i < n; i += LANES)
-    v16_store(x + i, v16_load_f16(row + i));
+    v16_store(x + i, v16_load_f16(row + i) * v16_set(scale));
 }
 
 static void rmsnorm(const float *x, const float *g, int32_t n, float eps, float *y) {
@@ -19,6 +19,21 @@ static void rmsnorm(const float *x, const float *g, int32_t n, float eps, float 
   float inverse = 1.0f / __builtin_sqrtf(v16_sum(squares) / (float)n + eps);
   for (int32_t i = 0; i < n; i += LANES)
     v16_store(y + i, v16_load(g + i) * (v16_load(x + i) * v16_set(inverse)));
+}
+
+static void rmsnorm_heads(float *x, int32_t heads, int32_t d, const float *g, float eps) {
+  for (int32_t h = 0; h < heads; h++, x += d) {
+    v16 squares = {0};
+    for (int32_t i = 0; i < d; i += LANES) {
+      v16 a = v16_load_part(x + i, d - i);
+      squares = v16_fma(a, a, squares);
+    }
+    float inverse = 1.0f / __builtin_sqrtf(v16_sum(squares) / (float)d + eps);
+    for (int32_t i = 0; i < d; i += LANES) {
+      v16 a = v16_load_part(x + i, d - i) * v16_set(inverse);
+      v16_store_part(x + i, d - i, v16_load(g + i) * a);
+    }
+  }
 }
 
 static float quantise(const float *x, int32_t n, int8_t *q) {
@@ -59,6 +74,15 @@ static void silu(const int32_t *gate, const int32_t *up, int32_t n, float fg, fl
   for (int32_t i = 0; i < n; i += LANES) {
     v16 z = scaled(gate + i, n - i, fg);
     v16_store(y + i, z / (v16_set(1) + v16_exp(-z)) * scaled(up + i, n - i, fu));
+  }
+}
+
+// z (1 + tanh(u)) / 2 with u = sqrt(2 / pi) (z + 0.044715 z^3), which is z / (1 + e^-2u).
+static void gelu(const int32_t *gate, const int32_t *up, int32_t n, float fg, float fu, float *y) {
+  for (int32_t i = 0; i < n; i += LANES) {
+    v16 z = scaled(gate + i, n - i, fg);
+    v16 minus_2u = z * v16_fma(z * z, v16_set(-0x1.2444f2p-4f), v16_set(-0x1.988454p0f));
+    v16_store(y + i, z / (v16_set(1) + v16_exp(minus_2u)) * scaled(up + i, n - i, fu));
   }
 }
 
@@ -126,11 +150,13 @@ static uint64_t read(const uint8_t *p, size_t bytes) {
 const bg_ops BG_FOR_ISA(bg_ops) = {
     .widen = widen,
     .rmsnorm = rmsnorm,
+    .rmsnorm_heads = rmsnorm_heads,
     .quantise = quantise,
     .dequantise = dequantise,
     .add_dequantised = add_dequantised,
     .relu2 = relu2,
     .silu = silu,
+    .gelu = gelu,
     .rope_halves = rope_halves,
     .rope_pairs = rope_pairs,
     .greatest = greatest,

@@ -39,10 +39,10 @@ typedef struct {
   size_t width, beside; // bytes of a cached number; of what is kept beside the numbers of a position
   // Write position `at` from k float [d], v float [d].
   void (*write)(const float *k, const float *v, int32_t d, int32_t at, void *kc, void *vc);
-  // part[r] = partial result of query q[r] float [d] over positions first .. first + ends[r] - 1;
-  // 1 <= ends[0] <= ends[1] ... <= ATTEND_BLOCK, first a multiple of ATTEND_BLOCK.
-  void (*block)(const float *const *q, const int32_t *ends, int32_t rows, int32_t d, float scale,
-                const void *kc, const void *vc, int32_t first, float *const *part);
+  // part[r] = partial result of query q[r] float [d] over positions first + begins[r] .. first + ends[r] - 1;
+  // 0 <= begins[r] < ends[r], 1 <= ends[0] <= ends[1] ... <= ATTEND_BLOCK, first a multiple of ATTEND_BLOCK.
+  void (*block)(const float *const *q, const int32_t *begins, const int32_t *ends, int32_t rows, int32_t d,
+                float scale, const void *kc, const void *vc, int32_t first, float *const *part);
   void (*merge)(float *into, const float *part, int32_t d); // into = the partial result of both
   void (*finish)(const float *part, int32_t d, float *y);   // y float [d] = sum p v / sum p
 } bg_attention_ops;
@@ -58,16 +58,20 @@ typedef struct {
 } bg_head_ops;
 
 struct bg_ops {
-  void (*widen)(const uint16_t *row, int32_t n, float *x); // float16 -> float, n % 16 == 0
+  void (*widen)(const uint16_t *row, int32_t n, float scale,
+                float *x); // x = float16 row times scale, n % 16 == 0
   // y = g x / sqrt(mean(x^2) + eps); x, g, y padded; y may be x
   void (*rmsnorm)(const float *x, const float *g, int32_t n, float eps, float *y);
+  // The same for each head of x float [heads][d], which is not padded, in place; g padded.
+  void (*rmsnorm_heads)(float *x, int32_t heads, int32_t d, const float *g, float eps);
   // q int8 [n] = x s, rounded; returns s = 127 / max(1e-5, max|x|); x padded
   float (*quantise)(const float *x, int32_t n, int8_t *q);
   void (*dequantise)(const int32_t *acc, int32_t n, float f, float *y);      // y = acc f
   void (*add_dequantised)(const int32_t *acc, int32_t n, float f, float *x); // x += acc f
-  // y = act(gate fg) (up fu), act = relu(.)^2 or silu; y padded
+  // y = act(gate fg) (up fu), act = relu(.)^2, silu, or gelu by its tanh formula; y padded
   void (*relu2)(const int32_t *gate, const int32_t *up, int32_t n, float fg, float fu, float *y);
   void (*silu)(const int32_t *gate, const int32_t *up, int32_t n, float fg, float fu, float *y);
+  void (*gelu)(const int32_t *gate, const int32_t *up, int32_t n, float fg, float fu, float *y);
   // Turn pair i of each head of x float [heads][d] by an angle of cosine c[i], sine s[i], i < d / 2: elements
   // (i, i + d / 2), or (2i, 2i + 1).
   void (*rope_halves)(float *x, int32_t heads, int32_t d, const float *c, const float *s);

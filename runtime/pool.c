@@ -2,14 +2,12 @@
 // next one follows at once; then they sleep. Spinning yields: more threads than cores still make progress.
 #include "pool.h"
 
-#include <pthread.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdatomic.h>
-#include <stdlib.h>
 
 #include "bitgen.h"
 #include "fpstate.h"
+#include "os.h"
 
 enum { SPINS = 2000, SPINS_PER_YIELD = 64, STACK_BYTES = 2 << 20 };
 
@@ -93,18 +91,13 @@ void pool_run(pool *p, pool_task *task, void *arg) {
 
 int32_t pool_threads(const pool *p) { return p->threads; }
 
-// Workers take no signals: those belong to the threads of the host program.
 static int32_t start(pool *p, int32_t thread) {
-  sigset_t all, old;
   pthread_attr_t attr;
   p->workers[thread] = (worker){.pool = p, .thread = thread};
   if (pthread_attr_init(&attr))
     return BG_E_THREAD;
   pthread_attr_setstacksize(&attr, STACK_BYTES);
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &old);
-  int failed = pthread_create(&p->workers[thread].id, &attr, work, &p->workers[thread]);
-  pthread_sigmask(SIG_SETMASK, &old, NULL);
+  const int failed = os_thread(&p->workers[thread].id, &attr, work, &p->workers[thread]);
   pthread_attr_destroy(&attr);
   return failed ? BG_E_THREAD : BG_OK;
 }
@@ -113,8 +106,7 @@ int32_t pool_open(int32_t threads, pool **out) {
   *out = NULL;
   if (threads < 1 || threads > MAX_THREADS)
     return BG_E_ARGUMENT;
-  size_t bytes = (sizeof(pool) + (size_t)threads * sizeof(worker) + 63) / 64 * 64;
-  pool *p = aligned_alloc(64, bytes);
+  pool *p = os_alloc(sizeof(pool) + (size_t)threads * sizeof(worker));
   if (!p)
     return BG_E_MEMORY;
   *p = (pool){.threads = threads};
@@ -139,5 +131,5 @@ void pool_close(pool *p) {
     pthread_join(p->workers[i].id, NULL);
   pthread_cond_destroy(&p->wake);
   pthread_mutex_destroy(&p->mutex);
-  free(p);
+  os_free(p);
 }

@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "bitgen.h"
+#include "os.h"
 
 typedef struct {
   const char *isa;
@@ -177,6 +178,7 @@ static int run_kernels(const char *name, const options *o) {
 
 int main(int argc, char **argv) {
   options o;
+  os_program(&argc, &argv);
   if (argc == 2 && strcmp(argv[1], "info") == 0)
     return info();
   if (argc >= 3 && strcmp(argv[1], "logits") == 0)

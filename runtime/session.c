@@ -23,8 +23,17 @@ static float *h_of(const state *s, int32_t t) { return s->h + (size_t)t * s->wid
 static const bg_kernel *kernel(const state *s, int role) {
   return s->n == 1 ? s->model->isa->gemv[role] : s->model->isa->gemm[role];
 }
-static const int32_t *y_of(const state *s, int role, int32_t t) {
-  return s->y + (size_t)t * kernel(s, role)->m_pad;
+static uint8_t *operand_of(const state *s, int role, int32_t t) {
+  return s->operand + s->operand_at[role] + (size_t)t * kernel(s, role)->operand_bytes;
+}
+
+// The rows of a part in its matrix's product, and what they are to be multiplied by.
+static const int32_t *y_of(const state *s, int part, int32_t t) {
+  const bg_part *p = &s->model->parts[part];
+  return s->y + s->y_at[p->role] + (size_t)t * kernel(s, p->role)->m_pad + p->row;
+}
+static float factor(const state *s, int part, int32_t t) {
+  return layer(s)->scales[part] / s->s[t * BG_ROLES + s->model->parts[part].role];
 }
 
 // ---- profile --------------------------------------------------------------------------------------------
@@ -83,38 +92,73 @@ static void each_token(state *s, token_step *step, int timed_as) {
 // x = embedding row; cos and sin of the position
 static void embed(state *s, int32_t t) {
   const bg_header *c = &s->model->config;
-  const int32_t half = c->head_dim / 2;
-  s->ops->widen(s->model->embedding + (size_t)s->tokens[t] * s->hidden_row, s->hidden_row, x_of(s, t));
-  for (int32_t i = 0; i < half; i++)
-    rope_cos_sin((float)position_of(s, t) * s->model->rope_frequency[i], &s->cos[t * half + i],
-                 &s->sin[t * half + i]);
+  const int32_t d = c->head_dim, angles = c->window ? d : d / 2;
+  s->ops->widen(s->model->embedding + (size_t)s->tokens[t] * s->hidden_row, s->hidden_row, c->embedding_scale,
+                x_of(s, t));
+  for (int32_t i = 0; i < angles; i++)
+    rope_cos_sin((float)position_of(s, t) * s->model->rope_frequency[i], &s->cos[t * d + i],
+                 &s->sin[t * d + i]);
 }
 
-// q, s = quantise(row); operand = q as the role's kernel wants it
-static void quantise_for(state *s, int role, int32_t t, const float *row) {
-  const bg_kernel *k = kernel(s, role);
-  int8_t *q = s->q + (size_t)t * k->k;
-  s->s[t] = s->ops->quantise(row, k->k, q);
-  k->prepare(q, 1, s->operand + (size_t)t * k->operand_bytes);
+// y = norm(x) of n elements, where the layer has such a norm
+static void normalise(const state *s, int norm, const float *x, int32_t n, float *y) {
+  if (layer(s)->norms[norm])
+    s->ops->rmsnorm(x, layer(s)->norms[norm], n, s->model->config.norm_eps, y);
+}
+
+// For each matrix of a stage, which may have a norm of its own: q, s = quantise(row); operand = q as its
+// kernel wants it. Where it has, the row is in h, and h has room for another behind it.
+static void quantise_for(state *s, int stage, int32_t t, const float *row) {
+  const bg_stage *of = &bg_stages[stage][s->model->config.input_norms];
+  for (int32_t i = 0; i < of->n; i++) {
+    const int role = of->matrices[i].role, norm = of->matrices[i].norm;
+    const bg_kernel *k = kernel(s, role);
+    int8_t *q = s->q + (size_t)t * k->k;
+    const float *input = row;
+    if (norm >= 0) {
+      float *normed = h_of(s, t) + s->hidden_row;
+      normalise(s, norm, row, k->k, normed);
+      input = normed;
+    }
+    s->s[t * BG_ROLES + role] = s->ops->quantise(input, k->k, q);
+    k->prepare(q, 1, operand_of(s, role, t));
+  }
+}
+
+// x += part's rows, normed where the layer has such a norm
+static void add_to_stream(state *s, int part, int post_norm, int32_t t) {
+  const int32_t n = s->model->config.hidden;
+  float *x = x_of(s, t), *h = h_of(s, t);
+  if (!layer(s)->norms[post_norm]) {
+    s->ops->add_dequantised(y_of(s, part, t), n, factor(s, part, t), x);
+    return;
+  }
+  s->ops->dequantise(y_of(s, part, t), n, factor(s, part, t), h);
+  memset(h + n, 0, (size_t)(s->hidden_row - n) * sizeof *h);
+  normalise(s, post_norm, h, n, h);
+  for (int32_t i = 0; i < n; i++)
+    x[i] += h[i];
 }
 
 // h = norm(x), for q, k and v
 static void enter_attention(state *s, int32_t t) {
-  s->ops->rmsnorm(x_of(s, t), layer(s)->attn_norm, s->model->config.hidden, s->model->config.norm_eps,
-                  h_of(s, t));
+  normalise(s, NORM_ATTENTION, x_of(s, t), s->model->config.hidden, h_of(s, t));
   quantise_for(s, BG_QKV, t, h_of(s, t));
 }
 
-// query = rope(q); cache <- rope(k), v
+// query = rope(norm(q)); cache <- rope(norm(k)), v
 static void split_heads(state *s, int32_t t) {
   const bg_header *c = &s->model->config;
-  const int32_t d = c->head_dim, half = d / 2, heads = c->heads * d, kv = c->kv_heads * d;
-  const float *scales = layer(s)->scales, *cos = s->cos + t * half, *sin = s->sin + t * half;
-  const int32_t *y = y_of(s, BG_QKV, t);
+  const int32_t d = c->head_dim, kv = c->kv_heads * d, angles = t * d + (s->window < INT32_MAX ? d / 2 : 0);
+  const float *cos = s->cos + angles, *sin = s->sin + angles;
   float *q = query_of(s, t), *k = h_of(s, t), *v = k + kv;
-  s->ops->dequantise(y, heads, scales[SCALE_Q] / s->s[t], q);
-  s->ops->dequantise(y + heads, kv, scales[SCALE_K] / s->s[t], k);
-  s->ops->dequantise(y + heads + kv, kv, scales[SCALE_V] / s->s[t], v);
+  s->ops->dequantise(y_of(s, PART_Q, t), c->heads * d, factor(s, PART_Q, t), q);
+  s->ops->dequantise(y_of(s, PART_K, t), kv, factor(s, PART_K, t), k);
+  s->ops->dequantise(y_of(s, PART_V, t), kv, factor(s, PART_V, t), v);
+  if (c->qk_norm) {
+    s->ops->rmsnorm_heads(q, c->heads, d, layer(s)->norms[NORM_Q], c->norm_eps);
+    s->ops->rmsnorm_heads(k, c->kv_heads, d, layer(s)->norms[NORM_K], c->norm_eps);
+  }
   void (*rope)(float *, int32_t, int32_t, const float *, const float *) =
       c->rope_interleaved ? s->ops->rope_pairs : s->ops->rope_halves;
   rope(q, c->heads, d, cos, sin);
@@ -127,71 +171,79 @@ static void split_heads(state *s, int32_t t) {
 
 // x += o; h = norm(x), for gate and up
 static void enter_ffn(state *s, int32_t t) {
-  const bg_header *c = &s->model->config;
-  s->ops->add_dequantised(y_of(s, BG_O, t), c->hidden, layer(s)->scales[SCALE_O] / s->s[t], x_of(s, t));
-  s->ops->rmsnorm(x_of(s, t), layer(s)->ffn_norm, c->hidden, c->norm_eps, h_of(s, t));
+  add_to_stream(s, PART_O, NORM_POST_ATTENTION, t);
+  normalise(s, NORM_FFN, x_of(s, t), s->model->config.hidden, h_of(s, t));
   quantise_for(s, BG_GATE_UP, t, h_of(s, t));
 }
 
-// h = act(gate) up, sub-norm, for down
+// h = norm(act(gate) up), for down
 static void activate(state *s, int32_t t) {
   const bg_header *c = &s->model->config;
-  const float gate = layer(s)->scales[SCALE_GATE] / s->s[t], up = layer(s)->scales[SCALE_UP] / s->s[t];
-  const int32_t *y = y_of(s, BG_GATE_UP, t);
+  void (*const act[])(const int32_t *, const int32_t *, int32_t, float, float,
+                      float *) = {s->ops->silu, s->ops->relu2, s->ops->gelu};
   float *h = h_of(s, t);
-  (c->activation ? s->ops->relu2 : s->ops->silu)(y, y + c->intermediate, c->intermediate, gate, up, h);
-  if (c->sub_norms)
-    s->ops->rmsnorm(h, layer(s)->ffn_sub_norm, c->intermediate, c->norm_eps, h);
+  act[c->activation](y_of(s, PART_GATE, t), y_of(s, PART_UP, t), c->intermediate, factor(s, PART_GATE, t),
+                     factor(s, PART_UP, t), h);
+  normalise(s, NORM_DOWN_IN, h, c->intermediate, h);
   quantise_for(s, BG_DOWN, t, h);
 }
 
 // x += down
-static void leave_ffn(state *s, int32_t t) {
-  s->ops->add_dequantised(y_of(s, BG_DOWN, t), s->model->config.hidden,
-                          layer(s)->scales[SCALE_DOWN] / s->s[t], x_of(s, t));
-}
+static void leave_ffn(state *s, int32_t t) { add_to_stream(s, PART_DOWN, NORM_POST_FFN, t); }
 
 // ---- products -------------------------------------------------------------------------------------------
 
 _Static_assert((int)BG_STEP_QKV == BG_QKV && (int)BG_STEP_O == BG_O && (int)BG_STEP_GATE_UP == BG_GATE_UP &&
                    (int)BG_STEP_DOWN == BG_DOWN,
-               "a product's step is its role");
+               "a stage's step is its number");
 
-// y int32 [n][m_pad] = W q
-static void multiply(state *s, int role) {
-  const bg_layer *l = layer(s);
-  const uint8_t *const packed[BG_ROLES] = {
-      [BG_QKV] = l->qkv, [BG_O] = l->o, [BG_GATE_UP] = l->gate_up, [BG_DOWN] = l->down};
-  product p = {kernel(s, role), packed[role], s->operand, s->n, s->y, s->work};
-  pool_run(s->pool, product_share, &p);
-  lap(s, role);
+// y int32 [n][m_pad] = W q, for each matrix of a stage
+static void multiply(state *s, int stage) {
+  const bg_stage *of = &bg_stages[stage][s->model->config.input_norms];
+  for (int32_t i = 0; i < of->n; i++) {
+    const int role = of->matrices[i].role;
+    product p = {kernel(s, role), layer(s)->packed[role], operand_of(s, role, 0), s->n, s->y + s->y_at[role],
+                 s->work};
+    pool_run(s->pool, product_share, &p);
+  }
+  lap(s, stage);
 }
 
-// query = the heads' contexts; sub-norm, where the model has one, over all of them
+// query = the heads' contexts; the norm over all of them
 static void leave_attention(state *s, int32_t t) {
   const bg_header *c = &s->model->config;
   float *context = query_of(s, t);
   merge_blocks(s, t);
-  if (c->sub_norms)
-    s->ops->rmsnorm(context, layer(s)->attn_sub_norm, c->heads * c->head_dim, c->norm_eps, context);
+  normalise(s, NORM_O_IN, context, c->heads * c->head_dim, context);
   quantise_for(s, BG_O, t, context);
 }
 
-// h [n_logits][hidden_row] = norm(x), of the rows whose logits are wanted
+// h [n_logits][hidden_row] = norm(x), of the rows whose logits or states are wanted
 static void final_norm(state *s, int32_t t) {
   const bg_header *c = &s->model->config;
-  if (s->logits_of[t] >= 0)
-    s->ops->rmsnorm(x_of(s, t), s->model->output_norm, c->hidden, c->norm_eps,
-                    s->h + (size_t)s->logits_of[t] * s->hidden_row);
+  const int32_t i = s->logits_of[t];
+  if (i < 0)
+    return;
+  float *h = s->h + (size_t)i * s->hidden_row;
+  s->ops->rmsnorm(x_of(s, t), s->model->output_norm, c->hidden, c->norm_eps, h);
+  if (s->states)
+    memcpy(s->states + (size_t)i * c->hidden, h, (size_t)c->hidden * sizeof *h);
 }
 
 // ---- the forward pass -----------------------------------------------------------------------------------
 
+// Positions that a token sees in a layer; INT32_MAX: all.
+static int32_t window_of(const bg_header *c, int32_t layer) {
+  return c->window && (layer + 1) % c->window_period ? c->window : INT32_MAX;
+}
+
 static void forward_chunk(state *s) {
+  const bg_header *c = &s->model->config;
   if (s->profiling)
     s->lap_began = nanoseconds();
   each_token(s, embed, BG_STEP_EMBED);
-  for (s->layer = 0; s->layer < s->model->config.layers; s->layer++) {
+  for (s->layer = 0; s->layer < c->layers; s->layer++) {
+    s->window = window_of(c, s->layer);
     each_token(s, enter_attention, BG_STEP_ENTER_ATTENTION);
     multiply(s, BG_QKV);
     each_token(s, split_heads, BG_STEP_SPLIT_HEADS);
@@ -217,7 +269,7 @@ static void forward_chunk(state *s) {
 // Append to the chunk up to `left` tokens of a session, of whose last ones `last` are to have logits.
 static int32_t append_run(state *s, bg_session *session, int32_t left, int32_t last) {
   int32_t n = left < CHUNK - s->n ? left : CHUNK - s->n;
-  if (!s->logits && n < left && left - n < last) // their states are to stay together
+  if (!s->logits && !s->states && n < left && left - n < last) // their states are to stay together
     n = left - last;
   run *r = &s->runs[s->n_runs];
   *r = (run){.session = session, .row0 = s->n, .n = n};
@@ -238,6 +290,8 @@ static void forward_and_advance(state *s) {
   s->tokens += s->n;
   if (s->logits)
     s->logits += (size_t)s->n_logits * s->model->config.vocab;
+  if (s->states)
+    s->states += (size_t)s->n_logits * s->model->config.hidden;
   s->n = s->n_runs = s->n_logits = 0;
 }
 
@@ -264,7 +318,7 @@ static int32_t check_batch(bg_session *const *sessions, int32_t count, const int
 }
 
 int32_t append(bg_session *const *sessions, int32_t count, const int32_t *tokens, const int32_t *lengths,
-               float *logits, int32_t last) {
+               float *logits, float *states, int32_t last) {
   const int32_t code = check_batch(sessions, count, tokens, lengths);
   if (code != BG_OK)
     return code;
@@ -272,6 +326,7 @@ int32_t append(bg_session *const *sessions, int32_t count, const int32_t *tokens
   state *s = sessions[0]->state;
   s->tokens = tokens;
   s->logits = logits;
+  s->states = states;
   for (int32_t i = 0; i < count; i++)
     for (int32_t left = lengths[i]; left;) {
       left -= append_run(s, sessions[i], left, last);
@@ -284,7 +339,14 @@ int32_t append(bg_session *const *sessions, int32_t count, const int32_t *tokens
 
 int32_t bg_forward_batch(bg_session *const *sessions, int32_t count, const int32_t *tokens,
                          const int32_t *lengths, float *logits, int32_t all) {
-  return append(sessions, count, tokens, lengths, logits, !logits ? 0 : all ? INT32_MAX : 1);
+  return append(sessions, count, tokens, lengths, logits, NULL, !logits ? 0 : all ? INT32_MAX : 1);
+}
+
+int32_t bg_states_batch(bg_session *const *sessions, int32_t count, const int32_t *tokens,
+                        const int32_t *lengths, float *states, int32_t all) {
+  if (!states)
+    return BG_E_ARGUMENT;
+  return append(sessions, count, tokens, lengths, NULL, states, all ? INT32_MAX : 1);
 }
 
 int32_t bg_forward(bg_session *session, const int32_t *tokens, int32_t n, float *logits, int32_t all) {
@@ -314,6 +376,34 @@ static void release(arena *a) {
 }
 
 static int32_t most(int32_t a, int32_t b) { return a > b ? a : b; }
+static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
+
+// Numbers of y, bytes of operand, bytes of each thread's scratch, that any stage needs.
+typedef struct {
+  size_t y, operand, work;
+} products_size;
+
+// The matrices of a stage lie side by side in y and operand; the stages share them.
+static products_size place_products(state *s) {
+  products_size all = {0, 0, 0};
+  for (int stage = 0; stage < STAGES; stage++) {
+    const bg_stage *of = &bg_stages[stage][s->model->config.input_norms];
+    size_t y = 0, operand = 0;
+    for (int32_t i = 0; i < of->n; i++) {
+      const int role = of->matrices[i].role;
+      const bg_kernel *one = s->model->isa->gemv[role], *many = s->model->isa->gemm[role];
+      s->y_at[role] = y;
+      s->operand_at[role] = operand;
+      y += (size_t)CHUNK * (size_t)most(one->m_pad, many->m_pad);
+      operand += (size_t)CHUNK * larger(one->operand_bytes, many->operand_bytes);
+      s->q_row = most(s->q_row, one->k);
+      all.work = larger(all.work, larger(one->scratch_bytes, many->scratch_bytes));
+    }
+    all.y = larger(all.y, y);
+    all.operand = larger(all.operand, operand);
+  }
+  return all;
+}
 
 // Sizes are bounded by what bg_open admits: no product here overflows 64 bits.
 static int32_t allocate_state(state *s) {
@@ -321,30 +411,20 @@ static int32_t allocate_state(state *s) {
   const int32_t d = c->head_dim;
   s->hidden_row = padded(c->hidden);
   s->query_row = padded(c->heads * d);
-  s->wide_row = most(most(s->hidden_row, padded(2 * c->kv_heads * d)), padded(c->intermediate));
-  size_t work = 0;
-  for (int role = 0; role < BG_ROLES; role++) {
-    const bg_kernel *pair[] = {s->model->isa->gemv[role], s->model->isa->gemm[role]};
-    for (int i = 0; i < 2; i++) {
-      s->q_row = most(s->q_row, pair[i]->k);
-      s->y_row = most(s->y_row, pair[i]->m_pad);
-      if (pair[i]->operand_bytes > s->operand_row)
-        s->operand_row = pair[i]->operand_bytes;
-      if (pair[i]->scratch_bytes > work)
-        work = pair[i]->scratch_bytes;
-    }
-  }
+  s->wide_row =
+      most(most((1 + c->input_norms) * s->hidden_row, padded(2 * c->kv_heads * d)), padded(c->intermediate));
+  const products_size size = place_products(s);
   arena *a = &s->arena;
   s->x = zeros(a, CHUNK, s->hidden_row * sizeof *s->x);
   s->query = zeros(a, CHUNK, s->query_row * sizeof *s->query);
   s->h = zeros(a, CHUNK, s->wide_row * sizeof *s->h);
   s->q = zeros(a, CHUNK, s->q_row);
-  s->s = zeros(a, CHUNK, sizeof *s->s);
-  s->operand = zeros(a, CHUNK, s->operand_row);
-  s->y = zeros(a, CHUNK, s->y_row * sizeof *s->y);
-  s->work = zeros(a, pool_threads(s->pool), work);
-  s->cos = zeros(a, CHUNK, d / 2 * sizeof *s->cos);
-  s->sin = zeros(a, CHUNK, d / 2 * sizeof *s->sin);
+  s->s = zeros(a, CHUNK, BG_ROLES * sizeof *s->s);
+  s->operand = zeros(a, 1, size.operand);
+  s->y = zeros(a, size.y, sizeof *s->y);
+  s->work = zeros(a, pool_threads(s->pool), size.work);
+  s->cos = zeros(a, CHUNK, d * sizeof *s->cos);
+  s->sin = zeros(a, CHUNK, d * sizeof *s->sin);
   s->scratch = zeros(a, (uint64_t)pool_threads(s->pool) * 2 * ATTEND_ROWS, partial_floats(d) * sizeof(float));
   s->scores = zeros(a, c->vocab, sizeof *s->scores);
   s->order = zeros(a, c->vocab, sizeof *s->order);

@@ -52,29 +52,30 @@ struct state {
   // The chunk in flight
   int32_t n; // rows
   int32_t layer;
+  int32_t window;        // positions that a token sees in this layer
   const int32_t *tokens; // [n]
   run runs[CHUNK];
   int32_t n_runs;
   int32_t run_of[CHUNK];    // the run of each row
   int32_t logits_of[CHUNK]; // the index of each row's logits, or -1
   int32_t n_logits;
-  float *logits;        // [n_logits][vocab]
+  float *logits;        // [n_logits][vocab], or NULL
+  float *states;        // [n_logits][hidden] instead, or NULL
   atomic_int next_unit; // of attention, that no thread has taken yet
 
   // Sizes of rows
   int32_t hidden_row, query_row, wide_row, q_row; // of x, query, h and q
-  int32_t y_row;
-  size_t operand_row;
+  size_t y_at[BG_ROLES], operand_at[BG_ROLES];    // where the role's rows begin in y and operand
 
   // [CHUNK] rows each
   float *x;         // [hidden_row] the residual stream
   float *query;     // [query_row] the queries of all heads, then what attention makes of them
   float *h;         // [wide_row] the input of the next product; in the end [n_logits][hidden_row]
   int8_t *q;        // [q_row] h in int8, rows packed as the product's k
-  float *s;         // its scale: q = h s
-  uint8_t *operand; // [operand_row] q as the kernel wants it
-  int32_t *y;       // [y_row] the product
-  float *cos, *sin; // [head_dim / 2] of the token's position
+  float *s;         // [BG_ROLES] its scale: q = h s
+  uint8_t *operand; // q as the kernels want it, for each role of a stage
+  int32_t *y;       // the products of a stage
+  float *cos, *sin; // [head_dim / 2] of the token's position; then the same for layers with a window
 
   uint8_t *work;  // [threads] what a kernel asks for as scratch
   float *scratch; // [threads][2 * ATTEND_ROWS] partial results
@@ -119,10 +120,10 @@ int32_t attend_units(const run *r); // of work that a run is divided into
 void attend(state *s);
 void merge_blocks(state *s, int32_t t);
 
-// bg_forward_batch for the last `last` tokens of each session: their logits, or where `logits` is NULL (then
-// of one session and last <= CHUNK) their normed states, in h [last][hidden_row].
+// bg_forward_batch for the last `last` tokens of each session: their logits, or their normed states, or where
+// both are NULL (then of one session and last <= CHUNK) these states in h [last][hidden_row].
 int32_t append(bg_session *const *sessions, int32_t count, const int32_t *tokens, const int32_t *lengths,
-               float *logits, int32_t last);
+               float *logits, float *states, int32_t last);
 
 void lap(state *s, int step); // a step (enum bg_step) has ended, the next begins
 

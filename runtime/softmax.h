@@ -6,20 +6,27 @@
 #include "ops.h"
 #include "vec.h"
 
-// The first `end` scores become p = exp(score - top); the rest of the last vector 0.
-static void softmax(float *scores, int32_t end, float *top, float *sum) {
-  int32_t whole = end / LANES * LANES;
-  v16i inside = v16i_iota() < v16i_set(end - whole);
+// Scores begin .. end - 1 become p = exp(score - top); those before, and the rest of the last vector, 0.
+static void softmax(float *scores, int32_t begin, int32_t end, float *top, float *sum) {
+  const int32_t whole = end / LANES * LANES, first = begin / LANES * LANES;
+  const v16i inside = v16i_iota() < v16i_set(end - whole), seen = v16i_iota() >= v16i_set(begin - first);
+  const v16 never = v16_set(-__builtin_inff());
   if (end > whole)
-    v16_store(scores + whole, v16_select(inside, v16_load(scores + whole), v16_set(-__builtin_inff())));
-  v16 most = v16_set(-__builtin_inff()), total = {0};
-  for (int32_t i = 0; i < end; i += LANES)
+    v16_store(scores + whole, v16_select(inside, v16_load(scores + whole), never));
+  if (begin > first)
+    v16_store(scores + first, v16_select(seen, v16_load(scores + first), never));
+  v16 most = never, total = {0};
+  for (int32_t i = first; i < end; i += LANES)
     most = v16_max(v16_load(scores + i), most);
   *top = v16_hmax(most);
-  for (int32_t i = 0; i < end; i += LANES) {
+  for (int32_t i = 0; i < first; i += LANES)
+    v16_store(scores + i, v16_set(0));
+  for (int32_t i = first; i < end; i += LANES) {
     v16 p = v16_exp(v16_load(scores + i) - v16_set(*top));
     if (i == whole)
       p = v16_select(inside, p, v16_set(0));
+    if (i == first)
+      p = v16_select(seen, p, v16_set(0));
     total = total + p;
     v16_store(scores + i, p);
   }

@@ -59,6 +59,14 @@ VEC v16i v16i_load_part(const int32_t *p, int32_t n) {
   memcpy(&a, p, (n < LANES ? (size_t)n : LANES) * sizeof *p);
   return a;
 }
+VEC v16 v16_load_part(const float *p, int32_t n) {
+  v16 a = {0};
+  memcpy(&a, p, (n < LANES ? (size_t)n : LANES) * sizeof *p);
+  return a;
+}
+VEC void v16_store_part(float *p, int32_t n, v16 a) {
+  memcpy(p, &a, (n < LANES ? (size_t)n : LANES) * sizeof *p);
+}
 
 VEC v8 v16_low(v16 a) { return __builtin_shufflevector(a, a, 0, 1, 2, 3, 4, 5, 6, 7); }
 VEC v8 v16_high(v16 a) { return __builtin_shufflevector(a, a, 8, 9, 10, 11, 12, 13, 14, 15); }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy loads: its threads only contend on small models
 
+import numpy as np
 import pytest
 
 REPO = Path(__file__).resolve().parent.parent
@@ -18,6 +19,15 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["BITGEN_CACHE"] = str(config.cache.mkdir("bitgen"))
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What tests put on record, such as how far logits are from those of transformers: the README's table of models."""
+    passed = terminalreporter.stats.get("passed", [])
+    lines = [f"{r.nodeid}: {key} {value}" for r in passed if r.when == "call" for key, value in r.user_properties]
+    if lines:
+        terminalreporter.section("on record")
+        terminalreporter.write_line("\n".join(lines))
+
+
 @pytest.fixture(scope="session")
 def fixtures() -> Path:
     """Files written by other engines: BITGEN_FIXTURES, or the folder beside the checkout."""
@@ -25,3 +35,9 @@ def fixtures() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no fixtures at {folder}; BITGEN_FIXTURES names another folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def foreign() -> dict[str, np.ndarray]:
+    """Tensors that other engines wrote, by "name/part": their bytes, the weights they hold, tiles of TL1 and TL2."""
+    return dict(np.load(Path(__file__).parent / "data" / "foreign.npz"))

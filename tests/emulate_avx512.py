@@ -204,7 +204,7 @@ class Elf:
 def _machine() -> Elf:
     """The compiled machine: position-independent, without relocations."""
     compiler = compile.find_compiler("x86_64")
-    flags = compiler.target_flags("x86_64", "musl" if compiler.zig else "gnu")
+    flags = compiler.target_flags("x86_64", "musl" if compiler.zig else None)
     sources = [SOURCES / "machine.c", SOURCES / "rom.S"]
     stamp = repr((compiler.version, flags, COMPILE, [file.read_text() for file in sources]))
     kept = compile.cache_root() / "machine" / hashlib.sha256(stamp.encode()).hexdigest()[:16]

@@ -28,7 +28,7 @@ from bitgen.spec import KernelSpec
 
 HERE = Path(__file__).parent
 IN_C = ("amx", "avxvnni")  # levels whose every addition to the one below is in instructions.h
-QEMU_CPU = {"dotprod": "cortex-a76"}  # for other ARM levels the baseline, which traps what it lacks
+QEMU_CPU = {"i8mm": "max", "dotprod": "cortex-a76"}  # for other ARM levels the baseline, which traps what it lacks
 
 
 class Unavailable(Exception):
@@ -55,7 +55,7 @@ class Job:
 def run(isa: str, jobs: Sequence[Job]) -> list[list[npt.NDArray[np.int32]]]:
     """y int32 [n, m_pad] of every run of every job. Unavailable when this machine has no way to."""
     specs = tuple(dict.fromkeys(job.spec for job in jobs))
-    return answers(_command(isa, specs), isa, jobs, specs)
+    return answers(command(isa, specs), isa, jobs, specs)
 
 
 def answers(
@@ -86,7 +86,7 @@ def _words(jobs: Iterable[Job], specs: Sequence[KernelSpec]) -> Iterable[bytes]:
             yield struct.pack("<2i", len(each.q), each.splits) + each.q.tobytes()
 
 
-def _command(isa: str, specs: Sequence[KernelSpec]) -> list[str]:
+def command(isa: str, specs: Sequence[KernelSpec]) -> list[str]:
     """What runs the kernels here: the program itself, or an emulator before it."""
     below = targets.target(isa).falls_back
     try:

@@ -49,7 +49,7 @@ def fma(a: Any, b: Any, c: Any) -> FloatArray:
 def lanes(x: FloatArray) -> FloatArray:
     """[..., n] -> [..., ceil(n / 16), 16], zeros after the last."""
     x = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % LANES)])
-    return x.reshape(*x.shape[:-1], -1, LANES)
+    return x.reshape(*x.shape[:-1], x.shape[-1] // LANES, LANES)
 
 
 def tree(a: FloatArray) -> FloatArray:
@@ -83,6 +83,12 @@ def exp(x: FloatArray) -> FloatArray:
 def silu(x: FloatArray) -> FloatArray:
     """x / (1 + e^-x)."""
     return x / (F32(1) + exp(-x))
+
+
+def gelu(x: FloatArray) -> FloatArray:
+    """x (1 + tanh(u)) / 2 = x / (1 + e^-2u), u = sqrt(2 / pi) (x + 0.044715 x^3)."""
+    c = 2 * (2 / np.pi) ** 0.5
+    return x / (F32(1) + exp(x * fma(x * x, F32(-c * 0.044715), F32(-c))))
 
 
 def half(x: FloatArray) -> npt.NDArray[np.uint16]:
@@ -128,11 +134,13 @@ def merge(a: tuple[Any, Any, Any], b: tuple[Any, Any, Any]) -> tuple[Any, Any, A
 
 
 def attend_block(
-    q: FloatArray, k: FloatArray, v: FloatArray, sees: npt.NDArray[np.int64], cache: Cache
+    q: FloatArray, k: FloatArray, v: FloatArray, begins: Any, ends: Any, cache: Cache, scale: float = 0
 ) -> tuple[Any, Any, Any]:
-    """sum p v [n, heads, d], sum p and the greatest score [n, heads] of rows q that see the first `sees` of k."""
+    """sum p v [n, heads, d], sum p and the greatest score [n, heads] of rows q that see k from begins to ends."""
     n, heads, d = q.shape
-    scale, visible = F32(1) / np.sqrt(F32(d)), np.arange(len(k)) < sees[:, None, None]
+    scale = F32(scale) or F32(1) / np.sqrt(F32(d))
+    begins, ends = (np.reshape(a, (-1, 1, 1)) for a in (begins, ends))
+    visible = (np.arange(len(k)) >= begins) & (np.arange(len(k)) < ends)
     if cache == "f16":
         k, v = (half(t).view(np.float16).astype(F32) for t in (k, v))
     if cache == "int8":
@@ -159,49 +167,64 @@ def attend_block(
     return out, tree(total), top
 
 
-def attention(q: FloatArray, k: FloatArray, v: FloatArray, cache: Cache) -> FloatArray:
+def attention(
+    q: FloatArray, k: FloatArray, v: FloatArray, cache: Cache, scale: float = 0, window: int = 0
+) -> FloatArray:
     """Causal attention, block by block of absolute positions, blocks merged in order -> [n, heads * d]."""
     n, heads, d = q.shape
     k, v = (np.repeat(t, heads // t.shape[1], axis=1) for t in (k, v))
-    out, total, top = attend_block(q, k[:ATTEND_BLOCK], v[:ATTEND_BLOCK], np.arange(n) + 1, cache)
-    for first in range(ATTEND_BLOCK, n, ATTEND_BLOCK):
-        rows, cut = slice(first, None), slice(first, first + ATTEND_BLOCK)
-        part = attend_block(q[rows], k[cut], v[cut], np.arange(n - first) + 1, cache)
-        out[rows], total[rows], top[rows] = merge((out[rows], total[rows], top[rows]), part)
+    out, total, top = np.empty((n, heads, d), F32), np.empty((n, heads), F32), np.empty((n, heads), F32)
+    ends = np.arange(n) + 1
+    begins = np.maximum(ends - (window or n), 0)
+    for first in range(0, n, ATTEND_BLOCK):
+        cut, came = slice(first, first + ATTEND_BLOCK), ends > first
+        for rows, old in (
+            (came & (begins // ATTEND_BLOCK == first // ATTEND_BLOCK), False),
+            (came & (begins < first), True),
+        ):
+            part = attend_block(q[rows], k[cut], v[cut], (begins - first)[rows], (ends - first)[rows], cache, scale)
+            if old:
+                part = merge((out[rows], total[rows], top[rows]), part)
+            out[rows], total[rows], top[rows] = part
     return (out / total[..., None]).reshape(n, heads * d)
 
 
-def logits(checkpoint: SynthCheckpoint, tokens: Sequence[int], cache: Cache = "f16") -> FloatArray:
-    """float32 [n, vocab], bit for bit what the runtime gives with an f16 head and a KV cache of type `cache`."""
+def states(checkpoint: SynthCheckpoint, tokens: Sequence[int], cache: Cache = "f16") -> FloatArray:
+    """float32 [n, hidden] after the last norm, bit for bit what the runtime gives with a KV cache of type `cache`."""
     s, n = checkpoint.shape, len(tokens)
-    embedding = checkpoint.dense("token_embd.weight").astype(np.float16).astype(F32)
-    x = embedding[np.asarray(tokens)]
+    x = checkpoint.dense("token_embd.weight").astype(np.float16).astype(F32)[np.asarray(tokens)]
+    x = x * F32(s.embedding_scale)
+    act = {"relu2": lambda z: np.square(np.maximum(z, F32(0))), "silu": silu, "gelu_tanh": gelu}[s.activation]
     for layer in range(s.layers):
+        local = bool(s.window) and (layer + 1) % s.window_period != 0
+        theta, window = (s.window_theta, s.window) if local else (s.rope_theta, 0)
 
         def norm(name: str, x: FloatArray, layer: int = layer) -> FloatArray:
+            if name not in s.norms:
+                return x
             return rms_norm(x, checkpoint.dense(f"blk.{layer}.{name}.weight").astype(F32), s.norm_eps)
 
-        def linear(names: Sequence[str], x: FloatArray, layer: int = layer) -> list[FloatArray]:
-            q, scale = quantise(x)
-            parts = [checkpoint.ternary(f"blk.{layer}.{name}.weight") for name in names]
-            return [gemm_int(codes, q).astype(F32) * (F32(a) / scale)[:, None] for codes, a in parts]
+        def linear(name: str, x: FloatArray, layer: int = layer) -> FloatArray:
+            q, scale = quantise(norm(f"{name}_norm_in", x))
+            codes, a = checkpoint.ternary(f"blk.{layer}.{name}.weight")
+            return gemm_int(codes, q).astype(F32) * (F32(a) / scale)[:, None]
 
-        qkv = linear(("attn_q", "attn_k", "attn_v"), norm("attn_norm", x))
-        q, k, v = (t.reshape(n, -1, s.head_dim) for t in qkv)
-        q, k = (rope(t, s.rope_theta, s.rope_interleaved) for t in (q, k))
-        context = attention(q, k, v, cache)
-        if s.sub_norms:
-            context = norm("attn_sub_norm", context)
-        x = x + linear(("attn_output",), context)[0]
-        gate, up = linear(("ffn_gate", "ffn_up"), norm("ffn_norm", x))
-        relu = np.maximum(gate, F32(0))
-        inner = relu * relu * up if s.activation == "relu2" else silu(gate) * up
-        if s.sub_norms:
-            inner = norm("ffn_sub_norm", inner)
-        x = x + linear(("ffn_down",), inner)[0]
-    x = rms_norm(x, checkpoint.dense("output_norm.weight").astype(F32), s.norm_eps)
-    head = embedding if s.tied else checkpoint.dense("output.weight").astype(np.float16).astype(F32)
-    return np.stack([dot(row, head) for row in x])
+        h = norm("attn_norm", x)
+        q, k, v = (linear(name, h).reshape(n, -1, s.head_dim) for name in ("attn_q", "attn_k", "attn_v"))
+        q, k = (rope(norm(name, t), theta, s.rope_interleaved) for name, t in (("attn_q_norm", q), ("attn_k_norm", k)))
+        context = norm("attn_sub_norm", attention(q, k, v, cache, s.attention_scale, window))
+        x = x + norm("post_attention_norm", linear("attn_output", context))
+        h = norm("ffn_norm", x)
+        inner = act(linear("ffn_gate", h)) * linear("ffn_up", h)
+        x = x + norm("post_ffw_norm", linear("ffn_down", norm("ffn_sub_norm", inner)))
+    return rms_norm(x, checkpoint.dense("output_norm.weight").astype(F32), s.norm_eps)
+
+
+def logits(checkpoint: SynthCheckpoint, tokens: Sequence[int], cache: Cache = "f16") -> FloatArray:
+    """float32 [n, vocab], bit for bit what the runtime gives with an f16 head."""
+    name = "token_embd.weight" if checkpoint.shape.tied else "output.weight"
+    head = checkpoint.dense(name).astype(np.float16).astype(F32)
+    return np.stack([dot(row, head) for row in states(checkpoint, tokens, cache)])
 
 
 # ---- tiny models ---------------------------------------------------------------------------------------------
@@ -229,6 +252,9 @@ FLAGSHIP = ModelShape(
     sub_norms=True,
     tied=True,
 )
+SILU: dict[str, Any] = {"activation": "silu"}
+GEMMA: dict[str, Any] = {"activation": "gelu_tanh", "qk_norm": True, "post_norms": True, "embedding_scale": 11.5}
+GEMMA |= {"window_period": 3, "window_theta": 500.0}
 SHAPES = {
     s.name: s
     for s in (
@@ -240,6 +266,10 @@ SHAPES = {
         shape("least", hidden=4, intermediate=4, layers=1, heads=1, kv_heads=1, head_dim=2, vocab=3, tied=False),
         shape("wide-heads", heads=2, kv_heads=1, head_dim=256, sub_norms=False, rope_interleaved=True),
         shape("mha", heads=3, kv_heads=3, head_dim=96, activation="silu", layers=1),
+        shape("qwen3", head_dim=48, activation="silu", sub_norms=False, qk_norm=True),
+        shape("qwen3-inputs", hidden=100, head_dim=24, sub_norms=False, qk_norm=True, input_norms=True, **SILU),
+        shape("gemma3", head_dim=40, vocab=90, sub_norms=False, layers=3, attention_scale=0.25, window=5, **GEMMA),
+        shape("gemma3-inputs", hidden=72, kv_heads=1, sub_norms=False, layers=3, window=300, input_norms=True, **GEMMA),
     )
 }
 """Head sizes and ratios of the known models and beyond; widths that are no multiple of a vector or a block."""

@@ -148,9 +148,11 @@ class Runner:
 
     def logits(self, isa: str, chunk: int, cache: Cache = "f16") -> npt.NDArray[np.float32]:
         """On the emulated CPU, for TOKENS, `chunk` of them to a call."""
-        packed = pack.ensure(self.source, self.checkpoint, self.lookups[isa], self.head).read_bytes()
+        path = pack.path_for(self.source, self.lookups[isa], self.head, "emulated")
+        if not path.exists():
+            pack.write(path, self.checkpoint, self.lookups[isa], self.head)
         args = ["logits", "model", "--isa", isa, "--chunk", str(chunk), "--cache", cache]
-        out = emulate_avx512.run(self.program, args, {"model": packed}, " ".join(map(str, TOKENS)).encode())
+        out = emulate_avx512.run(self.program, args, {"model": path.read_bytes()}, " ".join(map(str, TOKENS)).encode())
         return np.frombuffer(out, np.float32).reshape(len(TOKENS), -1)
 
 

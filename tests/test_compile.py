@@ -122,7 +122,7 @@ def test_ziglang_serves_without_a_system_compiler(monkeypatch: pytest.MonkeyPatc
     pytest.importorskip("ziglang")
     zig = compile._probe((sys.executable, "-m", "ziglang", "cc"))
     assert zig is not None and zig.zig
-    monkeypatch.setattr(compile, "find_compiler", lambda arch: zig)
+    monkeypatch.setattr(compile, "find_compiler", lambda *_: zig)
     assert ctypes.CDLL(str(build().path)).answer() == 42
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from jinja2.sandbox import SandboxedEnvironment
 
 torch = pytest.importorskip("torch", reason="the checkpoints are made with PyTorch")
 
 import hf_models  # noqa: E402
 from hf_models import VOCAB, Tiny  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
+from tokenizers import Tokenizer, processors  # noqa: E402
 
 from bitgen import gguf_io  # noqa: E402
 from bitgen.convert import HfCheckpoint, convert  # noqa: E402
@@ -25,6 +29,7 @@ from bitgen.errors import BitgenError, FormatError, UnsupportedError  # noqa: E4
 BITNET = Tiny("BitNetForCausalLM", "autobitlinear", hidden=128, inter=256, layers=1, heads=2, kv_heads=1)
 LLAMA = replace(BITNET, architecture="LlamaForCausalLM", linear="bitlinear", act="silu", tied=False)
 ONEBIT = replace(BITNET, architecture="BitnetForCausalLM", linear="custom", act="silu")
+TABLES = ("model.embed_tokens", "lm_head")
 ATTN_Q, GATE = "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.gate_proj"
 
 
@@ -169,6 +174,197 @@ def test_the_gguf_holds_the_same_model(tiny: Tiny, type: str, tmp_path: Path) ->
     assert seen and seen[-1][0] == seen[-1][1]
 
 
+LEGACY = (
+    "{% for message in messages %}{% if loop.first %}{{ bos_token }}{% endif %}{% if message['role'] == 'user' %}"
+    "{{ 'Human: ' + message['content'] + '\n\nBITNETAssistant: ' + eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def test_the_wrong_template_of_2b4t_is_put_right(directory: Path, tmp_path: Path) -> None:
+    settings = json.loads((directory / "tokenizer_config.json").read_text())
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": LEGACY}))
+    convert(directory, tmp_path / "m.gguf")
+    template = gguf_io.open(tmp_path / "m.gguf").metadata["tokenizer.chat_template"]
+    messages = [{"role": "system", "content": "Be brief. "}, {"role": "user", "content": "Hi"}]
+    text = SandboxedEnvironment().from_string(template)
+    asked = text.render(messages=messages, bos_token="<B>", eos_token="<E>", add_generation_prompt=True)
+    assert asked == "<B>System: Be brief.<|eot_id|>User: Hi<|eot_id|>Assistant: "
+    convert(tmp_path / "m.gguf", tmp_path / "again.gguf")
+    assert gguf_io.open(tmp_path / "again.gguf").metadata["tokenizer.chat_template"] == template
+
+
+# ---- interrupted, and in little memory ----
+
+
+class Stop(BaseException):
+    """As a Ctrl-C would."""
+
+
+def stop_at(share: float) -> Callable[[int, int], None]:
+    def progress(done: int, total: int) -> None:
+        if done > share * total:
+            raise Stop
+
+    return progress
+
+
+def reads(checkpoint: HfCheckpoint, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The matrices that are read from now on."""
+    read: list[str] = []
+    inner = checkpoint.ternary
+    monkeypatch.setattr(checkpoint, "ternary", lambda name: read.append(name) or inner(name))
+    return read
+
+
+@pytest.mark.parametrize("type", gguf_io.FILE_TYPES)
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.8])
+def test_an_interrupted_conversion_goes_on(
+    tmp_path: Path, type: str, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = hf_models.save(replace(BITNET, hidden=256, heads=4, layers=2), tmp_path / "model")
+    convert(directory, tmp_path / "whole.gguf", type)
+    out = tmp_path / "m.gguf"
+    with pytest.raises(Stop):
+        convert(directory, out, type, progress=stop_at(share))
+    assert not out.exists()
+    checkpoint, steps = HfCheckpoint(directory), []
+    read = reads(checkpoint, monkeypatch)
+    convert(checkpoint, out, type, progress=lambda done, total: steps.append((done, total)))
+    assert out.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+    assert len(read) < 10 or share < 0.8
+    assert steps[-1][0] == steps[-1][1]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.gguf", "model", "whole.gguf"]
+
+
+def spoil_log(log: Path, part: Path) -> None:
+    log.write_text(log.read_text()[:-20])
+
+
+def spoil_part(log: Path, part: Path) -> None:
+    data = bytearray(part.read_bytes())
+    data[len(data) // 2] ^= 1
+    part.write_bytes(data)
+
+
+def cut_part(log: Path, part: Path) -> None:
+    part.write_bytes(part.read_bytes()[: part.stat().st_size // 3])
+
+
+def lose_part(log: Path, part: Path) -> None:
+    part.unlink()
+
+
+def lose_log(log: Path, part: Path) -> None:
+    log.unlink()
+
+
+def empty_log(log: Path, part: Path) -> None:
+    log.write_bytes(b"")
+
+
+@pytest.mark.parametrize("spoil", [spoil_log, spoil_part, cut_part, lose_part, lose_log, empty_log])
+def test_what_an_interruption_left_is_verified(
+    directory: Path, tmp_path: Path, spoil: Callable[[Path, Path], None]
+) -> None:
+    convert(directory, tmp_path / "whole.gguf")
+    with pytest.raises(Stop):
+        convert(directory, tmp_path / "m.gguf", progress=stop_at(0.7))
+    spoil(tmp_path / ".m.gguf.part.log", tmp_path / ".m.gguf.part")
+    convert(directory, tmp_path / "m.gguf")
+    assert (tmp_path / "m.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+
+
+def other_type(directory: Path) -> str:
+    return "t5"
+
+
+def other_weights(directory: Path) -> str:
+    edit_tensors(directory, lambda t: t[f"{ATTN_Q}.weight"].fill_(0b01010101))
+    return "i2_s"
+
+
+def other_tokenizer(directory: Path) -> str:
+    settings = json.loads((directory / "tokenizer_config.json").read_text())
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": "another"}))
+    return "i2_s"
+
+
+@pytest.mark.parametrize("change", [other_type, other_weights, other_tokenizer])
+def test_a_changed_source_starts_over(
+    directory: Path, tmp_path: Path, change: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Stop):
+        convert(directory, tmp_path / "m.gguf", progress=stop_at(0.9))
+    type = change(directory)
+    checkpoint = HfCheckpoint(directory)
+    read = reads(checkpoint, monkeypatch)
+    convert(checkpoint, tmp_path / "m.gguf", type)
+    assert len(read) == 7
+    convert(directory, tmp_path / "whole.gguf", type)
+    assert (tmp_path / "m.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+
+
+def test_two_conversions_into_one_file_do_not_mix(directory: Path, tmp_path: Path) -> None:
+    refused = []
+
+    def another(done: int, total: int) -> None:
+        with pytest.raises(BitgenError, match="another process"):
+            convert(directory, tmp_path / "m.gguf")
+        refused.append(done)
+
+    convert(directory, tmp_path / "m.gguf", progress=another)
+    assert refused and gguf_io.open(tmp_path / "m.gguf").ternary("blk.0.attn_q.weight")
+
+
+def test_a_full_disk_keeps_what_is_done(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(done: int, total: int) -> None:
+        if done > 0.9 * total:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(BitgenError, match=r"m\.gguf: No space left on device; what is done is kept"):
+        convert(directory, tmp_path / "m.gguf", progress=full)
+    checkpoint = HfCheckpoint(directory)
+    read = reads(checkpoint, monkeypatch)
+    convert(checkpoint, tmp_path / "m.gguf")
+    assert 0 < len(read) < 7
+
+
+@pytest.mark.parametrize("online", [False, True])
+def test_memory_is_that_of_one_matrix(tmp_path: Path, online: bool) -> None:
+    """Codes of the largest matrix, and pieces; not the 16 MiB of its float32 masters, nor the head's."""
+    large = Tiny("BitNetForCausalLM", "autobitlinear", hidden=512, inter=8192, layers=1, heads=4, kv_heads=2,
+                 tied=False, online=online)  # fmt: skip
+    directory = hf_models.save(large, tmp_path / "model")
+    table = torch.zeros(32768, 512)
+    edit_tensors(directory, lambda t: t.update({f"{name}.weight": table.clone() for name in TABLES}))
+    edit_config(directory, vocab_size=32768)
+    checkpoint = HfCheckpoint(directory)
+    assert checkpoint.metadata["tokenizer.ggml.tokens"]
+    tracemalloc.start()
+    convert(checkpoint, tmp_path / "m.gguf")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 4 << 20 < peak < 24 << 20  # the codes of 512 x 8192 weights are 4 MiB, a piece of floats is 4 MiB
+def test_an_embedding_model(tmp_path: Path) -> None:
+    """Its pooling, and the token that its tokenizer puts after a text, go into the GGUF."""
+    tiny = replace(BITNET, architecture="Qwen3Model", act="silu", input_norms=True)
+    directory = hf_models.save(tiny, tmp_path / "model")
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    end = ("<|begin_of_text|>", VOCAB - 2)  # not the one that the settings name
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {end[0]}", special_tokens=[end])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "1_Pooling").mkdir()
+    pooling = {"word_embedding_dimension": 128, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
+    (directory / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    convert(directory, tmp_path / "m.gguf")
+    keys = gguf_io.open(tmp_path / "m.gguf").metadata
+    assert keys["qwen3.pooling_type"] == 1
+    assert keys["tokenizer.ggml.add_eos_token"] is True and keys["tokenizer.ggml.eos_token_id"] == VOCAB - 2
+    (directory / "1_Pooling" / "config.json").write_text(json.dumps(pooling | {"pooling_mode_cls_token": True}))
+    with pytest.raises(UnsupportedError, match="pools by"):
+        _ = HfCheckpoint(directory).metadata
+
+
 def test_a_failed_conversion_leaves_no_file(directory: Path, tmp_path: Path) -> None:
     edit_tensors(directory, lambda t: t["model.norm.weight"].fill_(float("nan")))
     with pytest.raises(FormatError, match=r"model\.norm\.weight holds NaN"):
@@ -202,6 +398,7 @@ REFUSED_CONFIG: dict[str, tuple[dict[str, Any], type[BitgenError], str]] = {
     ),
     "rope is text": ({"rope_scaling": "yarn"}, FormatError, "rope_scaling"),
     "not quantised": ({"quantization_config": None}, UnsupportedError, "quant_method must be 'bitnet'"),
+    "bias": ({"attention_bias": True}, UnsupportedError, "attention_bias = True"),
     "other method": ({"quantization_config": {"quant_method": "gptq"}}, UnsupportedError, "'bitnet'"),
 }
 
@@ -228,6 +425,61 @@ def test_refused_quantization(case: tuple[dict[str, Any], str], directory: Path)
     edit_quantization(directory, **case[0])
     with pytest.raises(UnsupportedError, match=case[1]):
         HfCheckpoint(directory)
+
+
+GEMMA3 = replace(BITNET, architecture="Gemma3ForCausalLM", act="gelu_pytorch_tanh", layers=4)
+REFUSED_GEMMA3: dict[str, tuple[dict[str, Any], type[BitgenError], str]] = {
+    "both ways": ({"use_bidirectional_attention": True}, UnsupportedError, "use_bidirectional_attention"),
+    "soft caps": ({"final_logit_softcapping": 30.0}, UnsupportedError, "final_logit_softcapping"),
+    "no period": (
+        {"layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]},
+        UnsupportedError,
+        "follow no period",
+    ),
+    "unknown layers": ({"layer_types": ["chunked_attention"] * 4}, UnsupportedError, "layer_types"),
+    "too few layers": ({"layer_types": ["full_attention"]}, FormatError, "layer_types has 1 entries"),
+    "no window": ({"sliding_window": -1}, FormatError, "window is -1"),
+    "scale": ({"query_pre_attn_scalar": 0}, FormatError, "query_pre_attn_scalar is 0"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_GEMMA3.values(), ids=REFUSED_GEMMA3)
+def test_refused_gemma3(case: tuple[dict[str, Any], type[BitgenError], str], tmp_path: Path) -> None:
+    hf_models.save(GEMMA3, tmp_path)
+    edit_config(tmp_path, **case[0])
+    with pytest.raises(case[1], match=case[2]):
+        HfCheckpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "want"),
+    [
+        ({"sliding_window": 9, "sliding_window_pattern": 2}, (9, 2, 1e4)),
+        ({"sliding_window": 9, "layer_types": ["sliding_attention"] * 4, "rope_local_base_freq": 5.0}, (9, 5, 5.0)),
+        ({"sliding_window": 9, "layer_types": ["full_attention"] * 4}, (0, 1, 1e4)),
+        ({"sliding_window": 9}, (9, 6, 1e4)),
+        ({}, (4096, 6, 1e4)),
+    ],
+)
+def test_windows(config: dict[str, Any], want: tuple[int, int, float], tmp_path: Path) -> None:
+    """What transformers takes where config.json is silent; and the same shape through a GGUF."""
+    hf_models.save(replace(GEMMA3, extra=config), tmp_path)
+    shape = HfCheckpoint(tmp_path).shape
+    assert (shape.window, shape.window_period, shape.window_theta) == want
+    assert shape.embedding_scale == 128**0.5 and shape.attention_scale == 256**-0.5  # 256: transformers' default
+    convert(tmp_path, tmp_path / "m.gguf")
+    assert gguf_io.open(tmp_path / "m.gguf").shape == shape
+
+
+def test_a_plain_model_must_be_ternary(tmp_path: Path) -> None:
+    """Float weights, and ternary ones with two scales in a matrix, are no model for here."""
+    hf_models.save(replace(LLAMA, plain=True), tmp_path)
+    name = "model.layers.0.self_attn.k_proj.weight"
+    weight = load_file(tmp_path / "model.safetensors")[name]
+    for wrong in (torch.randn(64, 128), torch.cat([weight[:32], 2 * weight[32:]])):
+        edit_tensors(tmp_path, lambda t, wrong=wrong: t.update({name: wrong}))
+        with pytest.raises(UnsupportedError, match="not ternary, or its matrices have several scales"):
+            HfCheckpoint(tmp_path)
 
 
 def test_1bitllm_must_be_one_bit(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 import bitgen
 from bitgen import library, pack, plan, reference, space, synth
+from bitgen.checkpoint import ALL
 from bitgen.engine.lookup import PromptLookup
 from bitgen.engine.model import Cache, shipped_path
 from bitgen.errors import BitgenError, EngineError
@@ -329,10 +330,10 @@ def test_a_damaged_packed_model_is_refused_and_named(tmp_path: Path) -> None:
 
 def test_a_failed_packing_leaves_nothing(tmp_path: Path) -> None:
     class Broken(synth.SynthCheckpoint):
-        def dense(self, name: str):  # type: ignore[no-untyped-def]
+        def dense(self, name: str, rows: slice = ALL):  # type: ignore[no-untyped-def]
             if name.startswith("blk.1."):
                 raise BitgenError("a damaged tensor")
-            return super().dense(name)
+            return super().dense(name, rows)
 
     shape = open_gguf(shipped_path()).shape
     with pytest.raises(BitgenError, match="damaged"):

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import math
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
@@ -16,7 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bitgen import gguf_container as container
-from bitgen import gguf_io, info, layout, synth
+from bitgen import gguf_io, gguf_tensors, gguf_types, i2s_guess, info, layout, synth, tl_tiles
+from bitgen.checkpoint import ALL
 from bitgen.engine.tokenizer import Tokenizer
 from bitgen.errors import BitgenError, FormatError, UnsupportedError
 
@@ -25,6 +27,14 @@ Q = "blk.0.attn_q.weight"
 SHAPES = {"bitnet-b1.58": TINY, "llama": TINY_LLAMA}
 SHAPES["bitnet"] = dataclasses.replace(TINY, architecture="bitnet", activation="silu")
 SHAPES["odd heads"] = dataclasses.replace(TINY, head_dim=128)
+SHAPES["qwen3"] = dataclasses.replace(TINY_LLAMA, architecture="qwen3", rope_interleaved=False, qk_norm=True)
+SHAPES["qwen3 inputs"] = dataclasses.replace(SHAPES["qwen3"], input_norms=True, tied=True)
+SHAPES["gemma3"] = dataclasses.replace(
+    SHAPES["qwen3"], architecture="gemma3", activation="gelu_tanh", post_norms=True, embedding_scale=16.0, tied=True
+)
+SHAPES["gemma3 inputs"] = dataclasses.replace(
+    SHAPES["gemma3"], input_norms=True, attention_scale=0.1, window=7, window_period=2, window_theta=500.0
+)
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +72,58 @@ def test_ternary_floats_of_another_engine(fixtures: Path, truth: dict[str, np.nd
 
 
 @pytest.mark.parametrize("file", ["ik-iq1_bn", "ik-iq2_bn", "ik-iq2_bn_r4"])
-def test_types_of_other_engines_are_named(fixtures: Path, file: str) -> None:
-    with pytest.raises(UnsupportedError, match=f"blk.0.attn_q.weight is of type {file[3:].upper()}"):
-        gguf_io.open(fixtures / f"{file}.gguf")
+def test_ik_llama_cpp(fixtures: Path, truth: dict[str, np.ndarray], file: str) -> None:
+    checkpoint = gguf_io.open(fixtures / f"{file}.gguf")
+    assert_truth(checkpoint, truth)
+    assert info.describe(fixtures / f"{file}.gguf")["tensors"][file[3:].upper()] == 7
+    exact = gguf_io.open(fixtures / "src-b158-f32.gguf")
+    assert checkpoint.shape == exact.shape
+    for name in gguf_io.tensor_shapes(exact.shape):
+        if not gguf_io.is_ternary(name) and name != "token_embd.weight":  # which that tool made Q6_K
+            assert np.array_equal(checkpoint.dense(name), exact.dense(name))
+    theirs, ours = checkpoint.dense("token_embd.weight"), exact.dense("token_embd.weight")
+    assert np.abs(theirs - ours).max() < np.abs(ours).max() / 32
+
+
+def placed(path: Path, m: int, k: int, type: int, data: bytes) -> Path:
+    """A model whose attn_q, m x k, holds these bytes."""
+    shape = dataclasses.replace(TINY, hidden=k, intermediate=128, heads=m // 64, kv_heads=m // 64, layers=1)
+    metadata, tensors = contents(shape)
+    tensors[Q] = ((m, k), type, data)
+    return store(path, metadata, tensors)
+
+
+@pytest.mark.parametrize("name", ["tl1-256x512", "tl1-512x256", "tl2-256x1024"])
+def test_tl_tensors_of_bitnet_cpp(tmp_path: Path, foreign: dict[str, np.ndarray], name: str) -> None:
+    m, k = foreign[f"{name}/trits"].shape
+    path = placed(tmp_path / "m.gguf", m, k, getattr(gguf_types, name[:3].upper()), foreign[f"{name}/data"].tobytes())
+    with pytest.raises(UnsupportedError, match=f"attn_q.weight: .* pass --tl-tiles {m}x{k}=BM/BK/bm"):
+        gguf_io.open(path)
+    tile = "/".join(str(foreign[f"{name}/{part}"]) for part in ("BM", "BK", "bm"))
+    codes, scale = gguf_io.open(path, tl_tiles=f"1x1=2/3,{m}x{k}={tile}").ternary(Q)
+    assert np.array_equal(codes, foreign[f"{name}/trits"]) and scale == foreign[f"{name}/scale"]
+    with pytest.raises(UnsupportedError, match=r"attn_q.weight: TL[12] tiles of 96 x 96 do not"):
+        gguf_io.open(path, tl_tiles=f"{m}x{k}=96/96").ternary(Q)
+
+
+@pytest.mark.parametrize("group", [64, 128])
+def test_q2_0_is_told_apart_by_its_size(tmp_path: Path, foreign: dict[str, np.ndarray], group: int) -> None:
+    """One id, blocks of 64 or 128. With one scale the matrix is read; with several it says so."""
+    source = f"q2_0-g{group}-96x512"
+    data, trits, scales = (foreign[f"{source}/{part}"] for part in ("data", "trits", "group_scales"))
+    shape = dataclasses.replace(TINY, hidden=512, heads=3, kv_heads=3, head_dim=32, layers=1)
+    metadata, tensors = contents(shape)
+    tensors[Q] = ((96, 512), gguf_types.Q2_0, data.tobytes())
+    checkpoint = gguf_io.open(store(tmp_path / "m.gguf", metadata, tensors))
+    codes, got = checkpoint.scaled(Q)
+    assert np.array_equal(codes, trits) and np.array_equal(got, scales)
+    with pytest.raises(UnsupportedError, match=f"attn_q.weight: it has a scale for every {group} weights of a row"):
+        checkpoint.ternary(Q)
+    same = data.reshape(-1, 2 + group // 4).copy()
+    same[:, :2] = np.array([0.5], "<f2").view(np.uint8)
+    tensors[Q] = ((96, 512), gguf_types.Q2_0, same.tobytes())
+    codes, scale = gguf_io.open(store(tmp_path / "m.gguf", metadata, tensors)).ternary(Q)
+    assert np.array_equal(codes, trits) and scale == 0.5
 
 
 @pytest.mark.parametrize("name", ["tq1_0", "tq2_0"])
@@ -73,7 +132,7 @@ def test_tq_tensors_of_the_gguf_package(fixtures: Path, tmp_path: Path, name: st
     stored = np.load(fixtures / f"gguf-{name}-192x512.npz")
     shape = dataclasses.replace(TINY, hidden=512, heads=3, kv_heads=3, layers=1)
     metadata, tensors = contents(shape)
-    tensors[Q] = ((192, 512), getattr(container, name.upper()), stored["data"].tobytes())
+    tensors[Q] = ((192, 512), getattr(gguf_types, name.upper()), stored["data"].tobytes())
     codes, scale = gguf_io.open(store(tmp_path / "m.gguf", metadata, tensors)).ternary(Q)
     assert np.array_equal(codes, stored["trits"])
     assert scale == np.float16(stored["scale"])
@@ -90,7 +149,7 @@ def test_worked_example_in_both_i2_s_layouts(tmp_path: Path) -> None:
         metadata, tensors = contents()
         m, k = tensors[Q][0]
         data = bytes(packed) * (m * k // 128) + struct.pack("<f", 0.75) + bytes(28)
-        tensors[Q] = ((m, k), container.I2_S, data)
+        tensors[Q] = ((m, k), gguf_types.I2_S, data)
         codes, scale = gguf_io.open(store(tmp_path / "m.gguf", metadata, tensors), i2s_layout=name).ternary(Q)
         assert np.array_equal(codes.reshape(-1, 128), np.tile(wanted, (m * k // 128, 1)))
         assert scale == 0.75
@@ -106,7 +165,7 @@ def test_filler_after_the_i2_s_scale_is_ignored(tmp_path: Path) -> None:
     assert np.array_equal(codes, want[0]) and scale == want[1]
 
 
-@pytest.mark.parametrize("type", [container.F32, container.F16, container.BF16])
+@pytest.mark.parametrize("type", [gguf_types.F32, gguf_types.F16, gguf_types.BF16])
 @pytest.mark.parametrize("beside", [None, 0.375])
 def test_ternary_floats(tmp_path: Path, type: int, beside: float | None) -> None:
     codes, _ = synth.SynthCheckpoint(TINY, 1).ternary(Q)
@@ -115,7 +174,7 @@ def test_ternary_floats(tmp_path: Path, type: int, beside: float | None) -> None
     def change(metadata: dict, tensors: dict) -> None:
         tensors[Q] = floats(codes * s, type)
         if beside is not None:
-            tensors["blk.0.attn_q.scale"] = floats(np.array([beside]), container.F32)
+            tensors["blk.0.attn_q.scale"] = floats(np.array([beside]), gguf_types.F32)
 
     got, scale = gguf_io.open(changed(tmp_path / "m.gguf", change)).ternary(Q)
     assert np.array_equal(got, codes)
@@ -123,7 +182,7 @@ def test_ternary_floats(tmp_path: Path, type: int, beside: float | None) -> None
 
 
 def test_an_all_zero_matrix_is_ternary() -> None:
-    codes, scale = gguf_io.ternary_values(np.zeros((3, 8), np.float16))
+    codes, scale = gguf_tensors.ternary_values(np.zeros((3, 8), np.float16))
     assert not codes.any() and scale == 0
 
 
@@ -132,36 +191,54 @@ def test_floats_that_are_not_ternary(tmp_path: Path, odd: float) -> None:
     def change(metadata: dict, tensors: dict) -> None:
         values = np.ones((256, 256), np.float32)
         values[200, 7] = odd
-        tensors[Q] = floats(values, container.F32)
+        tensors[Q] = floats(values, gguf_types.F32)
 
     checkpoint = gguf_io.open(changed(tmp_path / "m.gguf", change))
     with pytest.raises(FormatError, match=r"blk\.0\.attn_q\.weight.*(0\.5|0\.99|NaN)"):
         checkpoint.ternary(Q)
 
 
-def test_dense_types_agree(tmp_path: Path) -> None:
-    """F32, F16 and BF16 embeddings and F16 norms; Q6_K as the gguf package dequantises it."""
+def test_float_types_agree(tmp_path: Path) -> None:
+    """F32, F16 and BF16 embeddings, F16 norms."""
     rng = np.random.default_rng(5)
     values = (rng.integers(-64, 64, (TINY.vocab, TINY.hidden)) / 64).astype(np.float32)
-    for type in (container.F32, container.F16, container.BF16):
+    for type in (gguf_types.F32, gguf_types.F16, gguf_types.BF16):
 
         def change(metadata: dict, tensors: dict, type: int = type) -> None:
             tensors["token_embd.weight"] = floats(values, type)
-            tensors["blk.1.ffn_norm.weight"] = floats(values[0], container.F16)
+            tensors["blk.1.ffn_norm.weight"] = floats(values[0], gguf_types.F16)
 
         checkpoint = gguf_io.open(changed(tmp_path / "m.gguf", change))
         assert np.array_equal(checkpoint.dense("token_embd.weight"), values)
         assert np.array_equal(checkpoint.dense("blk.1.ffn_norm.weight"), values[0])
 
-    blocks = rng.integers(0, 256, (TINY.vocab, TINY.hidden // 256, 210), np.uint8)
-    blocks[:, :, 208:] = np.frombuffer(np.float16(0.01).tobytes(), np.uint8)
 
-    def six_bits(metadata: dict, tensors: dict) -> None:
-        tensors["token_embd.weight"] = (values.shape, container.Q6_K, blocks.tobytes())
+@pytest.mark.parametrize("name", gguf_tensors.QUANTISED)
+def test_quantised_embeddings(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the gguf package dequantises them, in one piece or in several."""
+    type = gguf.GGMLQuantizationType[name]
+    weights, nbytes = gguf.GGML_QUANT_SIZES[type]
+    rng, rows = np.random.default_rng(5), TINY.vocab
+    data = rng.integers(0, 60, (rows, TINY.hidden // weights * nbytes), np.uint8)  # below 60: no half is infinite
 
-    got = gguf_io.open(changed(tmp_path / "m.gguf", six_bits)).dense("token_embd.weight")
-    want = gguf.quants.dequantize(blocks.reshape(TINY.vocab, -1), gguf.GGMLQuantizationType.Q6_K)
-    assert got.shape == values.shape and np.array_equal(got, want)
+    def change(metadata: dict, tensors: dict) -> None:
+        tensors["token_embd.weight"] = ((rows, TINY.hidden), int(type), data.tobytes())
+
+    monkeypatch.setattr("bitgen.checkpoint.AT_ONCE", 1000)
+    got = gguf_io.open(changed(tmp_path / "m.gguf", change)).dense("token_embd.weight")
+    assert got.dtype == np.float32 and np.array_equal(got, gguf.quants.dequantize(data, type))
+
+
+@pytest.mark.parametrize("group", [64, 128])
+def test_an_embedding_of_ternary_groups(tmp_path: Path, foreign: dict[str, np.ndarray], group: int) -> None:
+    data, trits, scales = (foreign[f"q2_0-g{group}-96x512/{p}"] for p in ("data", "trits", "group_scales"))
+    shape = dataclasses.replace(TINY, hidden=512, heads=8, vocab=96, layers=1)
+
+    def change(metadata: dict, tensors: dict) -> None:
+        tensors["token_embd.weight"] = ((96, 512), gguf_types.Q2_0, data.tobytes())
+
+    got = gguf_io.open(changed(tmp_path / "m.gguf", change, shape=shape)).dense("token_embd.weight")
+    assert got.dtype == np.float16 and np.array_equal(got, trits * np.repeat(scales, group, axis=1))
 
 
 # ---- what we write ----
@@ -194,9 +271,60 @@ def test_a_file_copied_through_write_keeps_the_bits_of_bitnet_cpp(tmp_path: Path
     assert a.tensors.keys() == b.tensors.keys()
     for name, tensor in a.tensors.items():
         assert (tensor.shape, tensor.type) == (b.tensors[name].shape, b.tensors[name].type)
-        used = tensor.elements // 4 + 4 if tensor.type == container.I2_S else tensor.nbytes
+        used = tensor.elements // 4 + 4 if tensor.type == gguf_types.I2_S else tensor.nbytes
         assert np.array_equal(a.bytes_of(tensor)[:used], b.bytes_of(b.tensors[name])[:used]), name
     assert {k for k in b.metadata if k not in a.metadata} == set()
+
+
+@pytest.mark.parametrize("source", ["ik-iq1_bn", "ik-iq2_bn_r4", "src-b158-f32", "bitnetcpp-i2_s"])
+@pytest.mark.parametrize("type", ["i2_s", "t5"])
+def test_files_of_other_engines_are_converted_without_loss(
+    fixtures: Path, tmp_path: Path, source: str, type: str
+) -> None:
+    """Codes and scales are the same, norms too, and the embedding keeps its bytes, whatever their type."""
+    theirs, path = gguf_io.open(fixtures / f"{source}.gguf"), tmp_path / "m.gguf"
+    gguf_io.write(path, theirs, type)
+    ours = gguf_io.open(path)
+    assert ours.shape == dataclasses.replace(theirs.shape, name=ours.shape.name)
+    for name in gguf_io.tensor_shapes(theirs.shape):
+        if gguf_io.is_ternary(name):
+            (codes, scale), (want, want_scale) = ours.ternary(name), theirs.ternary(name)
+            assert np.array_equal(codes, want) and scale == want_scale
+        else:
+            assert np.array_equal(ours.dense(name), theirs.dense(name))
+    a, b = ours.container, theirs.container
+    name = "token_embd.weight"
+    assert a.tensors[name].type == b.tensors[name].type
+    assert np.array_equal(a.bytes_of(a.tensors[name]), b.bytes_of(b.tensors[name]))
+
+
+def test_conversions_there_and_back_give_the_same_file(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{n}.gguf" for n in range(5)]
+    gguf_io.write(paths[0], synth.SynthCheckpoint(TINY_LLAMA, 4), "i2_s")
+    for before, after, type in zip(paths, paths[1:], ("tq1_0", "t5", "tq2_0", "i2_s"), strict=False):
+        gguf_io.write(after, gguf_io.open(before), type)
+    assert paths[4].read_bytes() == paths[0].read_bytes()
+
+
+def test_an_embedding_of_ternary_groups_becomes_f16(tmp_path: Path, foreign: dict[str, np.ndarray]) -> None:
+    """Its type id does not say its blocks, so a copy writes its exact values."""
+    shape = dataclasses.replace(TINY, hidden=512, heads=8, vocab=96, layers=1)
+
+    def change(metadata: dict, tensors: dict) -> None:
+        tensors["token_embd.weight"] = ((96, 512), gguf_types.Q2_0, foreign["q2_0-g128-96x512/data"].tobytes())
+
+    source = gguf_io.open(changed(tmp_path / "a.gguf", change, shape=shape))
+    gguf_io.write(tmp_path / "b.gguf", source)
+    copy = gguf_io.open(tmp_path / "b.gguf")
+    assert copy.container.tensors["token_embd.weight"].type == gguf_types.F16
+    assert np.array_equal(copy.dense("token_embd.weight"), source.dense("token_embd.weight"))
+
+
+def test_a_copy_of_spoilt_floats_is_refused(tmp_path: Path) -> None:
+    path = changed(tmp_path / "a.gguf", spoil("token_embd.weight", slice(4, 6), b"\xff\xff"))
+    with pytest.raises(FormatError, match=r"token_embd\.weight holds NaN"):
+        gguf_io.write(tmp_path / "b.gguf", gguf_io.open(path))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.gguf"]
 
 
 @pytest.mark.parametrize("type", ["tq1_0", "tq2_0"])
@@ -278,8 +406,8 @@ class Spoilt(synth.SynthCheckpoint):
     def ternary(self, name: str) -> tuple[np.ndarray, float]:
         return self.wrong if name == self.name else super().ternary(name)  # type: ignore[return-value]
 
-    def dense(self, name: str) -> np.ndarray:
-        return self.wrong if name == self.name else super().dense(name)  # type: ignore[return-value]
+    def dense(self, name: str, rows: slice = ALL) -> np.ndarray:
+        return self.wrong[rows] if name == self.name else super().dense(name, rows)  # type: ignore[index]  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize(
@@ -358,6 +486,54 @@ def test_llama_files_turn_adjacent_pairs(tmp_path: Path) -> None:
     assert shape == TINY_LLAMA and shape.rope_interleaved and shape.activation == "silu" and not shape.tied
 
 
+@pytest.mark.parametrize(
+    ("keys", "window"),
+    [
+        ({"attention.sliding_window": 9}, (9, 6, 10000.0)),
+        ({"attention.sliding_window": 9, "attention.sliding_window_pattern": np.array([True, False])}, (9, 2, 10000.0)),
+        ({"attention.sliding_window": 9, "rope.freq_base_swa": 500.0}, (9, 6, 500.0)),
+        ({}, (0, 1, 10000.0)),
+        ({"attention.sliding_window": 0}, (0, 1, 10000.0)),
+    ],
+)
+def test_windows_of_gemma3(keys: dict, window: tuple, tmp_path: Path) -> None:
+    def change(metadata: dict, tensors: dict) -> None:
+        metadata |= {f"gemma3.{key}": value for key, value in keys.items()}
+
+    shape = gguf_io.open(changed(tmp_path / "m.gguf", change, shape=SHAPES["gemma3"])).shape
+    assert (shape.window, shape.window_period, shape.window_theta) == window
+    assert shape.embedding_scale == 16 and shape.qk_norm and shape.post_norms and not shape.input_norms
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("qwen3", "rope.scaling.type", "yarn"),
+        ("qwen3", "attention.sliding_window", 512),
+        ("gemma3", "final_logit_softcapping", 30.0),
+        ("gemma3", "attention.causal", False),
+        ("gemma3", "attention.sliding_window_pattern", np.array([False, True])),
+    ],
+)
+def test_variants_are_refused(name: str, key: str, value: object, tmp_path: Path) -> None:
+    shape = dataclasses.replace(SHAPES[name], window=9 * (name == "gemma3"))
+    path = changed(tmp_path / "m.gguf", lambda m, t: m.update({f"{name}.{key}": value}), shape=shape)
+    with pytest.raises(UnsupportedError, match="not supported"):
+        gguf_io.open(path)
+
+
+def test_norms_may_be_halves(tmp_path: Path) -> None:
+    """As the embedding models' files have them."""
+    name, shape = "blk.1.attn_k_norm_in.weight", SHAPES["qwen3 inputs"]
+
+    def change(metadata: dict, tensors: dict) -> None:
+        tensors[name] = floats(np.linspace(0.5, 1.5, TINY.hidden), gguf_types.F16)
+
+    checkpoint = gguf_io.open(changed(tmp_path / "m.gguf", change, shape=shape))
+    assert checkpoint.shape == dataclasses.replace(shape, name=checkpoint.shape.name)
+    assert checkpoint.dense(name).dtype == np.float16
+
+
 def test_defaults_where_keys_are_absent(tmp_path: Path) -> None:
     def change(metadata: dict, tensors: dict) -> None:
         for key in ("rope.dimension_count", "attention.head_count_kv", "rope.freq_base", "vocab_size"):
@@ -371,7 +547,7 @@ def test_defaults_where_keys_are_absent(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "error", "reason"),
     [
-        ("general.architecture", "qwen3", UnsupportedError, "architecture 'qwen3'"),
+        ("general.architecture", "qwen2", UnsupportedError, "architecture 'qwen2'"),
         ("general.architecture", 3, FormatError, "general.architecture is 3; expected str"),
         ("general.alignment", 33, FormatError, "general.alignment is 33"),
         ("bitnet-b1.58.hidden_activation", "gelu", UnsupportedError, "activation 'gelu'"),
@@ -448,6 +624,29 @@ def test_the_unused_code_is_an_error(tmp_path: Path) -> None:
         gguf_io.open(path).ternary(Q)
 
 
+def test_t5_is_laid_out_as_documented(tmp_path: Path) -> None:
+    """docs/formats.md: a byte is a column of five rows; the last rows are filled with zeros; the scale ends it."""
+    original, path = synth.SynthCheckpoint(TINY, 7), tmp_path / "m.gguf"
+    gguf_io.write(path, original, "t5")
+    file = container.Container(path)
+    codes, scale = original.ternary(Q)
+    raw = file.bytes_of(file.tensors[Q])
+    assert file.tensors[Q].type == 0x62670005 and raw.size == 52 * 256 + 4
+    assert raw[-4:].view("<f4")[0] == np.float32(scale)
+    padded = np.zeros((260, 256), np.int64)
+    padded[:256] = codes
+    for block, column in ((0, 0), (0, 255), (17, 3), (51, 100)):
+        c = padded[5 * block : 5 * block + 5, column] + 1
+        pair, rest = 3 * c[0] + c[1], 9 * c[2] + 3 * c[3] + c[4]
+        assert raw[256 * block + column] == (8 * rest + 8 - pair if pair else 216 + rest)
+
+
+def test_a_byte_that_no_t5_holds_is_an_error(tmp_path: Path) -> None:
+    path = changed(tmp_path / "m.gguf", spoil(Q, slice(5, 6), b"\xf3"), type="t5")
+    with pytest.raises(FormatError, match=r"blk\.0\.attn_q\.weight: .*above 242"):
+        gguf_io.open(path).ternary(Q)
+
+
 @pytest.mark.parametrize("name", ["token_embd.weight", "blk.1.ffn_sub_norm.weight"])
 def test_nan_in_float_tensors_is_an_error(tmp_path: Path, name: str) -> None:
     path = changed(tmp_path / "m.gguf", spoil(name, slice(4, 8), b"\xff" * 4))
@@ -456,37 +655,95 @@ def test_nan_in_float_tensors_is_an_error(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("type", ["tq1_0", "tq2_0"])
-def test_tq_blocks_of_different_scales_are_an_error(tmp_path: Path, type: str) -> None:
+def test_tq_blocks_of_different_scales_are_refused(tmp_path: Path, type: str) -> None:
     half = np.float16(0.5).tobytes()
     path = changed(tmp_path / "m.gguf", spoil(Q, slice(-2, None), half), type=type)
-    with pytest.raises(FormatError, match=r"blk\.0\.attn_q\.weight: .*scale"):
+    with pytest.raises(UnsupportedError, match=r"attn_q\.weight: it has a scale for every row, from"):
         gguf_io.open(path).ternary(Q)
 
 
 @pytest.mark.parametrize(
-    ("shape", "type", "named"),
+    ("type", "size", "named"),
     [
-        (TINY, container.TL1, "TL1.*make the file again as I2_S"),
-        (TINY, container.TL2, "type TL2"),
-        (TINY_LLAMA, container.TL2, "MXFP4"),
-        (TINY, 12, "Q4_K"),
-        (TINY, 9999, "type 9999"),
+        (39, 256 // 32 * 17 * 256, "is of type MXFP4"),
+        (20, 36864, "is of type IQ4_NL"),
+        (12, 256 * 144, "is of type Q4_K: which cannot"),
+        (142, 17408, "is of type PQ2_0: its activations must go through a Hadamard transform"),
+        (143, 14336, "is of type PTQ1_0: its activations must go through a Hadamard transform"),
+        (9999, 100, "is of type 9999: which cannot"),
     ],
 )
-def test_types_that_cannot_be_read_are_named(tmp_path: Path, shape: object, type: int, named: str) -> None:
-    def change(metadata: dict, tensors: dict) -> None:
-        dims, _, data = tensors[Q]
-        tensors[Q] = (dims, type, data)
-
-    path = changed(tmp_path / "m.gguf", change, shape=shape)
-    with pytest.raises(UnsupportedError, match=f"blk.0.attn_q.weight is of type .*{named.removeprefix('type ')}"):
+def test_types_that_cannot_be_read_are_named(tmp_path: Path, type: int, size: int, named: str) -> None:
+    path = changed(tmp_path / "m.gguf", lambda _, tensors: tensors.update({Q: ((256, 256), type, bytes(size))}))
+    with pytest.raises(UnsupportedError, match=f"blk.0.attn_q.weight {named}"):
         gguf_io.open(path)
+    assert "unsupported" in info.describe(path)
+
+
+@pytest.mark.parametrize(
+    ("type", "size", "error", "reason"),
+    [
+        (
+            gguf_types.TL2,
+            1000,
+            FormatError,
+            r"256 x 256, has room for 1024 bytes \(TL2: 16416, TL2: 16448, MXFP4: 34816",
+        ),
+        (gguf_types.Q2_0, 18432 - 32, FormatError, "tensors of type 42 fit neither Q2_0 or Q2_0_G128"),
+        (gguf_types.TL1, 16416, UnsupportedError, "pass --tl-tiles 256x256=BM/BK/bm"),
+        (gguf_types.TL2, 16416, UnsupportedError, "pass --tl-tiles 256x256=BM/BK/bm"),
+        (gguf_types.TL2, 16448, UnsupportedError, "pass --tl-tiles 256x256=BM/BK/bm"),
+    ],
+)
+def test_types_of_several_forms_need_a_size_that_fits(
+    tmp_path: Path, type: int, size: int, error: type, reason: str
+) -> None:
+    path = changed(tmp_path / "m.gguf", lambda _, tensors: tensors.update({Q: ((256, 256), type, bytes(size))}))
+    with pytest.raises(error, match=reason):
+        gguf_io.open(path)
+
+
+def test_a_form_that_sizes_do_not_tell_is_refused(tmp_path: Path) -> None:
+    """512 weights: 144 bytes in blocks of 64, 136 in blocks of 128, and 160 of room for either."""
+    tensors = {"a": ((1, 512), gguf_types.Q2_0, bytes(144)), "b": ((8,), gguf_types.F32, bytes(32))}
+    with pytest.raises(UnsupportedError, match="could be any of Q2_0 or Q2_0_G128"):
+        container.Container(store(tmp_path / "m.gguf", {}, tensors))
+    tensors["c"] = ((64, 128), gguf_types.Q2_0, bytes(64 * 34))
+    file = container.Container(store(tmp_path / "m.gguf", {}, tensors))
+    assert [(t.type_name, t.nbytes) for t in file.tensors.values()] == [
+        ("Q2_0_G128", 136),
+        ("F32", 32),
+        ("Q2_0_G128", 64 * 34),
+    ]
+
+
+def test_tiles_as_text() -> None:
+    assert tl_tiles.parse("") == {}
+    assert tl_tiles.parse("3200x8640=160/64/32, 320x960=160/192") == {
+        (3200, 8640): (160, 64, 32),
+        (320, 960): (160, 192, 32),
+    }
+    for text in ("x", "3200x8640", "3200x8640=160", "0x1=2/3/4", "1x2=3/4/0", "1x2=3/4/5/6", "1x-2=3/4", "1x2=3/4;"):
+        with pytest.raises(BitgenError, match="expected MxK=BM/BK/bm"):
+            tl_tiles.parse(text)
+
+
+def test_tiles_of_known_shapes() -> None:
+    assert tl_tiles.tile_of("TL1", 3200, 8640, {}) == (160, 64, 32)
+    assert tl_tiles.tile_of("TL2", 14336, 4096, {}) == (256, 96, 32)
+    assert tl_tiles.tile_of("TL2", 14336, 4096, {(14336, 4096): (1, 2, 3)}) == (1, 2, 3)
+    with pytest.raises(UnsupportedError, match="4096x4096=128/64/32 or --tl-tiles 4096x4096=128/64/64"):
+        tl_tiles.tile_of("TL1", 4096, 4096, {})
+    for type, shapes in tl_tiles.SCRIPTS.items():
+        for (m, k), tiles in shapes.items():
+            for bm, bk, rows in tiles:
+                assert m % bm == 0 and bm % rows == 0 and (k % bk == 0 if type == "TL1" else k % bk % 32 == 0)
 
 
 def test_an_embedding_in_a_ternary_type_is_refused(tmp_path: Path) -> None:
     def change(metadata: dict, tensors: dict) -> None:
         dims, _, _ = tensors["token_embd.weight"]
-        tensors["token_embd.weight"] = (dims, container.I2_S, bytes(dims[0] * dims[1] // 4 + 32))
+        tensors["token_embd.weight"] = (dims, gguf_types.I2_S, bytes(dims[0] * dims[1] // 4 + 32))
 
     with pytest.raises(UnsupportedError, match=r"token_embd\.weight is of type I2_S"):
         gguf_io.open(changed(tmp_path / "m.gguf", change))
@@ -495,18 +752,18 @@ def test_an_embedding_in_a_ternary_type_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "shape", "type", "nbytes", "reason"),
     [
-        (Q, (256, 128), container.I2_S, None, r"\[256, 128\]; the metadata asks for \[256, 256\]"),
-        (Q, (256, 256), container.F32, None, "the file is cut short|overlap"),
-        ("blk.0.attn_q.bias", (256,), container.F32, 1024, "blk.0.attn_q.bias has no place"),
-        ("rope_freqs.weight", (32,), container.F32, 128, "rope_freqs.weight has no place"),
-        ("blk.0.attn_q.scale", (2,), container.F32, 8, "expected one F32 value"),
-        (Q, (1 << 31, 1 << 31), container.I2_S, None, "do not fit"),
+        (Q, (256, 128), gguf_types.I2_S, None, r"\[256, 128\]; the metadata asks for \[256, 256\]"),
+        (Q, (256, 256), gguf_types.F32, None, "the file is cut short|overlap"),
+        ("blk.0.attn_q.bias", (256,), gguf_types.F32, 1024, "blk.0.attn_q.bias has no place"),
+        ("rope_freqs.weight", (32,), gguf_types.F32, 128, "rope_freqs.weight has no place"),
+        ("blk.0.attn_q.scale", (2,), gguf_types.F32, 8, "expected one F32 value"),
+        (Q, (1 << 31, 1 << 31), gguf_types.I2_S, None, "do not fit"),
         (Q, (1 << 62, 1 << 62), 12, None, "do not fit"),
-        (Q, (2, 100), container.TQ2_0, None, "rows of 100 are not whole TQ2_0 blocks"),
-        (Q, (0, 256), container.F32, None, "dimension of 0"),
-        (Q, (1, 1, 1, 1, 1), container.F32, None, "5 dimensions"),
-        (Q, (), container.F32, None, "0 dimensions"),
-        ("x" * 300, (1,), container.F32, 4, "300 bytes long"),
+        (Q, (2, 100), gguf_types.TQ2_0, None, "rows of 100 are not whole TQ2_0 blocks"),
+        (Q, (0, 256), gguf_types.F32, None, "dimension of 0"),
+        (Q, (1, 1, 1, 1, 1), gguf_types.F32, None, "5 dimensions"),
+        (Q, (), gguf_types.F32, None, "0 dimensions"),
+        ("x" * 300, (1,), gguf_types.F32, 4, "300 bytes long"),
     ],
 )
 def test_wrong_rows_of_the_tensor_table(
@@ -534,10 +791,28 @@ def smallest(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def smallest_of_others(path: Path) -> bytes:
+    """The like with a type of another engine in every matrix: the same bytes over and over, which all of them allow."""
+    metadata, tensors = contents(SMALLEST)
+    types = ("IQ1_BN", "IQ2_BN", "IQ2_BN_R4", "Q2_0", "TL1", "TL2", "F16")
+    for name, type in zip(filter(gguf_io.is_ternary, list(tensors)), types, strict=True):
+        m, k = tensors[name][0]
+        if type == "TL2":  # which has no rows of fewer than 256
+            continue
+        size = gguf_types.tensor_bytes(id := getattr(gguf_types, type), (m, k))
+        tensors[name] = ((m, k), id, b"\x14\x14" * (size // 2))
+    tensors["token_embd.weight"] = ((SMALLEST.vocab, 64), gguf_types.Q8_0, b"\x14\x14" * (SMALLEST.vocab * 34))
+    return store(path, metadata, tensors).read_bytes()
+
+
+TILES = "64x64=64/64/32"
+
+
 def use(path: Path) -> bool:
     """Read everything there is to read; False when it was refused. Any other exception is a bug."""
     try:
-        checkpoint = gguf_io.open(path)
+        checkpoint = gguf_io.open(path, tl_tiles=TILES)
+        i2s_guess.doubt(checkpoint)
         for name in gguf_io.tensor_shapes(checkpoint.shape):
             checkpoint.ternary(name) if gguf_io.is_ternary(name) else checkpoint.dense(name)
         tokenizer = Tokenizer.from_metadata(checkpoint.metadata)
@@ -605,9 +880,10 @@ def test_version_2_is_the_same_format(tmp_path: Path) -> None:
     assert use(path)
 
 
-def test_cut_short_anywhere(tmp_path: Path) -> None:
+@pytest.mark.parametrize("make", [smallest, smallest_of_others])
+def test_cut_short_anywhere(tmp_path: Path, make: Callable[[Path], bytes]) -> None:
     path = tmp_path / "m.gguf"
-    raw = smallest(path)
+    raw = make(path)
     assert use(path)
     data_at = min(t.offset for t in container.Container(path).tensors.values())
     for length in [*range(0, data_at, 7), *range(data_at, len(raw) - 32, 97)]:
@@ -629,11 +905,12 @@ def test_any_byte_of_the_header_changed(tmp_path: Path) -> None:
     assert refused > data_at // 2
 
 
+@pytest.mark.parametrize("make", [smallest, smallest_of_others])
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(edits=st.lists(st.tuples(st.integers(0, 1 << 16), st.binary(min_size=1, max_size=9)), min_size=1, max_size=6))
-def test_several_edits_anywhere(tmp_path: Path, edits: list[tuple[int, bytes]]) -> None:
+def test_several_edits_anywhere(tmp_path: Path, make: Callable[[Path], bytes], edits: list[tuple[int, bytes]]) -> None:
     path = tmp_path / "m.gguf"
-    raw = bytearray(smallest(path))
+    raw = bytearray(make(path))
     for at, data in edits:
         at %= len(raw)
         raw[at : at + len(data)] = data

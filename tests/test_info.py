@@ -28,7 +28,7 @@ def test_a_file_of_bitnet_cpp() -> None:
     assert facts["tokenizer"] == "byte-level BPE (default)"
 
 
-@pytest.mark.parametrize(("type", "bits"), [("i2_s", 2.003), ("tq1_0", 1.688), ("tq2_0", 2.062)])
+@pytest.mark.parametrize(("type", "bits"), [("i2_s", 2.003), ("tq1_0", 1.688), ("tq2_0", 2.062), ("t5", 1.618)])
 def test_bits_per_weight(tmp_path: Path, type: str, bits: float) -> None:
     facts = info.describe(changed(tmp_path / "m.gguf", lambda m, t: None, type=type))
     assert abs(facts["bits per ternary weight"] - bits) < 0.002
@@ -37,16 +37,20 @@ def test_bits_per_weight(tmp_path: Path, type: str, bits: float) -> None:
 
 def test_a_llama_file(tmp_path: Path) -> None:
     facts = info.describe(changed(tmp_path / "m.gguf", lambda m, t: None, shape=TINY_LLAMA))
-    assert facts["rope"].startswith("adjacent pairs") and facts["head"] == "its own" and not facts["sub-norms"]
+    assert (
+        facts["rope"].startswith("adjacent pairs")
+        and facts["head"] == "its own"
+        and facts["norms in a layer"] == "attn_norm, ffn_norm"
+    )
 
 
 def test_a_file_that_cannot_run_is_described_with_the_reason(tmp_path: Path) -> None:
     def change(metadata: dict, tensors: dict) -> None:
         shape, _, data = tensors["blk.0.attn_q.weight"]
-        tensors["blk.0.attn_q.weight"] = (shape, 38, data)
+        tensors["blk.0.attn_q.weight"] = (shape, 38, data)  # without --tl-tiles
 
     facts = info.describe(changed(tmp_path / "m.gguf", change))
-    assert "of type TL1" in facts["unsupported"] and facts["tensors"]["TL1"] == 1
+    assert "pass --tl-tiles 256x256=" in facts["unsupported"] and facts["tensors"]["TL1"] == 1
 
 
 def test_a_file_without_a_tokenizer(tmp_path: Path) -> None:

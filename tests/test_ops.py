@@ -51,11 +51,12 @@ def assert_same(got: np.ndarray, want: np.ndarray) -> None:
     assert not len(different), (different[:5], got.flat[different[:5]], want.flat[different[:5]])
 
 
-def test_every_half_becomes_its_float(ops: Ops) -> None:
+@pytest.mark.parametrize("scale", [1.0, F32(640**0.5)])
+def test_every_half_becomes_its_float(ops: Ops, scale: float) -> None:
     halves = np.arange(1 << 16, dtype=np.uint16)
     out = np.empty(len(halves), F32)
-    ops.ops.widen(ops.at(halves, "uint16_t *"), len(halves), ops.at(out))
-    want = halves.view(np.float16).astype(F32)
+    ops.ops.widen(ops.at(halves, "uint16_t *"), len(halves), scale, ops.at(out))
+    want = halves.view(np.float16).astype(F32) * F32(scale)
     finite = np.isfinite(want)
     assert_same(out[finite], want[finite])
     assert not np.isfinite(out[~finite]).any()
@@ -116,6 +117,15 @@ def test_rmsnorm(ops: Ops, n: int) -> None:
     assert_same(x_row, y)
 
 
+@pytest.mark.parametrize("d", [2, 16, 36, 128])
+def test_rmsnorm_of_heads(ops: Ops, d: int) -> None:
+    """Each head alone; what lies behind the last one stays."""
+    x, g = np.clip(numbers(3 * d + 1), -1e15, 1e15), numbers(d, 1)
+    want, g_row = np.append(lab.rms_norm(x[:-1].reshape(3, d), g, 1e-6), x[-1]), ops.row(g)
+    ops.ops.rmsnorm_heads(ops.at(x), 3, d, ops.at(g_row), 1e-6)
+    assert_same(x, want)
+
+
 @pytest.mark.parametrize("n", WIDTHS)
 def test_quantise(ops: Ops, n: int) -> None:
     ties = (np.arange(n) % 254 - 127 + 0.5).astype(F32)
@@ -143,12 +153,16 @@ def test_sums_become_activations(ops: Ops, n: int) -> None:
         assert_same(got, want)
     z, u = gate.astype(F32) * f, up.astype(F32) * g
     relu = np.maximum(z, F32(0))
-    for op, want in ((ops.ops.relu2, relu * relu * u), (ops.ops.silu, lab.silu(z) * u)):
+    acts = ((ops.ops.relu2, relu * relu), (ops.ops.silu, lab.silu(z)), (ops.ops.gelu, lab.gelu(z)))
+    for op, want in ((op, act * u) for op, act in acts):
         y = np.full(len(ops.row(z)), 7, F32)
         op(at[0], at[1], n, f, g, ops.at(y))
         assert_same(y[:n] + F32(0), want + F32(0))  # -0 and 0 are the same to everything that follows
         assert not y[n:].any()
     assert np.allclose(lab.silu(z), z / (1 + np.exp(-z.astype(np.float64))), rtol=1e-6)
+    z64 = z.astype(np.float64)
+    tanh = np.tanh((2 / np.pi) ** 0.5 * (z64 + 0.044715 * z64**3))
+    assert np.allclose(lab.gelu(z), z64 * (1 + tanh) / 2, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("d", [2, 32, 100, 128])
@@ -193,20 +207,25 @@ def test_attention_over_a_block(ops: Ops, cache: Cache, d: int, rows: int) -> No
     q = rng.normal(0, 2, (rows, d)).astype(F32)
     scale = F32(1) / np.sqrt(F32(d))
     parts = []
-    for first, ends in ((0, [256] * rows), (256, sorted(rng.integers(1, 257, rows).tolist()))):
+    some = np.sort(rng.integers(1, 257, rows))
+    for first, begins, ends in (
+        (0, np.sort(rng.integers(0, 256, rows)), np.full(rows, 256)),
+        (256, rng.integers(0, some), some),
+        (256, np.zeros(rows, np.int64), some),
+    ):
         part = np.full((rows, dp + 16), 9, F32)
         pointers = [ops.ffi.new("float *[]", [ops.at(a[i]) for i in range(rows)]) for a in (q, part)]
         attention.block(
-            pointers[0], ops.ffi.new("int32_t[]", ends), rows, d, scale, ops.at(kc, "void *"), ops.at(vc, "void *"),
-            first, pointers[1],
+            pointers[0], ops.ffi.new("int32_t[]", begins.tolist()), ops.ffi.new("int32_t[]", ends.tolist()), rows, d,
+            scale, ops.at(kc, "void *"), ops.at(vc, "void *"), first, pointers[1],
         )  # fmt: skip
         cut = slice(first, first + 256)
-        want = lab.attend_block(q[:, None], k[cut, None], v[cut, None], np.array(ends), cache)
+        want = lab.attend_block(q[:, None], k[cut, None], v[cut, None], begins, ends, cache)
         assert_same(part[:, :d].copy(), want[0][:, 0])
         assert_same(part[:, dp].copy(), want[2][:, 0])
         assert_same(part[:, dp + 1].copy(), want[1][:, 0])
         parts.append((part, want))
-    (into, a), (part, b) = parts
+    (into, a), _, (part, b) = parts
     out, total, _ = lab.merge(a, b)
     for r in range(rows):
         y = np.empty(d, F32)
@@ -225,8 +244,8 @@ def test_integer_attention_is_attention(ops: Ops) -> None:
     part = np.zeros((4, d + 16), F32)
     pointers = [ops.ffi.new("float *[]", [ops.at(a[i]) for i in range(4)]) for a in (q, part)]
     attention.block(
-        pointers[0], ops.ffi.new("int32_t[]", [256] * 4), 4, d, d**-0.5, ops.at(kc, "void *"), ops.at(vc, "void *"),
-        0, pointers[1],
+        pointers[0], ops.ffi.new("int32_t[]", [0] * 4), ops.ffi.new("int32_t[]", [256] * 4), 4, d, d**-0.5,
+        ops.at(kc, "void *"), ops.at(vc, "void *"), 0, pointers[1],
     )  # fmt: skip
     k64, v64 = (
         codes * scales[:, None].astype(np.float64) for codes, scales in (lab.rounded(k, 127), lab.rounded(v, 127))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bitgen import data, plan, presets, space
+from bitgen.errors import BitgenError
 from bitgen.plan import Decision, Plan
 from bitgen.spec import GemmShape, Layout, MatrixPlan, Tile
 from bitgen.targets import TARGETS
@@ -45,6 +48,41 @@ def test_host_plan_comes_first() -> None:
     assert found.matrices["o"] == OTHER and found.sources["o"] == "tuned on this host"
     assert found.threads == 2
     assert "o=i2_s_bm2_bk128" in found.layout_key.split(";")
+
+
+def test_a_given_plan_comes_before_the_hosts(tmp_path: Path) -> None:
+    host_plan(OTHER)
+    mine = MatrixPlan(Layout("i2_s", 8, 128), Tile(prefetch=1024), Tile(nr=6))
+    made = Plan(ISA, "board", plan.template_stamp(), basis="measured on board by ssh", decisions={GEMM: Decision(mine)})
+    plan.save(made, tmp_path / "board.json")
+    given = plan.for_build(tmp_path / "board.json", SHAPE, [ISA, "scalar"])
+    assert given == made
+    found = plan.lookup(SHAPE, ISA, [given])
+    assert found.matrices["o"] == mine and found.sources["o"] == "given, measured on board by ssh"
+    assert plan.lookup(SHAPE, "scalar", [given]).sources["o"] == "default"
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"isa": "neon"}, "not built here; only avx2, scalar"),
+        ({"stamp": "older"}, "tune again"),
+        ({"decisions": {GemmShape(1, 1): Decision(OTHER)}}, "decides no matrix of stories"),
+    ],
+)
+def test_a_given_plan_that_would_do_nothing_is_refused(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    good = Plan(ISA, "board", plan.template_stamp(), decisions={GEMM: Decision(OTHER)})
+    plan.save(dataclasses.replace(good, **change), tmp_path / "board.json")
+    with pytest.raises(BitgenError, match=words):
+        plan.for_build(tmp_path / "board.json", SHAPE, [ISA, "scalar"])
+    with pytest.raises(BitgenError, match="bitgen tune -o"):
+        plan.for_build(tmp_path / "none.json", SHAPE, [ISA])
+
+
+def test_a_cpu_is_named_by_its_cpuinfo() -> None:
+    text = "processor\t: 0\nCPU implementer\t: 0x41\nCPU architecture: 8\nCPU part\t: 0xd0b\n"
+    assert plan.cpu_name(text) == "0x41 0xd0b"
+    assert plan.path_of("0x41 0xd0b", "dotprod").name == "0x41-0xd0b-dotprod.json"
 
 
 def test_measurements_of_other_templates_are_passed_over() -> None:

@@ -20,6 +20,8 @@ FACTS = {  # hidden, intermediate, layers, heads, kv heads, head_dim, vocab, con
     "Falcon3-3B": (3072, 9216, 22, 12, 4, 256, 131072, 4096, 1000042, 1e-6),
     "Falcon3-7B": (3072, 23040, 28, 12, 4, 256, 131072, 8192, 1000042, 1e-6),
     "Falcon3-10B": (3072, 23040, 40, 12, 4, 256, 131072, 32768, 1000042, 1e-6),
+    "BitNet-embedding-0.6B": (1024, 3072, 28, 16, 8, 128, 151936, 32768, 1e6, 1e-6),
+    "BitNet-embedding-270M": (640, 2048, 18, 4, 1, 256, 262144, 32768, 1e6, 1e-6),
     "stories": (256, 1024, 8, 4, 2, 64, 4096, 512, 1e4, 1e-5),
 }
 
@@ -35,10 +37,15 @@ def test_preset_holds_the_published_facts(name: str) -> None:
     assert s.name == name
     assert (s.hidden, s.intermediate, s.layers, s.heads, s.kv_heads, s.head_dim) == FACTS[name][:6]
     assert (s.vocab, s.context, s.rope_theta, s.norm_eps) == FACTS[name][6:]
-    llama = name.startswith(("Llama", "Falcon"))
-    assert s.architecture == ("llama" if llama else "bitnet-b1.58" if s.activation == "relu2" else "bitnet")
-    assert s.activation == ("relu2" if name in ("2B4T", "stories") else "silu")
-    assert (s.sub_norms, s.tied, s.rope_interleaved) == (not llama, not llama, llama)
+    llama, embedding = name.startswith(("Llama", "Falcon")), name.startswith("BitNet-embedding")
+    if embedding:
+        assert (s.architecture, s.activation) == (("gemma3", "gelu_tanh") if s.hidden == 640 else ("qwen3", "silu"))
+    else:
+        assert s.architecture == ("llama" if llama else "bitnet-b1.58" if s.activation == "relu2" else "bitnet")
+        assert s.activation == ("relu2" if name in ("2B4T", "stories") else "silu")
+    assert (s.sub_norms, s.tied, s.rope_interleaved) == (not llama and not embedding, not llama, llama)
+    assert (s.input_norms, s.qk_norm, s.post_norms) == (embedding, embedding, s.architecture == "gemma3")
+    assert (s.embedding_scale, s.window) == ((640**0.5, 512) if s.architecture == "gemma3" else (1.0, 0))
     assert all(type(getattr(s, f.name)).__name__ == f.type for f in dataclasses.fields(s) if f.type != "Activation")
 
 
@@ -115,8 +122,14 @@ def test_every_field_has_a_type(tmp_path: Path, field: str, value: str) -> None:
         ("heads", "21", "21 heads are not a multiple of 5 kv_heads"),
         ("head_dim", "127", "head_dim 127 is odd"),
         ("activation", "gelu", "activation 'gelu' is not supported; known: relu2, silu"),
-        ("architecture", "qwen3", "architecture 'qwen3' is not supported"),
+        ("architecture", "qwen2", "architecture 'qwen2' is not supported"),
         ("name", "2B4", "name is '2B4'; it must equal the file's name"),
+        ("input_norms", "true", "sub_norms and input_norms are two norms of one input"),
+        ("input_norms", "1", "input_norms is 1"),
+        ("window", "-1", "window is -1"),
+        ("window_period", "0", "window_period is 0"),
+        ("window_theta", ".nan", "window_theta is nan"),
+        ("attention_scale", "x", "attention_scale is 'x'"),
         ("hf", "3", "hf is 3"),
         ("hiden", "3", "unknown key 'hiden'; did you mean hidden"),
     ],

@@ -46,10 +46,10 @@ class RandomCheckpoint:
         assert is_ternary(name)
         return self._rng(name).integers(-1, 2, tensor_shapes(self.shape)[name], dtype=np.int8), 0.04
 
-    def dense(self, name: str) -> np.ndarray:
+    def dense(self, name: str, rows: slice = slice(None)) -> np.ndarray:
         size = tensor_shapes(self.shape)[name]
         values = self._rng(name).normal(size=size) if len(size) == 2 else self._rng(name).uniform(0.5, 1.5, size)
-        return values.astype(np.float16 if len(size) == 2 else np.float32)
+        return values.astype(np.float16 if len(size) == 2 else np.float32)[rows]
 
     def _rng(self, name: str) -> np.random.Generator:
         return np.random.default_rng(list(name.encode()))
@@ -147,6 +147,16 @@ def test_attention() -> None:
             assert np.allclose(y[position, head * d : (head + 1) * d], want, atol=1e-6)
 
 
+def test_attention_in_a_window() -> None:
+    """A token sees itself and the window - 1 before it; the scale is the one given."""
+    q, k, v = (normal(6, 1, 4, seed=s) for s in range(3))
+    y = reference.attention(q, k, v, scale=0.25, window=3)
+    for p in range(6):
+        seen = slice(max(0, p - 2), p + 1)
+        weights = np.exp(q[p, 0] @ k[seen, 0].T / 4)
+        assert np.allclose(y[p], weights / weights.sum() @ v[seen, 0], atol=1e-6)
+
+
 def test_attention_survives_large_scores() -> None:
     q = np.full((2, 1, 4), 1e3, np.float32)
     v = normal(2, 1, 4)
@@ -156,6 +166,8 @@ def test_attention_survives_large_scores() -> None:
 def test_activate() -> None:
     x = np.array([-200, -1, 0, 2, 200], np.float32)
     assert reference.activate(x, "relu2").tolist() == [0, 0, 0, 4, 40000]
+    gelu = [0.5 * v * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))) for v in x.tolist()]
+    assert np.allclose(reference.activate(x, "gelu_tanh"), gelu, atol=1e-7)
     assert np.allclose(reference.activate(x, "silu"), [0, -1 / (1 + math.e), 0, 2 / (1 + math.exp(-2)), 200])
 
 
@@ -164,6 +176,10 @@ VARIANTS = {
     "untied": replace(SHAPE, tied=False),
     "llama": replace(SHAPE, architecture="llama", activation="silu", sub_norms=False, rope_interleaved=True),
     "wide heads": replace(SHAPE, head_dim=24),
+    "qwen3": replace(SHAPE, sub_norms=False, qk_norm=True, input_norms=True, activation="silu"),
+    "gemma3": replace(
+        SHAPE, sub_norms=False, qk_norm=True, post_norms=True, embedding_scale=3.0, activation="gelu_tanh", window=4
+    ),
 }
 
 
@@ -187,6 +203,14 @@ def test_forward_is_causal(shape: ModelShape) -> None:
         {"rope_theta": 500.0},
         {"norm_eps": 1e-2},
         {"tied": False},
+        {"activation": "gelu_tanh"},
+        {"qk_norm": True},
+        {"sub_norms": False, "input_norms": True},
+        {"post_norms": True},
+        {"embedding_scale": 3.0},
+        {"attention_scale": 1.0},
+        {"window": 2, "window_period": 3},
+        {"window": 9, "window_period": 2, "window_theta": 10.0},
     ],
     ids=lambda change: next(iter(change)),
 )

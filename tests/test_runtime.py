@@ -75,13 +75,14 @@ def test_same_bits_from_other_formats_and_tiles(choice: int) -> None:
 
 
 @pytest.mark.parametrize("cache", CACHES)
-def test_contexts_of_several_blocks(cache: Cache) -> None:
-    """Positions beyond the first 256 are attended to block by block, whoever computes the blocks."""
-    bench = lab.bench("flagship")
-    tokens = lab.tokens(bench.shape, 530)
+@pytest.mark.parametrize(("name", "n"), [("flagship", 270), ("gemma3", 270), ("gemma3-inputs", 570)])
+def test_contexts_of_several_blocks(name: str, n: int, cache: Cache) -> None:
+    """Positions beyond the first 256 are attended to block by block, whoever computes the blocks; blocks that lie
+    before a layer's window are not."""
+    bench = lab.bench(name)
+    tokens = lab.tokens(bench.shape, max(n, 530))
     want = bench.logits(tokens, cache=cache)
-    short = tokens[:270]
-    assert same_bits(want[:270], lab.logits(bench.checkpoint, short, cache))
+    assert same_bits(want[:n], lab.logits(bench.checkpoint, tokens[:n], cache))
     for level, threads, chunk in ((0, 2, 1), (0, 3, 100), (len(bench.packed) - 1, 2, 129)):
         assert same_bits(bench.logits(tokens, level, threads, chunk, cache), want)
 
@@ -175,7 +176,7 @@ def forward_batch(session: lab.Session, handles: list, runs: list[list[int]], ou
 
 @pytest.mark.parametrize("cache", ["f16", "f32"])
 @pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize("name", ["flagship", "one-kv", "thirds"])
+@pytest.mark.parametrize("name", ["flagship", "one-kv", "thirds", "gemma3"])
 def test_together_as_alone(name: str, threads: int, cache: str) -> None:
     """Sequences at different positions, with runs of one token and of many, some cut by the end of a chunk."""
     bench = lab.bench(name)
@@ -207,9 +208,10 @@ def test_together_as_alone(name: str, threads: int, cache: str) -> None:
             bench.lib.bg_session_close(handle)
 
 
-def test_a_few_rows_of_a_long_context() -> None:
+@pytest.mark.parametrize("name", ["flagship", "gemma3", "gemma3-inputs"])
+def test_a_few_rows_of_a_long_context(name: str) -> None:
     """Their attention is divided by blocks; in many rows, or alone, it is not. Blocks begin within the run."""
-    bench = lab.bench("flagship")
+    bench = lab.bench(name)
     tokens = lab.tokens(bench.shape, 530)
     want = bench.logits(tokens)
     for threads in (1, 3):
@@ -484,11 +486,11 @@ def test_files_cut_short(sanitized: Path, tmp_path: Path) -> None:
     whole = lab.bench("flagship", levels=library.host_isas()[:1]).packed[0].read_bytes()
     damaged = tmp_path / "m.bgpk"
     assert refused(sanitized, damaged, "cannot be opened")
-    sizes = [0, 1, 255, 256, len(whole) - 64, len(whole) - 1, *range(300, len(whole), len(whole) // 23)]
+    sizes = [0, 1, 511, 512, len(whole) - 64, len(whole) - 1, *range(600, len(whole), len(whole) // 23)]
     for size in sizes:
         damaged.write_bytes(whole[:size])
         assert refused(sanitized, damaged, "not a packed model"), size
-        if size >= 256:  # a header that agrees with the shorter file
+        if size >= 512:  # a header that agrees with the shorter file
             damaged.write_bytes(whole[:16] + struct.pack("<Q", size) + whole[24:size])
             assert refused(sanitized, damaged, "not a packed model"), size
     damaged.write_bytes(whole[:16] + struct.pack("<Q", len(whole) + 64) + whole[24:] + bytes(64))
@@ -513,21 +515,24 @@ def test_absurd_headers(sanitized: Path, tmp_path: Path) -> None:
                 continue  # no other size depends on it
             assert refused(sanitized, path, ""), (field, value)
     for offset, data in (
-        *((0, b"GGUF"), (8, b"\2"), (12, b"\0\0"), (16, b"\xff" * 8)),
-        *((56, struct.pack("<f", x)) for x in (0, -1, np.nan, np.inf)),
-        *((60, struct.pack("<f", x)) for x in (-1, np.nan, np.inf)),
-        *((at, struct.pack("<i", 9)) for at in (64, 68, 72, 76)),
-        (80, b"x" * 160),
+        *((0, b"GGUF"), (8, b"\1"), (12, b"\0\0"), (16, b"\xff" * 8)),
+        *((at, struct.pack("<f", x)) for at in (56, 100, 108) for x in (0, -1, np.nan, np.inf)),
+        *((at, struct.pack("<f", x)) for at in (60, 104) for x in (-1, np.nan, np.inf)),
+        *((at, struct.pack("<i", 9)) for at in (64, 68, 72, 76, 80, 84, 88)),
+        *((at, struct.pack("<i", x)) for at in (92, 96) for x in (-1, 1 << 30)),
+        (96, struct.pack("<i", 0)),
+        (112, b"x" * 256),
     ):
         assert refused(sanitized, patched(offset, data), "not a packed model"), (offset, data)
-    assert refused(sanitized, patched(80, b"qkv=other\0"), "other kernels")
+    assert refused(sanitized, patched(112, b"qkv=other\0"), "other kernels")
+    assert refused(sanitized, patched(84, struct.pack("<i", 1)), "lacks a kernel")  # for matrices that are apart
 
 
 def test_values_that_are_no_numbers(sanitized: Path, tmp_path: Path) -> None:
     bench = lab.bench("flagship", levels=library.host_isas()[:1])
     whole, s = bench.packed[0].read_bytes(), bench.shape
     damaged = tmp_path / "m.bgpk"
-    output_norm = 256 + s.vocab * s.hidden * 2
+    output_norm = 512 + s.vocab * s.hidden * 2
     for offset in (output_norm, output_norm + 4 * s.hidden, len(whole) - 64):  # the last is a layer's scales
         for bad in (np.nan, np.inf, -np.inf):
             damaged.write_bytes(whole[:offset] + struct.pack("<f", bad) + whole[offset + 4 :])
@@ -540,8 +545,8 @@ def test_any_weights_and_embeddings_are_harmless(sanitized: Path, tmp_path: Path
     whole = bytearray(bench.packed[0].read_bytes())
     rng = np.random.default_rng(9)
     s = bench.shape
-    whole[256 : 256 + s.vocab * s.hidden * 2] = rng.integers(0, 256, s.vocab * s.hidden * 2, np.uint8).tobytes()
-    first = 256 + s.vocab * s.hidden * 2 + 2 * 4 * s.hidden
+    whole[512 : 512 + s.vocab * s.hidden * 2] = rng.integers(0, 256, s.vocab * s.hidden * 2, np.uint8).tobytes()
+    first = 512 + s.vocab * s.hidden * 2 + 4 * (s.hidden + sum(s.norms.values()))
     whole[first : first + 4096] = rng.integers(0, 256, 4096, np.uint8).tobytes()
     damaged = tmp_path / "m.bgpk"
     damaged.write_bytes(whole)
@@ -571,12 +576,12 @@ def test_same_bits_with_avx512(tmp_path: Path) -> None:
 
 
 @pytest.mark.qemu
-@pytest.mark.parametrize("arch", ["arm64", "riscv64"])
-def test_same_bits_on_other_architectures(arch: str, tmp_path: Path) -> None:
-    qemu = f"qemu-{targets.ARCHES[arch].split('-')[0]}-static"
+@pytest.mark.parametrize(("arch", "name"), [("arm64", "thirds"), ("riscv64", "thirds"), ("arm64", "gemma3-inputs")])
+def test_same_bits_on_other_architectures(arch: str, name: str, tmp_path: Path) -> None:
+    qemu = f"qemu-{targets.platform_of(arch).triple.split('-')[0]}-static"
     if shutil.which(qemu) is None:
         pytest.skip(f"{qemu} is not installed (Debian: qemu-user-static)")
-    bench = lab.bench("thirds")
+    bench = lab.bench(name)
     tokens = lab.tokens(bench.shape, 20)
     want = bench.logits(tokens)
     lookups = [lab.lookup(bench.shape, target.isa) for target in targets.levels(arch)]

@@ -1,5 +1,6 @@
 """Checkpoints as trainers leave them -> the GGUF files that engines run."""
 
-from bitgen.convert.hf import HfCheckpoint, convert
+from bitgen.convert.hf import HfCheckpoint
+from bitgen.convert.source import convert, open_source
 
-__all__ = ["HfCheckpoint", "convert"]
+__all__ = ["HfCheckpoint", "convert", "open_source"]

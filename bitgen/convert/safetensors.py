@@ -1,7 +1,8 @@
 """Read safetensors files: a u64 header length, a JSON header {name: dtype, shape, data_offsets}, raw bytes.
 
-Ours rather than the `safetensors` package's NumPy reader because that one cannot read bfloat16, the usual
-type of ternary checkpoints. Nothing is held in memory: a tensor is read when it is asked for.
+Ours rather than the `safetensors` package's NumPy reader: that one cannot read bfloat16, the usual type of ternary
+checkpoints, and maps whole shards, whose pages then count as this process's memory. Nothing is held here: rows of a
+tensor are read when they are asked for.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bitgen.checkpoint import ALL
 from bitgen.errors import FormatError
 
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -44,13 +46,16 @@ class StoredTensor:
     shape: tuple[int, ...]
     offset: int
 
-    def read(self) -> npt.NDArray[Any]:
-        """The values; bfloat16 comes as float32, everything else as stored."""
-        count = math.prod(self.shape)
-        raw = np.fromfile(self.path, DTYPES[self.dtype], count, offset=self.offset)
+    def read(self, rows: slice = ALL) -> npt.NDArray[Any]:
+        """The values of some rows (of a scalar, its one); bfloat16 comes as float32, everything else as stored."""
+        dtype, row = DTYPES[self.dtype], math.prod(self.shape[1:])
+        start, stop, _ = rows.indices(self.shape[0] if self.shape else 1)
+        count = (stop - start) * row
+        raw = np.fromfile(self.path, dtype, count, offset=self.offset + start * row * dtype.itemsize)
         if raw.size != count:
             raise FormatError(f"{self.path}: tensor {self.name} is cut short; download the file again")
-        return (widen_bf16(raw) if self.dtype == "BF16" else raw).reshape(self.shape)
+        values = widen_bf16(raw) if self.dtype == "BF16" else raw
+        return values.reshape((stop - start, *self.shape[1:]) if self.shape else ())
 
 
 def widen_bf16(bits: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:

@@ -15,7 +15,7 @@ from bitgen.errors import EngineError
 @functools.cache
 def ffi() -> cffi.FFI:
     """The parsed public header."""
-    text = (data.folder("runtime") / "bitgen.h").read_text()
+    text = (data.folder("runtime") / "bitgen.h").read_text(encoding="utf-8")
     made = cffi.FFI()
     made.cdef(text.split("// <cdef>")[1].split("// </cdef>")[0])
     return made

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,20 +14,23 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from bitgen import data, gguf_io, library, pack
+from bitgen import data, gguf_io, i2s_guess, library, pack
 from bitgen import plan as plans
 from bitgen.compile import Artefact
 from bitgen.engine import binding
+from bitgen.engine.embed import embed, pooling_of
 from bitgen.engine.lookup import PromptLookup
 from bitgen.engine.tokenizer import Stream, Tokenizer
 from bitgen.errors import BitgenError, EngineError
 from bitgen.formats import FORMATS
+from bitgen.score import Score, TokenChoice, score
 from bitgen.spec import ModelShape
 
 Cache = Literal["f16", "f32", "int8"]
 CACHES: dict[Cache, int] = {"f16": 0, "f32": 1, "int8": 2}  # BG_CACHE_F16, BG_CACHE_F32, BG_CACHE_I8
 
 MOST_CHOICES = 128  # of one bg_next
+PREFILL_AT_ONCE = 512  # tokens of one call, so that an interrupt is heard between two
 
 SHIPPED = "stories"
 """The model that ships with bitgen."""
@@ -89,6 +93,13 @@ def default_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _give_back_memory() -> None:
+    """Return what is free to the system: building a tokenizer of 280,000 merges leaves glibc holding some 30 MB."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim:
+        trim(0)
+
+
 class Session:
     """One conversation: a KV cache, buffers and threads. Not for use by two threads at once.
 
@@ -103,7 +114,7 @@ class Session:
         if cache not in CACHES:
             raise BitgenError(f"cache is {cache!r}, must be one of {', '.join(CACHES)}")
         self._lib, self._model = model.lib, model
-        self._vocab = model.shape.vocab
+        self.vocab = model.shape.vocab
         self.threads: int = beside.threads if beside else threads or model.threads
         self.context = model.shape.context if context is None else context
         out = binding.ffi().new("bg_session **")
@@ -134,6 +145,12 @@ class Session:
         """Append tokens; logits float32 [vocab] of the last one, or [n, vocab] of all when `every`."""
         logits = forward_batch([self], [tokens], every=every)
         return logits if every else logits[0]
+
+    def append(self, tokens: Sequence[int]) -> None:
+        """Append tokens whose logits nobody asks for."""
+        ids = self._ids(tokens)
+        code = self._lib.bg_forward(self._open(), _ints(ids), len(ids), binding.ffi().NULL, 0)
+        binding.check(self._lib, code, self._appending(len(ids)))
 
     def sample(self, how: Sampling, logits: npt.NDArray[np.float32], history: Sequence[int], step: int) -> int:
         """The next token from logits [vocab]; the same seed and step give the same draw on every host."""
@@ -186,8 +203,8 @@ class Session:
 
     def _ids(self, tokens: npt.ArrayLike) -> npt.NDArray[np.int32]:
         ids = np.asarray(tokens, np.int64)
-        if ids.ndim != 1 or len(ids) == 0 or ids.min() < 0 or ids.max() >= self._vocab:
-            raise EngineError(f"tokens must be a non-empty list of ids in [0, {self._vocab})")
+        if ids.ndim != 1 or len(ids) == 0 or ids.min() < 0 or ids.max() >= self.vocab:
+            raise EngineError(f"tokens must be a non-empty list of ids in [0, {self.vocab})")
         return ids.astype(np.int32)
 
     def _appending(self, n: int) -> str:
@@ -229,15 +246,31 @@ def forward_batch(
     if not sessions or len(tokens) != len(sessions) or not all(len(t) for t in tokens):
         raise EngineError("tokens must be a non-empty list of ids for each session")
     first = sessions[0]
+    return _append(sessions, tokens, every, first.vocab, first._lib.bg_forward_batch)
+
+
+def states_batch(
+    sessions: Sequence[Session], tokens: Sequence[Sequence[int]], *, every: bool = False
+) -> npt.NDArray[np.float32]:
+    """Like `forward_batch`, but without the output matrix: float32 [.., hidden], the states after the last norm."""
+    first = sessions[0]
+    return _append(sessions, tokens, every, first._model.shape.hidden, first._lib.bg_states_batch)
+
+
+def _append(
+    sessions: Sequence[Session], tokens: Sequence[Sequence[int]], every: bool, width: int, call: Any
+) -> npt.NDArray[np.float32]:
+    """What `call` makes of the tokens, float32 [.., width]."""
+    first = sessions[0]
     ids = first._ids(np.concatenate([np.asarray(t, np.int64) for t in tokens]))
-    logits = np.empty((len(ids) if every else len(sessions), first._vocab), np.float32)
+    rows = np.empty((len(ids) if every else len(sessions), width), np.float32)
     ffi = binding.ffi()
-    code = first._lib.bg_forward_batch(
+    code = call(
         ffi.new("bg_session *[]", [session._open() for session in sessions]),
         len(sessions),
         _ints(ids),
         ffi.new("int32_t[]", [len(t) for t in tokens]),
-        ffi.cast("float *", logits.ctypes.data),
+        ffi.cast("float *", rows.ctypes.data),
         int(every),
     )
     if len(sessions) == 1:
@@ -245,7 +278,7 @@ def forward_batch(
     else:
         what = f"cannot append {len(ids)} tokens to {len(sessions)} sessions (which must differ, share and have room)"
     binding.check(first._lib, code, what)
-    return logits
+    return rows
 
 
 class Model:
@@ -264,7 +297,9 @@ class Model:
         )
         self.artefact = artefact
         self.threads = threads or lookup.threads or default_threads()
-        self.head, self.load_s = head, 0.0
+        self.head, self.load_s, self.pooling = head, 0.0, "last"
+        self.chat_template: str | None = None  # as the file carries it
+        self.doubt: str | None = None  # said when a file is packed that seems to be read by the wrong I2_S layout
         self.lib = binding.load(artefact.path)
         out = binding.ffi().new("bg_model **")
         index = library.isa_index(self.lib, lookup.isa)
@@ -281,6 +316,7 @@ class Model:
         head: pack.Head = "certified",
         i2s_layout: gguf_io.I2sLayout = "x86",
         activation: str | None = None,
+        tl_tiles: str = "",
         progress: Callable[[str, int, int], None] | None = None,
     ) -> Model:
         """Open a GGUF file (None: the model that ships), building and packing what is not cached yet.
@@ -288,21 +324,26 @@ class Model:
         head: "certified" chooses tokens from an int8 copy of the head and exact float16 rows for those that can win:
             the same tokens as "f16", at half the bytes per token. "f16" saves the copy's room on disk. "int8" has
             only the copy: logits within its rounding.
-        i2s_layout, activation: override what the file says, for files that say it wrongly.
+        i2s_layout, activation, tl_tiles: what the file does not say, or says wrongly; as in gguf_io.open.
         progress: called as (stage, done, total) while kernels compile and weights are packed.
         """
         started = time.perf_counter()
         source = Path(path) if path is not None else shipped_path()
-        checkpoint = gguf_io.open(source, i2s_layout=i2s_layout, activation=activation)
+        checkpoint = gguf_io.open(source, i2s_layout, activation, tl_tiles)
         lookup = plans.lookup(checkpoint.shape, isa or library.host_isa())
         report = progress or (lambda *_: None)
         artefact = library.for_model(checkpoint.shape, [lookup], progress=lambda d, t: report("compiling", d, t))
-        packed = pack.ensure(
-            source, checkpoint, lookup, head, i2s_layout, progress=lambda d, t: report("packing", d, t)
-        )
+        packed, doubt = pack.path_for(source, lookup, head, f"{checkpoint.shape} {checkpoint.reading}"), None
+        if not packed.exists():
+            doubt = i2s_guess.doubt(checkpoint)
+            pack.write(packed, checkpoint, lookup, head, lambda d, t: report("packing", d, t))
         tokenizer = Tokenizer.from_metadata(checkpoint.metadata)
+        _give_back_memory()
         model = cls(source, checkpoint.shape, tokenizer, lookup, artefact, packed, head, threads)
-        model.load_s = time.perf_counter() - started
+        carried = checkpoint.metadata.get("tokenizer.chat_template")
+        model.chat_template = carried if isinstance(carried, str) and carried.strip() else None
+        model.pooling = pooling_of(checkpoint.metadata)
+        model.load_s, model.doubt = time.perf_counter() - started, doubt
         return model
 
     @property
@@ -348,26 +389,42 @@ class Model:
         with self.session(context=max(len(tokens), 1), cache=cache) as session:
             return session.forward(tokens, every=True)
 
+    def embed(self, texts: Sequence[str], *, pooling: str | None = None) -> npt.NDArray[np.float32]:
+        """Vectors float32 [len(texts), hidden] of length one, whose dot products say how alike texts are.
+
+        pooling: "last" (the last token's state), "mean" (of all tokens) or "cls" (the first token's); None: what
+            the file says, or else "last". Texts share passes through the layers; a vector does not depend on which.
+        """
+        return embed(self, texts, pooling)
+
     def generate(
         self,
-        prompt: str,
+        prompt: str | Sequence[int],
         max_tokens: int = 256,
         *,
         stop: bool = True,
         sampling: Sampling | None = None,
         cache: Cache = "f16",
         lookup: int = 0,
+        logprobs: int | None = None,
+        session: Session | None = None,
         **how: Any,
     ) -> Generation:
-        """Continue a prompt: an iterator over pieces of text as they come.
+        """Continue a prompt, a text or its token ids: an iterator over pieces of text as they come.
 
         Sampling parameters may be given one by one (temperature=0.8, seed=1) or as `sampling`.
         stop: end at the model's stop tokens. Ends at `max_tokens` or where the context is full.
         cache: as in `session`.
         lookup: try up to so many tokens at once that followed the last few before (engine/lookup.py). The text
             is the same; it comes faster where it repeats itself or the prompt.
+        logprobs: keep each token's log probability and that many likeliest ones (`Generation.choices`).
+        session: continue in a session whose cache holds the start of the prompt, instead of a new one.
         """
-        return Generation(self, prompt, max_tokens, stop, sampling or Sampling(**how), cache, lookup)
+        return Generation(self, prompt, max_tokens, stop, sampling or Sampling(**how), cache, lookup, logprobs, session)
+
+    def score(self, text: str, context: str = "", *, cache: Cache = "f16") -> Score:
+        """Log probabilities of a text's tokens, given the context before it; see score.score."""
+        return score(self, text, context, cache)
 
     def generate_many(
         self,
@@ -412,36 +469,47 @@ class Generation:
     """Text in the making. Iterate for the pieces; `timing` and `token_ids` hold what happened so far."""
 
     model: Model
-    prompt: str
+    prompt: str | Sequence[int]
     max_tokens: int
     stop: bool
     sampling: Sampling
     cache: Cache = "f16"
     lookup: int = 0  # most tokens to propose at a time
+    logprobs: int | None = None  # likeliest tokens to keep at each place; None: and no log probabilities
+    session: Session | None = None  # holds the first `position` tokens of the prompt; None: one of its own
     timing: Timing = field(init=False)
     prompt_ids: list[int] = field(init=False)
     token_ids: list[int] = field(default_factory=list)
+    choices: list[TokenChoice] = field(default_factory=list)  # of token_ids and the stop token, with logprobs
 
     def __post_init__(self) -> None:
         self.timing = Timing(self.model.load_s)
-        self.prompt_ids = self.model.tokenizer.encode(self.prompt)
-        context = self.model.shape.context
+        prompt = self.prompt
+        self.prompt_ids = self.model.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        context = self._most
         if not self.prompt_ids:
             raise BitgenError("the prompt is empty and this model has no begin-of-text token; give it some text")
         if len(self.prompt_ids) >= context:
             raise BitgenError(f"the prompt has {len(self.prompt_ids)} tokens, the model's context holds {context}")
-        if self.lookup < 0:
-            raise BitgenError(f"lookup is {self.lookup}, must be 0 or more")
+        if self.lookup < 0 or (self.logprobs or 0) < 0:
+            raise BitgenError(f"lookup is {self.lookup}, logprobs {self.logprobs}; both must be 0 or more")
+        if self.lookup and self.logprobs is not None:
+            raise BitgenError("prompt lookup computes no log probabilities; ask for one of the two")
 
     @property
     def limit(self) -> int:
         """Most tokens to generate; the last of them need not fit into the context."""
-        return min(self.max_tokens, self.model.shape.context - len(self.prompt_ids) + 1)
+        return min(self.max_tokens, self._most - len(self.prompt_ids) + 1)
 
     @property
     def context(self) -> int:
         """Positions that the session needs."""
-        return min(self.model.shape.context, len(self.prompt_ids) + self.limit)
+        return min(self._most, len(self.prompt_ids) + self.limit)
+
+    @property
+    def _most(self) -> int:
+        """Positions that there can be."""
+        return self.session.context if self.session else self.model.shape.context
 
     @property
     def finished(self) -> bool:
@@ -479,11 +547,17 @@ class Generation:
     def __iter__(self) -> Iterator[str]:
         model, timing, prompt = self.model, self.timing, self.prompt_ids
         stream, lookup = Stream(model.tokenizer), PromptLookup(min(self.lookup, MOST_CHOICES - 1), prompt)
-        with model.session(context=self.context, cache=self.cache) as session:
+        opened: AbstractContextManager[Session] = (
+            nullcontext(self.session) if self.session else model.session(context=self.context, cache=self.cache)
+        )
+        with opened as session:
             if not self.finished:
                 started = time.perf_counter()
-                tokens = self.accept(session.next(prompt, self.sampling, prompt, 0))
-                timing.prompt_tokens, timing.prefill_s = len(prompt), time.perf_counter() - started
+                timing.prompt_tokens = len(prompt) - session.position
+                while len(prompt) - session.position > PREFILL_AT_ONCE:
+                    session.append(prompt[session.position : session.position + PREFILL_AT_ONCE])
+                tokens = self.accept(self._choose(session, prompt[session.position :], prompt))
+                timing.prefill_s = time.perf_counter() - started
                 yield from map(stream.push, tokens)
             while not self.finished:
                 started = time.perf_counter()
@@ -493,13 +567,20 @@ class Generation:
                 yield from map(stream.push, tokens)
         yield stream.flush()
 
+    def _choose(self, session: Session, tokens: Sequence[int], history: Sequence[int], count: int = 1) -> list[int]:
+        """Append tokens, the end of the history, and choose what follows each of the last `count`."""
+        if self.logprobs is None:
+            return session.next(tokens, self.sampling, history, len(self.token_ids), count)
+        logits = session.forward(tokens)
+        token = session.sample(self.sampling, logits, history, len(self.token_ids))
+        self.choices.append(TokenChoice.of(logits, token, self.logprobs))
+        return [token]
+
     def _step(self, session: Session, lookup: PromptLookup) -> list[int]:
         """One forward pass: at least one token, unless the text ends."""
         proposed = lookup.propose(self.limit - len(self.token_ids) - 1)
         history = self.history + proposed
-        chosen = session.next(
-            history[-len(proposed) - 1 :], self.sampling, history, len(self.token_ids), len(proposed) + 1
-        )
+        chosen = self._choose(session, history[-len(proposed) - 1 :], history, len(proposed) + 1)
         tokens = self.accept(chosen, proposed)
         accepted = sum(a == b for a, b in zip(tokens, proposed, strict=False))
         session.rewind(session.position - (len(proposed) - accepted))

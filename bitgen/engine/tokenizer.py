@@ -81,9 +81,10 @@ class Tokenizer:
     """Text to ids and back. Made by `from_metadata`; immutable, and safe to share between threads."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        self._vocabulary = vocabulary
+        self.vocabulary = vocabulary
         self.bos, self.eos, self.eot = vocabulary.bos, vocabulary.eos, vocabulary.eot
         self.add_bos = vocabulary.add_bos and self.bos is not None
+        self.add_eos = vocabulary.add_eos and self.eos is not None  # after a text to embed
         self._parsing = vocabulary.backend(parse_special=True)
 
     @classmethod
@@ -92,17 +93,27 @@ class Tokenizer:
         return cls(Vocabulary(metadata))
 
     def __len__(self) -> int:
-        return len(self._vocabulary.tokens)
+        return len(self.vocabulary.tokens)
 
     @property
     def kind(self) -> str:
         """What it is, in words."""
-        return self._vocabulary.kind
+        return self.vocabulary.kind
+
+    def word(self, id: int | None) -> str:
+        """How a token is spelt in a text that is to be encoded; "" of None."""
+        return "" if id is None else self.vocabulary.tokens[id]
+
+    @cached_property
+    def control_words(self) -> frozenset[str]:
+        """The spellings of the tokens that steer a model instead of standing for text."""
+        v = self.vocabulary
+        return frozenset(word for word, id in v.ids.items() if v.types[id] == CONTROL and word)
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
         """Ids after which a model has nothing more to say."""
-        v = self._vocabulary
+        v = self.vocabulary
         words = {v.ids[word] for word in STOP_WORDS if word in v.ids and v.types[v.ids[word]] == CONTROL}
         return frozenset(words | {id for id in (self.eos, self.eot) if id is not None})
 
@@ -129,16 +140,16 @@ class Tokenizer:
 
     def piece(self, id: int) -> bytes:
         """The bytes of one token; of an id beyond the vocabulary, those of U+FFFD."""
-        return self._vocabulary.piece(id) if 0 <= id < len(self) else "\ufffd".encode()
+        return self.vocabulary.piece(id) if 0 <= id < len(self) else "\ufffd".encode()
 
     @property
     def strips_first_space(self) -> bool:
         """Whether a text's first space was put there by the encoder."""
-        return self._vocabulary.space_prefix
+        return self.vocabulary.space_prefix
 
     @cached_property
     def _plain(self) -> Backend:
-        return self._vocabulary.backend(parse_special=False)
+        return self.vocabulary.backend(parse_special=False)
 
 
 class Stream:
@@ -181,6 +192,7 @@ class Vocabulary:
         self.bos, self.eos, self.eot = (self._id(f"{name}_token_id") for name in ("bos", "eos", "eot"))
         self.words = self._words() if self.model == "gpt2" else None
         self.add_bos = bool(self._key("add_bos_token", bool, self.words.add_bos if self.words else True))
+        self.add_eos = bool(self._key("add_eos_token", bool, False))
         self.space_prefix = self.model == "llama" and bool(self._key("add_space_prefix", bool, True))
 
     @property
@@ -199,12 +211,10 @@ class Vocabulary:
         """An encoder. User-defined tokens are always found in a text, control tokens only if asked."""
         try:
             backend = self._byte_level(self.words) if self.words else self._sentence_piece()
-            found = {USER_DEFINED, CONTROL, UNKNOWN} if parse_special else {USER_DEFINED}
             backend.add_special_tokens(
                 [
                     AddedToken(token, normalized=False, special=type != USER_DEFINED)
-                    for token, type in zip(self.tokens, self.types, strict=True)
-                    if type in found and token
+                    for token, type in self.specials(parse_special)
                 ]
             )
         except (FormatError, UnsupportedError):
@@ -229,14 +239,31 @@ class Vocabulary:
             return bytes([_byte_value(token)])
         return token.replace(SPACE, " ").encode()
 
-    def _byte_level(self, words: Words) -> Backend:
+    @cached_property
+    def merges(self) -> list[tuple[str, str]]:
+        """Pairs of tokens that make a token, the first to be joined first."""
+        if not self.words:
+            return self._merges(self._numbers("scores", None, "f"))
         merges = []
         for merge in self._key("merges", list, []):
             left, _, right = merge.partition(" ") if isinstance(merge, str) else ("", "", "")
             if not left or not right:
                 raise FormatError(f"tokenizer.ggml.merges holds {merge!r}; expected two tokens")
             merges.append((left, right))
-        backend = Backend(models.BPE(vocab=self.ids, merges=merges, ignore_merges=words.ignore_merges))
+        return merges
+
+    @property
+    def unknown(self) -> str | None:
+        """The token of characters that are not in the vocabulary."""
+        return next((t for t, type in zip(self.tokens, self.types, strict=True) if type == UNKNOWN), None)
+
+    def specials(self, parse_special: bool) -> list[tuple[str, int]]:
+        """Tokens that are found in a text before it is cut, and their types."""
+        found = {USER_DEFINED, CONTROL, UNKNOWN} if parse_special else {USER_DEFINED}
+        return [(t, type) for t, type in zip(self.tokens, self.types, strict=True) if type in found and t]
+
+    def _byte_level(self, words: Words) -> Backend:
+        backend = Backend(models.BPE(vocab=self.ids, merges=self.merges, ignore_merges=words.ignore_merges))
         if words.nfc:
             backend.normalizer = normalizers.NFC()
         splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in words.patterns]
@@ -245,16 +272,14 @@ class Vocabulary:
         return backend
 
     def _sentence_piece(self) -> Backend:
-        scores = self._numbers("scores", None, "f")
-        unknown = next((t for t, type in zip(self.tokens, self.types, strict=True) if type == UNKNOWN), None)
         for token, type in zip(self.tokens, self.types, strict=True):
             if type == BYTE:
                 _byte_value(token)
         backend = Backend(
             models.BPE(
                 vocab=self.ids,
-                merges=self._merges(scores),
-                unk_token=unknown,
+                merges=self.merges,
+                unk_token=self.unknown,
                 fuse_unk=True,
                 byte_fallback=BYTE in self.types,
             )

@@ -1,0 +1,171 @@
+"""Conversations: chat templates, and a dialogue whose KV cache outlives its turns.
+
+A template is a Jinja2 program that comes with the model, so it runs in jinja2's sandbox. Tokens that mean something
+to the model (turn ends, headers) are taken from the template's own text only: what a user types stays text.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import NoReturn
+
+import jinja2
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from bitgen.chat_templates import MISSING, NAMED, corrected
+from bitgen.engine.model import Cache, Generation, Model, Sampling
+from bitgen.engine.tokenizer import Tokenizer
+from bitgen.errors import BitgenError, FormatError, UnsupportedError
+
+Message = Mapping[str, str]
+
+MARKS = range(0xE000, 0xF8FF)
+"""Private-use characters, of which one that no message holds marks what must stay text."""
+
+
+def source_of(model: Model, chosen: str | None = None) -> str:
+    """The text of a model's template: `chosen` (a name of NAMED or a file), else what its file carries, unless that is
+    known to be wrong. UnsupportedError where there is none."""
+    if chosen in NAMED:
+        return NAMED[chosen]
+    if chosen is not None:
+        try:
+            return Path(chosen).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as e:
+            known = ", ".join(NAMED)
+            raise BitgenError(f"chat template {chosen!r}: neither one of {known} nor a readable file ({e})") from None
+    found = model.chat_template or MISSING.get((model.shape.architecture, model.shape.vocab))
+    if found is None:
+        raise UnsupportedError(
+            "this model carries no chat template: it continues texts (bitgen run). "
+            f"If it was trained to answer, name its template: --chat-template {'|'.join(NAMED)} or a file"
+        )
+    return corrected(found)
+
+
+class ChatTemplate:
+    """Messages to token ids, by a Jinja2 template in the sandbox."""
+
+    def __init__(self, source: str, tokenizer: Tokenizer) -> None:
+        env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        env.filters["tojson"] = lambda x, **how: json.dumps(x, ensure_ascii=False, **how)
+        env.globals |= {"raise_exception": _refuse, "strftime_now": lambda f: datetime.datetime.now().strftime(f)}
+        self._tokenizer = tokenizer
+        try:
+            self._template = env.from_string(source)
+        except jinja2.TemplateError as e:
+            raise FormatError(f"the chat template is not a Jinja2 template: {e}; name another one") from None
+
+    def render(self, messages: Sequence[Message], answer: bool = True) -> str:
+        """The text of a conversation; with `answer`, up to where the model's answer begins."""
+        word = self._tokenizer.word
+        try:
+            return self._template.render(
+                messages=list(messages),
+                add_generation_prompt=answer,
+                bos_token=word(self._tokenizer.bos),
+                eos_token=word(self._tokenizer.eos),
+            )
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError, OverflowError) as e:
+            raise BitgenError(f"the chat template refuses this conversation: {e}") from None
+
+    def encode(self, messages: Sequence[Message], answer: bool = True) -> list[int]:
+        """Ids of a conversation, begin-of-text exactly once. What messages say is text, whatever it looks like."""
+        if not any(self._special.search(text) for m in messages for text in m.values()):
+            return self._tokenizer.encode(self.render(messages, answer))
+        used = set("".join(text for m in messages for text in m.values()))
+        mark = next((chr(c) for c in MARKS if chr(c) not in used), None)
+        if mark is None:
+            raise BitgenError("a message holds every private-use character of Unicode; leave some out")
+
+        def disarm(text: str) -> str:
+            return self._special.sub(lambda found: found[0][0] + mark + found[0][1:], text)
+
+        rendered = self.render([{key: disarm(text) for key, text in m.items()} for m in messages], answer)
+        ids: list[int] = []
+        for i, part in enumerate(re.split(f"({self._special.pattern})", rendered)):
+            if part:  # every second one is a control token
+                ids += self._tokenizer.encode(part.replace(mark, ""), add_bos=False, parse_special=i % 2 == 1)
+        bos = self._tokenizer.bos
+        return [bos, *ids] if self._tokenizer.add_bos and bos is not None and ids[:1] != [bos] else ids
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        """Finds control tokens, the longest first."""
+        words = sorted(self._tokenizer.control_words, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, words)) or r"(?!)")
+
+
+def _refuse(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+@dataclass
+class Chat:
+    """A dialogue with a model: `say` streams the answer. Not for use by two threads at once.
+
+    What two turns have in common stays in the KV cache. Where the context is full, the oldest turns are forgotten (the
+    system message is not); `dropped` counts them.
+    """
+
+    model: Model
+    system: str | None = None
+    template: str | None = None  # a name of NAMED, or a file; None: the model's
+    context: int | None = None
+    cache: Cache = "f16"
+    messages: list[Message] = field(default_factory=list)  # without the system message
+    dropped: int = 0
+    answer: Generation | None = None  # the latest
+
+    def __post_init__(self) -> None:
+        self._template = ChatTemplate(source_of(self.model, self.template), self.model.tokenizer)
+        self._session = self.model.session(context=self.context, cache=self.cache)
+        self._held: list[int] = []  # what the cache holds
+
+    def say(self, text: str, max_tokens: int = 1024, sampling: Sampling | None = None) -> Generator[str, None, None]:
+        """Answer a message, piece by piece. An answer broken off (the iterator closed) counts as far as it came."""
+        self.messages.append({"role": "user", "content": text})
+        ids = self._fit(max_tokens)
+        shared = next((i for i, (a, b) in enumerate(zip(ids, self._held, strict=False)) if a != b), len(self._held))
+        self._session.rewind(min(shared, len(ids) - 1, self._session.position))
+        how = sampling or Sampling()
+        turn = sum(m["role"] == "user" for m in self.messages) + self.dropped
+        self.answer = generation = self.model.generate(
+            ids, max_tokens, sampling=replace(how, seed=(how.seed + turn - 1) % 2**64), session=self._session
+        )
+        try:
+            yield from generation
+        finally:
+            self._held = generation.history[: self._session.position]
+            self.messages.append({"role": "assistant", "content": generation.text})
+
+    def clear(self) -> None:
+        """Forget all turns; the system message stays."""
+        self.messages.clear()
+        self.dropped = 0
+
+    def close(self) -> None:
+        """Free the session's buffers."""
+        self._session.close()
+
+    def _fit(self, max_tokens: int) -> list[int]:
+        """Ids of the conversation, its oldest turns forgotten until an answer has room."""
+        room = self._session.context - min(max_tokens, self._session.context // 4)
+        first: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
+        while len(ids := self._template.encode([*first, *self.messages])) > room:
+            if len(self.messages) <= 1:
+                self.messages.clear()
+                raise BitgenError(
+                    f"the message has {len(ids)} tokens with its frame, the context of {self._session.context} "
+                    f"has room for {room}; shorten it"
+                )
+            del self.messages[:2]
+            self.dropped += 1
+        return ids

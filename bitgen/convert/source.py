@@ -1,0 +1,59 @@
+"""What is to be converted: a folder, a file, a model on the Hugging Face Hub or a preset that is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import bitgen
+from bitgen import gguf_io, presets
+from bitgen.convert import hub
+from bitgen.convert.hf import HfCheckpoint
+from bitgen.errors import BitgenError, UnsupportedError
+
+HUB = "hf:"
+Source = HfCheckpoint | gguf_io.GgufCheckpoint
+
+
+def convert(
+    source: str | Path | Source,
+    out: str | Path,
+    type: str = "i2_s",
+    progress: gguf_io.Progress | None = None,
+) -> None:
+    """Write a source as a GGUF file, its matrices in `type`, with one of them in memory at a time.
+
+    source: opened, or what `open_source` takes. An interrupted conversion leaves a part file, and the same call goes on
+    from there as long as the source's files and this bitgen are the same.
+    """
+    checkpoint = open_source(str(source)) if isinstance(source, str | Path) else source
+    files = checkpoint.files if isinstance(checkpoint, HfCheckpoint) else [checkpoint.path]
+    reading = "" if isinstance(checkpoint, HfCheckpoint) else f" {checkpoint.reading} {checkpoint.shape}"
+    seen = [f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
+    gguf_io.write(out, checkpoint, type, progress, identity=f"{bitgen.__version__} {seen}{reading}")
+
+
+def open_source(source: str, **reading: Any) -> Source:
+    """The checkpoint that a source names; downloads it where it must.
+
+    source: a folder, a GGUF file, "hf:owner/name" with or without "@revision", or a preset's name. What exists as a
+    path is that path. reading: of a GGUF file, the options of gguf_io.open.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return HfCheckpoint(path)
+    if path.is_file() or path.suffix == ".gguf":
+        return gguf_io.open(path, **reading)
+    id = source.removeprefix(HUB) if source.startswith(HUB) else _id_of_preset(source)
+    return HfCheckpoint(hub.download(id), name=id.partition("@")[0].rpartition("/")[2])
+
+
+def _id_of_preset(source: str) -> str:
+    try:
+        id = presets.hub_id(source)
+    except UnsupportedError as error:
+        hint = f"; on the Hugging Face Hub: {HUB}{source}" if source.count("/") == 1 else ""
+        raise BitgenError(f"{source}: no such folder or file, and {error}{hint}") from None
+    if id is None:
+        raise BitgenError(f"{source}: no such folder, and the preset of that name is not on the Hugging Face Hub")
+    return id

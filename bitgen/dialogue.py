@@ -1,0 +1,84 @@
+"""The conversation at a terminal: lines in, answers out as they come."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+
+import click
+
+from bitgen.chat import Chat
+from bitgen.engine.model import Sampling
+from bitgen.errors import BitgenError
+
+PROMPT, MORE, QUOTES = ">>> ", "... ", '"""'
+HELP = """/system TEXT  tell the model something from now on, and begin anew
+/clear        begin anew
+/bye          leave (or Ctrl-D)
+\"""           begin a message of several lines, and end it
+Ctrl-C        stop an answer, or empty the line"""
+
+
+def run(chat: Chat, max_tokens: int, sampling: Sampling) -> None:
+    """Take messages until the input ends. Prompts appear where the input is a terminal; text goes to stdout."""
+    terminal = sys.stdin.isatty()
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  line editing and history for input()
+    if terminal:
+        click.echo(f"{chat.model.about}; /help for help", err=True)
+    while True:
+        try:
+            message = _read(terminal)
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            click.echo("\n(Ctrl-D or /bye ends)", err=True)
+            continue
+        if message == "/bye":
+            return
+        if message:
+            _react(chat, message, max_tokens, sampling)
+
+
+def _read(terminal: bool) -> str:
+    """One message, stripped; EOFError at the end of the input."""
+    text = input(PROMPT if terminal else "").strip()
+    if not text.startswith(QUOTES):
+        return text
+    lines = [text.removeprefix(QUOTES)]
+    while not lines[-1].rstrip().endswith(QUOTES):
+        lines.append(input(MORE if terminal else ""))
+    return "\n".join(lines).rstrip().removesuffix(QUOTES).strip()
+
+
+def _react(chat: Chat, message: str, max_tokens: int, sampling: Sampling) -> None:
+    command, _, rest = message.partition(" ")
+    if command == "/help":
+        click.echo(HELP, err=True)
+    elif command == "/clear":
+        chat.clear()
+    elif command == "/system":
+        chat.system = rest.strip() or None
+        chat.clear()
+    elif command.startswith("/") and command[1:].isalpha():
+        click.echo(f"{command} is no command; /help lists them", err=True)
+    else:
+        _answer(chat, message, max_tokens, sampling)
+
+
+def _answer(chat: Chat, message: str, max_tokens: int, sampling: Sampling) -> None:
+    dropped, answer = chat.dropped, chat.say(message, max_tokens, sampling)
+    try:
+        for piece in answer:
+            click.echo(piece, nl=False)
+        click.echo()
+    except KeyboardInterrupt:
+        answer.close()
+        click.echo(" (stopped)")
+    except BitgenError as e:
+        click.echo(f"bitgen: {e}", err=True)
+        return
+    if chat.dropped > dropped:
+        click.echo("(the context is full: the oldest turns are forgotten)", err=True)
+    if chat.answer:
+        click.echo(str(chat.answer.timing), err=True)

@@ -1,0 +1,1 @@
+"""bitgen models inside other programs; each module needs the package that it is named after."""

@@ -1,0 +1,134 @@
+"""bitgen models for lm-evaluation-harness (`pip install lm-eval`).
+
+    lm_eval --model bitgen --model_args pretrained=model.gguf --tasks arc_easy     # after: import this module
+    python -m bitgen.integrations.lm_eval --model_args pretrained=model.gguf --tasks arc_easy
+
+Importing this module registers the model type `bitgen`; running it is the harness's own command line with that done.
+The harness asks three things of a model, and its documentation says what they mean: the log likelihood of a
+continuation, that of a whole text, and a generation until some string. https://github.com/EleutherAI/lm-evaluation-harness
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from lm_eval import utils
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from tqdm import tqdm
+
+from bitgen.engine.model import Cache, Generation, Model
+from bitgen.score import score_ids
+
+
+@register_model("bitgen")
+class BitgenLM(TemplateLM):  # type: ignore[misc]
+    """A GGUF file as the harness sees it.
+
+    pretrained: the file (default: the model that ships). threads, isa, cache: as `Model.load` and `Model.session`
+    take them. max_length: context in tokens (default: the model's). max_gen_toks: where a task sets no limit.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        threads: int | None = None,
+        isa: str | None = None,
+        cache: Cache = "f16",
+        max_length: int | None = None,
+        max_gen_toks: int = 256,
+        **_: Any,  # batch_size, device and the like, which the harness passes to every model
+    ) -> None:
+        super().__init__()
+        self._model = Model.load(pretrained, threads=int(threads) if threads else None, isa=isa)
+        self._cache: Cache = cache
+        self.max_length = min(int(max_length or self._model.shape.context), self._model.shape.context)
+        self.max_gen_toks = int(max_gen_toks)
+
+    @property
+    def eot_token_id(self) -> int:
+        """The token that ends a text; it also stands for an empty context where there is no begin-of-text token."""
+        tokenizer = self._model.tokenizer
+        return next(id for id in (tokenizer.eos, tokenizer.bos, 0) if id is not None)
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before a text without context."""
+        bos = self._model.tokenizer.bos
+        return self.eot_token_id if bos is None else bos
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Ids of a text; begin-of-text once, where the model was trained with it."""
+        return self._model.tokenizer.encode(string, add_bos=add_special_tokens)
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **_: Any
+    ) -> list[tuple[float, bool]]:
+        """(log probability, whether greedy decoding gives it) of each continuation.
+
+        A context too long loses its beginning. The choices of one question follow each other in most tasks, so what two
+        neighbours share stays in the cache.
+        """
+        answers: list[tuple[float, bool]] = []
+        held: list[int] = []
+        with self._model.session(context=self.max_length, cache=self._cache) as session:
+            for key, context, continuation in tqdm(requests, disable=disable_tqdm, desc="log likelihoods"):
+                ids = (context + continuation)[-self.max_length - 1 :]
+                first = max(1, len(ids) - len(continuation))
+                shared = next((i for i, (a, b) in enumerate(zip(ids, held, strict=False)) if a != b), len(held))
+                session.rewind(min(shared, first - 1))
+                found, held = score_ids(session, ids, first), ids[:-1]
+                answers.append((found.total, bool(found.greedy.all())))
+                self.cache_hook.add_partial("loglikelihood", key, answers[-1])
+        return answers
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Log probability of each whole text, in windows of max_length where it is longer."""
+        totals = []
+        for (text,) in tqdm([r.args for r in requests], disable=disable_tqdm, desc="rolling log likelihoods"):
+            windows = [(("", ""), given, wanted) for given, wanted in self._windows(text)]
+            totals.append(sum(total for total, _ in self._loglikelihood_tokens(windows, disable_tqdm=True)))
+            self.cache_hook.add_partial("loglikelihood_rolling", (text,), totals[-1])
+        return totals
+
+    def _windows(self, text: str) -> Iterator[tuple[list[int], list[int]]]:
+        """(context, continuation) of windows in which each token of the text is scored once."""
+        ids = self.tok_encode(text, add_special_tokens=False)
+        for pair in utils.get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, context_len=1):
+            yield utils.make_disjoint_window(pair)
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Continue each prompt until one of its strings (left out), a stop token of the model or its limit."""
+        texts = []
+        for prompt, how in tqdm([r.args for r in requests], disable=disable_tqdm, desc="generating"):
+            until = [how["until"]] if isinstance(how.get("until"), str) else list(how.get("until") or [])
+            texts.append(self._generate(prompt, until, how))
+            self.cache_hook.add_partial("generate_until", (prompt, how), texts[-1])
+        return texts
+
+    def _generate(self, prompt: str, until: list[str], how: dict[str, Any]) -> str:
+        limit = min(int(how.get("max_gen_toks", self.max_gen_toks)), self.max_length - 1)
+        sampled = how.get("do_sample", False) and how.get("temperature", 0) > 0
+        ids = self.tok_encode(prompt)[-(self.max_length - limit) :]
+        generation: Generation = self._model.generate(
+            ids, limit, temperature=float(how.get("temperature", 0)) if sampled else 0.0,
+            top_p=float(how.get("top_p", 1.0)), top_k=int(how.get("top_k", 0)), cache=self._cache,
+        )  # fmt: skip
+        text = ""
+        for piece in generation:
+            text += piece
+            ends = [text.find(stop) for stop in until if stop and stop in text]
+            if ends:
+                return text[: min(ends)]
+        return text
+
+
+if __name__ == "__main__":
+    import sys
+
+    from lm_eval.__main__ import cli_evaluate
+
+    if not any(argument.startswith("--model") and argument != "--model_args" for argument in sys.argv[1:]):
+        sys.argv[1:1] = ["--model", "bitgen"]
+    cli_evaluate()

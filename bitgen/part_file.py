@@ -1,0 +1,125 @@
+"""A large file in the making, which an interruption does not undo.
+
+`model.gguf` is written as `.model.gguf.part`. Beside it `.model.gguf.part.log` holds a line that says what is being
+written from what, and a line for each part that is complete: its name, length and hash. Whoever writes the same again
+goes on after the last part whose bytes are what the log says; anything else starts over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from bitgen.errors import BitgenError
+
+try:
+    import fcntl
+except ImportError:  # Windows refuses to rename or remove a file that another process has open
+    fcntl = None  # type: ignore[assignment]
+
+
+class PartFile:
+    """A context in which `path` is written part by part; it appears when the context ends well.
+
+    identity: what is written from what, so that the parts of two runs may be mixed exactly if it is the same.
+    None: nothing is ever continued or kept.
+
+    An interrupt, a full disk or a killed process leaves the parts that are complete. After a BitgenError nothing is
+    left: what is wrong with the source will be wrong the next time.
+    """
+
+    def __init__(self, path: Path, identity: str | None) -> None:
+        own = "" if identity else f".{os.getpid()}"
+        self.path, self._identity = path, identity
+        self._part, self._log = (path.with_name(f".{path.name}{own}.{end}") for end in ("part", "part.log"))
+        self.done: set[str] = set()
+
+    def __enter__(self) -> PartFile:
+        self._open = ExitStack()
+        self._file = self._open.enter_context(_exclusively(self._part))
+        lines = self._sound_lines() if self._identity else []
+        self.done = {line["part"] for line in lines}
+        self._file.seek(sum(line["bytes"] for line in lines))
+        self._file.truncate()
+        if self._identity:
+            self._lines = self._open.enter_context(self._log.open("w", encoding="utf-8", buffering=1))
+            for line in ({"writing": self._identity}, *lines):
+                self._lines.write(json.dumps(line) + "\n")
+        return self
+
+    def append(self, part: str, pieces: Iterable[npt.NDArray[Any] | bytes]) -> int:
+        """Write a part; the number of its bytes."""
+        digest, count = hashlib.sha256(), 0
+        for piece in pieces:
+            data = np.ascontiguousarray(piece).data.cast("B") if isinstance(piece, np.ndarray) else piece
+            digest.update(data)
+            count += self._file.write(data)
+        if self._identity:
+            self._file.flush()
+            self._lines.write(json.dumps({"part": part, "bytes": count, "sha256": digest.hexdigest()}) + "\n")
+        return count
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        with self._open:
+            if error is None:
+                self._file.flush()
+                if fcntl is None:
+                    self._open.close()
+                self._part.replace(self.path)
+            elif self._identity and not isinstance(error, BitgenError):
+                return
+            self._part.unlink(missing_ok=True)
+            self._log.unlink(missing_ok=True)
+
+    def _sound_lines(self) -> list[dict[str, Any]]:
+        """The parts that an earlier run completed, as far as file and log agree."""
+        sound: list[dict[str, Any]] = []
+        try:
+            first, *lines = self._log.read_text(encoding="utf-8").splitlines()
+            if json.loads(first) != {"writing": self._identity}:
+                return []
+            for text in lines:
+                line = json.loads(text)
+                if _hash_of_next(self._file, line["bytes"]) != line["sha256"]:
+                    break
+                sound.append({key: line[key] for key in ("part", "bytes", "sha256")})
+        except (OSError, ValueError, TypeError, KeyError):
+            pass  # no log, or one that was cut short
+        return sound
+
+
+def _hash_of_next(file: BinaryIO, count: int) -> str | None:
+    """The hash of so many bytes from here on; None where the file ends before."""
+    digest = hashlib.sha256()
+    while count > 0:
+        data = file.read(min(count, 1 << 20))
+        if not data:
+            return None
+        digest.update(data)
+        count -= len(data)
+    return digest.hexdigest()
+
+
+def _exclusively(path: Path) -> BinaryIO:
+    """The file, made if need be, opened to read and write by nobody else."""
+    while True:
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b")
+        if fcntl is None:
+            return file
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            raise BitgenError(f"{path} is being written by another process; wait for it to end") from None
+        if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+            return file
+        file.close()  # another process finished it between the two calls

@@ -1,0 +1,140 @@
+// tokenizer.h: text to token ids and back, by the vocabulary that bitgen/engine/vocabulary.py wrote.
+//
+// The ids are those that the Python package `tokenizers` gives. Two kinds: byte-level BPE, where words are
+// cut by patterns (words.c), and SentencePiece BPE, where all of a text is one word and spaces are spelt
+// U+2581.
+#ifndef BITGEN_TOKENIZER_H
+#define BITGEN_TOKENIZER_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+// ---- the vocabulary as written ----------------------------------------------------------------------------
+
+enum {         // elements of each section, and what they are sorted by
+  STRINGS,     // uint8: the bytes that the others point into
+  PIECES,      // span [tokens]: what a token says
+  SPELLINGS,   // entry, by spelling: token ids
+  SPECIALS,    // entry, by spelling: tokens that are found in a text before it is cut
+  BYTES,       // int32 [256]: the token that a word's byte begins as, or -1
+  MERGE_FIRST, // uint32 [tokens + 1]: where the merges of a left token start
+  MERGES,      // merge, by right token within a left one's
+  CLASSES,     // uint32 step, by code point: LETTER | NUMBER | ...
+  FOLDS,       // fold: characters that a contraction's letter matches in any case
+  STOPS,       // int32: tokens that end a text
+  RANKS,       // uint32 step, by code point: order of combining marks; 0: not one
+  DECOMPOSED,  // decomposition, by code point
+  CODES,       // uint32: the code points that decompositions point into
+  COMPOSED,    // composition, by first and second
+  SECTIONS
+};
+
+typedef struct {
+  uint32_t start, length;
+} span;
+typedef struct {
+  span text;
+  int32_t id;
+} entry;
+typedef struct {
+  uint32_t right, rank;
+  int32_t id; // what left and right become
+} merge;
+typedef struct {
+  uint32_t code, letter;
+} fold;
+typedef struct {
+  uint32_t code, start, length;
+} decomposition;
+typedef struct {
+  uint32_t first, second, code;
+} composition;
+
+enum { BYTE_LEVEL = 1, WHOLE_WORDS = 2, NFC = 4, SPACE_PREFIX = 8, ADD_BOS = 16, BYTE_FALLBACK = 32 };
+enum { LETTER = 1, NUMBER = 2, PUNCTUATION = 4, SPACE = 8, OTHER = 16 }; // OTHER: no letter, number or space
+enum { MAX_SPLITS = 8, MAX_DECOMPOSED = 8, LAST_CODE = 0x10ffff };
+
+// Little-endian; sections lie at multiples of 64 bytes. A step is the value << 24 | the code point it starts
+// at.
+typedef struct {
+  char magic[8]; // "BITGENTK"
+  uint32_t version, bytes;
+  uint32_t tokens, flags;
+  int32_t bos, unknown;       // or -1
+  uint8_t splits[MAX_SPLITS]; // patterns applied one after the other, numbered as in words.c; 0 ends them
+  struct {
+    uint32_t offset, count;
+  } sections[SECTIONS];
+  uint32_t zero[10];
+} vocabulary;
+_Static_assert(sizeof(vocabulary) == 192, "the header as written");
+
+// ---- what is made of it -----------------------------------------------------------------------------------
+
+typedef struct {
+  const vocabulary *v;
+  const uint8_t *strings;
+  const span *pieces;
+  const entry *spellings, *specials;
+  const int32_t *bytes, *stops;
+  const uint32_t *merge_first, *classes, *ranks, *codes;
+  const merge *merges;
+  const fold *folds;
+  const decomposition *decomposed;
+  const composition *composed;
+  uint8_t ascii[128];          // classes of the first characters
+  uint8_t begins_special[256]; // whether a special token starts with this byte
+} tokenizer;
+
+// Check a vocabulary and point into it; it must outlive the tokenizer, which owns nothing. BG_OK or
+// BG_E_FORMAT.
+int32_t tokenizer_open(tokenizer *t, const void *blob, size_t bytes);
+
+// The ids of a text, with the begin-of-text token where the model wants it. *ids is the caller's to free.
+// Returns their number, BG_E_VALUE when the text is not UTF-8, BG_E_ARGUMENT for 256 MiB of it, BG_E_MEMORY.
+int32_t tokenizer_encode(const tokenizer *t, const char *text, size_t bytes, int32_t **ids);
+
+// Whether a model has nothing more to say after this token.
+int tokenizer_stops(const tokenizer *t, int32_t id);
+
+// Text from ids as they come, held back until its characters are complete; what is not UTF-8 becomes U+FFFD.
+typedef struct {
+  uint8_t held[4];
+  int32_t n;
+} text_stream;
+void stream_token(text_stream *s, const tokenizer *t, int32_t id, FILE *out);
+void stream_end(text_stream *s, FILE *out);
+
+// ---- within the tokenizer ---------------------------------------------------------------------------------
+
+// Length of the character at p; 0 when the n bytes are the beginning of one; -k when k bytes begin none.
+int32_t utf8_length(const uint8_t *p, size_t n);
+// The code point at *p, which is valid UTF-8; *p moves behind it.
+uint32_t utf8_next(const uint8_t **p);
+// Write a code point; the number of bytes.
+size_t utf8_put(uint32_t code, uint8_t *out);
+
+// The value of the last step that starts at or before a code point.
+uint32_t step_value(const uint32_t *steps, uint32_t n, uint32_t code);
+
+// words.c: cut a text by the vocabulary's patterns; `take` gets the words in order. Stops at the first
+// negative code.
+typedef int32_t word_taker(void *arg, const uint8_t *word, size_t bytes);
+int32_t split_words(const tokenizer *t, const uint8_t *text, size_t bytes, word_taker *take, void *arg);
+enum {
+  SPLIT_NONE,
+  SPLIT_LLAMA3,
+  SPLIT_QWEN2,
+  SPLIT_GPT2,
+  SPLIT_PUNCTUATION,
+  SPLIT_NUMBERS,
+  SPLIT_DIGITS,
+  SPLITS
+};
+
+// nfc.c: Unicode normalisation form C of valid UTF-8. *out is the caller's to free. The bytes, or
+// BG_E_MEMORY.
+int64_t normalize(const tokenizer *t, const uint8_t *text, size_t bytes, uint8_t **out);
+
+#endif

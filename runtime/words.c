@@ -1,0 +1,160 @@
+// words.c: the regular expressions that cut text into words, spelt out.
+//
+// Each function returns the bytes that its pattern matches at `at`, as a backtracking engine would, or 0.
+#include "bitgen.h"
+#include "tokenizer.h"
+
+static uint32_t class_of(const tokenizer *t, uint32_t code) {
+  const uint32_t bits =
+      code < 128 ? t->ascii[code] : step_value(t->classes, t->v->sections[CLASSES].count, code);
+  return bits & (LETTER | NUMBER | SPACE) ? bits : bits | OTHER;
+}
+
+// The class of the character at `at`, and where the next one is; 0 at the end.
+static uint32_t look(const tokenizer *t, const uint8_t *at, const uint8_t *end, const uint8_t **next) {
+  *next = at;
+  return at == end ? 0 : class_of(t, utf8_next(next));
+}
+
+// Past all characters of some classes.
+static const uint8_t *skip(const tokenizer *t, const uint8_t *at, const uint8_t *end, uint32_t classes) {
+  for (const uint8_t *next; look(t, at, end, &next) & classes;)
+    at = next;
+  return at;
+}
+
+static int is_line_end(uint8_t c) { return c == '\r' || c == '\n'; }
+
+static int matches(const tokenizer *t, uint32_t code, uint32_t letter, int any_case) {
+  for (uint32_t i = 0; any_case && i < t->v->sections[FOLDS].count; i++)
+    if (t->folds[i].code == code && t->folds[i].letter == letter)
+      return 1;
+  return code == letter;
+}
+
+// 's|'t|'re|'ve|'m|'ll|'d
+static size_t contraction(const tokenizer *t, const uint8_t *at, const uint8_t *end, int any_case) {
+  static const char *const suffixes[] = {"s", "t", "re", "ve", "m", "ll", "d"};
+  for (size_t i = 0; *at == '\'' && i < sizeof suffixes / sizeof *suffixes; i++) {
+    const uint8_t *p = at + 1;
+    const char *s = suffixes[i];
+    while (*s && p < end && matches(t, utf8_next(&p), (uint8_t)*s, any_case))
+      s++;
+    if (!*s)
+      return (size_t)(p - at);
+  }
+  return 0;
+}
+
+// \s*[\r\n]+ (where `lines`) | \s+(?!\S) | \s+
+static size_t spaces(const tokenizer *t, const uint8_t *at, const uint8_t *end, int lines) {
+  const uint8_t *stop = skip(t, at, end, SPACE), *last = stop;
+  for (const uint8_t *p = stop; lines && p > at; p--)
+    if (is_line_end(p[-1]))
+      return (size_t)(p - at);
+  if (stop == end || stop == at)
+    return (size_t)(stop - at);
+  do // a word follows: the last space is its
+    last--;
+  while ((*last & 0xc0) == 0x80);
+  return (size_t)((last > at ? last : stop) - at);
+}
+
+// (?i:'s|'t|'re|'ve|'m|'ll|'d) | [^\r\n\p{L}\p{N}]?\p{L}+ | \p{N}{1,digits} | ?[^\s\p{L}\p{N}]+[\r\n]* |
+// spaces
+static size_t modern(const tokenizer *t, const uint8_t *at, const uint8_t *end, int digits) {
+  const uint8_t *next, *stop, *p;
+  const uint32_t first = look(t, at, end, &next);
+  const size_t short_form = contraction(t, at, end, 1);
+  if (short_form)
+    return short_form;
+  if (!(first & NUMBER) && !is_line_end(*at)) {
+    p = first & LETTER ? at : next;
+    if ((stop = skip(t, p, end, LETTER)) > p)
+      return (size_t)(stop - at);
+  }
+  for (p = at; digits && look(t, p, end, &next) & NUMBER; digits--)
+    p = next;
+  if (p > at)
+    return (size_t)(p - at);
+  p = *at == ' ' ? at + 1 : at;
+  if ((stop = skip(t, p, end, OTHER)) > p) {
+    while (stop < end && is_line_end(*stop))
+      stop++;
+    return (size_t)(stop - at);
+  }
+  return spaces(t, at, end, 1);
+}
+
+static size_t llama3(const tokenizer *t, const uint8_t *at, const uint8_t *end) {
+  return modern(t, at, end, 3);
+}
+static size_t qwen2(const tokenizer *t, const uint8_t *at, const uint8_t *end) {
+  return modern(t, at, end, 1);
+}
+
+// 's|'t|'re|'ve|'m|'ll|'d | ?\p{L}+ | ?\p{N}+ | ?[^\s\p{L}\p{N}]+ | spaces
+static size_t gpt2(const tokenizer *t, const uint8_t *at, const uint8_t *end) {
+  static const uint32_t kinds[] = {LETTER, NUMBER, OTHER};
+  const size_t short_form = contraction(t, at, end, 0);
+  if (short_form)
+    return short_form;
+  const uint8_t *p = *at == ' ' ? at + 1 : at;
+  for (int i = 0; i < 3; i++) {
+    const uint8_t *stop = skip(t, p, end, kinds[i]);
+    if (stop > p)
+      return (size_t)(stop - at);
+  }
+  return spaces(t, at, end, 0);
+}
+
+// [\p{P}\$\+<=>\^~\|]+
+static size_t punctuation(const tokenizer *t, const uint8_t *at, const uint8_t *end) {
+  return (size_t)(skip(t, at, end, PUNCTUATION) - at);
+}
+
+// \p{N}+
+static size_t numbers(const tokenizer *t, const uint8_t *at, const uint8_t *end) {
+  return (size_t)(skip(t, at, end, NUMBER) - at);
+}
+
+// [0-9][0-9][0-9]
+static size_t three_digits(const tokenizer *t, const uint8_t *at, const uint8_t *end) {
+  (void)t;
+  size_t n = 0;
+  while (n < 3 && at + n < end && '0' <= at[n] && at[n] <= '9')
+    n++;
+  return n == 3 ? 3 : 0;
+}
+
+typedef size_t matcher(const tokenizer *t, const uint8_t *at, const uint8_t *end);
+static matcher *const matchers[SPLITS] = {
+    [SPLIT_LLAMA3] = llama3,           [SPLIT_QWEN2] = qwen2,     [SPLIT_GPT2] = gpt2,
+    [SPLIT_PUNCTUATION] = punctuation, [SPLIT_NUMBERS] = numbers, [SPLIT_DIGITS] = three_digits,
+};
+
+// What the first pattern matches, and what lies between, goes to the next pattern by itself.
+static int32_t split(const tokenizer *t, const uint8_t *patterns, const uint8_t *at, const uint8_t *end,
+                     word_taker *take, void *arg) {
+  if (!*patterns)
+    return take(arg, at, (size_t)(end - at));
+  const uint8_t *between = at;
+  int32_t code = BG_OK;
+  while (at < end && code == BG_OK) {
+    const size_t n = matchers[*patterns](t, at, end);
+    if (!n) {
+      utf8_next(&at);
+      continue;
+    }
+    if (between < at)
+      code = split(t, patterns + 1, between, at, take, arg);
+    if (code == BG_OK)
+      code = split(t, patterns + 1, at, at + n, take, arg);
+    between = at += n;
+  }
+  return code == BG_OK && between < end ? split(t, patterns + 1, between, end, take, arg) : code;
+}
+
+int32_t split_words(const tokenizer *t, const uint8_t *text, size_t bytes, word_taker *take, void *arg) {
+  return bytes ? split(t, t->v->splits, text, text + bytes, take, arg) : BG_OK;
+}
