@@ -25,7 +25,7 @@ from bitgen.reference import gemm_int
 from bitgen.spec import KernelSpec
 
 PREFILL_TOKENS = 128
-VERIFY_TOKENS = {"gemv": 1, "gemm": 5}
+VERIFY_TOKENS = {"gemv": 1, "gemm": 37}  # prefill: a whole tile of the look-up kernels, and a rest by products
 REPS = {"gemv": 24, "gemm": 2}  # timed runs behind one measurement
 
 Progress = Callable[[int, int], None]
@@ -212,7 +212,8 @@ def activations(codes: Codes, q: Activations) -> Iterator[Activations]:
     """What verification multiplies with, int8 [n, k] each: random q, the greatest sums, and rows that match codes."""
     yield q
     yield np.full_like(q, 127)
-    yield np.where(codes[np.arange(len(q)) % len(codes)] > 0, np.int8(127), np.int8(-127))
+    yield np.full_like(q, -128)
+    yield np.where(codes[np.arange(len(q)) % len(codes)] > 0, np.int8(127), np.int8(-128))
 
 
 def weight_bytes(spec: KernelSpec) -> int:
