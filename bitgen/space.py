@@ -63,9 +63,8 @@ TEMPLATES: dict[tuple[str, str], Template] = {
         groups=(8, 0, 16),
         lanes=32,
     ),
-    ("i2_s", "dotprod"): Template(
-        (4, 8, 2, 1), (64,), nr=(4, 6, 2), prefetch=_AHEAD, kc=4096, groups=(0, 8, 16), lanes=16
-    ),
+    ("i2_s", "i8mm"): Template((4, 2, 1), (64,), nr=(12, 8, 4), prefetch=_AHEAD, kc=2048),
+    ("i2_s", "dotprod"): Template((4, 2, 1), (64,), nr=(8, 12, 4), prefetch=_AHEAD, kc=2048),
     ("i2_s", "neon"): Template(
         (4, 2, 1),
         (64,),
@@ -73,7 +72,7 @@ TEMPLATES: dict[tuple[str, str], Template] = {
         prefetch=_AHEAD,
         kc=4096,
         int16_columns=PRODUCT_COLUMNS,
-        groups=(0, 8, 16),
+        groups=(8, 0, 16),
         lanes=16,
     ),
     ("i2_s", "scalar"): Template((4, 1, 8), (128, 64), any_layout=True),
@@ -89,7 +88,8 @@ TEMPLATES: dict[tuple[str, str], Template] = {
         groups=(8, 0, 16),
         lanes=32,
     ),
-    ("t5", "dotprod"): Template((5,), (64,), nr=(4, 2), prefetch=_AHEAD, kc=4096, groups=(0, 8, 16), lanes=16),
+    ("t5", "i8mm"): Template((5,), (64,), nr=(8, 4), prefetch=_AHEAD, kc=2048),
+    ("t5", "dotprod"): Template((5,), (64,), nr=(4,), prefetch=_AHEAD, kc=2048),
     ("t5", "neon"): Template(
         (5,),
         (64,),
@@ -97,7 +97,7 @@ TEMPLATES: dict[tuple[str, str], Template] = {
         prefetch=_AHEAD,
         kc=4096,
         int16_columns=T5_COLUMNS,
-        groups=(0, 8, 16),
+        groups=(8, 0, 16),
         lanes=16,
     ),
     ("t5", "scalar"): Template((5, 10), (128, 64), any_layout=True),

@@ -28,7 +28,7 @@ from bitgen.spec import KernelSpec
 
 HERE = Path(__file__).parent
 IN_C = ("amx", "avxvnni")  # levels whose every addition to the one below is in instructions.h
-QEMU_CPU = {"dotprod": "cortex-a76"}  # for other ARM levels the baseline, which traps what it lacks
+QEMU_CPU = {"i8mm": "max", "dotprod": "cortex-a76"}  # for other ARM levels the baseline, which traps what it lacks
 
 
 class Unavailable(Exception):

@@ -19,9 +19,10 @@ pytestmark = pytest.mark.qemu
 TOKENS = [1, 17, 300, 299, 5, 4, 1000]
 QEMU = {"arm64": "qemu-aarch64-static", "riscv64": "qemu-riscv64-static", "x86_64": "qemu-x86_64-static"}
 CASES = [  # architecture, qemu's CPU, the level that its probes must choose
-    ("arm64", "max", "dotprod"),
+    ("arm64", "max", "i8mm"),  # and SVE, which no level uses
     ("arm64", "cortex-a76", "dotprod"),
     ("arm64", "cortex-a53", "neon"),
+    ("arm64", "a64fx", "neon"),  # with SVE, without dot products
     ("riscv64", "rv64", "scalar"),
     ("x86_64", "Nehalem", "scalar"),
 ]

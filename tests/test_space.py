@@ -60,6 +60,7 @@ def test_formats_offered_by_level() -> None:
         "avx512vnni": {"i2_s", "t5", "tl2"},
         "avxvnni": {"i2_s", "t5", "tl2"},
         "avx2": {"i2_s", "t5", "tl2"},
+        "i8mm": {"i2_s", "t5", "tl1"},
         "dotprod": {"i2_s", "t5", "tl1"},
         "neon": {"i2_s", "t5", "tl1"},
         "scalar": {"i2_s", "t5", "tl1", "tl2"},

@@ -1,8 +1,8 @@
-// bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr4_kc3456__dotprod
+// bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr8_kc1728__dotprod
 //
 // gemm of W [2560, 6912] in layout i2_s_bm4_bk64 on dotprod.
 // Generated from templates/i2_s/dotprod.c.j2 by:
-//   bitgen gen bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr4_kc3456__dotprod
+//   bitgen gen bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr8_kc1728__dotprod
 
 #include <arm_neon.h>
 #include <string.h>
@@ -12,7 +12,7 @@
 enum { M = 2560, K = 6912, M_PAD = 2560, K_PAD = 6912 };
 enum { BM = 4, BK = 64, PANELS = 640 };
 enum { WEIGHT_BYTES = 4423680, OPERAND_BYTES = 6976 };
-enum { NR = 4, KC = 3456 };
+enum { NR = 8, KC = 1728 };
 _Static_assert(M_PAD == PANELS * BM && M <= M_PAD && K <= K_PAD, "whole panels and blocks cover the matrix");
 
 enum { VB = 16, BLOCKS = K_PAD / BK, PANEL_BYTES = BM * K_PAD / 4 };
@@ -42,101 +42,162 @@ static inline int32_t operand_sum(const uint8_t *operand) {
 
 static inline int8x16_t load(const uint8_t *p) { return vreinterpretq_s8_u8(vld1q_u8(p)); }
 
-// Codes 0..2 of the four quarters of a block.
-static inline void decode(const uint8_t *w, int8x16_t c[4]) {
-  const uint8x16_t v = vld1q_u8(w), low2 = vdupq_n_u8(3);
+enum { MR = 8, UNIT = 4 };
+// Products by blocks of MR rows and NR tokens, whose sums stay in registers. On both sides a unit, UNIT
+// rows or tokens with STEP columns of each, is one vector; units lie in the order in which blocks read them.
+// The codes of ROW_BLOCKS * MR rows over a cache block of columns are expanded once and stay in the
+// second-level cache while all tokens pass over them; the activations of NR tokens stay in the first
+// meanwhile (Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008).
+enum { STEP = VB / UNIT, STEPS = KC / STEP, ROW_UNITS = MR / UNIT, TOKEN_UNITS = NR / UNIT };
+enum { CACHED = 128 << 10, FIT = CACHED / (MR * KC), ROW_BLOCKS = FIT > 1 ? FIT : 1 };
+_Static_assert(MR % UNIT == 0 && NR % UNIT == 0, "whole units");
+_Static_assert(MR % BM == 0 && KC % BK == 0, "whole panels and whole blocks");
+
+typedef int8x16_t row_units[ROW_UNITS], token_units[TOKEN_UNITS]; // one step
+
+typedef struct {
+  row_units codes[ROW_BLOCKS][STEPS];
+  token_units x[STEPS];
+} workspace;
+
+// Rows of four words become columns.
+static inline void interleave(int8x16_t v[UNIT]) {
+  const int32x4_t a = (int32x4_t)v[0], b = (int32x4_t)v[1], c = (int32x4_t)v[2], d = (int32x4_t)v[3];
+  const int32x4_t ac = vzip1q_s32(a, c), bd = vzip1q_s32(b, d), ac_high = vzip2q_s32(a, c),
+                  bd_high = vzip2q_s32(b, d);
+  v[0] = (int8x16_t)vzip1q_s32(ac, bd);
+  v[1] = (int8x16_t)vzip2q_s32(ac, bd);
+  v[2] = (int8x16_t)vzip1q_s32(ac_high, bd_high);
+  v[3] = (int8x16_t)vzip2q_s32(ac_high, bd_high);
+}
+
+// One block: a product has four rows in its lanes and takes a token from its lane of the activations.
+static inline __attribute__((always_inline)) void multiply(const row_units *w, const token_units *x,
+                                                           int32_t steps, int units, int32_t (*sums)[MR]) {
+  int32x4_t acc[NR][ROW_UNITS];
+  for (int t = 0; t < units * UNIT; t++)
+    for (int r = 0; r < ROW_UNITS; r++)
+      acc[t][r] = vdupq_n_s32(0);
+  for (int32_t i = 0; i < steps; i++)
+    for (int u = 0; u < units; u++)
+      for (int r = 0, t = u * UNIT; r < ROW_UNITS; r++) {
+        acc[t][r] = vdotq_laneq_s32(acc[t][r], w[i][r], x[i][u], 0);
+        acc[t + 1][r] = vdotq_laneq_s32(acc[t + 1][r], w[i][r], x[i][u], 1);
+        acc[t + 2][r] = vdotq_laneq_s32(acc[t + 2][r], w[i][r], x[i][u], 2);
+        acc[t + 3][r] = vdotq_laneq_s32(acc[t + 3][r], w[i][r], x[i][u], 3);
+      }
+  for (int t = 0; t < units * UNIT; t++)
+    for (int r = 0; r < ROW_UNITS; r++)
+      vst1q_s32(&sums[t][r * UNIT], acc[t][r]);
+}
+
+static void block_times(const row_units *w, const token_units *x, int32_t steps, int32_t units,
+                        int32_t (*sums)[MR]) {
+  switch (units) {
+  case 1:
+    multiply(w, x, steps, 1, sums);
+    break;
+  case 2:
+    multiply(w, x, steps, 2, sums);
+    break;
+  }
+}
+
+// Codes 0..2 of the four quarters of a block, whatever order its bytes are in.
+static inline void decode(int8x16_t bytes, int8x16_t c[4]) {
+  const uint8x16_t v = vreinterpretq_u8_s8(bytes), low2 = vdupq_n_u8(3);
   c[0] = vreinterpretq_s8_u8(vshrq_n_u8(v, 6));
   c[1] = vreinterpretq_s8_u8(vandq_u8(vshrq_n_u8(v, 4), low2));
   c[2] = vreinterpretq_s8_u8(vandq_u8(vshrq_n_u8(v, 2), low2));
   c[3] = vreinterpretq_s8_u8(vandq_u8(v, low2));
 }
 
-enum { MR = BM < 2 ? 1 : 2 };
-_Static_assert(BM % MR == 0 && KC % BK == 0, "whole pairs of rows and whole blocks");
-
-// MR rows over `blocks` blocks against `tokens` <= NR tokens, each product's sum in a register: the codes are
-// unpacked once for all tokens and the activations loaded once for all rows. y [t][M_PAD] gains the products.
-static inline __attribute__((always_inline)) void rows_times(const uint8_t *w, const uint8_t *x,
-                                                             int32_t blocks, int tokens, int32_t *y) {
-  int32x4_t acc[MR][NR];
-  for (int r = 0; r < MR; r++)
-    for (int t = 0; t < tokens; t++)
-      acc[r][t] = vdupq_n_s32(0);
-  for (int32_t b = 0; b < blocks; b++, w += BM * VB, x += BK) {
-    int8x16_t c[MR][4];
-    for (int r = 0; r < MR; r++)
-      decode(w + r * VB, c[r]);
-    for (int t = 0; t < tokens; t++) {
-      const uint8_t *q = x + (size_t)t * OPERAND_BYTES;
-      for (int quarter = 0; quarter < 4; quarter++) {
-        const int8x16_t xt = load(q + quarter * VB);
-        for (int r = 0; r < MR; r++)
-          acc[r][t] = vdotq_s32(acc[r][t], c[r][quarter], xt);
-      }
+// The codes of MR rows over `blocks` blocks from column k0 on; rows from row_end on repeat the last.
+static void expand(const uint8_t *w, int32_t row, int32_t row_end, int32_t k0, int32_t blocks,
+                   row_units *out) {
+  for (int u = 0; u < ROW_UNITS; u++) {
+    const uint8_t *from[UNIT];
+    for (int i = 0; i < UNIT; i++) {
+      const int32_t r = row + u * UNIT + i < row_end ? row + u * UNIT + i : row_end - 1;
+      from[i] = w + (size_t)(r / BM) * PANEL_BYTES + (size_t)k0 / 4 * BM + r % BM * VB;
     }
-  }
-  for (int t = 0; t < tokens; t++)
-    for (int r = 0; r < MR; r++)
-      y[(size_t)t * M_PAD + r] += vaddvq_s32(acc[r][t]);
-}
-
-// Panels [p, p_end) over the cache block of columns that starts at k0, for `tokens` <= NR tokens.
-static void panels_times(const uint8_t *w, const uint8_t *x, int32_t tokens, int32_t *y, int32_t p,
-                         int32_t p_end, int32_t k0) {
-  const int32_t blocks = (K_PAD - k0 < KC ? K_PAD - k0 : KC) / BK;
-  x += HEADER + k0;
-  for (int32_t row = p * BM; row < p_end * BM; row += MR) {
-    const uint8_t *wr =
-        w + (size_t)(row / BM) * PANEL_BYTES + (size_t)k0 / BK * (PANEL_BYTES / BLOCKS) + row % BM * VB;
-    switch (tokens) {
-    case 1:
-      rows_times(wr, x, blocks, 1, y + row);
-      break;
-    case 2:
-      rows_times(wr, x, blocks, 2, y + row);
-      break;
-    case 3:
-      rows_times(wr, x, blocks, 3, y + row);
-      break;
-    case 4:
-      rows_times(wr, x, blocks, 4, y + row);
-      break;
+    for (int32_t b = 0; b < blocks; b++) {
+      int8x16_t v[UNIT], c[4];
+      for (int i = 0; i < UNIT; i++)
+        v[i] = load(from[i] + (size_t)b * BM * VB);
+      interleave(v);
+      for (int i = 0; i < UNIT; i++) {
+        decode(v[i], c);
+        for (int quarter = 0; quarter < 4; quarter++)
+          out[(b * 4 + quarter) * UNIT + i][u] = c[quarter];
+      }
     }
   }
 }
 
-// As many panels as fill a part of the second-level cache stay there while all tokens pass over them; a cache
-// block of NR tokens' activations stays in the first.
-enum { CACHED = 128 << 10, FIT = CACHED / (BM * KC / 4), PANEL_BLOCK = FIT > 1 ? FIT : 1 };
-
-static void products(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0,
-                     int32_t p1) {
-  const int32_t groups = (n + NR - 1) / NR; // of tokens, as even as can be
-  for (int32_t p = p0; p < p1; p += PANEL_BLOCK) {
-    const int32_t p_end = p1 - p < PANEL_BLOCK ? p1 : p + PANEL_BLOCK;
-    for (int32_t t = 0; t < n; t++) {
-      const int32_t sum = operand_sum(operand + (size_t)t * OPERAND_BYTES);
-      for (int32_t row = p * BM; row < p_end * BM; row++)
-        y[(size_t)t * M_PAD + row] = -sum;
+// The activations of `units` units of tokens over `vectors` times VB columns; those beyond n repeat the last.
+static void arrange(const uint8_t *x, int32_t n, int32_t units, int32_t vectors, token_units *out) {
+  for (int32_t u = 0; u < units; u++) {
+    const uint8_t *from[UNIT];
+    for (int i = 0; i < UNIT; i++)
+      from[i] = x + (size_t)(u * UNIT + i < n ? u * UNIT + i : n - 1) * OPERAND_BYTES;
+    for (int32_t j = 0; j < vectors; j++) {
+      int8x16_t v[UNIT];
+      for (int i = 0; i < UNIT; i++)
+        v[i] = load(from[i] + j * VB);
+      interleave(v);
+      for (int i = 0; i < UNIT; i++)
+        out[j * UNIT + i][u] = v[i];
     }
-    for (int32_t k0 = 0; k0 < K_PAD; k0 += KC) {
-      for (int32_t g = 0, t = 0; g < groups; g++) {
-        const int32_t t_end = (int32_t)((int64_t)n * (g + 1) / groups);
-        panels_times(w, operand + (size_t)t * OPERAND_BYTES, t_end - t, y + (size_t)t * M_PAD, p, p_end, k0);
-        t = t_end;
-      }
+  }
+}
+
+// n <= NR tokens times rows [row, row_end), whose codes are expanded: y [t][M_PAD] gains the products.
+static void tokens_times(const uint8_t *x, int32_t n, int32_t *y, int32_t row, int32_t row_end,
+                         int32_t columns, workspace *s) {
+  const int32_t units = (n + UNIT - 1) / UNIT;
+  arrange(x, n, units, columns / VB, s->x);
+  for (int32_t i = 0; row < row_end; i++, row += MR) {
+    const int32_t rows = row_end - row < MR ? row_end - row : MR;
+    int32_t sums[NR][MR];
+    block_times(s->codes[i], s->x, columns / STEP, units, sums);
+    for (int32_t t = 0; t < n; t++)
+      for (int32_t r = 0; r < rows; r++)
+        y[(size_t)t * M_PAD + row + r] += sums[t][r];
+  }
+}
+
+// All tokens times rows [row0, row_end), at most ROW_BLOCKS blocks of them.
+static void rows_times(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t row0,
+                       int32_t row_end, workspace *s) {
+  const int32_t units = (n + UNIT - 1) / UNIT, groups = (units + TOKEN_UNITS - 1) / TOKEN_UNITS;
+  for (int32_t t = 0; t < n; t++) {
+    const int32_t sum = operand_sum(operand + (size_t)t * OPERAND_BYTES);
+    for (int32_t row = row0; row < row_end; row++)
+      y[(size_t)t * M_PAD + row] = -sum;
+  }
+  for (int32_t k0 = 0; k0 < K_PAD; k0 += KC) {
+    const int32_t columns = K_PAD - k0 < KC ? K_PAD - k0 : KC;
+    for (int32_t i = 0, row = row0; row < row_end; i++, row += MR)
+      expand(w, row, row_end, k0, columns / BK, s->codes[i]);
+    for (int32_t g = 0, t = 0, t_end; g < groups; g++, t = t_end) { // as even as can be
+      t_end = (int32_t)((int64_t)units * (g + 1) / groups) * UNIT;
+      tokens_times(operand + (size_t)t * OPERAND_BYTES + HEADER + k0, (t_end < n ? t_end : n) - t,
+                   y + (size_t)t * M_PAD, row0, row_end, columns, s);
     }
   }
 }
 
 static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1,
                 void *scratch) {
-  (void)scratch;
-  products(w, operand, n, y, p0, p1);
+  for (int32_t row = p0 * BM, row_end; row < p1 * BM; row = row_end) {
+    row_end = p1 * BM - row < ROW_BLOCKS * MR ? p1 * BM : row + ROW_BLOCKS * MR;
+    rows_times(w, operand, n, y, row, row_end, scratch);
+  }
 }
 
-const bg_kernel bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr4_kc3456__dotprod = {
-    .symbol = "bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr4_kc3456__dotprod",
+const bg_kernel bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr8_kc1728__dotprod = {
+    .symbol = "bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr8_kc1728__dotprod",
     .m = M,
     .k = K,
     .m_pad = M_PAD,
@@ -144,6 +205,7 @@ const bg_kernel bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr4_kc3456__dotprod = {
     .max_n = INT32_MAX,
     .weight_bytes = WEIGHT_BYTES,
     .operand_bytes = OPERAND_BYTES,
+    .scratch_bytes = sizeof(workspace),
     .prepare = prepare,
     .run = run,
 };

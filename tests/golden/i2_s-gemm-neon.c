@@ -1,8 +1,8 @@
-// bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr4_kc3456__neon
+// bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr4_kc3456_g8__neon
 //
 // gemm of W [2560, 6912] in layout i2_s_bm4_bk64 on neon.
 // Generated from templates/i2_s/neon.c.j2 by:
-//   bitgen gen bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr4_kc3456__neon
+//   bitgen gen bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr4_kc3456_g8__neon
 
 #include <arm_neon.h>
 #include <string.h>
@@ -17,11 +17,6 @@ _Static_assert(M_PAD == PANELS * BM && M <= M_PAD && K <= K_PAD, "whole panels a
 
 enum { VB = 16, BLOCKS = K_PAD / BK, PANEL_BYTES = BM * K_PAD / 4 };
 _Static_assert(BK == 4 * VB && K_PAD % BK == 0, "a block of one row is one vector of 64 codes");
-
-// Partial sums are int16, in one vector for the low and one for the high halves. A lane gains 4 products of a
-// code 0..2 and an activation -128..127 from each block: over SPAN blocks it stays within [-32768, 32512].
-enum { SPAN = 2048 / BK };
-_Static_assert(SPAN * 4 * (2 * 128) <= 32768, "int16 sums over SPAN blocks are exact");
 
 // One token's operand: int32 sum(q) alone on a cache line, then q padded with zeros to K_PAD. The sum undoes
 // the + 1 of the codes: sum (w + 1) q - sum q = sum w q.
@@ -45,11 +40,12 @@ static inline int32_t operand_sum(const uint8_t *operand) {
   return sum;
 }
 
-typedef struct {
-  int16x8_t low, high;
-} sums;
-
 static inline int8x16_t load(const uint8_t *p) { return vreinterpretq_s8_u8(vld1q_u8(p)); }
+
+// Partial sums are int16, in one vector for the low and one for the high halves. A lane gains 4 products of a
+// code 0..2 and an activation -128..127 from each block: over SPAN blocks it stays within [-32768, 32512].
+enum { SPAN = 2048 / BK };
+_Static_assert(SPAN * 4 * (2 * 128) <= 32768, "int16 sums over SPAN blocks are exact");
 
 // Codes 0..2 of the four quarters of a block.
 static inline void decode(const uint8_t *w, int8x16_t c[4]) {
@@ -60,46 +56,59 @@ static inline void decode(const uint8_t *w, int8x16_t c[4]) {
   c[3] = vreinterpretq_s8_u8(vandq_u8(v, low2));
 }
 
-static inline sums zero(void) { return (sums){vdupq_n_s16(0), vdupq_n_s16(0)}; }
-
-static inline sums multiply_add(sums acc, int8x16_t c, int8x16_t x) {
-  acc.low = vmlal_s8(acc.low, vget_low_s8(c), vget_low_s8(x));
-  acc.high = vmlal_s8(acc.high, vget_high_s8(c), vget_high_s8(x));
-  return acc;
+// acc += c times x, the low halves' products in acc[0] and the high halves' in acc[1]. Here and below, loops
+// whose sums must stay in registers ask to be unrolled: not all versions of clang see that by themselves.
+static inline void multiply_add(int16x8_t acc[2], const int8x16_t c[4], const int8x16_t x[4]) {
+#pragma unroll
+  for (int quarter = 0; quarter < 4; quarter++) {
+    acc[0] = vmlal_s8(acc[0], vget_low_s8(c[quarter]), vget_low_s8(x[quarter]));
+    acc[1] = vmlal_high_s8(acc[1], c[quarter], x[quarter]);
+  }
 }
 
-static inline int32x4_t widen_add(int32x4_t total, sums acc) {
-  return vpadalq_s16(vpadalq_s16(total, acc.low), acc.high);
+static inline int32x4_t widen_add(int32x4_t total, const int16x8_t acc[2]) {
+  return vpadalq_s16(vpadalq_s16(total, acc[0]), acc[1]);
 }
 
-enum { MR = 1 };
-_Static_assert(KC % BK == 0, "whole blocks");
+enum { MR = BM < 2 ? 1 : 2 };
+_Static_assert(BM % MR == 0 && KC % BK == 0, "whole pairs of rows and whole blocks");
 
-// One row over `blocks` blocks against `tokens` <= NR tokens, each with its sums in two registers: the codes
-// are unpacked once for all of them. y [t][M_PAD] gains the products.
+// MR rows over `blocks` blocks against `tokens` <= NR tokens, each product's sums in two registers: the codes
+// are unpacked once for all tokens and the activations loaded once for all rows. y [t][M_PAD] gains the
+// products.
 static inline __attribute__((always_inline)) void rows_times(const uint8_t *w, const uint8_t *x,
                                                              int32_t blocks, int tokens, int32_t *y) {
-  int32x4_t total[NR];
+  int32x4_t total[NR][MR];
   for (int t = 0; t < tokens; t++)
-    total[t] = vdupq_n_s32(0);
+    for (int r = 0; r < MR; r++)
+      total[t][r] = vdupq_n_s32(0);
   while (blocks > 0) {
     const int32_t span = blocks < SPAN ? blocks : SPAN;
-    sums acc[NR];
+    int16x8_t acc[NR][MR][2];
     for (int t = 0; t < tokens; t++)
-      acc[t] = zero();
+      for (int r = 0; r < MR; r++)
+        acc[t][r][0] = acc[t][r][1] = vdupq_n_s16(0);
     for (int32_t b = 0; b < span; b++, w += BM * VB, x += BK) {
-      int8x16_t c[4];
-      decode(w, c);
-      for (int t = 0; t < tokens; t++)
-        for (int quarter = 0; quarter < 4; quarter++)
-          acc[t] = multiply_add(acc[t], c[quarter], load(x + (size_t)t * OPERAND_BYTES + quarter * VB));
+      int8x16_t c[MR][4];
+      for (int r = 0; r < MR; r++)
+        decode(w + r * VB, c[r]);
+#pragma unroll
+      for (int t = 0; t < tokens; t++) {
+        const uint8_t *q = x + (size_t)t * OPERAND_BYTES;
+        const int8x16_t xt[4] = {load(q), load(q + VB), load(q + 2 * VB), load(q + 3 * VB)};
+#pragma unroll
+        for (int r = 0; r < MR; r++)
+          multiply_add(acc[t][r], c[r], xt);
+      }
     }
     for (int t = 0; t < tokens; t++)
-      total[t] = widen_add(total[t], acc[t]);
+      for (int r = 0; r < MR; r++)
+        total[t][r] = widen_add(total[t][r], acc[t][r]);
     blocks -= span;
   }
   for (int t = 0; t < tokens; t++)
-    y[(size_t)t * M_PAD] += vaddvq_s32(total[t]);
+    for (int r = 0; r < MR; r++)
+      y[(size_t)t * M_PAD + r] += vaddvq_s32(total[t][r]);
 }
 
 // Panels [p, p_end) over the cache block of columns that starts at k0, for `tokens` <= NR tokens.
@@ -151,14 +160,153 @@ static void products(const uint8_t *w, const uint8_t *operand, int32_t n, int32_
   }
 }
 
-static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1,
-                void *scratch) {
-  (void)scratch;
-  products(w, operand, n, y, p0, p1);
+// Whole tiles of LANES tokens, by look-up instead of products (the idea of BiQGEMM, arXiv:2005.09904). A
+// table holds, for each of the 81 ways to weight four activations by -1, 0 or +1, the sum in LANES tokens
+// side by side: a load and an add do the work of 4 * LANES multiply-adds. One pass takes every row through
+// the tables of GROUPS groups of four columns, which stay in the nearest caches; then the next are built.
+enum { GROUPS = 8, LANES = 16, ENTRIES = 81, STEP = 16 };
+enum { PASSES = K_PAD / 4 / GROUPS, MOST_ROWS = M_PAD < 1280 ? M_PAD : 1280 / BM * BM };
+_Static_assert(STEP % GROUPS == 0 && VB % STEP == 0 && LANES % STEP == 0, "whole passes");
+
+// After FLUSH passes the int16 sums are added to int32: until then they cannot overflow.
+enum { FLUSH = 252 / 4 / GROUPS };
+_Static_assert(4 * 128 * FLUSH * GROUPS <= INT16_MAX, "int16 sums over FLUSH passes are exact");
+
+typedef int16_t lanes __attribute__((vector_size(2 * LANES)));
+typedef int32_t wide_lanes __attribute__((vector_size(4 * LANES), aligned(64)));
+typedef int8_t bytes __attribute__((vector_size(STEP)));
+typedef int16_t wide_bytes __attribute__((vector_size(2 * STEP)));
+
+typedef struct {
+  lanes table[GROUPS][ENTRIES];
+  lanes x[STEP][4];      // the activations of STEP groups
+  lanes part[MOST_ROWS]; // sums since the last flush
+  wide_lanes total[MOST_ROWS];
+  uint8_t entry[PASSES][MOST_ROWS][GROUPS]; // of each group in its table
+} workspace;
+
+// A byte c0 c1 c2 c3 of base-4 digits becomes the base-3 number of the same digits; passes become contiguous.
+static void find_entries(const uint8_t *w, int32_t rows, workspace *s) {
+  enum { AHEAD = 8 * PANEL_BYTES };
+  for (int32_t b = 0; b < BLOCKS; b++) {
+    for (int32_t r = 0; r < rows; r++) {
+      const uint8_t *v = w + (size_t)(r / BM) * PANEL_BYTES + (b * BM + r % BM) * VB;
+      __builtin_prefetch(v + AHEAD);
+      uint8_t entries[VB];
+      for (int j = 0; j < VB; j++)
+        entries[j] = (uint8_t)(v[j] - (v[j] >> 2) - 3 * (v[j] >> 4) - 9 * (v[j] >> 6));
+      for (int j = 0; j < VB; j += GROUPS)
+        memcpy(s->entry[(b * VB + j) / GROUPS][r], entries + j, GROUPS);
+    }
+  }
 }
 
-const bg_kernel bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr4_kc3456__neon = {
-    .symbol = "bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr4_kc3456__neon",
+// Row i of a square of bytes becomes column i, by four perfect shuffles of its rows.
+static inline void transpose(bytes v[STEP]) {
+  for (int round = 0; round < 4; round++) {
+    bytes t[STEP];
+    for (int i = 0; i < STEP / 2; i++) {
+      const bytes a = v[i], b = v[i + STEP / 2];
+      t[2 * i] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+      t[2 * i + 1] =
+          __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    }
+    memcpy(v, t, sizeof t);
+  }
+}
+
+// The activations of STEP groups; lanes beyond n repeat the last token and are not stored in the end.
+static void load_activations(const uint8_t *q, int32_t n, workspace *s) {
+  for (int quarter = 0; quarter < 4; quarter++) {
+    for (int t0 = 0; t0 < LANES; t0 += STEP) {
+      bytes v[STEP];
+      for (int t = 0; t < STEP; t++)
+        memcpy(&v[t], q + (size_t)(t0 + t < n ? t0 + t : n - 1) * OPERAND_BYTES + quarter * VB, STEP);
+      transpose(v);
+      for (int g = 0; g < STEP; g++) {
+        const wide_bytes x = __builtin_convertvector(v[g], wide_bytes);
+        memcpy((int16_t *)&s->x[g][quarter] + t0, &x, sizeof x);
+      }
+    }
+  }
+}
+
+// Entry 27 c0 + 9 c1 + 3 c2 + c3 is the sum of (c - 1) x over the four.
+static void build_tables(lanes (*x)[4], workspace *s) {
+  for (int g = 0; g < GROUPS; g++) {
+    lanes high[9], low[9];
+    for (int i = 0; i < 9; i++) {
+      const int16_t c = (int16_t)(i / 3 - 1), d = (int16_t)(i % 3 - 1);
+      high[i] = c * x[g][0] + d * x[g][1];
+      low[i] = c * x[g][2] + d * x[g][3];
+    }
+    for (int h = 0; h < 9; h++)
+      for (int l = 0; l < 9; l++)
+        s->table[g][9 * h + l] = high[h] + low[l];
+  }
+}
+
+// One pass. Eight entries are loaded as one word.
+static inline __attribute__((always_inline)) void look_up(int32_t pass, int32_t rows, int first, int last,
+                                                          workspace *s) {
+  for (int32_t r = 0; r < rows; r++) {
+    lanes sum = first ? (lanes){0} : s->part[r];
+    for (int g = 0; g < GROUPS; g += 8) {
+      uint64_t entries;
+      memcpy(&entries, &s->entry[pass][r][g], sizeof entries);
+      for (int i = 0; i < 8; i++)
+        sum += s->table[g + i][(uint8_t)(entries >> 8 * i)];
+    }
+    if (last)
+      s->total[r] += __builtin_convertvector(sum, wide_lanes);
+    else
+      s->part[r] = sum;
+  }
+}
+
+// All passes for one tile of n <= LANES tokens.
+static void tile_times(const uint8_t *x, int32_t n, int32_t rows, int32_t *y, workspace *s) {
+  memset(s->total, 0, (size_t)rows * sizeof *s->total);
+  for (int32_t pass = 0; pass < PASSES; pass++) {
+    const int32_t group = pass * GROUPS, first = pass % FLUSH == 0,
+                  last = pass % FLUSH == FLUSH - 1 || pass == PASSES - 1;
+    if (group % STEP == 0)
+      load_activations(x + group / VB * BK + group % VB, n, s);
+    build_tables(s->x + group % STEP, s);
+    if (first && last)
+      look_up(pass, rows, 1, 1, s);
+    else if (first)
+      look_up(pass, rows, 1, 0, s);
+    else if (last)
+      look_up(pass, rows, 0, 1, s);
+    else
+      look_up(pass, rows, 0, 0, s);
+  }
+  for (int32_t r0 = 0; r0 < rows; r0 += STEP) // squares: both sides of the transposition stay cached
+    for (int32_t t = 0; t < n; t++)
+      for (int32_t r = r0; r < rows && r < r0 + STEP; r++)
+        y[(size_t)t * M_PAD + r] = s->total[r][t];
+}
+
+static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1,
+                void *scratch) {
+  // A few tokens are cheaper as products than as a tile.
+  const int32_t looked_up = n % LANES > LANES / 2 ? n : n - n % LANES;
+  const int32_t parts = looked_up ? ((p1 - p0) * BM + MOST_ROWS - 1) / MOST_ROWS : 0;
+  for (int32_t i = 0; i < parts; i++) {
+    const int32_t p = p0 + (p1 - p0) * i / parts, rows = (p0 + (p1 - p0) * (i + 1) / parts - p) * BM;
+    find_entries(w + (size_t)p * PANEL_BYTES, rows, scratch);
+    for (int32_t t = 0; t < looked_up; t += LANES)
+      tile_times(operand + (size_t)t * OPERAND_BYTES + HEADER, looked_up - t < LANES ? looked_up - t : LANES,
+                 rows, y + (size_t)t * M_PAD + p * BM, scratch);
+  }
+  if (looked_up < n)
+    products(w, operand + (size_t)looked_up * OPERAND_BYTES, n - looked_up, y + (size_t)looked_up * M_PAD, p0,
+             p1);
+}
+
+const bg_kernel bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr4_kc3456_g8__neon = {
+    .symbol = "bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr4_kc3456_g8__neon",
     .m = M,
     .k = K,
     .m_pad = M_PAD,
@@ -166,6 +314,8 @@ const bg_kernel bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr4_kc3456__neon = {
     .max_n = INT32_MAX,
     .weight_bytes = WEIGHT_BYTES,
     .operand_bytes = OPERAND_BYTES,
+    .n_tile = LANES,
+    .scratch_bytes = sizeof(workspace),
     .prepare = prepare,
     .run = run,
 };

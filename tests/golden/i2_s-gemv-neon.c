@@ -18,11 +18,6 @@ _Static_assert(M_PAD == PANELS * BM && M <= M_PAD && K <= K_PAD, "whole panels a
 enum { VB = 16, BLOCKS = K_PAD / BK, PANEL_BYTES = BM * K_PAD / 4 };
 _Static_assert(BK == 4 * VB && K_PAD % BK == 0, "a block of one row is one vector of 64 codes");
 
-// Partial sums are int16, in one vector for the low and one for the high halves. A lane gains 4 products of a
-// code 0..2 and an activation -128..127 from each block: over SPAN blocks it stays within [-32768, 32512].
-enum { SPAN = 2048 / BK };
-_Static_assert(SPAN * 4 * (2 * 128) <= 32768, "int16 sums over SPAN blocks are exact");
-
 // One token's operand: int32 sum(q) alone on a cache line, then q padded with zeros to K_PAD. The sum undoes
 // the + 1 of the codes: sum (w + 1) q - sum q = sum w q.
 enum { HEADER = 64 };
@@ -45,11 +40,12 @@ static inline int32_t operand_sum(const uint8_t *operand) {
   return sum;
 }
 
-typedef struct {
-  int16x8_t low, high;
-} sums;
-
 static inline int8x16_t load(const uint8_t *p) { return vreinterpretq_s8_u8(vld1q_u8(p)); }
+
+// Partial sums are int16, in one vector for the low and one for the high halves. A lane gains 4 products of a
+// code 0..2 and an activation -128..127 from each block: over SPAN blocks it stays within [-32768, 32512].
+enum { SPAN = 2048 / BK };
+_Static_assert(SPAN * 4 * (2 * 128) <= 32768, "int16 sums over SPAN blocks are exact");
 
 // Codes 0..2 of the four quarters of a block.
 static inline void decode(const uint8_t *w, int8x16_t c[4]) {
@@ -60,16 +56,18 @@ static inline void decode(const uint8_t *w, int8x16_t c[4]) {
   c[3] = vreinterpretq_s8_u8(vandq_u8(v, low2));
 }
 
-static inline sums zero(void) { return (sums){vdupq_n_s16(0), vdupq_n_s16(0)}; }
-
-static inline sums multiply_add(sums acc, int8x16_t c, int8x16_t x) {
-  acc.low = vmlal_s8(acc.low, vget_low_s8(c), vget_low_s8(x));
-  acc.high = vmlal_s8(acc.high, vget_high_s8(c), vget_high_s8(x));
-  return acc;
+// acc += c times x, the low halves' products in acc[0] and the high halves' in acc[1]. Here and below, loops
+// whose sums must stay in registers ask to be unrolled: not all versions of clang see that by themselves.
+static inline void multiply_add(int16x8_t acc[2], const int8x16_t c[4], const int8x16_t x[4]) {
+#pragma unroll
+  for (int quarter = 0; quarter < 4; quarter++) {
+    acc[0] = vmlal_s8(acc[0], vget_low_s8(c[quarter]), vget_low_s8(x[quarter]));
+    acc[1] = vmlal_high_s8(acc[1], c[quarter], x[quarter]);
+  }
 }
 
-static inline int32x4_t widen_add(int32x4_t total, sums acc) {
-  return vpadalq_s16(vpadalq_s16(total, acc.low), acc.high);
+static inline int32x4_t widen_add(int32x4_t total, const int16x8_t acc[2]) {
+  return vpadalq_s16(vpadalq_s16(total, acc[0]), acc[1]);
 }
 
 // The rows of a panel are interleaved block by block: one sequential stream of weights, and each load of the
@@ -84,19 +82,19 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
       total[r] = vdupq_n_s32(0);
     for (int32_t b0 = 0; b0 < BLOCKS; b0 += SPAN) {
       const int32_t b1 = b0 + SPAN < BLOCKS ? b0 + SPAN : BLOCKS;
-      sums acc[BM];
+      int16x8_t acc[BM][2];
       for (int r = 0; r < BM; r++)
-        acc[r] = zero();
+        acc[r][0] = acc[r][1] = vdupq_n_s16(0);
       for (int32_t b = b0; b < b1; b++) {
         const uint8_t *q = operand + HEADER + b * BK;
         const int8x16_t x[4] = {load(q), load(q + VB), load(q + 2 * VB), load(q + 3 * VB)};
+#pragma unroll
         for (int r = 0; r < BM; r++, w += VB) {
           if (r % 4 == 0)
             __builtin_prefetch(w + PREFETCH);
           int8x16_t c[4];
           decode(w, c);
-          for (int quarter = 0; quarter < 4; quarter++)
-            acc[r] = multiply_add(acc[r], c[quarter], x[quarter]);
+          multiply_add(acc[r], c, x);
         }
       }
       for (int r = 0; r < BM; r++)

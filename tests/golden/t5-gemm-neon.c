@@ -1,8 +1,8 @@
-// bg_t5_gemm_m2560_k6912_bm5_bk64_nr2_kc3456__neon
+// bg_t5_gemm_m2560_k6912_bm5_bk64_nr2_kc3456_g8__neon
 //
 // gemm of W [2560, 6912] in layout t5_bm5_bk64 on neon.
 // Generated from templates/t5/neon.c.j2 by:
-//   bitgen gen bg_t5_gemm_m2560_k6912_bm5_bk64_nr2_kc3456__neon
+//   bitgen gen bg_t5_gemm_m2560_k6912_bm5_bk64_nr2_kc3456_g8__neon
 
 #include <arm_neon.h>
 #include <string.h>
@@ -89,28 +89,23 @@ enum { SPAN = 8 };
 _Static_assert(BK <= 144 && 4 * 26 * 128 <= 32768, "int16 sums over a block are exact");
 _Static_assert(SPAN * 4 * 8 * 128 <= 32768, "and those of smaller parts over SPAN blocks");
 
-typedef struct {
-  int16x8_t low, high;
-} sums;
-
-static inline sums zero(void) { return (sums){vdupq_n_s16(0), vdupq_n_s16(0)}; }
-
-static inline sums multiply_add(sums acc, int8x16_t u, int8x16_t x) {
-  acc.low = vmlal_s8(acc.low, vget_low_s8(u), vget_low_s8(x));
-  acc.high = vmlal_s8(acc.high, vget_high_s8(u), vget_high_s8(x));
-  return acc;
+// acc += u times x, the low half's products in acc[0] and the high half's in acc[1].
+static inline void multiply_add(int16x8_t acc[2], int8x16_t u, int8x16_t x) {
+  acc[0] = vmlal_s8(acc[0], vget_low_s8(u), vget_low_s8(x));
+  acc[1] = vmlal_high_s8(acc[1], u, x);
 }
 
-static inline int32x4_t widen_add(int32x4_t total, sums acc) {
-  return vpadalq_s16(vpadalq_s16(total, acc.low), acc.high);
+static inline int32x4_t widen_add(int32x4_t total, const int16x8_t acc[2]) {
+  return vpadalq_s16(vpadalq_s16(total, acc[0]), acc[1]);
 }
 
 // Five rows over `blocks` blocks against `tokens` <= NR tokens: the parts are found once for all of them.
-// y [t][M_PAD] gains the products.
+// y [t][M_PAD] gains the products. Loops whose sums must stay in registers ask to be unrolled: not all
+// versions of clang see that by themselves.
 static inline __attribute__((always_inline)) void rows_times(const uint8_t *w, const uint8_t *x,
                                                              int32_t blocks, int tokens, int32_t *y) {
   int32x4_t total[NR][PARTS];
-  sums acc[NR][PARTS];
+  int16x8_t acc[NR][PARTS][2];
   for (int t = 0; t < tokens; t++)
     for (int i = 0; i < PARTS; i++)
       total[t][i] = vdupq_n_s32(0);
@@ -118,20 +113,23 @@ static inline __attribute__((always_inline)) void rows_times(const uint8_t *w, c
     const int32_t span = blocks < SPAN ? blocks : SPAN;
     for (int t = 0; t < tokens; t++)
       for (int i = 0; i < PARTS; i++)
-        acc[t][i] = zero();
+        acc[t][i][0] = acc[t][i][1] = vdupq_n_s16(0);
     for (int32_t b = 0; b < span; b++) {
+#pragma unroll
       for (int quarter = 0; quarter < 4; quarter++, w += VB, x += VB) {
         int8x16_t u[PARTS];
         decode(w, u);
+#pragma unroll
         for (int t = 0; t < tokens; t++) {
           const int8x16_t xt = load(x + (size_t)t * OPERAND_BYTES);
+#pragma unroll
           for (int i = 0; i < PARTS; i++)
-            acc[t][i] = multiply_add(acc[t][i], u[i], xt);
+            multiply_add(acc[t][i], u[i], xt);
         }
       }
       for (int t = 0; t < tokens; t++) {
         total[t][REST] = widen_add(total[t][REST], acc[t][REST]);
-        acc[t][REST] = zero();
+        acc[t][REST][0] = acc[t][REST][1] = vdupq_n_s16(0);
       }
     }
     for (int t = 0; t < tokens; t++)
@@ -193,14 +191,177 @@ static void products(const uint8_t *w, const uint8_t *operand, int32_t n, int32_
   }
 }
 
-static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1,
-                void *scratch) {
-  (void)scratch;
-  products(w, operand, n, y, p0, p1);
+// Whole tiles of LANES tokens, by look-up instead of products (the idea of BiQGEMM, arXiv:2005.09904). A
+// table holds, for each of the 81 ways to weight four activations by -1, 0 or +1, the sum in LANES tokens
+// side by side: a load and an add do the work of 4 * LANES multiply-adds. One pass takes every row through
+// the tables of GROUPS groups of four columns, which stay in the nearest caches; then the next are built.
+enum { GROUPS = 8, LANES = 16, ENTRIES = 81, STEP = 16 };
+enum { PASSES = K_PAD / 4 / GROUPS, MOST_ROWS = M_PAD < 1280 ? M_PAD : 1280 / BM * BM };
+_Static_assert(STEP % GROUPS == 0 && VB % STEP == 0 && LANES % STEP == 0, "whole passes");
+
+// After FLUSH passes the int16 sums are added to int32: until then they cannot overflow.
+enum { FLUSH = 252 / 4 / GROUPS };
+_Static_assert(4 * 128 * FLUSH * GROUPS <= INT16_MAX, "int16 sums over FLUSH passes are exact");
+
+typedef int16_t lanes __attribute__((vector_size(2 * LANES)));
+typedef int32_t wide_lanes __attribute__((vector_size(4 * LANES), aligned(64)));
+typedef int8_t bytes __attribute__((vector_size(STEP)));
+typedef int16_t wide_bytes __attribute__((vector_size(2 * STEP)));
+
+typedef struct {
+  lanes table[GROUPS][ENTRIES];
+  lanes x[STEP][4];      // the activations of STEP groups
+  lanes part[MOST_ROWS]; // sums since the last flush
+  wide_lanes total[MOST_ROWS];
+  uint8_t entry[PASSES][MOST_ROWS][GROUPS]; // of each group in its table
+} workspace;
+
+typedef uint8_t columns __attribute__((vector_size(VB)));
+
+static inline columns least(columns a, columns b) {
+  const columns first = (columns)(a < b); // 255 where true
+  return (a & first) | (b & ~first);
 }
 
-const bg_kernel bg_t5_gemm_m2560_k6912_bm5_bk64_nr2_kc3456__neon = {
-    .symbol = "bg_t5_gemm_m2560_k6912_bm5_bk64_nr2_kc3456__neon",
+// Takes the leading code, which counts `place`, out of each byte.
+static inline columns take(columns *v, uint8_t place) {
+  const columns one = (columns)(*v >= place), two = one & (columns)(*v - place >= place);
+  *v -= (one & place) + (two & place);
+  return -(one + two);
+}
+
+// Four codes of a row, from the same place of a block's four vectors, become a base-3 number; passes become
+// contiguous.
+static void find_entries(const uint8_t *w, int32_t rows, workspace *s) {
+  enum { AHEAD = 8 * PANEL_BYTES };
+  for (int32_t b = 0; b < BLOCKS; b++) {
+    for (int32_t r = 0; r < rows; r += ROWS) {
+      columns entries[ROWS] = {0};
+      for (int quarter = 0; quarter < 4; quarter++) {
+        const uint8_t *from = w + (size_t)(r / ROWS) * PANEL_BYTES + b * BK + quarter * VB;
+        __builtin_prefetch(from + AHEAD);
+        columns v;
+        memcpy(&v, from, sizeof v);
+        columns rest = least(v >> 3, v - 216), pair = 8 - least(v - (rest << 3), (columns){0} + 8);
+        entries[0] = 3 * entries[0] + take(&pair, 3);
+        entries[1] = 3 * entries[1] + take(&pair, 1);
+        entries[2] = 3 * entries[2] + take(&rest, 9);
+        entries[3] = 3 * entries[3] + take(&rest, 3);
+        entries[4] = 3 * entries[4] + take(&rest, 1);
+      }
+      for (int i = 0; i < ROWS; i++)
+        for (int j = 0; j < VB; j += GROUPS)
+          memcpy(s->entry[(b * VB + j) / GROUPS][r + i], (uint8_t *)&entries[i] + j, GROUPS);
+    }
+  }
+}
+
+// Row i of a square of bytes becomes column i, by four perfect shuffles of its rows.
+static inline void transpose(bytes v[STEP]) {
+  for (int round = 0; round < 4; round++) {
+    bytes t[STEP];
+    for (int i = 0; i < STEP / 2; i++) {
+      const bytes a = v[i], b = v[i + STEP / 2];
+      t[2 * i] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+      t[2 * i + 1] =
+          __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    }
+    memcpy(v, t, sizeof t);
+  }
+}
+
+// The activations of STEP groups; lanes beyond n repeat the last token and are not stored in the end.
+static void load_activations(const uint8_t *q, int32_t n, workspace *s) {
+  for (int quarter = 0; quarter < 4; quarter++) {
+    for (int t0 = 0; t0 < LANES; t0 += STEP) {
+      bytes v[STEP];
+      for (int t = 0; t < STEP; t++)
+        memcpy(&v[t], q + (size_t)(t0 + t < n ? t0 + t : n - 1) * OPERAND_BYTES + quarter * VB, STEP);
+      transpose(v);
+      for (int g = 0; g < STEP; g++) {
+        const wide_bytes x = __builtin_convertvector(v[g], wide_bytes);
+        memcpy((int16_t *)&s->x[g][quarter] + t0, &x, sizeof x);
+      }
+    }
+  }
+}
+
+// Entry 27 c0 + 9 c1 + 3 c2 + c3 is the sum of (c - 1) x over the four.
+static void build_tables(lanes (*x)[4], workspace *s) {
+  for (int g = 0; g < GROUPS; g++) {
+    lanes high[9], low[9];
+    for (int i = 0; i < 9; i++) {
+      const int16_t c = (int16_t)(i / 3 - 1), d = (int16_t)(i % 3 - 1);
+      high[i] = c * x[g][0] + d * x[g][1];
+      low[i] = c * x[g][2] + d * x[g][3];
+    }
+    for (int h = 0; h < 9; h++)
+      for (int l = 0; l < 9; l++)
+        s->table[g][9 * h + l] = high[h] + low[l];
+  }
+}
+
+// One pass. Eight entries are loaded as one word.
+static inline __attribute__((always_inline)) void look_up(int32_t pass, int32_t rows, int first, int last,
+                                                          workspace *s) {
+  for (int32_t r = 0; r < rows; r++) {
+    lanes sum = first ? (lanes){0} : s->part[r];
+    for (int g = 0; g < GROUPS; g += 8) {
+      uint64_t entries;
+      memcpy(&entries, &s->entry[pass][r][g], sizeof entries);
+      for (int i = 0; i < 8; i++)
+        sum += s->table[g + i][(uint8_t)(entries >> 8 * i)];
+    }
+    if (last)
+      s->total[r] += __builtin_convertvector(sum, wide_lanes);
+    else
+      s->part[r] = sum;
+  }
+}
+
+// All passes for one tile of n <= LANES tokens.
+static void tile_times(const uint8_t *x, int32_t n, int32_t rows, int32_t *y, workspace *s) {
+  memset(s->total, 0, (size_t)rows * sizeof *s->total);
+  for (int32_t pass = 0; pass < PASSES; pass++) {
+    const int32_t group = pass * GROUPS, first = pass % FLUSH == 0,
+                  last = pass % FLUSH == FLUSH - 1 || pass == PASSES - 1;
+    if (group % STEP == 0)
+      load_activations(x + group / VB * BK + group % VB, n, s);
+    build_tables(s->x + group % STEP, s);
+    if (first && last)
+      look_up(pass, rows, 1, 1, s);
+    else if (first)
+      look_up(pass, rows, 1, 0, s);
+    else if (last)
+      look_up(pass, rows, 0, 1, s);
+    else
+      look_up(pass, rows, 0, 0, s);
+  }
+  for (int32_t r0 = 0; r0 < rows; r0 += STEP) // squares: both sides of the transposition stay cached
+    for (int32_t t = 0; t < n; t++)
+      for (int32_t r = r0; r < rows && r < r0 + STEP; r++)
+        y[(size_t)t * M_PAD + r] = s->total[r][t];
+}
+
+static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1,
+                void *scratch) {
+  // A few tokens are cheaper as products than as a tile.
+  const int32_t looked_up = n % LANES > LANES / 2 ? n : n - n % LANES;
+  const int32_t parts = looked_up ? ((p1 - p0) * BM + MOST_ROWS - 1) / MOST_ROWS : 0;
+  for (int32_t i = 0; i < parts; i++) {
+    const int32_t p = p0 + (p1 - p0) * i / parts, rows = (p0 + (p1 - p0) * (i + 1) / parts - p) * BM;
+    find_entries(w + (size_t)p * PANEL_BYTES, rows, scratch);
+    for (int32_t t = 0; t < looked_up; t += LANES)
+      tile_times(operand + (size_t)t * OPERAND_BYTES + HEADER, looked_up - t < LANES ? looked_up - t : LANES,
+                 rows, y + (size_t)t * M_PAD + p * BM, scratch);
+  }
+  if (looked_up < n)
+    products(w, operand + (size_t)looked_up * OPERAND_BYTES, n - looked_up, y + (size_t)looked_up * M_PAD, p0,
+             p1);
+}
+
+const bg_kernel bg_t5_gemm_m2560_k6912_bm5_bk64_nr2_kc3456_g8__neon = {
+    .symbol = "bg_t5_gemm_m2560_k6912_bm5_bk64_nr2_kc3456_g8__neon",
     .m = M,
     .k = K,
     .m_pad = M_PAD,
@@ -208,6 +369,8 @@ const bg_kernel bg_t5_gemm_m2560_k6912_bm5_bk64_nr2_kc3456__neon = {
     .max_n = INT32_MAX,
     .weight_bytes = WEIGHT_BYTES,
     .operand_bytes = OPERAND_BYTES,
+    .n_tile = LANES,
+    .scratch_bytes = sizeof(workspace),
     .prepare = prepare,
     .run = run,
 };

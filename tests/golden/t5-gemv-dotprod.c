@@ -84,41 +84,31 @@ static inline void decode(const uint8_t *w, int8x16_t u[PARTS]) {
   u[FOURTH] = vreinterpretq_s8_u8(vqtbl1q_u8(thirds, low));
 }
 
-// Five rows over `blocks` blocks against `tokens` <= NR tokens: the parts are found once for all of them.
-// y [t][M_PAD] gains the products.
-static inline __attribute__((always_inline)) void rows_times(const uint8_t *w, const uint8_t *x,
-                                                             int32_t blocks, int tokens, int32_t *y) {
-  int32x4_t acc[NR][PARTS];
-  for (int t = 0; t < tokens; t++)
-    for (int i = 0; i < PARTS; i++)
-      acc[t][i] = vdupq_n_s32(0);
-  for (int32_t b = 0; b < blocks; b++) {
-    __builtin_prefetch(w + PREFETCH);
-    for (int quarter = 0; quarter < 4; quarter++, w += VB, x += VB) {
-      int8x16_t u[PARTS];
-      decode(w, u);
-      for (int t = 0; t < tokens; t++) {
-        const int8x16_t xt = load(x + (size_t)t * OPERAND_BYTES);
-        for (int i = 0; i < PARTS; i++)
-          acc[t][i] = vdotq_s32(acc[t][i], u[i], xt);
-      }
-    }
-  }
-  for (int t = 0; t < tokens; t++) {
-    int32_t sums[PARTS];
-    for (int i = 0; i < PARTS; i++)
-      sums[i] = vaddvq_s32(acc[t][i]);
-    add_rows(sums, y + (size_t)t * M_PAD);
-  }
-}
-
+// The parts of five rows are multiplied in five sums.
 static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1,
                 void *scratch) {
   (void)n, (void)scratch;
+  w += (size_t)p0 * PANEL_BYTES;
   for (int32_t p = p0; p < p1; p++) {
+    int32x4_t acc[PARTS];
+    for (int i = 0; i < PARTS; i++)
+      acc[i] = vdupq_n_s32(0);
+    for (int32_t b = 0; b < BLOCKS; b++) {
+      __builtin_prefetch(w + PREFETCH);
+      for (int quarter = 0; quarter < 4; quarter++, w += VB) {
+        const int8x16_t x = load(operand + HEADER + b * BK + quarter * VB);
+        int8x16_t u[PARTS];
+        decode(w, u);
+        for (int i = 0; i < PARTS; i++)
+          acc[i] = vdotq_s32(acc[i], u[i], x);
+      }
+    }
+    int32_t sums[PARTS];
+    for (int i = 0; i < PARTS; i++)
+      sums[i] = vaddvq_s32(acc[i]);
     for (int r = 0; r < ROWS; r++)
       y[p * ROWS + r] = -operand_sum(operand);
-    rows_times(w + (size_t)p * PANEL_BYTES, operand + HEADER, BLOCKS, NR, y + p * ROWS);
+    add_rows(sums, y + p * ROWS);
   }
 }
 

@@ -91,28 +91,23 @@ enum { SPAN = 8 };
 _Static_assert(BK <= 144 && 4 * 26 * 128 <= 32768, "int16 sums over a block are exact");
 _Static_assert(SPAN * 4 * 8 * 128 <= 32768, "and those of smaller parts over SPAN blocks");
 
-typedef struct {
-  int16x8_t low, high;
-} sums;
-
-static inline sums zero(void) { return (sums){vdupq_n_s16(0), vdupq_n_s16(0)}; }
-
-static inline sums multiply_add(sums acc, int8x16_t u, int8x16_t x) {
-  acc.low = vmlal_s8(acc.low, vget_low_s8(u), vget_low_s8(x));
-  acc.high = vmlal_s8(acc.high, vget_high_s8(u), vget_high_s8(x));
-  return acc;
+// acc += u times x, the low half's products in acc[0] and the high half's in acc[1].
+static inline void multiply_add(int16x8_t acc[2], int8x16_t u, int8x16_t x) {
+  acc[0] = vmlal_s8(acc[0], vget_low_s8(u), vget_low_s8(x));
+  acc[1] = vmlal_high_s8(acc[1], u, x);
 }
 
-static inline int32x4_t widen_add(int32x4_t total, sums acc) {
-  return vpadalq_s16(vpadalq_s16(total, acc.low), acc.high);
+static inline int32x4_t widen_add(int32x4_t total, const int16x8_t acc[2]) {
+  return vpadalq_s16(vpadalq_s16(total, acc[0]), acc[1]);
 }
 
 // Five rows over `blocks` blocks against `tokens` <= NR tokens: the parts are found once for all of them.
-// y [t][M_PAD] gains the products.
+// y [t][M_PAD] gains the products. Loops whose sums must stay in registers ask to be unrolled: not all
+// versions of clang see that by themselves.
 static inline __attribute__((always_inline)) void rows_times(const uint8_t *w, const uint8_t *x,
                                                              int32_t blocks, int tokens, int32_t *y) {
   int32x4_t total[NR][PARTS];
-  sums acc[NR][PARTS];
+  int16x8_t acc[NR][PARTS][2];
   for (int t = 0; t < tokens; t++)
     for (int i = 0; i < PARTS; i++)
       total[t][i] = vdupq_n_s32(0);
@@ -120,21 +115,24 @@ static inline __attribute__((always_inline)) void rows_times(const uint8_t *w, c
     const int32_t span = blocks < SPAN ? blocks : SPAN;
     for (int t = 0; t < tokens; t++)
       for (int i = 0; i < PARTS; i++)
-        acc[t][i] = zero();
+        acc[t][i][0] = acc[t][i][1] = vdupq_n_s16(0);
     for (int32_t b = 0; b < span; b++) {
       __builtin_prefetch(w + PREFETCH);
+#pragma unroll
       for (int quarter = 0; quarter < 4; quarter++, w += VB, x += VB) {
         int8x16_t u[PARTS];
         decode(w, u);
+#pragma unroll
         for (int t = 0; t < tokens; t++) {
           const int8x16_t xt = load(x + (size_t)t * OPERAND_BYTES);
+#pragma unroll
           for (int i = 0; i < PARTS; i++)
-            acc[t][i] = multiply_add(acc[t][i], u[i], xt);
+            multiply_add(acc[t][i], u[i], xt);
         }
       }
       for (int t = 0; t < tokens; t++) {
         total[t][REST] = widen_add(total[t][REST], acc[t][REST]);
-        acc[t][REST] = zero();
+        acc[t][REST][0] = acc[t][REST][1] = vdupq_n_s16(0);
       }
     }
     for (int t = 0; t < tokens; t++)

@@ -43,45 +43,54 @@ static void prepare(const int8_t *q, int32_t n, uint8_t *operand) {
   }
 }
 
-// 16 rows of int16: rows 0-7 and rows 8-15.
+// Sums of 16 rows, of the entries' low bytes and of their high ones, which are -1, 0 or 1: bytes suffice.
 typedef struct {
-  int16x8_t top, bottom;
+  uint16x8_t low[2]; // rows 0-7 and rows 8-15
+  int8x16_t high;
 } rows;
+_Static_assert(BK / 2 <= INT8_MAX, "int8 sums of the high bytes of a tile are exact");
 
-// acc += entries of 16 rows.
-static inline rows look_up_add(rows acc, const uint8_t *table, uint8x16_t index) {
+// acc and the entries of 16 rows.
+static inline rows look_up(rows acc, const uint8_t *table, uint8x16_t index) {
   const uint8x16_t high = vqtbl1q_u8(vld1q_u8(table), index), low = vqtbl1q_u8(vld1q_u8(table + 16), index);
-  acc.top = vaddq_s16(acc.top, vreinterpretq_s16_u8(vzip1q_u8(low, high)));
-  acc.bottom = vaddq_s16(acc.bottom, vreinterpretq_s16_u8(vzip2q_u8(low, high)));
+  acc.high = vaddq_s8(acc.high, vreinterpretq_s8_u8(high));
+  acc.low[0] = vaddw_u8(acc.low[0], vget_low_u8(low));
+  acc.low[1] = vaddw_high_u8(acc.low[1], low);
   return acc;
 }
 
-// y [16] += 16 rows.
-static inline void widen_add(int32_t *y, rows v) {
-  vst1q_s32(y, vaddw_s16(vld1q_s32(y), vget_low_s16(v.top)));
-  vst1q_s32(y + 4, vaddw_high_s16(vld1q_s32(y + 4), v.top));
-  vst1q_s32(y + 8, vaddw_s16(vld1q_s32(y + 8), vget_low_s16(v.bottom)));
-  vst1q_s32(y + 12, vaddw_high_s16(vld1q_s32(y + 12), v.bottom));
+// acc and the entries of 16 rows for two pairs of columns: a byte holds both, the earlier one in its high
+// nibble.
+static inline rows look_up_two(rows acc, const uint8_t *table, const uint8_t *w) {
+  const uint8x16_t v = vld1q_u8(w);
+  acc = look_up(acc, table, vshrq_n_u8(v, 4));
+  return look_up(acc, table + TABLE, vandq_u8(v, vdupq_n_u8(15)));
 }
 
-// y [BM] += one tile: per 32 rows and 8 columns, 16 rows by 2 bytes and then the other 16; a byte holds two
-// pairs, the earlier one in its high nibble.
+// y [16] += 16 rows.
+static inline void widen_add(int32_t *y, rows acc) {
+  const int16x8_t high[2] = {vmovl_s8(vget_low_s8(acc.high)), vmovl_high_s8(acc.high)};
+  for (int i = 0; i < 2; i++, y += 8) {
+    const int16x8_t v = vaddq_s16(vshlq_n_s16(high[i], 8), vreinterpretq_s16_u16(acc.low[i]));
+    vst1q_s32(y, vaddw_s16(vld1q_s32(y), vget_low_s16(v)));
+    vst1q_s32(y + 4, vaddw_high_s16(vld1q_s32(y + 4), v));
+  }
+}
+
+// y [BM] += one tile: per 32 rows and 8 columns, 16 rows by 2 bytes and then the other 16.
 static void add_tile(const uint8_t *w, const uint8_t *tables, int32_t *y) {
   for (int32_t row = 0; row < BM; row += 32) {
-    const rows zero = {vdupq_n_s16(0), vdupq_n_s16(0)};
-    rows acc[2] = {zero, zero};
+    const rows zero = {{vdupq_n_u16(0), vdupq_n_u16(0)}, vdupq_n_s8(0)};
+    rows top = zero, bottom = zero;
     const uint8_t *table = tables;
-    for (int32_t g = 0; g < BK / 2; g += 4, table += 4 * TABLE) {
-      for (int half = 0; half < 2; half++) {
-        for (int pair = 0; pair < 4; pair += 2, w += 16) {
-          const uint8x16_t v = vld1q_u8(w);
-          acc[half] = look_up_add(acc[half], table + pair * TABLE, vshrq_n_u8(v, 4));
-          acc[half] = look_up_add(acc[half], table + (pair + 1) * TABLE, vandq_u8(v, vdupq_n_u8(15)));
-        }
-      }
+    for (int32_t g = 0; g < BK / 2; g += 4, table += 4 * TABLE, w += 64) {
+      top = look_up_two(top, table, w);
+      top = look_up_two(top, table + 2 * TABLE, w + 16);
+      bottom = look_up_two(bottom, table, w + 32);
+      bottom = look_up_two(bottom, table + 2 * TABLE, w + 48);
     }
-    widen_add(y + row, acc[0]);
-    widen_add(y + row + 16, acc[1]);
+    widen_add(y + row, top);
+    widen_add(y + row + 16, bottom);
   }
 }
 

@@ -1,0 +1,250 @@
+// bg_t5_gemm_m2560_k6912_bm5_bk64_nr8_kc1728__i8mm
+//
+// gemm of W [2560, 6912] in layout t5_bm5_bk64 on i8mm.
+// Generated from templates/t5/i8mm.c.j2 by:
+//   bitgen gen bg_t5_gemm_m2560_k6912_bm5_bk64_nr8_kc1728__i8mm
+
+#include <arm_neon.h>
+#include <string.h>
+
+#include "kernel.h"
+
+enum { M = 2560, K = 6912, M_PAD = 2560, K_PAD = 6912 };
+enum { BM = 5, BK = 64, PANELS = 512 };
+enum { WEIGHT_BYTES = 3538944, OPERAND_BYTES = 6976 };
+enum { NR = 8, KC = 1728 };
+_Static_assert(M_PAD == PANELS * BM && M <= M_PAD && K <= K_PAD, "whole panels and blocks cover the matrix");
+
+enum { VB = 16 };
+enum { ROWS = 5, BLOCKS = K_PAD / BK, PANEL_BYTES = K_PAD };
+_Static_assert(BM == ROWS && BK == 4 * VB && K_PAD % BK == 0, "a panel is five rows, a block four vectors");
+
+// One token's operand: int32 sum(q) alone on a cache line, then q padded with zeros to K_PAD. The sum undoes
+// the + 1 of the codes: sum (w + 1) q - sum q = sum w q.
+enum { HEADER = 64 };
+
+static void prepare(const int8_t *q, int32_t n, uint8_t *operand) {
+  for (int32_t t = 0; t < n; t++, q += K, operand += OPERAND_BYTES) {
+    int32_t sum = 0;
+    for (int32_t i = 0; i < K; i++)
+      sum += q[i];
+    memset(operand, 0, HEADER);
+    memcpy(operand, &sum, sizeof sum);
+    memcpy(operand + HEADER, q, K);
+    memset(operand + HEADER + K, 0, OPERAND_BYTES - HEADER - K);
+  }
+}
+
+static inline int32_t operand_sum(const uint8_t *operand) {
+  int32_t sum;
+  memcpy(&sum, operand, sizeof sum);
+  return sum;
+}
+
+// A byte holds the codes c = w + 1 of one column of five rows. With pair = 3 c0 + c1, rest = 9 c2 + 3 c3 + c4
+// it is 8 rest + 8 - pair, or 216 + rest where the pair is 0. Since bytes wrap around,
+//   rest = min(byte / 8, byte - 216)   and   pair = max(8 - (byte - 8 rest), 0).
+// The codes need not be taken apart: five parts, linear in the codes and cheap to find, are multiplied with
+// the activations, and the sums of the rows follow from the sums of the parts.
+enum {
+  PAIR,   // 3 c0 + c1, 0..8
+  FIRST,  // c0
+  REST,   // 9 c2 + 3 c3 + c4, 0..26
+  LOW,    // 3 c3 + c4, 0..8
+  FOURTH, // c3
+  PARTS
+};
+
+// y of five rows gains their sums.
+static inline void add_rows(const int32_t s[PARTS], int32_t *y) {
+  y[0] += s[FIRST];
+  y[1] += s[PAIR] - 3 * s[FIRST];
+  y[2] += (s[REST] - s[LOW]) / 9;
+  y[3] += s[FOURTH];
+  y[4] += s[LOW] - 3 * s[FOURTH];
+}
+
+static inline int8x16_t load(const uint8_t *p) { return vreinterpretq_s8_u8(vld1q_u8(p)); }
+
+static const uint8_t third[16] = {0, 0, 0, 1, 1, 1, 2, 2, 2};
+static const uint8_t mod9[32] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 1, 2, 3, 4,
+                                 5, 6, 7, 8, 0, 1, 2, 3, 4, 5, 6, 7, 8};
+
+static inline void decode(const uint8_t *w, int8x16_t u[PARTS]) {
+  const uint8x16_t v = vld1q_u8(w), thirds = vld1q_u8(third);
+  const uint8x16_t rest = vminq_u8(vshrq_n_u8(v, 3), vsubq_u8(v, vdupq_n_u8(216)));
+  const uint8x16_t pair = vqsubq_u8(vdupq_n_u8(8), vmlsq_u8(v, rest, vdupq_n_u8(8)));
+  const uint8x16_t low = vqtbl2q_u8(vld1q_u8_x2(mod9), rest);
+  u[PAIR] = vreinterpretq_s8_u8(pair);
+  u[FIRST] = vreinterpretq_s8_u8(vqtbl1q_u8(thirds, pair));
+  u[REST] = vreinterpretq_s8_u8(rest);
+  u[LOW] = vreinterpretq_s8_u8(low);
+  u[FOURTH] = vreinterpretq_s8_u8(vqtbl1q_u8(thirds, low));
+}
+
+enum { MR = 10, UNIT = 2 };
+// Products by blocks of MR rows and NR tokens, whose sums stay in registers. On both sides a unit, UNIT
+// rows or tokens with STEP columns of each, is one vector; units lie in the order in which blocks read them.
+// The codes of ROW_BLOCKS * MR rows over a cache block of columns are expanded once and stay in the
+// second-level cache while all tokens pass over them; the activations of NR tokens stay in the first
+// meanwhile (Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008).
+enum { STEP = VB / UNIT, STEPS = KC / STEP, ROW_UNITS = MR / UNIT, TOKEN_UNITS = NR / UNIT };
+enum { CACHED = 128 << 10, FIT = CACHED / (MR * KC), ROW_BLOCKS = FIT > 1 ? FIT : 1 };
+_Static_assert(MR % UNIT == 0 && NR % UNIT == 0, "whole units");
+_Static_assert(MR % BM == 0 && KC % BK == 0, "whole panels and whole blocks");
+
+typedef int8x16_t row_units[ROW_UNITS], token_units[TOKEN_UNITS]; // one step
+
+typedef struct {
+  row_units codes[ROW_BLOCKS][STEPS];
+  token_units x[STEPS];
+} workspace;
+
+// Rows of two halves become columns.
+static inline void interleave(int8x16_t v[UNIT]) {
+  const int64x2_t a = (int64x2_t)v[0], b = (int64x2_t)v[1];
+  v[0] = (int8x16_t)vzip1q_s64(a, b);
+  v[1] = (int8x16_t)vzip2q_s64(a, b);
+}
+
+// One block: a product has two tokens times two rows in its lanes.
+static inline __attribute__((always_inline)) void multiply(const row_units *w, const token_units *x,
+                                                           int32_t steps, int units, int32_t (*sums)[MR]) {
+  int32x4_t acc[TOKEN_UNITS][ROW_UNITS];
+  for (int u = 0; u < units; u++)
+    for (int r = 0; r < ROW_UNITS; r++)
+      acc[u][r] = vdupq_n_s32(0);
+  for (int32_t i = 0; i < steps; i++)
+    for (int u = 0; u < units; u++)
+      for (int r = 0; r < ROW_UNITS; r++)
+        acc[u][r] = vmmlaq_s32(acc[u][r], x[i][u], w[i][r]);
+  for (int u = 0; u < units; u++)
+    for (int r = 0; r < ROW_UNITS; r++) {
+      vst1_s32(&sums[u * UNIT][r * UNIT], vget_low_s32(acc[u][r]));
+      vst1_s32(&sums[u * UNIT + 1][r * UNIT], vget_high_s32(acc[u][r]));
+    }
+}
+
+static void block_times(const row_units *w, const token_units *x, int32_t steps, int32_t units,
+                        int32_t (*sums)[MR]) {
+  switch (units) {
+  case 1:
+    multiply(w, x, steps, 1, sums);
+    break;
+  case 2:
+    multiply(w, x, steps, 2, sums);
+    break;
+  case 3:
+    multiply(w, x, steps, 3, sums);
+    break;
+  case 4:
+    multiply(w, x, steps, 4, sums);
+    break;
+  }
+}
+
+// The codes of five rows over 16 columns. 57 is the inverse of 9 among bytes.
+static inline void decode_rows(const uint8_t *w, int8x16_t c[ROWS]) {
+  int8x16_t u[PARTS];
+  decode(w, u);
+  c[0] = u[FIRST];
+  c[1] = vmlsq_s8(u[PAIR], u[FIRST], vdupq_n_s8(3));
+  c[2] = vmulq_s8(vsubq_s8(u[REST], u[LOW]), vdupq_n_s8(57));
+  c[3] = u[FOURTH];
+  c[4] = vmlsq_s8(u[LOW], u[FOURTH], vdupq_n_s8(3));
+}
+
+// The codes of MR rows over `blocks` blocks from column k0 on; panels from row_end on repeat the last.
+static void expand(const uint8_t *w, int32_t row, int32_t row_end, int32_t k0, int32_t blocks,
+                   row_units *out) {
+  const uint8_t *from[MR / ROWS];
+  for (int i = 0; i < MR / ROWS; i++) {
+    const int32_t p = row / ROWS + i, last = row_end / ROWS - 1;
+    from[i] = w + (size_t)(p < last ? p : last) * PANEL_BYTES + k0;
+  }
+  for (int32_t j = 0; j < 4 * blocks; j++) {
+    int8x16_t c[MR];
+    for (int i = 0; i < MR / ROWS; i++)
+      decode_rows(from[i] + j * VB, c + i * ROWS);
+    for (int u = 0; u < ROW_UNITS; u++) {
+      interleave(c + u * UNIT);
+      for (int i = 0; i < UNIT; i++)
+        out[j * UNIT + i][u] = c[u * UNIT + i];
+    }
+  }
+}
+
+// The activations of `units` units of tokens over `vectors` times VB columns; those beyond n repeat the last.
+static void arrange(const uint8_t *x, int32_t n, int32_t units, int32_t vectors, token_units *out) {
+  for (int32_t u = 0; u < units; u++) {
+    const uint8_t *from[UNIT];
+    for (int i = 0; i < UNIT; i++)
+      from[i] = x + (size_t)(u * UNIT + i < n ? u * UNIT + i : n - 1) * OPERAND_BYTES;
+    for (int32_t j = 0; j < vectors; j++) {
+      int8x16_t v[UNIT];
+      for (int i = 0; i < UNIT; i++)
+        v[i] = load(from[i] + j * VB);
+      interleave(v);
+      for (int i = 0; i < UNIT; i++)
+        out[j * UNIT + i][u] = v[i];
+    }
+  }
+}
+
+// n <= NR tokens times rows [row, row_end), whose codes are expanded: y [t][M_PAD] gains the products.
+static void tokens_times(const uint8_t *x, int32_t n, int32_t *y, int32_t row, int32_t row_end,
+                         int32_t columns, workspace *s) {
+  const int32_t units = (n + UNIT - 1) / UNIT;
+  arrange(x, n, units, columns / VB, s->x);
+  for (int32_t i = 0; row < row_end; i++, row += MR) {
+    const int32_t rows = row_end - row < MR ? row_end - row : MR;
+    int32_t sums[NR][MR];
+    block_times(s->codes[i], s->x, columns / STEP, units, sums);
+    for (int32_t t = 0; t < n; t++)
+      for (int32_t r = 0; r < rows; r++)
+        y[(size_t)t * M_PAD + row + r] += sums[t][r];
+  }
+}
+
+// All tokens times rows [row0, row_end), at most ROW_BLOCKS blocks of them.
+static void rows_times(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t row0,
+                       int32_t row_end, workspace *s) {
+  const int32_t units = (n + UNIT - 1) / UNIT, groups = (units + TOKEN_UNITS - 1) / TOKEN_UNITS;
+  for (int32_t t = 0; t < n; t++) {
+    const int32_t sum = operand_sum(operand + (size_t)t * OPERAND_BYTES);
+    for (int32_t row = row0; row < row_end; row++)
+      y[(size_t)t * M_PAD + row] = -sum;
+  }
+  for (int32_t k0 = 0; k0 < K_PAD; k0 += KC) {
+    const int32_t columns = K_PAD - k0 < KC ? K_PAD - k0 : KC;
+    for (int32_t i = 0, row = row0; row < row_end; i++, row += MR)
+      expand(w, row, row_end, k0, columns / BK, s->codes[i]);
+    for (int32_t g = 0, t = 0, t_end; g < groups; g++, t = t_end) { // as even as can be
+      t_end = (int32_t)((int64_t)units * (g + 1) / groups) * UNIT;
+      tokens_times(operand + (size_t)t * OPERAND_BYTES + HEADER + k0, (t_end < n ? t_end : n) - t,
+                   y + (size_t)t * M_PAD, row0, row_end, columns, s);
+    }
+  }
+}
+
+static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1,
+                void *scratch) {
+  for (int32_t row = p0 * BM, row_end; row < p1 * BM; row = row_end) {
+    row_end = p1 * BM - row < ROW_BLOCKS * MR ? p1 * BM : row + ROW_BLOCKS * MR;
+    rows_times(w, operand, n, y, row, row_end, scratch);
+  }
+}
+
+const bg_kernel bg_t5_gemm_m2560_k6912_bm5_bk64_nr8_kc1728__i8mm = {
+    .symbol = "bg_t5_gemm_m2560_k6912_bm5_bk64_nr8_kc1728__i8mm",
+    .m = M,
+    .k = K,
+    .m_pad = M_PAD,
+    .panels = PANELS,
+    .max_n = INT32_MAX,
+    .weight_bytes = WEIGHT_BYTES,
+    .operand_bytes = OPERAND_BYTES,
+    .scratch_bytes = sizeof(workspace),
+    .prepare = prepare,
+    .run = run,
+};
