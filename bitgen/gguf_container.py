@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitgen.errors import BitgenError, FormatError
+from bitgen.errors import BitgenError, FormatError, UnsupportedError
+from bitgen.gguf_types import ALIGNMENT, FORMS, Form, round_up, tensor_bytes, type_name
 
-MAGIC, VERSIONS, ALIGNMENT = b"GGUF", (2, 3), 32
+MAGIC, VERSIONS = b"GGUF", (2, 3)
 MAX_ENTRIES = 1 << 16
 """Key-values, and tensors: more than any model has, few enough to list."""
 MAX_NAME, MAX_DIMS = 256, 4
@@ -35,42 +36,8 @@ SCALARS: dict[int, str] = {
 }  # fmt: skip
 """Value type id -> NumPy dtype."""
 
-F32, F16, Q6_K, BF16, TQ1_0, TQ2_0, I2_S, TL1, TL2 = 0, 1, 14, 30, 34, 35, 36, 38, 39
-T5 = 0x62670005
-"""Our own: 'bg' and a number, out of the way of those who count up from 0. docs/formats.md has its layout."""
-TYPE_NAMES: dict[int, str] = {
-    F32: "F32", F16: "F16", BF16: "BF16", Q6_K: "Q6_K", TQ1_0: "TQ1_0", TQ2_0: "TQ2_0", I2_S: "I2_S",
-    TL1: "TL1", TL2: "TL2", T5: "T5", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 10: "Q2_K", 11: "Q3_K",
-    12: "Q4_K", 13: "Q5_K", 15: "Q8_K", 20: "IQ4_NL", 23: "IQ4_XS", 28: "F64", 37: "I8_S", 40: "NVFP4",
-    41: "Q1_0", 42: "Q2_0", 134: "IQ1_BN", 135: "IQ2_BN", 335: "IQ2_BN_R4",
-}  # fmt: skip
-"""Tensor type id -> name, of the types a ternary model's file may hold. Only some can be read: see BLOCKS."""
-
-BLOCKS: dict[int, tuple[int, int, int]] = {
-    F32: (1, 4, 0),
-    F16: (1, 2, 0),
-    BF16: (1, 2, 0),
-    Q6_K: (256, 210, 0),
-    TQ1_0: (256, 54, 0),
-    TQ2_0: (256, 66, 0),
-    I2_S: (4, 1, 32),  # the tail holds the scale and 28 filler bytes
-}
-"""Tensor type id -> (weights of a block, bytes of a block, bytes at the end of the tensor)."""
-
-
-def type_name(type: int) -> str:
-    """The name of a tensor type id, known or not."""
-    return TYPE_NAMES.get(type, f"type {type}")
-
-
-def tensor_bytes(type: int, shape: tuple[int, ...]) -> int | None:
-    """Bytes of a tensor [rows, ..., columns], or None for a type whose size is not known here."""
-    if type == T5:
-        return _round_up(math.prod(shape[:-1]), 5) // 5 * shape[-1] + 4  # five rows to a byte, and the scale
-    if type not in BLOCKS:
-        return None
-    weights, size, tail = BLOCKS[type]
-    return math.prod(shape) // weights * size + tail
+Row = tuple[str, tuple[int, ...], int, int]
+"""A tensor as the file lists it: name, dims, type id, offset from the start of the data."""
 
 
 @dataclass(frozen=True)
@@ -80,16 +47,13 @@ class Tensor:
     name: str
     shape: tuple[int, ...]  # NumPy's order: rows first; the file lists the contiguous dimension first
     type: int
+    type_name: str  # of the form it has, where its type has several
     offset: int  # from the start of the file
     nbytes: int | None  # None where the type's size is not known here
 
     @property
-    def type_name(self) -> str:
-        return type_name(self.type)
-
-    @property
     def elements(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
 
 class Container:
@@ -108,8 +72,9 @@ class Container:
         self.metadata: dict[str, Any] = cursor.key_values(entries)
         self.alignment = self._alignment()
         table = cursor.tensor_table(tensors)
-        data_start = _round_up(cursor.at, self.alignment)
-        self.tensors: dict[str, Tensor] = {row[0]: self._tensor(*row, data_start) for row in table}
+        data_start = round_up(cursor.at, self.alignment)
+        forms = self._forms(table, data_start)
+        self.tensors: dict[str, Tensor] = {row[0]: self._tensor(*row, data_start, forms.get(row[2])) for row in table}
         self._check_ranges()
 
     def bytes_of(self, tensor: Tensor) -> npt.NDArray[np.uint8]:
@@ -129,26 +94,61 @@ class Container:
             raise FormatError(f"{self.path}: general.alignment is {value!r}; expected a power of two")
         return value
 
-    def _tensor(self, name: str, dims: tuple[int, ...], type: int, offset: int, data_start: int) -> Tensor:
+    def _forms(self, table: Sequence[Row], data_start: int) -> dict[int, Form]:
+        """Type id -> the form that the tensors of this type have in this file.
+
+        Where the type has several, it is the one whose sizes fill the tensors' room, up to the next tensor or the
+        end of the file, but for padding.
+        """
+        starts = sorted({data_start + offset for *_, offset in table})
+        ends = dict(pairwise([*starts, self.size]))
+        chosen: dict[int, Form] = {}
+        for type in {row[2] for row in table} & FORMS.keys():
+            rooms = {
+                name: (math.prod(dims[1:]), dims[0], ends[data_start + offset] - data_start - offset)
+                for name, dims, of, offset in table
+                if of == type
+            }
+            chosen[type] = FORMS[type][0] if len(FORMS[type]) == 1 else self._fitting(type, rooms)
+        return chosen
+
+    def _fitting(self, type: int, rooms: dict[str, tuple[int, int, int]]) -> Form:
+        """The form of a type whose sizes fit every tensor of it; `rooms`: name -> (rows, columns, bytes)."""
+        fitting: dict[tuple[int | None, ...], Form] = {}
+        for form in FORMS[type]:
+            sizes = [form.size(rows, columns) for rows, columns, _ in rooms.values()]
+            slack = [-1 if n is None else room - n for n, (*_, room) in zip(sizes, rooms.values(), strict=True)]
+            if all(0 <= spare < self.alignment for spare in slack):
+                fitting.setdefault(tuple(sizes), form)
+        if len(fitting) == 1:
+            return next(iter(fitting.values()))
+        name, (rows, columns, room) = next(iter(rooms.items()))
+        wanted = ", ".join(f"{form.name}: {form.size(rows, columns) or 'no whole blocks'}" for form in FORMS[type])
+        where = f"{self.path}: tensor {name}, {rows} x {columns}, has room for {room} bytes ({wanted}); tensors of type"
+        if fitting:
+            raise UnsupportedError(f"{where} {type} could be any of {type_name(type)} by their sizes")
+        raise FormatError(f"{where} {type} fit neither {type_name(type)}: the file is cut short or corrupt")
+
+    def _tensor(
+        self, name: str, dims: tuple[int, ...], type: int, offset: int, data_start: int, form: Form | None
+    ) -> Tensor:
         """A checked row of the table: whole blocks, aligned, inside the file."""
         where = f"{self.path}: tensor {name}"
-        elements = 1
-        for dim in dims:
-            elements *= dim
+        elements = math.prod(dims)
         if elements > 64 * self.size:  # no type takes less than an eighth of a bit
             raise FormatError(f"{where}: {list(dims)} elements do not fit a file of {self.size} bytes")
-        if type in BLOCKS and (dims[0] if type != I2_S else elements) % BLOCKS[type][0]:
-            raise FormatError(f"{where}: rows of {dims[0]} are not whole {type_name(type)} blocks")
         if offset % self.alignment:
             raise FormatError(f"{where}: offset {offset} is not a multiple of the alignment, {self.alignment}")
-        nbytes = tensor_bytes(type, dims[::-1])
+        nbytes = form.size(elements // dims[0], dims[0]) if form else None
+        if form and nbytes is None:
+            raise FormatError(f"{where}: rows of {dims[0]} are not whole {form.name} blocks")
         start = data_start + offset
         if start + (nbytes or 0) > self.size:
             raise FormatError(
                 f"{where}: needs bytes {start} to {start + (nbytes or 0)} of a file of {self.size}; "
                 "the file is cut short or corrupt: fetch it again"
             )
-        return Tensor(name, dims[::-1], type, start, nbytes)
+        return Tensor(name, dims[::-1], type, form.name if form else type_name(type), start, nbytes)
 
     def _check_ranges(self) -> None:
         """No two tensors share bytes."""
@@ -168,10 +168,6 @@ def _mapped(path: Path) -> mmap.mmap:
         raise FormatError(f"{path}: the file is empty") from None
     except OSError as error:
         raise FormatError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _round_up(n: int, to: int) -> int:
-    return -(-n // to) * to
 
 
 class _Cursor:
@@ -248,9 +244,9 @@ class _Cursor:
         self.at = at
         return out
 
-    def tensor_table(self, count: int) -> list[tuple[str, tuple[int, ...], int, int]]:
-        """Rows (name, dims as in the file, type, offset from the start of the data)."""
-        rows: dict[str, tuple[str, tuple[int, ...], int, int]] = {}
+    def tensor_table(self, count: int) -> list[Row]:
+        """The rows, in the file's order."""
+        rows: dict[str, Row] = {}
         for i in range(count):
             name = self.string(f"the name of tensor {i + 1} of {count}", MAX_NAME)
             if name in rows:
@@ -332,7 +328,7 @@ def head(metadata: Mapping[str, Any], entries: Sequence[Entry]) -> bytes:
 
 def padded(nbytes: int) -> int:
     """A tensor's size rounded up to the alignment of the files written here."""
-    return _round_up(nbytes, ALIGNMENT)
+    return round_up(nbytes, ALIGNMENT)
 
 
 def _string(text: str) -> bytes:

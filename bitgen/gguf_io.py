@@ -1,14 +1,14 @@
 """GGUF models to canonical ternary codes and scales, and back.
 
-Reading takes what other engines write: I2_S (bitnet.cpp), TQ1_0 and TQ2_0 (llama.cpp), and float tensors
-whose values are ternary. Writing gives what they read. The container is gguf_container.py's concern, the bits
-of each block format layout.py's.
+Reading takes what other engines write (the tables of gguf_tensors.py); writing gives what they read. The container is
+gguf_container.py's concern, the bits of each type blocks.py's.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -16,36 +16,21 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from bitgen import layout
+from bitgen import blocks, layout
 from bitgen.checkpoint import ALL, Checkpoint, row_pieces
 from bitgen.errors import BitgenError, FormatError, UnsupportedError
-from bitgen.gguf_container import (
-    BF16,
-    F16,
-    F32,
-    I2_S,
-    Q6_K,
-    T5,
-    TL1,
-    TL2,
-    TQ1_0,
-    TQ2_0,
-    Container,
-    Entry,
-    Tensor,
-    head,
-    padded,
-)
+from bitgen.gguf_container import Container, Entry, Tensor, head, padded
+from bitgen.gguf_tensors import EMBEDDINGS, TERNARY, VECTORS, WHY_NOT, Reading, floats
+from bitgen.gguf_types import F16, F32, I2_S, T5, TQ1_0, TQ2_0
 from bitgen.part_file import PartFile
 from bitgen.shapes import ARCHITECTURES, Architecture, architecture, shape_from, window_period
-from bitgen.spec import Activation, GemmShape, ModelShape
+from bitgen.spec import Activation, ModelShape
+from bitgen.tl_tiles import SCRIPTS, tile_of
+from bitgen.tl_tiles import parse as parse_tiles
 
-I2sLayout = Literal["x86", "arm"]
+I2sLayout = Literal["x86", "arm", "rows4"]
 TernaryType = Literal["i2_s", "tq1_0", "tq2_0", "t5"]
 Progress = Callable[[int, int], None]
-
-I2S_BLOCK: dict[str, int] = {"x86": 128, "arm": 64}
-"""Weights of an I2_S block. bitnet.cpp built for ARM since November 2025 writes 64; no file says so."""
 
 HIDDEN_ACTIVATIONS: dict[str, Activation] = {
     "relu2": "relu2",
@@ -72,7 +57,7 @@ ORDER = (
 """The tensors that a layer can have, in the order they are written, which is the order they act."""
 
 MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-FLOAT_TYPES, TERNARY_TYPES = (F32, F16, BF16), (I2_S, TQ1_0, TQ2_0, T5)
+TERNARY_TYPES = (I2_S, TQ1_0, TQ2_0, T5)
 
 
 def tensor_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
@@ -109,13 +94,16 @@ def is_ternary(name: str) -> bool:
 # ---- reading ----------------------------------------------------------------------------------------------
 
 
-def open(path: str | Path, i2s_layout: I2sLayout = "x86", activation: str | None = None) -> GgufCheckpoint:
+def open(
+    path: str | Path, i2s_layout: I2sLayout = "x86", activation: str | None = None, tl_tiles: str = ""
+) -> GgufCheckpoint:
     """A GGUF file as a Checkpoint; see GgufCheckpoint for what is checked and raised.
 
-    i2s_layout: "arm" reads the I2_S of ARM builds of bitnet.cpp.
+    i2s_layout: "arm" and "rows4" read the I2_S of other builds of bitnet.cpp (blocks.i2s_block).
     activation: "relu2" or "silu" overrules the file.
+    tl_tiles: "MxK=BM/BK/bm,...", the tiles of TL1 and TL2 tensors where tl_tiles.SCRIPTS does not know them.
     """
-    return GgufCheckpoint(Container(path), i2s_layout, activation)
+    return GgufCheckpoint(Container(path), Reading(i2s_layout, parse_tiles(tl_tiles)), activation)
 
 
 class GgufCheckpoint:
@@ -126,10 +114,8 @@ class GgufCheckpoint:
     Both name the file and the tensor or key.
     """
 
-    def __init__(self, container: Container, i2s_layout: I2sLayout = "x86", activation: str | None = None) -> None:
-        if i2s_layout not in I2S_BLOCK:
-            raise UnsupportedError(f"unknown I2_S layout {i2s_layout!r}; known: {', '.join(I2S_BLOCK)}")
-        self._container, self._i2s_block = container, I2S_BLOCK[i2s_layout]
+    def __init__(self, container: Container, reading: Reading | None = None, activation: str | None = None) -> None:
+        self.container, self.reading = container, reading or Reading()
         self.path, self._tensors = container.path, container.tensors
         keys = _Keys(container)
         self._shape, self.activation_reason = keys.shape(activation)
@@ -143,31 +129,39 @@ class GgufCheckpoint:
     @property
     def metadata(self) -> Mapping[str, Any]:
         """The file's key-values."""
-        return self._container.metadata
+        return self.container.metadata
 
     def ternary(self, name: str) -> tuple[npt.NDArray[np.int8], float]:
         """Codes {-1, 0, +1} int8 [M, K] and the multiplier: W = scale * codes.
 
-        FormatError where the values are not ternary or the scale is not a finite number of at least 0.
+        FormatError where the values are not ternary or a scale is not a finite number of at least 0,
+        UnsupportedError where the matrix has several scales.
         """
-        tensor = self._tensor(name)
-        try:
-            codes, scale = self._codes(tensor)
-        except FormatError as error:
-            raise FormatError(f"{self.path}: tensor {name}: {error}") from None
-        beside = self._tensors.get(_scale_name(name))
-        if beside is not None:
-            scale = float(np.float32(scale) * self._floats(beside)[0])
-        if not np.isfinite(scale) or scale < 0 or (scale == 0 and codes.any()):
-            raise FormatError(f"{self.path}: tensor {name}: the scale is {scale}; the file is corrupt")
+        codes, scales = self.scaled(name)
+        with self._about(name):
+            scale = blocks.one_scale(codes, scales)
+            if scale == 0 and codes.any():
+                raise FormatError("the scale is 0; the file is corrupt")
         return codes, scale
 
+    def scaled(self, name: str) -> blocks.Scaled:
+        """Codes {-1, 0, +1} int8 [M, K] and the multipliers float32 [R, G], as blocks.py has them."""
+        tensor, beside = self._tensor(name), self._tensors.get(_scale_name(name))
+        m, k = tensor.shape
+        with self._about(name):
+            codes, scales = TERNARY[tensor.type_name](self.container.bytes_of(tensor), m, k, self.reading)
+            if beside is not None:
+                scales = scales * self._floats(beside, ALL)
+            wrong = ~(np.isfinite(scales) & (scales >= 0))
+            if wrong.any():
+                raise FormatError(f"the scale is {scales[wrong][0]}; the file is corrupt")
+        return codes, scales
+
     def dense(self, name: str, rows: slice = ALL) -> npt.NDArray[np.floating[Any]]:
-        """Rows of a float tensor: float16 where stored so, else float32. FormatError where a value is not finite."""
-        tensor = self._tensor(name)
-        values = self._dequantised(tensor, rows) if tensor.type == Q6_K else self._floats(tensor, rows)
-        for piece in _pieces(values):
-            if not np.isfinite(piece).all():
+        """Rows of a float tensor: float16 where its values are, else float32. FormatError where one is not finite."""
+        values = self._floats(self._tensor(name), rows)
+        for piece in row_pieces(values.shape):
+            if not np.isfinite(values[piece]).all():
                 raise FormatError(f"{self.path}: tensor {name} holds NaN or infinite values; the file is corrupt")
         return values
 
@@ -176,43 +170,18 @@ class GgufCheckpoint:
             raise FormatError(f"{self.path}: the tensor {name} is missing")
         return self._tensors[name]
 
-    def _codes(self, tensor: Tensor) -> tuple[npt.NDArray[np.int8], float]:
-        """Codes and scale as stored in the tensor itself."""
-        m, k = tensor.shape
-        if tensor.type in FLOAT_TYPES:
-            return ternary_values(self._floats(tensor))
-        raw = self._container.bytes_of(tensor)
-        if tensor.type == TQ1_0:
-            return layout.unpack_tq1_0(raw, m, k)
-        if tensor.type == TQ2_0:
-            return layout.unpack_tq2_0(raw, m, k)
-        if tensor.type == T5:
-            return layout.unpack_t5(raw, GemmShape(m, k), 5, 1), float(raw[-4:].view("<f4")[0])
-        # I2_S blocks run on from row to row, so that K need not be whole blocks
-        codes = layout.unpack_i2_s(raw, GemmShape(1, m * k), 1, self._i2s_block).reshape(m, k)
-        return codes, float(raw[m * k // 4 :][:4].view("<f4")[0])
+    def _floats(self, tensor: Tensor, rows: slice) -> npt.NDArray[np.floating[Any]]:
+        raw = self.container.bytes_of(tensor).reshape(tensor.shape[0], -1)[rows]
+        with self._about(tensor.name):
+            return floats(tensor.type_name, raw.reshape(-1), (len(raw), *tensor.shape[1:]))
 
-    def _rows(self, tensor: Tensor, rows: slice) -> npt.NDArray[np.uint8]:
-        """Bytes of some rows [n, bytes of a row], of a type whose rows are whole blocks."""
-        return self._container.bytes_of(tensor).reshape(tensor.shape[0], -1)[rows]
-
-    def _floats(self, tensor: Tensor, rows: slice = ALL) -> npt.NDArray[np.floating[Any]]:
-        """Rows of an F32, F16 or BF16 tensor; the first two as views of the file."""
-        raw, dims = self._rows(tensor, rows), (-1, *tensor.shape[1:])
-        if tensor.type == BF16:
-            return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32).reshape(dims)
-        return raw.view("<f4" if tensor.type == F32 else "<f2").reshape(dims)
-
-    def _dequantised(self, tensor: Tensor, rows: slice) -> npt.NDArray[np.float32]:
-        """Rows of a Q6_K tensor as float32."""
-        from gguf import GGMLQuantizationType
-        from gguf.quants import dequantize
-
-        raw = self._rows(tensor, rows)
-        values = np.empty((len(raw), *tensor.shape[1:]), np.float32)
-        for piece in row_pieces(values.shape):
-            values[piece] = dequantize(raw[piece], GGMLQuantizationType.Q6_K)
-        return values
+    @contextmanager
+    def _about(self, name: str) -> Iterator[None]:
+        """Errors that do not know the tensor are given its name."""
+        try:
+            yield
+        except (FormatError, UnsupportedError) as error:
+            raise type(error)(f"{self.path}: tensor {name}: {error}") from None
 
     def _check_tensors(self) -> None:
         """All tensors of the architecture in shape and in a readable type; none that would go unused."""
@@ -236,43 +205,16 @@ class GgufCheckpoint:
                 )
 
     def _check_type(self, tensor: Tensor) -> None:
-        ternary = is_ternary(tensor.name)
-        readable = FLOAT_TYPES + TERNARY_TYPES if ternary else FLOAT_TYPES + (Q6_K,) * (len(tensor.shape) == 2)
-        if tensor.type in readable:
-            return
-        name = tensor.type_name
-        if tensor.type == TL2 and not self._shape.architecture.startswith("bitnet"):
-            name = "MXFP4 (or TL2)"
-        hint = ""
-        if tensor.type in (TL1, TL2) and ternary:
-            hint = "; its tile sizes are not in the file: make the file again as I2_S"
-        raise UnsupportedError(f"{self.path}: tensor {tensor.name} is of type {name}, which cannot be read here{hint}")
-
-
-def ternary_values(values: npt.NDArray[np.floating[Any]]) -> tuple[npt.NDArray[np.int8], float]:
-    """Floats [M, K] that are -s, 0 and +s -> codes int8 [M, K] and s; FormatError names any other value.
-
-    The tolerance, a ten-thousandth of s, is for rounding; a matrix of master weights is far outside it.
-    """
-    scale = max((float(np.abs(rows).max()) for rows in _pieces(values)), default=0.0)
-    if not np.isfinite(scale):
-        raise FormatError("it holds NaN or infinite values")
-    codes = np.zeros(values.shape, np.int8)
-    if scale == 0:
-        return codes, 0.0
-    for rows, out in zip(_pieces(values), _pieces(codes), strict=True):
-        relative = rows.astype(np.float32) / np.float32(scale)
-        np.rint(relative, out=out, casting="unsafe")
-        wrong = np.abs(relative - out) > 1e-4
-        if wrong.any():
-            value = float(rows[wrong][0])
-            raise FormatError(f"the value {value:g} is none of 0 and ±{scale:g}: the weights are not ternary")
-    return codes, scale
-
-
-def _pieces(values: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
-    """Views of consecutive rows, each of bounded size."""
-    return (values[rows] for rows in row_pieces(values.shape))
+        form = tensor.type_name
+        readable = TERNARY if is_ternary(tensor.name) else EMBEDDINGS if len(tensor.shape) == 2 else VECTORS
+        if form not in readable:
+            reason = WHY_NOT.get(form, "which cannot be read here")
+            named = form.removeprefix("type ")
+            raise UnsupportedError(f"{self.path}: tensor {tensor.name} is of type {named}: {reason}")
+        if form in SCRIPTS:  # said when the file opens, not when its turn comes
+            with self._about(tensor.name):
+                m, k = tensor.shape
+                tile_of(form, m, k, self.reading.tiles)
 
 
 def _scale_name(name: str) -> str:
@@ -487,7 +429,7 @@ def _entries(shape: ModelShape, type: str) -> list[Entry]:
         m, k = dims
         if id == I2_S and m * k % 128:
             raise UnsupportedError(f"{name}: {m} x {k} weights are not whole I2_S blocks of 128")
-        if id in (TQ1_0, TQ2_0) and k % layout.TQ_BLOCK:
+        if id in (TQ1_0, TQ2_0) and k % blocks.TQ_BLOCK:
             raise UnsupportedError(f"{name}: rows of {k} are not whole {type} blocks of 256; take i2_s")
         entries.append(Entry(name, dims, id))
         if id in (TQ1_0, TQ2_0):
@@ -556,14 +498,14 @@ def _packed(entry: Entry, codes: npt.NDArray[np.int8], scale: float) -> list[npt
     if not np.isfinite(np.float32(scale)) or scale < 0:
         raise FormatError(f"{entry.name}: the scale is {scale}; expected a finite number of at least 0")
     if entry.type == TQ1_0:
-        return [layout.pack_tq1_0(codes, 1.0)]
+        return [blocks.pack_tq1_0(codes, 1.0)]
     if entry.type == TQ2_0:
-        return [layout.pack_tq2_0(codes, 1.0)]
+        return [blocks.pack_tq2_0(codes, 1.0)]
     if entry.type == T5:
         return [layout.pack_t5(codes, 5, 1), np.array([scale], "<f4")]
     tail = np.zeros(8, "<f4")
     tail[0] = scale
-    return [layout.pack_i2_s(codes.reshape(1, -1), 1, I2S_BLOCK["x86"]), tail]
+    return [layout.pack_i2_s(codes.reshape(1, -1), 1, blocks.i2s_block("x86", entry.shape[1])), tail]
 
 
 def _converted(entry: Entry, checkpoint: Checkpoint) -> Iterator[npt.NDArray[Any]]:

@@ -2,7 +2,7 @@
 
 Canonical weights are codes {-1, 0, +1}, int8 [M, K]. Runtime layouts (i2_s, tl1, tl2) pad M to the panel height
 and K to the block with zero weights; with no padding they are byte for byte what bitnet.cpp writes. t5 is ours and
-pads likewise. The GGUF block formats TQ1_0 and TQ2_0 carry a float16 scale in every block of 256 weights.
+pads likewise. The tensor types of files, which carry scales, are blocks.py's.
 
 Axes are named in the comments as they are reshaped; a transpose then spells the loop order of the stream,
 outermost first. Arithmetic is on uint8 and wraps, so a signed code may be added before its offset is.
@@ -21,7 +21,6 @@ Bytes = npt.NDArray[np.uint8]
 
 TL2_PAIR_TILE = 32  # columns of one tile of tl2's tail, where K mod bk is packed in pairs
 TL2_ROWS = 32  # rows of one SIMD step of tl2
-TQ_BLOCK = 256  # weights of one TQ1_0 or TQ2_0 block
 
 
 def round_up(n: int, to: int) -> int:
@@ -52,7 +51,7 @@ def pack_i2_s(codes: Codes, bm: int, bk: int) -> Bytes:
 def unpack_i2_s(data: Bytes, shape: GemmShape, bm: int, bk: int) -> Codes:
     """The inverse of pack_i2_s: uint8 -> codes [M, K]. The unused code 3 is a FormatError."""
     m_pad, k_pad = round_up(shape.m, bm), round_up(shape.k, bk)
-    packed = _exactly(data, m_pad * k_pad // 4, "i2_s")
+    packed = exactly(data, m_pad * k_pad // 4, "i2_s")
     if np.any(packed & (packed >> 1) & 0x55):
         raise FormatError("i2_s data holds the unused code 3: the tensor is corrupt or not I2_S")
     rows = packed.reshape(m_pad // bm, k_pad // bk, bm, bk // 4).transpose(0, 2, 1, 3)
@@ -92,7 +91,7 @@ def unpack_t5(data: Bytes, shape: GemmShape, bm: int, bk: int) -> Codes:
     """The inverse of pack_t5: uint8 -> codes [M, K]. A byte above 242 is a FormatError."""
     _check_t5(bm)
     m_pad, k_pad = round_up(shape.m, bm), round_up(shape.k, bk)
-    packed = _exactly(data, m_pad // 5 * k_pad, "t5").reshape(m_pad // 5, k_pad)
+    packed = exactly(data, m_pad // 5 * k_pad, "t5").reshape(m_pad // 5, k_pad)
     if packed.size and packed.max() > 242:
         raise FormatError("t5 data holds a byte above 242: the tensor is corrupt or was packed otherwise")
     rest = np.where(packed < 216, packed >> 3, packed - np.uint8(216))
@@ -131,7 +130,7 @@ def unpack_tl1(data: Bytes, shape: GemmShape, bm: int, bk: int, rows: int = 32) 
     _check_tl1(bm, bk, rows)
     m_pad, k_pad = round_up(shape.m, bm), round_up(shape.k, bk)
     by = 256 // rows
-    packed = _exactly(data, m_pad * k_pad // 4, "tl1")
+    packed = exactly(data, m_pad * k_pad // 4, "tl1")
     stream = packed.reshape(m_pad // bm, k_pad // bk, bm // rows, bk // by, rows // 16, by // 4, 16)
     return _crop(_unpairs(stream.transpose(0, 2, 4, 6, 1, 3, 5).reshape(m_pad, k_pad // 4)), shape)
 
@@ -205,7 +204,7 @@ def unpack_tl2(data: Bytes, shape: GemmShape, bm: int, bk: int) -> Codes:
     m, k = round_up(shape.m, bm), round_up(shape.k, TL2_PAIR_TILE)
     k3 = tl2_triple_columns(k, bk)
     ends = np.cumsum([m * k3 // 6, m * k3 // 24, m * (k - k3) // 4])
-    data = _exactly(data, int(ends[-1]), "tl2")
+    data = exactly(data, int(ends[-1]), "tl2")
     index, signs, pairs = data[: ends[0]], data[ends[0] : ends[1]], data[ends[1] :]
     steps = _tl2_unrows(index, m, bm, bk // 6)
     magnitude = np.stack([steps >> 4, steps & 15], axis=2).reshape(m, k3 // 3)
@@ -269,102 +268,10 @@ def _tl2_unsigns(stream: Bytes, m: int, bm: int, tile: int) -> npt.NDArray[np.bo
     return axes.transpose(0, 2, 6, 4, 1, 3, 5).reshape(m, tiles * tile)
 
 
-# ---- TQ2_0 and TQ1_0: blocks of 256 weights with a float16 scale -------------------------------------------------
-
-
-def pack_tq2_0(codes: Codes, scale: float) -> Bytes:
-    """Codes [M, K], K % 256 == 0 -> uint8 [M * K / 256 * 66]: 2-bit codes w + 1 low bits first, then the scale."""
-    digits = _tq_digits(codes, "TQ2_0").reshape(-1, 2, 4, 32)
-    packed = digits[:, :, 3] * np.uint8(4)
-    for quarter in (2, 1):
-        packed += digits[:, :, quarter]
-        packed *= 4
-    packed += digits[:, :, 0]
-    return np.concatenate([packed.reshape(-1, 64), _tq_scales(codes, scale)], axis=1).reshape(-1)
-
-
-def unpack_tq2_0(data: Bytes, m: int, k: int) -> tuple[Codes, float]:
-    """The inverse of pack_tq2_0: codes int8 [m, k] and the tensor's scale, on which all blocks must agree."""
-    blocks = _tq_blocks(data, m, k, 66, "TQ2_0")
-    packed = blocks[:, :64].reshape(-1, 2, 32)
-    if np.any(packed & (packed >> 1) & 0x55):
-        raise FormatError("TQ2_0 data holds the unused code 3: the tensor is corrupt or not ternary")
-    digits = np.empty((blocks.shape[0], 2, 4, 32), np.uint8)
-    for quarter in range(4):
-        digits[:, :, quarter] = (packed >> np.uint8(2 * quarter)) & 3
-    return _tq_codes(digits, blocks[:, 64:], m, k, "TQ2_0")
-
-
-TQ1_RUNS = ((0, 160, 32), (160, 240, 16), (240, 256, 4))
-"""Elements from, to, and bytes of the three runs of a TQ1_0 block; consecutive digits of a byte lie `bytes` apart."""
-
-
-def pack_tq1_0(codes: Codes, scale: float) -> Bytes:
-    """Codes [M, K], K % 256 == 0 -> uint8 [M * K / 256 * 54]: five base-3 digits to a byte, then the scale.
-
-    A byte is ceil(256 / 243 Q) of the base-3 number Q whose first element is the most significant digit; the last
-    four bytes of a block hold four digits, times three.
-    """
-    digits = _tq_digits(codes, "TQ1_0")
-    runs = []
-    for start, end, width in TQ1_RUNS:
-        d = digits[:, start:end].reshape(digits.shape[0], -1, width)
-        q = np.zeros((digits.shape[0], width), np.uint16)
-        for n in range(5):
-            q *= 3
-            if n < d.shape[1]:
-                q += d[:, n]
-        runs.append(((q * 256 + 242) // 243).astype(np.uint8))
-    return np.concatenate([*runs, _tq_scales(codes, scale)], axis=1).reshape(-1)
-
-
-def unpack_tq1_0(data: Bytes, m: int, k: int) -> tuple[Codes, float]:
-    """The inverse of pack_tq1_0: codes int8 [m, k] and the tensor's scale, on which all blocks must agree."""
-    blocks = _tq_blocks(data, m, k, 54, "TQ1_0")
-    digits = np.empty((blocks.shape[0], TQ_BLOCK), np.uint8)
-    byte = 0
-    for start, end, width in TQ1_RUNS:
-        rest = blocks[:, byte : byte + width].copy()
-        for at in range(start, end, width):
-            digits[:, at : at + width] = (rest.astype(np.uint16) * 3) >> 8
-            rest *= 3  # mod 256: drops the leading digit
-        byte += width
-    return _tq_codes(digits, blocks[:, 52:], m, k, "TQ1_0")
-
-
-def _tq_digits(codes: Codes, name: str) -> Bytes:
-    if codes.shape[1] % TQ_BLOCK:
-        raise UnsupportedError(f"{name} needs K to be a multiple of 256, not {codes.shape[1]}: write I2_S instead")
-    return (_checked(codes) + np.uint8(1)).reshape(-1, TQ_BLOCK)
-
-
-def _tq_scales(codes: Codes, scale: float) -> Bytes:
-    """float16 scale of each block as bytes [blocks, 2]; 0 for a block of zeros, as other writers have it."""
-    used = codes.reshape(-1, TQ_BLOCK).any(axis=1)
-    return np.where(used, np.float16(scale), np.float16(0)).astype("<f2").view(np.uint8).reshape(-1, 2)
-
-
-def _tq_blocks(data: Bytes, m: int, k: int, size: int, name: str) -> Bytes:
-    if k % TQ_BLOCK:
-        raise FormatError(f"a {name} tensor with rows of {k} weights: not a multiple of 256")
-    return _exactly(data, m * k // TQ_BLOCK * size, name).reshape(-1, size)
-
-
-def _tq_codes(digits: Bytes, scales: Bytes, m: int, k: int, name: str) -> tuple[Codes, float]:
-    codes = digits.reshape(-1, TQ_BLOCK).view(np.int8)
-    codes -= 1
-    d = np.ascontiguousarray(scales).view("<f2")[:, 0].astype(np.float32)
-    codes[d == 0] = 0
-    used = d[codes.any(axis=1)]
-    if not np.isfinite(d).all() or (used.size and (used != used[0]).any()):
-        raise FormatError(f"the blocks of a {name} tensor differ in scale: it is not one ternary matrix")
-    return codes.reshape(m, k), float(used[0]) if used.size else 0.0
-
-
 # ---- shared ------------------------------------------------------------------------------------------------------
 
 
-def _checked(codes: Codes) -> Bytes:
+def checked(codes: Codes) -> Bytes:
     """The codes as wrapping uint8, once they are known to be ternary."""
     if codes.dtype != np.int8 or codes.ndim != 2:
         raise FormatError(f"weights must be int8 codes [M, K], not {codes.dtype} of {codes.ndim} axes")
@@ -375,7 +282,7 @@ def _checked(codes: Codes) -> Bytes:
 
 def _padded(codes: Codes, bm: int, bk: int) -> Bytes:
     """Codes as uint8 [m_pad, k_pad], zero weights below and to the right; the same memory where nothing is added."""
-    c = _checked(codes)
+    c = checked(codes)
     m, k = c.shape
     m_pad, k_pad = round_up(m, bm), round_up(k, bk)
     if (m_pad, k_pad) == (m, k):
@@ -389,7 +296,7 @@ def _crop(codes: Codes, shape: GemmShape) -> Codes:
     return np.ascontiguousarray(codes[: shape.m, : shape.k])
 
 
-def _exactly(data: Bytes, size: int, name: str) -> Bytes:
+def exactly(data: Bytes, size: int, name: str) -> Bytes:
     """The first `size` bytes of a tensor (files carry a scale after them); fewer is a FormatError."""
     if data.dtype != np.uint8 or data.size < size:
         raise FormatError(f"{name} data is cut short: {data.nbytes} bytes where {size} are needed")

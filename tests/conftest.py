@@ -7,6 +7,7 @@ from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy loads: its threads only contend on small models
 
+import numpy as np
 import pytest
 
 REPO = Path(__file__).resolve().parent.parent
@@ -25,3 +26,9 @@ def fixtures() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no fixtures at {folder}; BITGEN_FIXTURES names another folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def foreign() -> dict[str, np.ndarray]:
+    """Tensors that other engines wrote, by "name/part": their bytes, the weights they hold, tiles of TL1 and TL2."""
+    return dict(np.load(Path(__file__).parent / "data" / "foreign.npz"))

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bitgen import gguf_container as container
-from bitgen import gguf_io, info, layout, synth
+from bitgen import gguf_io, gguf_tensors, gguf_types, info, layout, synth, tl_tiles
 from bitgen.checkpoint import ALL
 from bitgen.engine.tokenizer import Tokenizer
 from bitgen.errors import BitgenError, FormatError, UnsupportedError
@@ -63,9 +63,58 @@ def test_ternary_floats_of_another_engine(fixtures: Path, truth: dict[str, np.nd
 
 
 @pytest.mark.parametrize("file", ["ik-iq1_bn", "ik-iq2_bn", "ik-iq2_bn_r4"])
-def test_types_of_other_engines_are_named(fixtures: Path, file: str) -> None:
-    with pytest.raises(UnsupportedError, match=f"blk.0.attn_q.weight is of type {file[3:].upper()}"):
-        gguf_io.open(fixtures / f"{file}.gguf")
+def test_ik_llama_cpp(fixtures: Path, truth: dict[str, np.ndarray], file: str) -> None:
+    checkpoint = gguf_io.open(fixtures / f"{file}.gguf")
+    assert_truth(checkpoint, truth)
+    assert info.describe(fixtures / f"{file}.gguf")["tensors"][file[3:].upper()] == 7
+    exact = gguf_io.open(fixtures / "src-b158-f32.gguf")
+    assert checkpoint.shape == exact.shape
+    for name in gguf_io.tensor_shapes(exact.shape):
+        if not gguf_io.is_ternary(name) and name != "token_embd.weight":  # which that tool made Q6_K
+            assert np.array_equal(checkpoint.dense(name), exact.dense(name))
+    theirs, ours = checkpoint.dense("token_embd.weight"), exact.dense("token_embd.weight")
+    assert np.abs(theirs - ours).max() < np.abs(ours).max() / 32
+
+
+def placed(path: Path, m: int, k: int, type: int, data: bytes) -> Path:
+    """A model whose attn_q, m x k, holds these bytes."""
+    shape = dataclasses.replace(TINY, hidden=k, intermediate=128, heads=m // 64, kv_heads=m // 64, layers=1)
+    metadata, tensors = contents(shape)
+    tensors[Q] = ((m, k), type, data)
+    return store(path, metadata, tensors)
+
+
+@pytest.mark.parametrize("name", ["tl1-256x512", "tl1-512x256", "tl2-256x1024"])
+def test_tl_tensors_of_bitnet_cpp(tmp_path: Path, foreign: dict[str, np.ndarray], name: str) -> None:
+    m, k = foreign[f"{name}/trits"].shape
+    path = placed(tmp_path / "m.gguf", m, k, getattr(gguf_types, name[:3].upper()), foreign[f"{name}/data"].tobytes())
+    with pytest.raises(UnsupportedError, match=f"attn_q.weight: .* pass --tl-tiles {m}x{k}=BM/BK/bm"):
+        gguf_io.open(path)
+    tile = "/".join(str(foreign[f"{name}/{part}"]) for part in ("BM", "BK", "bm"))
+    codes, scale = gguf_io.open(path, tl_tiles=f"1x1=2/3,{m}x{k}={tile}").ternary(Q)
+    assert np.array_equal(codes, foreign[f"{name}/trits"]) and scale == foreign[f"{name}/scale"]
+    with pytest.raises(UnsupportedError, match=r"attn_q.weight: TL[12] tiles of 96 x 96 do not"):
+        gguf_io.open(path, tl_tiles=f"{m}x{k}=96/96").ternary(Q)
+
+
+@pytest.mark.parametrize("group", [64, 128])
+def test_q2_0_is_told_apart_by_its_size(tmp_path: Path, foreign: dict[str, np.ndarray], group: int) -> None:
+    """One id, blocks of 64 or 128. With one scale the matrix is read; with several it says so."""
+    source = f"q2_0-g{group}-96x512"
+    data, trits, scales = (foreign[f"{source}/{part}"] for part in ("data", "trits", "group_scales"))
+    shape = dataclasses.replace(TINY, hidden=512, heads=3, kv_heads=3, head_dim=32, layers=1)
+    metadata, tensors = contents(shape)
+    tensors[Q] = ((96, 512), gguf_types.Q2_0, data.tobytes())
+    checkpoint = gguf_io.open(store(tmp_path / "m.gguf", metadata, tensors))
+    codes, got = checkpoint.scaled(Q)
+    assert np.array_equal(codes, trits) and np.array_equal(got, scales)
+    with pytest.raises(UnsupportedError, match=f"attn_q.weight: it has a scale for every {group} weights of a row"):
+        checkpoint.ternary(Q)
+    same = data.reshape(-1, 2 + group // 4).copy()
+    same[:, :2] = np.array([0.5], "<f2").view(np.uint8)
+    tensors[Q] = ((96, 512), gguf_types.Q2_0, same.tobytes())
+    codes, scale = gguf_io.open(store(tmp_path / "m.gguf", metadata, tensors)).ternary(Q)
+    assert np.array_equal(codes, trits) and scale == 0.5
 
 
 @pytest.mark.parametrize("name", ["tq1_0", "tq2_0"])
@@ -74,7 +123,7 @@ def test_tq_tensors_of_the_gguf_package(fixtures: Path, tmp_path: Path, name: st
     stored = np.load(fixtures / f"gguf-{name}-192x512.npz")
     shape = dataclasses.replace(TINY, hidden=512, heads=3, kv_heads=3, layers=1)
     metadata, tensors = contents(shape)
-    tensors[Q] = ((192, 512), getattr(container, name.upper()), stored["data"].tobytes())
+    tensors[Q] = ((192, 512), getattr(gguf_types, name.upper()), stored["data"].tobytes())
     codes, scale = gguf_io.open(store(tmp_path / "m.gguf", metadata, tensors)).ternary(Q)
     assert np.array_equal(codes, stored["trits"])
     assert scale == np.float16(stored["scale"])
@@ -91,7 +140,7 @@ def test_worked_example_in_both_i2_s_layouts(tmp_path: Path) -> None:
         metadata, tensors = contents()
         m, k = tensors[Q][0]
         data = bytes(packed) * (m * k // 128) + struct.pack("<f", 0.75) + bytes(28)
-        tensors[Q] = ((m, k), container.I2_S, data)
+        tensors[Q] = ((m, k), gguf_types.I2_S, data)
         codes, scale = gguf_io.open(store(tmp_path / "m.gguf", metadata, tensors), i2s_layout=name).ternary(Q)
         assert np.array_equal(codes.reshape(-1, 128), np.tile(wanted, (m * k // 128, 1)))
         assert scale == 0.75
@@ -107,7 +156,7 @@ def test_filler_after_the_i2_s_scale_is_ignored(tmp_path: Path) -> None:
     assert np.array_equal(codes, want[0]) and scale == want[1]
 
 
-@pytest.mark.parametrize("type", [container.F32, container.F16, container.BF16])
+@pytest.mark.parametrize("type", [gguf_types.F32, gguf_types.F16, gguf_types.BF16])
 @pytest.mark.parametrize("beside", [None, 0.375])
 def test_ternary_floats(tmp_path: Path, type: int, beside: float | None) -> None:
     codes, _ = synth.SynthCheckpoint(TINY, 1).ternary(Q)
@@ -116,7 +165,7 @@ def test_ternary_floats(tmp_path: Path, type: int, beside: float | None) -> None
     def change(metadata: dict, tensors: dict) -> None:
         tensors[Q] = floats(codes * s, type)
         if beside is not None:
-            tensors["blk.0.attn_q.scale"] = floats(np.array([beside]), container.F32)
+            tensors["blk.0.attn_q.scale"] = floats(np.array([beside]), gguf_types.F32)
 
     got, scale = gguf_io.open(changed(tmp_path / "m.gguf", change)).ternary(Q)
     assert np.array_equal(got, codes)
@@ -124,7 +173,7 @@ def test_ternary_floats(tmp_path: Path, type: int, beside: float | None) -> None
 
 
 def test_an_all_zero_matrix_is_ternary() -> None:
-    codes, scale = gguf_io.ternary_values(np.zeros((3, 8), np.float16))
+    codes, scale = gguf_tensors.ternary_values(np.zeros((3, 8), np.float16))
     assert not codes.any() and scale == 0
 
 
@@ -133,36 +182,54 @@ def test_floats_that_are_not_ternary(tmp_path: Path, odd: float) -> None:
     def change(metadata: dict, tensors: dict) -> None:
         values = np.ones((256, 256), np.float32)
         values[200, 7] = odd
-        tensors[Q] = floats(values, container.F32)
+        tensors[Q] = floats(values, gguf_types.F32)
 
     checkpoint = gguf_io.open(changed(tmp_path / "m.gguf", change))
     with pytest.raises(FormatError, match=r"blk\.0\.attn_q\.weight.*(0\.5|0\.99|NaN)"):
         checkpoint.ternary(Q)
 
 
-def test_dense_types_agree(tmp_path: Path) -> None:
-    """F32, F16 and BF16 embeddings and F16 norms; Q6_K as the gguf package dequantises it."""
+def test_float_types_agree(tmp_path: Path) -> None:
+    """F32, F16 and BF16 embeddings, F16 norms."""
     rng = np.random.default_rng(5)
     values = (rng.integers(-64, 64, (TINY.vocab, TINY.hidden)) / 64).astype(np.float32)
-    for type in (container.F32, container.F16, container.BF16):
+    for type in (gguf_types.F32, gguf_types.F16, gguf_types.BF16):
 
         def change(metadata: dict, tensors: dict, type: int = type) -> None:
             tensors["token_embd.weight"] = floats(values, type)
-            tensors["blk.1.ffn_norm.weight"] = floats(values[0], container.F16)
+            tensors["blk.1.ffn_norm.weight"] = floats(values[0], gguf_types.F16)
 
         checkpoint = gguf_io.open(changed(tmp_path / "m.gguf", change))
         assert np.array_equal(checkpoint.dense("token_embd.weight"), values)
         assert np.array_equal(checkpoint.dense("blk.1.ffn_norm.weight"), values[0])
 
-    blocks = rng.integers(0, 256, (TINY.vocab, TINY.hidden // 256, 210), np.uint8)
-    blocks[:, :, 208:] = np.frombuffer(np.float16(0.01).tobytes(), np.uint8)
 
-    def six_bits(metadata: dict, tensors: dict) -> None:
-        tensors["token_embd.weight"] = (values.shape, container.Q6_K, blocks.tobytes())
+@pytest.mark.parametrize("name", gguf_tensors.QUANTISED)
+def test_quantised_embeddings(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the gguf package dequantises them, in one piece or in several."""
+    type = gguf.GGMLQuantizationType[name]
+    weights, nbytes = gguf.GGML_QUANT_SIZES[type]
+    rng, rows = np.random.default_rng(5), TINY.vocab
+    data = rng.integers(0, 60, (rows, TINY.hidden // weights * nbytes), np.uint8)  # below 60: no half is infinite
 
-    got = gguf_io.open(changed(tmp_path / "m.gguf", six_bits)).dense("token_embd.weight")
-    want = gguf.quants.dequantize(blocks.reshape(TINY.vocab, -1), gguf.GGMLQuantizationType.Q6_K)
-    assert got.shape == values.shape and np.array_equal(got, want)
+    def change(metadata: dict, tensors: dict) -> None:
+        tensors["token_embd.weight"] = ((rows, TINY.hidden), int(type), data.tobytes())
+
+    monkeypatch.setattr("bitgen.checkpoint.AT_ONCE", 1000)
+    got = gguf_io.open(changed(tmp_path / "m.gguf", change)).dense("token_embd.weight")
+    assert got.dtype == np.float32 and np.array_equal(got, gguf.quants.dequantize(data, type))
+
+
+@pytest.mark.parametrize("group", [64, 128])
+def test_an_embedding_of_ternary_groups(tmp_path: Path, foreign: dict[str, np.ndarray], group: int) -> None:
+    data, trits, scales = (foreign[f"q2_0-g{group}-96x512/{p}"] for p in ("data", "trits", "group_scales"))
+    shape = dataclasses.replace(TINY, hidden=512, heads=8, vocab=96, layers=1)
+
+    def change(metadata: dict, tensors: dict) -> None:
+        tensors["token_embd.weight"] = ((96, 512), gguf_types.Q2_0, data.tobytes())
+
+    got = gguf_io.open(changed(tmp_path / "m.gguf", change, shape=shape)).dense("token_embd.weight")
+    assert got.dtype == np.float16 and np.array_equal(got, trits * np.repeat(scales, group, axis=1))
 
 
 # ---- what we write ----
@@ -195,7 +262,7 @@ def test_a_file_copied_through_write_keeps_the_bits_of_bitnet_cpp(tmp_path: Path
     assert a.tensors.keys() == b.tensors.keys()
     for name, tensor in a.tensors.items():
         assert (tensor.shape, tensor.type) == (b.tensors[name].shape, b.tensors[name].type)
-        used = tensor.elements // 4 + 4 if tensor.type == container.I2_S else tensor.nbytes
+        used = tensor.elements // 4 + 4 if tensor.type == gguf_types.I2_S else tensor.nbytes
         assert np.array_equal(a.bytes_of(tensor)[:used], b.bytes_of(b.tensors[name])[:used]), name
     assert {k for k in b.metadata if k not in a.metadata} == set()
 
@@ -457,37 +524,95 @@ def test_nan_in_float_tensors_is_an_error(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("type", ["tq1_0", "tq2_0"])
-def test_tq_blocks_of_different_scales_are_an_error(tmp_path: Path, type: str) -> None:
+def test_tq_blocks_of_different_scales_are_refused(tmp_path: Path, type: str) -> None:
     half = np.float16(0.5).tobytes()
     path = changed(tmp_path / "m.gguf", spoil(Q, slice(-2, None), half), type=type)
-    with pytest.raises(FormatError, match=r"blk\.0\.attn_q\.weight: .*scale"):
+    with pytest.raises(UnsupportedError, match=r"attn_q\.weight: it has a scale for every row, from"):
         gguf_io.open(path).ternary(Q)
 
 
 @pytest.mark.parametrize(
-    ("shape", "type", "named"),
+    ("type", "size", "named"),
     [
-        (TINY, container.TL1, "TL1.*make the file again as I2_S"),
-        (TINY, container.TL2, "type TL2"),
-        (TINY_LLAMA, container.TL2, "MXFP4"),
-        (TINY, 12, "Q4_K"),
-        (TINY, 9999, "type 9999"),
+        (39, 256 // 32 * 17 * 256, "is of type MXFP4"),
+        (20, 36864, "is of type IQ4_NL"),
+        (12, 256 * 144, "is of type Q4_K: which cannot"),
+        (142, 17408, "is of type PQ2_0: its activations must go through a Hadamard transform"),
+        (143, 14336, "is of type PTQ1_0: its activations must go through a Hadamard transform"),
+        (9999, 100, "is of type 9999: which cannot"),
     ],
 )
-def test_types_that_cannot_be_read_are_named(tmp_path: Path, shape: object, type: int, named: str) -> None:
-    def change(metadata: dict, tensors: dict) -> None:
-        dims, _, data = tensors[Q]
-        tensors[Q] = (dims, type, data)
-
-    path = changed(tmp_path / "m.gguf", change, shape=shape)
-    with pytest.raises(UnsupportedError, match=f"blk.0.attn_q.weight is of type .*{named.removeprefix('type ')}"):
+def test_types_that_cannot_be_read_are_named(tmp_path: Path, type: int, size: int, named: str) -> None:
+    path = changed(tmp_path / "m.gguf", lambda _, tensors: tensors.update({Q: ((256, 256), type, bytes(size))}))
+    with pytest.raises(UnsupportedError, match=f"blk.0.attn_q.weight {named}"):
         gguf_io.open(path)
+    assert "unsupported" in info.describe(path)
+
+
+@pytest.mark.parametrize(
+    ("type", "size", "error", "reason"),
+    [
+        (
+            gguf_types.TL2,
+            1000,
+            FormatError,
+            r"256 x 256, has room for 1024 bytes \(TL2: 16416, TL2: 16448, MXFP4: 34816",
+        ),
+        (gguf_types.Q2_0, 18432 - 32, FormatError, "tensors of type 42 fit neither Q2_0 or Q2_0_G128"),
+        (gguf_types.TL1, 16416, UnsupportedError, "pass --tl-tiles 256x256=BM/BK/bm"),
+        (gguf_types.TL2, 16416, UnsupportedError, "pass --tl-tiles 256x256=BM/BK/bm"),
+        (gguf_types.TL2, 16448, UnsupportedError, "pass --tl-tiles 256x256=BM/BK/bm"),
+    ],
+)
+def test_types_of_several_forms_need_a_size_that_fits(
+    tmp_path: Path, type: int, size: int, error: type, reason: str
+) -> None:
+    path = changed(tmp_path / "m.gguf", lambda _, tensors: tensors.update({Q: ((256, 256), type, bytes(size))}))
+    with pytest.raises(error, match=reason):
+        gguf_io.open(path)
+
+
+def test_a_form_that_sizes_do_not_tell_is_refused(tmp_path: Path) -> None:
+    """512 weights: 144 bytes in blocks of 64, 136 in blocks of 128, and 160 of room for either."""
+    tensors = {"a": ((1, 512), gguf_types.Q2_0, bytes(144)), "b": ((8,), gguf_types.F32, bytes(32))}
+    with pytest.raises(UnsupportedError, match="could be any of Q2_0 or Q2_0_G128"):
+        container.Container(store(tmp_path / "m.gguf", {}, tensors))
+    tensors["c"] = ((64, 128), gguf_types.Q2_0, bytes(64 * 34))
+    file = container.Container(store(tmp_path / "m.gguf", {}, tensors))
+    assert [(t.type_name, t.nbytes) for t in file.tensors.values()] == [
+        ("Q2_0_G128", 136),
+        ("F32", 32),
+        ("Q2_0_G128", 64 * 34),
+    ]
+
+
+def test_tiles_as_text() -> None:
+    assert tl_tiles.parse("") == {}
+    assert tl_tiles.parse("3200x8640=160/64/32, 320x960=160/192") == {
+        (3200, 8640): (160, 64, 32),
+        (320, 960): (160, 192, 32),
+    }
+    for text in ("x", "3200x8640", "3200x8640=160", "0x1=2/3/4", "1x2=3/4/0", "1x2=3/4/5/6", "1x-2=3/4", "1x2=3/4;"):
+        with pytest.raises(BitgenError, match="expected MxK=BM/BK/bm"):
+            tl_tiles.parse(text)
+
+
+def test_tiles_of_known_shapes() -> None:
+    assert tl_tiles.tile_of("TL1", 3200, 8640, {}) == (160, 64, 32)
+    assert tl_tiles.tile_of("TL2", 14336, 4096, {}) == (256, 96, 32)
+    assert tl_tiles.tile_of("TL2", 14336, 4096, {(14336, 4096): (1, 2, 3)}) == (1, 2, 3)
+    with pytest.raises(UnsupportedError, match="4096x4096=128/64/32 or --tl-tiles 4096x4096=128/64/64"):
+        tl_tiles.tile_of("TL1", 4096, 4096, {})
+    for type, shapes in tl_tiles.SCRIPTS.items():
+        for (m, k), tiles in shapes.items():
+            for bm, bk, rows in tiles:
+                assert m % bm == 0 and bm % rows == 0 and (k % bk == 0 if type == "TL1" else k % bk % 32 == 0)
 
 
 def test_an_embedding_in_a_ternary_type_is_refused(tmp_path: Path) -> None:
     def change(metadata: dict, tensors: dict) -> None:
         dims, _, _ = tensors["token_embd.weight"]
-        tensors["token_embd.weight"] = (dims, container.I2_S, bytes(dims[0] * dims[1] // 4 + 32))
+        tensors["token_embd.weight"] = (dims, gguf_types.I2_S, bytes(dims[0] * dims[1] // 4 + 32))
 
     with pytest.raises(UnsupportedError, match=r"token_embd\.weight is of type I2_S"):
         gguf_io.open(changed(tmp_path / "m.gguf", change))
@@ -496,18 +621,18 @@ def test_an_embedding_in_a_ternary_type_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "shape", "type", "nbytes", "reason"),
     [
-        (Q, (256, 128), container.I2_S, None, r"\[256, 128\]; the metadata asks for \[256, 256\]"),
-        (Q, (256, 256), container.F32, None, "the file is cut short|overlap"),
-        ("blk.0.attn_q.bias", (256,), container.F32, 1024, "blk.0.attn_q.bias has no place"),
-        ("rope_freqs.weight", (32,), container.F32, 128, "rope_freqs.weight has no place"),
-        ("blk.0.attn_q.scale", (2,), container.F32, 8, "expected one F32 value"),
-        (Q, (1 << 31, 1 << 31), container.I2_S, None, "do not fit"),
+        (Q, (256, 128), gguf_types.I2_S, None, r"\[256, 128\]; the metadata asks for \[256, 256\]"),
+        (Q, (256, 256), gguf_types.F32, None, "the file is cut short|overlap"),
+        ("blk.0.attn_q.bias", (256,), gguf_types.F32, 1024, "blk.0.attn_q.bias has no place"),
+        ("rope_freqs.weight", (32,), gguf_types.F32, 128, "rope_freqs.weight has no place"),
+        ("blk.0.attn_q.scale", (2,), gguf_types.F32, 8, "expected one F32 value"),
+        (Q, (1 << 31, 1 << 31), gguf_types.I2_S, None, "do not fit"),
         (Q, (1 << 62, 1 << 62), 12, None, "do not fit"),
-        (Q, (2, 100), container.TQ2_0, None, "rows of 100 are not whole TQ2_0 blocks"),
-        (Q, (0, 256), container.F32, None, "dimension of 0"),
-        (Q, (1, 1, 1, 1, 1), container.F32, None, "5 dimensions"),
-        (Q, (), container.F32, None, "0 dimensions"),
-        ("x" * 300, (1,), container.F32, 4, "300 bytes long"),
+        (Q, (2, 100), gguf_types.TQ2_0, None, "rows of 100 are not whole TQ2_0 blocks"),
+        (Q, (0, 256), gguf_types.F32, None, "dimension of 0"),
+        (Q, (1, 1, 1, 1, 1), gguf_types.F32, None, "5 dimensions"),
+        (Q, (), gguf_types.F32, None, "0 dimensions"),
+        ("x" * 300, (1,), gguf_types.F32, 4, "300 bytes long"),
     ],
 )
 def test_wrong_rows_of_the_tensor_table(

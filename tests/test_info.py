@@ -43,10 +43,10 @@ def test_a_llama_file(tmp_path: Path) -> None:
 def test_a_file_that_cannot_run_is_described_with_the_reason(tmp_path: Path) -> None:
     def change(metadata: dict, tensors: dict) -> None:
         shape, _, data = tensors["blk.0.attn_q.weight"]
-        tensors["blk.0.attn_q.weight"] = (shape, 38, data)
+        tensors["blk.0.attn_q.weight"] = (shape, 38, data)  # without --tl-tiles
 
     facts = info.describe(changed(tmp_path / "m.gguf", change))
-    assert "of type TL1" in facts["unsupported"] and facts["tensors"]["TL1"] == 1
+    assert "pass --tl-tiles 256x256=" in facts["unsupported"] and facts["tensors"]["TL1"] == 1
 
 
 def test_a_file_without_a_tokenizer(tmp_path: Path) -> None:

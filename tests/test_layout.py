@@ -53,16 +53,6 @@ def test_tl2_round_trip(m: int, k: int, steps: int, bk: int, seed: int) -> None:
     assert np.array_equal(layout.unpack_tl2(data, GemmShape(m, k), bm, bk), codes)
 
 
-@given(m=st.integers(1, 9), blocks=st.integers(1, 4), seed=seeds)
-def test_tq_round_trips(m: int, blocks: int, seed: int) -> None:
-    codes = ternary(m, 256 * blocks, seed)
-    codes[0, :256] = 0  # a block without a scale of its own
-    for pack, unpack in ((layout.pack_tq1_0, layout.unpack_tq1_0), (layout.pack_tq2_0, layout.unpack_tq2_0)):
-        back, scale = unpack(pack(codes, 0.375), *codes.shape)
-        assert np.array_equal(back, codes)
-        assert scale == (0.375 if codes.any() else 0)
-
-
 def test_i2_s_byte_order() -> None:
     """Codes 2 2 0 2, then 0 1 1 1, from the top bit pair down; 64-blocks and interleaved rows likewise."""
     w = np.zeros((1, 128), np.int8)
@@ -107,29 +97,16 @@ def test_bytes_of_bitnet_cpp(fixtures: Path, name: str) -> None:
     assert np.array_equal(back, codes)
 
 
-@pytest.mark.parametrize("name", ["tq1_0", "tq2_0"])
-def test_bytes_of_gguf(fixtures: Path, name: str) -> None:
-    f = np.load(fixtures / f"gguf-{name}-192x512.npz")
-    pack, unpack = getattr(layout, f"pack_{name}"), getattr(layout, f"unpack_{name}")
-    assert np.array_equal(pack(f["trits"], float(f["scale"])), f["data"])
-    codes, scale = unpack(f["data"], *f["trits"].shape)
-    assert np.array_equal(codes, f["trits"]) and scale == f["scale"]
-
-
 def test_bad_codes_are_refused() -> None:
     for bad in (np.full((1, 4), 2, np.int8), np.full((1, 4), -2, np.int8), np.zeros((1, 4)), np.zeros(4, np.int8)):
         with pytest.raises(FormatError):
             layout.pack_i2_s(bad, 1, 4)
-    with pytest.raises(UnsupportedError, match="256"):
-        layout.pack_tq2_0(ternary(1, 255), 1.0)
 
 
 def test_bad_bytes_are_refused() -> None:
     shape, ff = GemmShape(32, 256), np.full(1 << 14, 0xFF, np.uint8)
     with pytest.raises(FormatError, match="code 3"):
         layout.unpack_i2_s(ff, shape, 1, 128)
-    with pytest.raises(FormatError, match="code 3"):
-        layout.unpack_tq2_0(ff, 32, 256)
     with pytest.raises(FormatError, match="above 242"):
         layout.unpack_t5(ff, shape, 5, 128)
     with pytest.raises(FormatError, match="above 242"):
@@ -140,20 +117,6 @@ def test_bad_bytes_are_refused() -> None:
         layout.unpack_tl1(ff, shape, 32, 128)
     with pytest.raises(FormatError, match="index above 13"):
         layout.unpack_tl2(ff, shape, 32, 96)
-    for unpack in (layout.unpack_tq1_0, layout.unpack_tq2_0):
-        with pytest.raises(FormatError, match="cut short"):
-            unpack(ff[:10], 32, 256)
-        with pytest.raises(FormatError, match="multiple of 256"):
-            unpack(ff, 32, 100)
-
-
-@pytest.mark.parametrize("second", [0.25, np.inf, np.nan])
-def test_blocks_that_differ_in_scale_are_refused(second: float) -> None:
-    codes = np.ones((2, 256), np.int8)
-    data = layout.pack_tq2_0(codes, 0.5).reshape(2, 66).copy()
-    data[1, 64:] = np.array([second], "<f2").view(np.uint8)
-    with pytest.raises(FormatError, match="differ in scale"):
-        layout.unpack_tq2_0(data.reshape(-1), 2, 256)
 
 
 @pytest.mark.parametrize("bm, bk", [(16, 96), (32, 100), (0, 96), (32, 0)])
