@@ -26,6 +26,8 @@ T5_COLUMNS = int16_columns(16, 26 * -128, 26 * 127)
 PAIR_COLUMNS = int16_columns(2, -2 * 128, 2 * 128)
 TRIPLE_COLUMNS = int16_columns(3, -3 * 128, 3 * 128)
 QUAD_COLUMNS = int16_columns(4, -4 * 128, 4 * 128)
+# Where codes are multiplied in place (i2_s/sdot.c.j2), an int32 lane gains 4 * 32 * -128 every 64 columns.
+MOST_COLUMNS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ TEMPLATES: dict[tuple[str, str], Template] = {
         lanes=32,
     ),
     ("i2_s", "i8mm"): Template((4, 2, 1), (64,), nr=(12, 8, 4), prefetch=_AHEAD, kc=2048),
-    ("i2_s", "dotprod"): Template((4, 2, 1), (64,), nr=(8, 12, 4), prefetch=_AHEAD, kc=2048),
+    ("i2_s", "dotprod"): Template((4, 2, 1), (64,), nr=(12, 8, 4), prefetch=_AHEAD, kc=2048),
     ("i2_s", "neon"): Template(
         (4, 2, 1),
         (64,),
@@ -122,6 +124,8 @@ def legal(spec: KernelSpec) -> str | None:
         return f"unknown ISA {spec.isa!r}; known: {', '.join(TARGETS)}"
     if shape.m < 1 or shape.k < 1:
         return f"an empty matrix: {shape.m} x {shape.k}"
+    if shape.k > MOST_COLUMNS:
+        return f"int32 sums over {shape.k} columns may overflow; at most {MOST_COLUMNS}"
     reason = FORMATS[layout.format].illegal(layout)
     if reason:
         return reason

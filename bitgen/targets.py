@@ -21,9 +21,7 @@ TARGETS: dict[str, Target] = {
         Target("avx512vnni", "x86_64", _VNNI, "avx2", "AVX-512 with VNNI"),
         Target("avxvnni", "x86_64", (*_AVX2, "-mavxvnni"), "avx2", "AVX2 with the 256-bit VNNI of AVX-VNNI"),
         Target("avx2", "x86_64", _AVX2, "scalar", "AVX2, FMA and F16C"),
-        Target(
-            "i8mm", "arm64", ("-mcpu=generic+dotprod+i8mm",), "dotprod", "NEON with smmla and sdot (i8mm, Armv8.6)"
-        ),
+        Target("i8mm", "arm64", ("-mcpu=generic+dotprod+i8mm",), "dotprod", "NEON with smmla and sdot (i8mm, Armv8.6)"),
         Target("dotprod", "arm64", ("-mcpu=generic+dotprod",), "neon", "NEON with sdot (Armv8.2)"),
         Target("neon", "arm64", ("-mcpu=generic",), "scalar", "baseline NEON (Armv8.0)"),
         Target("scalar", "any", (), None, "portable C"),

@@ -55,7 +55,7 @@ class Job:
 def run(isa: str, jobs: Sequence[Job]) -> list[list[npt.NDArray[np.int32]]]:
     """y int32 [n, m_pad] of every run of every job. Unavailable when this machine has no way to."""
     specs = tuple(dict.fromkeys(job.spec for job in jobs))
-    return answers(_command(isa, specs), isa, jobs, specs)
+    return answers(command(isa, specs), isa, jobs, specs)
 
 
 def answers(
@@ -86,7 +86,7 @@ def _words(jobs: Iterable[Job], specs: Sequence[KernelSpec]) -> Iterable[bytes]:
             yield struct.pack("<2i", len(each.q), each.splits) + each.q.tobytes()
 
 
-def _command(isa: str, specs: Sequence[KernelSpec]) -> list[str]:
+def command(isa: str, specs: Sequence[KernelSpec]) -> list[str]:
     """What runs the kernels here: the program itself, or an emulator before it."""
     below = targets.target(isa).falls_back
     try:

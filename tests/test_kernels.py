@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 from collections.abc import Iterator
 
 import kernel_lab
@@ -75,11 +76,11 @@ def _job(spec: KernelSpec) -> Job:
     codes = rng.integers(-1, 2, (shape.m, shape.k), dtype=np.int8)
     codes[-1], codes[0] = -1, 1  # in this order: a matrix of one row is all +1
     q = rng.integers(-128, 128, (TOKENS[-1], shape.k), dtype=np.int8)
-    worst = np.repeat(np.array(EXTREMES, np.int8)[:, None], shape.k, axis=1)
+    worst = np.repeat(np.resize(np.array(EXTREMES, np.int8), 18)[:, None], shape.k, axis=1)  # enough for look-up
     if spec.op == "gemv":
-        tokens = [q[:1], q[1:2], *(row[None] for row in worst)]
+        tokens = [q[:1], q[1:2], *(row[None] for row in worst[:3])]
     else:
-        tokens = [*(q[:n] for n in TOKENS), worst]
+        tokens = [*(q[:n] for n in TOKENS), worst[:3], worst]
     return Job(spec, codes, tuple(Run(t, splits=1 + i % 3) for i, t in enumerate(tokens)))
 
 
@@ -110,6 +111,21 @@ def test_kernels_equal_the_oracle(format: str, isa: str) -> None:
                 wrong.append(f"{spec.symbol} n={len(each.q)} splits={each.splits}")
     assert not wrong, "\n".join(wrong)
     assert len(answers) >= 20
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize(("isa", "cpu"), [("dotprod", "cortex-a53"), ("dotprod", "a64fx"), ("i8mm", "cortex-a76")])
+def test_a_cpu_without_the_level_traps(isa: str, cpu: str) -> None:
+    """So what a level's kernels pass on such a CPU, they pass with instructions that it has."""
+    job = _job(_spec("gemm", isa, Layout("i2_s", 4, 64), 8, 64))
+    try:
+        *emulator, _, _, program = kernel_lab.command(isa, (job.spec,))
+    except kernel_lab.Unavailable as e:
+        pytest.skip(str(e))
+    if not emulator:
+        pytest.skip("this CPU has the level itself")
+    with pytest.raises(AssertionError, match=rf"failed \({-signal.SIGILL}\)"):
+        kernel_lab.answers([*emulator, "-cpu", cpu, program], isa, [job], (job.spec,))
 
 
 def test_a_level_without_a_template_runs_a_simpler_one() -> None:

@@ -83,6 +83,7 @@ def test_the_good_one_is_legal() -> None:
         ({"isa": "sse9"}, "unknown ISA"),
         ({"shape": GemmShape(0, 5)}, "empty"),
         ({"shape": GemmShape(1 << 30, 1 << 20)}, "2 GiB"),
+        ({"shape": GemmShape(4, (1 << 22) + 1)}, "int32 sums over"),
         ({"layout": Layout("q4", 4, 128)}, "unknown format"),
         ({"layout": Layout("i2_s", 3, 128)}, "bm must be one of"),
         ({"layout": Layout("i2_s", 4, 64)}, "bk must be one of"),

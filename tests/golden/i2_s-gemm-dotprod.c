@@ -1,8 +1,8 @@
-// bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr8_kc1728__dotprod
+// bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr12_kc1728__dotprod
 //
 // gemm of W [2560, 6912] in layout i2_s_bm4_bk64 on dotprod.
 // Generated from templates/i2_s/dotprod.c.j2 by:
-//   bitgen gen bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr8_kc1728__dotprod
+//   bitgen gen bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr12_kc1728__dotprod
 
 #include <arm_neon.h>
 #include <string.h>
@@ -12,7 +12,7 @@
 enum { M = 2560, K = 6912, M_PAD = 2560, K_PAD = 6912 };
 enum { BM = 4, BK = 64, PANELS = 640 };
 enum { WEIGHT_BYTES = 4423680, OPERAND_BYTES = 6976 };
-enum { NR = 8, KC = 1728 };
+enum { NR = 12, KC = 1728 };
 _Static_assert(M_PAD == PANELS * BM && M <= M_PAD && K <= K_PAD, "whole panels and blocks cover the matrix");
 
 enum { VB = 16, BLOCKS = K_PAD / BK, PANEL_BYTES = BM * K_PAD / 4 };
@@ -99,6 +99,9 @@ static void block_times(const row_units *w, const token_units *x, int32_t steps,
     break;
   case 2:
     multiply(w, x, steps, 2, sums);
+    break;
+  case 3:
+    multiply(w, x, steps, 3, sums);
     break;
   }
 }
@@ -196,8 +199,8 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
   }
 }
 
-const bg_kernel bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr8_kc1728__dotprod = {
-    .symbol = "bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr8_kc1728__dotprod",
+const bg_kernel bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr12_kc1728__dotprod = {
+    .symbol = "bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr12_kc1728__dotprod",
     .m = M,
     .k = K,
     .m_pad = M_PAD,
