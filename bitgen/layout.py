@@ -2,7 +2,7 @@
 
 Canonical weights are codes {-1, 0, +1}, int8 [M, K]. Runtime layouts (i2_s, tl1, tl2) pad M to the panel height
 and K to the block with zero weights; with no padding they are byte for byte what bitnet.cpp writes. t5 is ours and
-pads likewise, and so is i2_g, whose matrices have a scale for every group of a row. The tensor types of files, which carry scales, are blocks.py's.
+pads likewise, and so is i2_g, the one with scales: for every group of a row. The tensor types of files are blocks.py's.
 
 Axes are named in the comments as they are reshaped; a transpose then spells the loop order of the stream,
 outermost first. Arithmetic is on uint8 and wraps, so a signed code may be added before its offset is.
@@ -22,6 +22,15 @@ Scales = npt.NDArray[np.float32]
 
 TL2_PAIR_TILE = 32  # columns of one tile of tl2's tail, where K mod bk is packed in pairs
 TL2_ROWS = 32  # rows of one SIMD step of tl2
+
+
+def exact_halves(scales: Scales) -> npt.NDArray[np.float16]:
+    """Scales of groups in the type that stores them; UnsupportedError where one is no such number, or negative."""
+    with np.errstate(over="ignore"):
+        halves = scales.astype("<f2")
+    if not np.array_equal(halves, scales) or np.isinf(halves).any() or np.signbit(halves).any():
+        raise UnsupportedError("a scale of a group is not a finite float16 number of at least 0")
+    return halves
 
 
 def with_steps(q: Codes, steps: Scales) -> Codes:
@@ -121,7 +130,7 @@ GROUP_STEP = 16
 
 
 def pack_i2_g(codes: Codes, bm: int, bk: int, scales: Scales) -> Bytes:
-    """Codes [M, K], scales [M, K / bk] -> uint8 [m_pad * (K / 4 + K / bk * 2)], groups of bk columns; K in whole groups.
+    """Codes [M, K], scales [M, K / bk] -> uint8 [m_pad * (K / 4 + K / bk * 2)]; bk columns are a group, and divide K.
 
     A panel of bm rows is its scales, float16 [group, row], then its codes: step of 16 columns, row, byte j < 4. The
     byte holds columns j, j + 4, j + 8, j + 12 of the step from its top bit pair down. So the same columns of all rows
@@ -130,12 +139,8 @@ def pack_i2_g(codes: Codes, bm: int, bk: int, scales: Scales) -> Bytes:
     m, k = codes.shape
     if k % bk or bk % GROUP_STEP or scales.shape != (m, k // bk):
         raise FormatError(f"scales {list(scales.shape)} do not fit {m} x {k} weights in groups of {bk}")
-    with np.errstate(over="ignore"):
-        halves = scales.astype("<f2")
-    if not np.array_equal(halves, scales) or np.isinf(halves).any() or np.signbit(halves).any():
-        raise UnsupportedError("a scale of a group is not a finite float16 number of at least 0")
     panels = round_up(m, bm) // bm
-    halves = np.pad(halves, ((0, panels * bm - m), (0, 0))).reshape(panels, bm, -1).transpose(0, 2, 1)
+    halves = np.pad(exact_halves(scales), ((0, panels * bm - m), (0, 0))).reshape(panels, bm, -1).transpose(0, 2, 1)
     c = _padded(codes, bm, bk).reshape(panels, bm, k // GROUP_STEP, 4, 4) + np.uint8(1)
     #                                  panel   row  step            quarter byte
     packed = c[:, :, :, 0] << 6 | c[:, :, :, 1] << 4 | c[:, :, :, 2] << 2 | c[:, :, :, 3]

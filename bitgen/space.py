@@ -146,7 +146,9 @@ def _group_reason(shape: GemmShape, layout: Layout) -> str | None:
     if FORMATS[layout.format].grouped != bool(shape.group):
         return f"{layout.format} is not for a matrix with {'groups of columns' if shape.group else 'one scale'}"
     if shape.group and (layout.bk != shape.group or shape.k % shape.group):
-        return f"{layout.format}: bk must be the group of {shape.group} columns, not {layout.bk}, and divide K={shape.k}"
+        return (
+            f"{layout.format}: bk must be the group of {shape.group} columns, not {layout.bk}, and divide K={shape.k}"
+        )
     return None
 
 

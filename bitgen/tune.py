@@ -27,8 +27,9 @@ from bitgen import plan as plans
 from bitgen.engine import binding
 from bitgen.errors import EngineError
 from bitgen.formats import FORMATS
+from bitgen.layout import with_steps
 from bitgen.plan import Decision, Plan
-from bitgen.reference import gemm_int
+from bitgen.reference import gemm_groups, gemm_int
 from bitgen.spec import GemmShape, KernelSpec, MatrixPlan
 
 PREFILL_TOKENS = 128
@@ -94,25 +95,34 @@ class Lab:
         rng = np.random.default_rng(0)
         self._codes = rng.integers(-1, 2, (shape.m, shape.k), np.int8)
         self._q = rng.integers(-127, 128, (PREFILL_TOKENS, shape.k), np.int8)
+        groups = shape.k // shape.group if shape.group else 0
+        self._scales, self._steps = (
+            rng.integers(1, 1 << 10, (rows, groups)).astype(np.float32) / np.float32(1 << 10)
+            for rows in (shape.m, PREFILL_TOKENS)
+        )
         self._stream = np.resize(rng.integers(0, 256, 1 << 20, np.uint8), stream_bytes())
         self._cursor = 0
 
     def verify(self, spec: KernelSpec) -> None:
         """Random and extreme activations against the oracle, all threads; EngineError names a wrong kernel."""
         n = 1 if spec.op == "gemv" else 5
-        weights = FORMATS[spec.layout.format].pack(self._codes, spec.layout)
+        weights = FORMATS[spec.layout.format].pack(self._codes, spec.layout, self._scales)
+        steps = self._steps[:n]
         for q in (
             self._q[:n],
             np.full_like(self._q[:n], 127),
             np.where(self._codes[:n] > 0, np.int8(127), np.int8(-127)),
         ):
-            y = np.full((n, self._info(spec).m_pad), -1, np.int32)
+            y, rows = np.full((n, self._info(spec).m_pad), -1, np.int32), with_steps(q, steps)
             code = self._lib.bg_kernel_run(
-                *(self._isa, self._index[spec], _at("uint8_t *", weights), _at("int8_t *", q)),
+                *(self._isa, self._index[spec], _at("uint8_t *", weights), _at("int8_t *", rows)),
                 *(n, _at("int32_t *", y), self.threads),
             )
             binding.check(self._lib, code, f"cannot run {spec.symbol}")
-            if not np.array_equal(y[:, : spec.shape.m], gemm_int(self._codes, q)):
+            want = gemm_int(self._codes, q)
+            if spec.shape.group:
+                want = gemm_groups(self._codes, self._scales, q, steps).view(np.int32)
+            if not np.array_equal(y[:, : spec.shape.m], want):
                 raise EngineError(
                     f"kernel {spec.symbol} differs from the oracle; please report it with your CPU's name"
                 )
@@ -126,9 +136,9 @@ class Lab:
             self._cursor = 0
         start = self._stream[self._cursor * size :]
         self._cursor += copies
-        out = np.empty(reps)
+        out, rows = np.empty(reps), with_steps(self._q, self._steps)
         code = self._lib.bg_kernel_time(
-            *(self._isa, self._index[spec], _at("uint8_t *", start), copies, _at("int8_t *", self._q)),
+            *(self._isa, self._index[spec], _at("uint8_t *", start), copies, _at("int8_t *", rows)),
             *(n, threads or self.threads, reps, _at("double *", out)),
         )
         binding.check(self._lib, code, f"cannot time {spec.symbol}")
@@ -202,7 +212,7 @@ def candidates(shape: GemmShape, isa: str, effort: Effort) -> list[KernelSpec]:
 
 def decide(shape: GemmShape, isa: str, threads: int, effort: Effort, listener: Listener) -> Decision:
     """Race the candidates of one shape; the decision with its evidence."""
-    name = f"{shape.m}x{shape.k}"
+    name = str(shape)
     default = space.default_plan(shape, isa)
     specs = candidates(shape, isa, effort)
     lab = Lab(isa, specs, threads, lambda done, total: listener(f"{name} compiling", done, total))

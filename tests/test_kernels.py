@@ -70,7 +70,9 @@ def _preset_ks(format: str, isa: str) -> Iterator[KernelSpec]:
 
 def _specs(format: str, isa: str) -> list[KernelSpec]:
     found = [*_boundary(format, isa), *_tiles(format, isa), *_preset_ks(format, isa)]
-    found += [_spec(op, isa, Layout("i2_g", space.TEMPLATES["i2_g", isa].bm[0], g), 9, 512) for op in ("gemv", "gemm") for g in (16, 48, 256)] if format == "i2_g" else []
+    if format == "i2_g":  # any group
+        groups = [Layout("i2_g", _layouts(format, isa)[0].bm, bk) for bk in (16, 48, 256)]
+        found += [_spec(op, isa, layout, 9, 512) for op in ("gemv", "gemm") for layout in groups]
     if isa == "scalar":  # any layout: blocks of four columns, panels of odd height
         free = [Layout("i2_s", 3, 20), Layout("i2_s", 1, 4)] if format == "i2_s" else []
         found += [_spec(op, isa, layout, 7, 50) for op in ("gemv", "gemm") for layout in free]
