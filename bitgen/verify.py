@@ -32,8 +32,7 @@ from bitgen.compile import Artefact
 from bitgen.engine import binding
 from bitgen.engine.model import Model, Sampling
 from bitgen.errors import BitgenError, UnsupportedError
-from bitgen.formats import FORMATS
-from bitgen.lab import VERIFY_TOKENS, activations
+from bitgen.lab import VERIFY_TOKENS, Trial, differs
 from bitgen.plan import Lookup
 from bitgen.spec import GemmShape, KernelSpec, MatrixPlan, ModelShape
 
@@ -144,25 +143,11 @@ def _formats(shape: GemmShape, isa: str) -> Iterator[MatrixPlan]:
 
 
 def kernel_differs(lib: Any, isa: int, index: int, spec: KernelSpec, codes: Ints) -> str:
-    """Run a kernel of a library on random and extreme weights and activations; "" or how it differs."""
-    ffi = binding.ffi()
-    info = ffi.new("bg_kernel_info *")
-    binding.check(lib, lib.bg_kernel_get(isa, index, info), spec.symbol)
-    q = np.random.default_rng(1).integers(-128, 128, (VERIFY_TOKENS[spec.op], spec.shape.k), np.int16).astype(np.int8)
-    n = len(q)
+    """Run a kernel on random weights and on those that overflow sums; "" or how it differs from the oracle."""
     for name, weights in (("random", codes), ("all +1", np.ones_like(codes)), ("all -1", -np.ones_like(codes))):
-        packed = FORMATS[spec.layout.format].pack(weights, spec.layout)
-        for given in activations(weights, q):
-            y = np.full((n, info.m_pad), -1, np.int32)
-            code = lib.bg_kernel_run(
-                *(isa, index, ffi.cast("uint8_t *", packed.ctypes.data), ffi.cast("int8_t *", given.ctypes.data)),
-                *(n, ffi.cast("int32_t *", y.ctypes.data), 2),
-            )
-            binding.check(lib, code, f"cannot run {spec.symbol}")
-            off = np.argwhere(y[:, : spec.shape.m] != reference.gemm_int(weights, given))
-            if len(off):
-                t, row = off[0]
-                return f"{len(off)} sums differ, the first in row {row} of token {t}; weights {name}"
+        trial = Trial(spec.shape, weights, VERIFY_TOKENS[spec.op], seed=spec.shape.k)
+        if found := differs(lib, isa, index, spec, trial, 2):
+            return f"weights {name}: {found}"
     return ""
 
 

@@ -146,14 +146,14 @@ def test_sums_become_activations(ops: Ops, n: int) -> None:
     at = [ops.at(a, "int32_t *") for a in (gate, up)]
     f, g = F32(3e-4), F32(7e-5)
     for n_, got, want in (
-        (ops.ops.dequantise, np.full(n, 2, F32), gate.astype(F32) * f),
-        (ops.ops.add_dequantised, np.full(n, 2, F32), F32(2) + gate.astype(F32) * f),
+        (ops.ops.sums.dequantise, np.full(n, 2, F32), gate.astype(F32) * f),
+        (ops.ops.sums.add_dequantised, np.full(n, 2, F32), F32(2) + gate.astype(F32) * f),
     ):
         n_(at[0], n, f, ops.at(got))
         assert_same(got, want)
     z, u = gate.astype(F32) * f, up.astype(F32) * g
     relu = np.maximum(z, F32(0))
-    acts = ((ops.ops.relu2, relu * relu), (ops.ops.silu, lab.silu(z)), (ops.ops.gelu, lab.gelu(z)))
+    acts = ((ops.ops.sums.relu2, relu * relu), (ops.ops.sums.silu, lab.silu(z)), (ops.ops.sums.gelu, lab.gelu(z)))
     for op, want in ((op, act * u) for op, act in acts):
         y = np.full(len(ops.row(z)), 7, F32)
         op(at[0], at[1], n, f, g, ops.at(y))
