@@ -165,6 +165,25 @@ def test_sums_become_activations(ops: Ops, n: int) -> None:
     assert np.allclose(lab.gelu(z), z64 * (1 + tanh) / 2, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("n", WIDTHS)
+def test_floats_of_kernels_with_groups_become_activations(ops: Ops, n: int) -> None:
+    """Whatever the factors are."""
+    z, u = np.random.default_rng(n).normal(0, 3, (2, n)).astype(F32)
+    at = [ops.at(a, "int32_t *") for a in (z, u)]
+    floats = ops.ops.floats
+    for op, got, want in (
+        (floats.dequantise, np.full(n, 2, F32), z),
+        (floats.add_dequantised, np.full(n, 2, F32), F32(2) + z),
+    ):
+        op(at[0], n, 0.1, ops.at(got))
+        assert_same(got, want)
+    y, relu = np.full(len(ops.row(z)), 7, F32), np.maximum(z, F32(0))
+    for op, act in ((floats.relu2, relu * relu), (floats.silu, lab.silu(z)), (floats.gelu, lab.gelu(z))):
+        op(at[0], at[1], n, 0.1, 9.0, ops.at(y))
+        assert_same(y[:n] + F32(0), act * u + F32(0))
+        assert not y[n:].any()
+
+
 @pytest.mark.parametrize("d", [2, 32, 100, 128])
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_rope(ops: Ops, d: int, interleaved: bool) -> None:
