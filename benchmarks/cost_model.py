@@ -17,8 +17,8 @@ from bitgen import cost_model, library, space, targets
 from bitgen.cost_model import Core, Estimate
 from bitgen.engine import binding
 from bitgen.errors import BitgenError
+from bitgen.lab import PREFILL_TOKENS
 from bitgen.spec import GemmShape, KernelSpec, Layout
-from bitgen.tune import PREFILL_TOKENS
 
 CORES = {
     "x86_64": ("znver3", "alderlake", "icelake-server", "sapphirerapids"),

@@ -91,10 +91,10 @@ class EstimateReport:
 
     model: str
     isa: str
-    arch: str
     basis: str
     path: Path
     rows: list[tuple[str, ...]]  # matrix, shape, phase, kernel, cycles a token, cycles and instructions a weight, gain
+    build: str  # the command that builds with this plan
 
 
 def estimate(
@@ -123,7 +123,8 @@ def estimate(
             per_weight = f"{e['cycles'] / (gemm.m * gemm.k):.4f}", f"{e['instructions_per_weight']:.4f}"
             gain = f"{e['default_cycles'] / e['cycles']:.2f}x" if e["default_cycles"] else ""
             rows.append((role, f"{gemm.m}x{gemm.k}", phase, _short(spec), f"{e['cycles']:,.0f}", *per_weight, gain))
-    return EstimateReport(shape.name, isa, arch, core.basis, path, rows)
+    build = shlex.join(["bitgen", "build", "--model", str(model), "--arch", arch, "--plan", str(path)])
+    return EstimateReport(shape.name, isa, core.basis, path, rows, build)
 
 
 def _short(spec: KernelSpec) -> str:

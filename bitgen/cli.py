@@ -420,7 +420,7 @@ def estimate_plan(model: str, **options: Any) -> None:
     for row in report.rows:
         table.add_row(*row)
     OUT.print(table)
-    click.echo(f"plan: {report.path}")
+    click.echo(f"plan: {report.path}\nnext: {report.build}")
 
 
 @main.command()

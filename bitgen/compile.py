@@ -190,12 +190,12 @@ def build(
     return Artefact(folder, folder / product, json.loads((folder / "spec.json").read_text()))
 
 
-def assembly(isa: str, file: str, text: str) -> str:
-    """The assembly of one source file, compiled as it would be for a library's ISA level."""
+def assembly(isa: str, file: str, text: str, system: str | None = None) -> str:
+    """The assembly of one source file, compiled as it would be for a library's ISA level on a system."""
     target = targets.target(isa)
     arch = targets.host_arch() if target.arch == "any" else target.arch
-    compiler = find_compiler(arch)
-    flags = (*compiler.target_flags(arch), *COMMON_FLAGS, *target.flags)
+    compiler = find_compiler(arch, system)
+    flags = (*compiler.target_flags(arch, system), *COMMON_FLAGS, *target.flags)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         (work / file).write_text(text, encoding="utf-8", newline="\n")

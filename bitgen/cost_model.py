@@ -33,7 +33,8 @@ from bitgen.trace import Path, Profile
 
 OLDEST, NEWEST = 13, 40  # versions of llvm-mca to look for; the first writes JSON
 ITERATIONS = 100
-LOOKUP_ROWS = 1280  # that pass through one set of tables: MOST_ROWS of templates/i2_s/workspace.c.j2
+PART_ROWS = {"MOST_ROWS": "MOST_ROWS", "PANEL_BLOCK": "PANEL_BLOCK * BM", "ROW_BLOCKS": "ROW_BLOCKS * MR"}
+"""What templates call the rows that they take at a time, with all tokens: those of a set of tables, or of a cache."""
 
 INSTALL_HINT = """the cost model needs LLVM's llvm-mca, which is not installed. Any one of these installs it:
   apt-get install llvm           (Debian, Ubuntu; llvm-19 and newer know more cores)
@@ -196,19 +197,31 @@ def tokens(spec: KernelSpec) -> int:
     return 1 if spec.op == "gemv" else PREFILL_TOKENS
 
 
+def kernel_program(spec: KernelSpec, arch: str) -> tuple[trace.Program, int]:
+    """A kernel's code, and how many of its panels are taken at a time.
+
+    Spelt as Linux does: the loops are the same on every system. The compiler evaluates the number of rows.
+    """
+    text = render.render_kernel(spec)
+    rows = next((expression for name, expression in PART_ROWS.items() if name in text), "M_PAD")
+    asked = f"{text}\nextern const int32_t part_rows;\nconst int32_t part_rows = {rows};\n"
+    assembly = compile.assembly(spec.isa, f"{spec.symbol}.c", asked, "linux")
+    found = re.search(r"^part_rows:\s+\.\w+\s+(\d+)", assembly, re.M)
+    assert found is not None
+    return trace.parse(assembly, arch), int(found[1]) // spec.layout.bm
+
+
 @functools.cache
 def call_profile(spec: KernelSpec, arch: str) -> Profile:
-    """What a call for a whole matrix runs, from calls for few panels and tokens: it is linear in both."""
-    text = compile.assembly(spec.isa, f"{spec.symbol}.c", render.render_kernel(spec))
-    program = trace.parse(text, arch)
-    bm, panels, n = spec.layout.bm, FORMATS[spec.layout.format].geometry(spec.shape, spec.layout).panels, tokens(spec)
-    step = 1 if spec.op == "gemv" else math.lcm(bm, 16) // bm  # loops over rows are unrolled
-    if spec.tile.groups:  # tokens come in tiles, and tables are built for LOOKUP_ROWS
-        lanes, together = space.template_row(spec).lanes, panels // -(-panels * bm // LOOKUP_ROWS)
-        part = _extrapolate(program, step, together, lanes, n)
-        return part.plus(part, panels / together - 1)
-    # Products take tokens in blocks of unequal numbers, look-ups of single weights one by one.
-    return _extrapolate(program, step, panels, n if spec.tile.nr > 1 else 1, n)
+    """What a call for a whole matrix runs, from calls for few panels and tokens: a part of it is linear in both."""
+    program, most = kernel_program(spec, arch)
+    panels = FORMATS[spec.layout.format].geometry(spec.shape, spec.layout).panels
+    together = panels // -(-panels // most) if spec.tile.groups else min(panels, most)  # even parts, or full ones
+    step = 1 if spec.op == "gemv" else math.lcm(spec.layout.bm, 16) // spec.layout.bm  # loops over rows are unrolled
+    # Look-ups take tokens in tiles, products in blocks of unequal numbers, look-ups of single weights one by one.
+    some = space.template_row(spec).lanes if spec.tile.groups else tokens(spec) if spec.tile.nr > 1 else 1
+    part = _extrapolate(program, step, together, some, tokens(spec))
+    return part.plus(part, panels / together - 1)
 
 
 def _extrapolate(program: trace.Program, few: int, panels: int, some: int, n: int) -> Profile:

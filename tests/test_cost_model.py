@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from bitgen import api, compile, cost_model, plan, presets, render, targets, trace, tune
+from bitgen import api, cost_model, plan, presets, targets, trace, tune
 from bitgen.cli import main
 from bitgen.cost_model import Core
 from bitgen.errors import BitgenError, UnsupportedError
@@ -34,7 +34,9 @@ def kernel(symbol: str) -> KernelSpec:
     "symbol",
     [
         "bg_i2_s_gemv_m256_k256_bm4_bk64_pf2048__dotprod",
-        "bg_i2_s_gemm_m256_k256_bm4_bk64_nr4__dotprod",
+        "bg_i2_s_gemm_m256_k256_bm4_bk64_nr12__dotprod",
+        "bg_i2_s_gemm_m256_k256_bm4_bk64_nr12__i8mm",
+        "bg_i2_s_gemm_m256_k256_bm4_bk64_nr4__neon",
         "bg_i2_s_gemm_m256_k256_bm4_bk64_nr4_g8__neon",
         "bg_tl1_gemm_m256_k256_bm64_bk128__neon",
         "bg_i2_s_gemm_m1284_k128_bm4_bk128_nr8_g8__avx2",
@@ -43,15 +45,24 @@ def kernel(symbol: str) -> KernelSpec:
 def test_a_whole_call_is_on_the_line_through_small_ones(symbol: str) -> None:
     spec = kernel(symbol)
     arch = targets.target(spec.isa).arch
-    program = trace.parse(compile.assembly(spec.isa, f"{symbol}.c", render.render_kernel(spec)), arch)
+    program, _ = cost_model.kernel_program(spec, arch)
     panels = FORMATS[spec.layout.format].geometry(spec.shape, spec.layout).panels
     truth = trace.follow(program, cost_model.tokens(spec), panels).instructions
     assert cost_model.call_profile(spec, arch).instructions == pytest.approx(truth, rel=0.005)
 
 
-def test_rows_that_share_tables_are_those_of_the_template() -> None:
-    text = render.render_kernel(kernel("bg_i2_s_gemm_m4096_k256_bm4_bk128_nr8_g8__avx2"))
-    assert f"MOST_ROWS = M_PAD < {cost_model.LOOKUP_ROWS} ?" in text
+@pytest.mark.parametrize(
+    ("symbol", "rows"),
+    [
+        ("bg_i2_s_gemm_m4096_k256_bm4_bk128_nr8_g8__avx2", 1280),
+        ("bg_i2_s_gemm_m4096_k2560_bm4_bk128_nr8__avx2", (128 << 10) // (2560 // 4)),
+        ("bg_i2_s_gemv_m4096_k256_bm4_bk128__avx2", 4096),
+    ],
+)
+def test_rows_taken_at_a_time(symbol: str, rows: int) -> None:
+    spec = kernel(symbol)
+    _, panels = cost_model.kernel_program(spec, "x86_64")
+    assert panels == rows // spec.layout.bm
 
 
 @pytest.mark.parametrize(
