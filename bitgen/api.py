@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from bitgen import compile, gguf_io, library, plan, presets, render, space, targets
 from bitgen import info as _info
@@ -112,6 +116,19 @@ def convert(
 ) -> None:
     """Convert a checkpoint to GGUF: a folder, a GGUF, "hf:owner/name", a preset's name, or what open_source gave."""
     _source.convert(source, output, type, progress)
+
+
+def save_array(path: Path, array: npt.NDArray[np.float32]) -> None:
+    """Write a .npy file; it appears whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with partial.open("wb") as f:
+            np.save(f, array)
+        partial.replace(path)
+    except OSError as error:
+        raise BitgenError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def info(file: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from rich.table import Table
 from bitgen import Model, Sampling, __version__, api, energy, gguf_io, peers, profile, show
 from bitgen import plot as pictures
 from bitgen.bench import bench as bench_model
+from bitgen.engine.embed import POOLINGS
 from bitgen.engine.lookup import LOOKUP
 from bitgen.engine.model import SHIPPED, default_threads
 from bitgen.errors import BitgenError
@@ -187,6 +188,37 @@ def run(prompt: str, model: str | None, max_tokens: int, threads: int | None, te
         click.echo()
     finally:
         click.echo(f"{generation.timing} | {loaded.about}, seed {sampling.seed}", err=True)
+
+
+@main.command("embed")
+@click.argument("texts", nargs=-1)
+@model_option
+@click.option("-f", "--file", type=click.File(encoding="utf-8"), help="Take the lines of a file as texts; -: of stdin.")
+@click.option("--pooling", type=click.Choice(list(POOLINGS)), help="[default: what the file says, else last]")
+@click.option("--npy", type=click.Path(dir_okay=False, path_type=Path), help="Write float32 [texts, hidden] here.")
+@click.option("--json", "as_json", is_flag=True, help="Print one object with the texts and the model's name.")
+@threads_option
+@isa_option
+def embed_(texts: tuple[str, ...], model: str | None, file: Any, pooling: str | None, npy: Path | None, as_json: bool,
+           threads: int | None, isa: str | None) -> None:  # fmt: skip
+    """Turn texts into vectors of length one: a line of numbers each. Without texts the lines of stdin are taken."""
+    if texts and file:
+        raise click.UsageError("give texts or --file, not both")
+    lines = list(texts) if texts else [line.rstrip("\r\n") for line in file or sys.stdin]
+    with progress_bar() as listen:
+        loaded = Model.load(*(model,), threads=threads, isa=isa, head="f16", progress=listen)
+    vectors = loaded.embed(lines, pooling=pooling)
+    if npy:
+        api.save_array(npy, vectors)
+        click.echo(npy)
+        return
+    rows = [[float(str(value)) for value in row] for row in vectors]
+    if as_json:
+        pairs = [{"text": text, "vector": row} for text, row in zip(lines, rows, strict=True)]
+        click.echo(json.dumps({"model": loaded.shape.name, "pooling": pooling or loaded.pooling, "embeddings": pairs}))
+        return
+    for row in rows:
+        click.echo(json.dumps(row))
 
 
 @main.command()

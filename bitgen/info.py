@@ -50,8 +50,9 @@ def _shape(s: ModelShape, why: str) -> dict[str, Any]:
         "vocabulary": s.vocab,
         "context": s.context,
         "activation": f"{s.activation} ({why})",
-        "sub-norms": s.sub_norms,
+        "norms in a layer": ", ".join(s.norms),
         "head": "tied to the embedding" if s.tied else "its own",
+        **({"window": f"{s.window} positions, all in every {s.window_period}th layer"} if s.window else {}),
         "rope": f"{'adjacent pairs' if s.rope_interleaved else 'half-rotation'}, theta {s.rope_theta:g}",
         "norm epsilon": s.norm_eps,
     }

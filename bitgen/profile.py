@@ -61,10 +61,10 @@ def _steps(model: Model, machine: Limits, case: Case, cache: Cache) -> list[dict
 
 def _work(model: Model, step: str, calls: int, tokens: int, batch: int) -> tuple[int, int]:
     """Bytes of weights that a step read, once a call, and integer operations that it did for all tokens."""
-    shape = model.shape.matrices.get(step)
-    if shape is not None:
-        layout = model.lookup.matrices[step].layout
-        packed = FORMATS[layout.format].geometry(shape, layout).weight_bytes
-        return packed * calls, 2 * shape.m * shape.k * model.shape.layers * tokens
+    matrices = model.shape.matrices_of(step)
+    if matrices:
+        layouts = {role: model.lookup.matrices[role].layout for role in matrices}
+        packed = [FORMATS[at.format].geometry(matrices[role], at).weight_bytes for role, at in layouts.items()]
+        return sum(packed) * calls, sum(2 * s.m * s.k for s in matrices.values()) * model.shape.layers * tokens
     head = model.head_bytes if batch == 1 else model.full_head_bytes
     return (head * calls, 0) if step == "head" else (0, 0)

@@ -99,6 +99,10 @@ class ModelShape:
             role: GemmShape(sum(parts), k.get(role, self.hidden), self.group) for role, parts in self.segments.items()
         }
 
+    def matrices_of(self, stage: str) -> dict[str, GemmShape]:
+        """The matrices that one step of a layer multiplies: by the fused role, itself or its parts."""
+        return {role: gemm for role, gemm in self.matrices.items() if role in (stage, *APART.get(stage, ()))}
+
     @property
     def norms(self) -> dict[str, int]:
         """The norms of a layer: GGUF name -> length, in the order of the packed file (runtime/model.c)."""

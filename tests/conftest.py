@@ -19,6 +19,15 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["BITGEN_CACHE"] = str(config.cache.mkdir("bitgen"))
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What tests put on record, such as how far logits are from those of transformers: the README's table of models."""
+    passed = terminalreporter.stats.get("passed", [])
+    lines = [f"{r.nodeid}: {key} {value}" for r in passed if r.when == "call" for key, value in r.user_properties]
+    if lines:
+        terminalreporter.section("on record")
+        terminalreporter.write_line("\n".join(lines))
+
+
 @pytest.fixture(scope="session")
 def fixtures() -> Path:
     """Files written by other engines: BITGEN_FIXTURES, or the folder beside the checkout."""

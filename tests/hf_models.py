@@ -38,6 +38,9 @@ class Tiny:
     theta: float = 10000.0
     online: bool = False
     unpacked: bool = False  # packed no more: transformers 4 saved loaded models as one float per code
+    plain: bool = False  # no quantization_config: floats that are ternary
+    input_norms: bool = False  # master weights and a norm in every linear, as in the embedding models
+    fused: bool = False  # qkv_proj and gate_up_proj instead of their parts
     dtype: torch.dtype = torch.float32  # of the scales, norms and master weights on disk
     seed: int = 0
     extra: dict[str, Any] = field(default_factory=dict)
@@ -47,14 +50,23 @@ class Tiny:
         return {
             "BitNetForCausalLM": ("self_attn.attn_sub_norm", "mlp.ffn_sub_norm"),
             "BitnetForCausalLM": ("self_attn.inner_attn_ln", "mlp.ffn_layernorm"),
-            "LlamaForCausalLM": None,
-        }[self.architecture]
+        }.get(self.architecture)
+
+    @property
+    def model_type(self) -> str:
+        types = {"BitNetForCausalLM": "bitnet", "Qwen3": "qwen3", "Gemma3": "gemma3_text"}
+        return next((type for name, type in types.items() if self.architecture.startswith(name)), "llama")
+
+    @property
+    def prefix(self) -> str:
+        """Classes without a head store their tensors without this."""
+        return "model." if self.architecture.endswith("ForCausalLM") else ""
 
     def config(self) -> dict[str, Any]:
         """config.json in the spelling of transformers 4, as the published files have it."""
         config: dict[str, Any] = {
             "architectures": [self.architecture],
-            "model_type": {"BitNetForCausalLM": "bitnet"}.get(self.architecture, "llama"),
+            "model_type": self.model_type,
             "hidden_size": self.hidden,
             "intermediate_size": self.inter,
             "num_hidden_layers": self.layers,
@@ -65,7 +77,7 @@ class Tiny:
             "max_position_embeddings": 128,
             "rope_theta": self.theta,
             "rms_norm_eps": self.eps,
-            "hidden_act": self.act,
+            "hidden_activation" if self.model_type == "gemma3_text" else "hidden_act": self.act,
             "tie_word_embeddings": self.tied,
             "bos_token_id": VOCAB - 2,
             "eos_token_id": VOCAB - 1,
@@ -73,7 +85,7 @@ class Tiny:
         }
         if self.linear == "custom":
             config |= {"weight_bits": 1, "input_bits": 8}
-        else:
+        elif not (self.plain or self.input_norms):
             quantization = {"quant_method": "bitnet", "modules_to_not_convert": None}
             if self.linear == "autobitlinear":  # else absent, as in the published Llama files
                 mode = "online" if self.online else "offline"
@@ -83,6 +95,7 @@ class Tiny:
 
     def matrices(self) -> dict[str, tuple[int, int]]:
         """Module -> [M, K] of every ternary linear."""
+        at = f"{self.prefix}layers."
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         layer = {
             "self_attn.q_proj": (q, self.hidden),
@@ -93,15 +106,31 @@ class Tiny:
             "mlp.up_proj": (self.inter, self.hidden),
             "mlp.down_proj": (self.hidden, self.inter),
         }
-        return {f"model.layers.{n}.{name}": mk for n in range(self.layers) for name, mk in layer.items()}
+        if self.fused:
+            for module, parts in FUSED.items():
+                m = sum(layer.pop(part)[0] for part in parts)
+                layer[module] = (m, self.hidden)
+        return {f"{at}{n}.{name}": mk for n in range(self.layers) for name, mk in layer.items()}
 
     def norms(self) -> dict[str, int]:
         """Module -> length of every norm."""
         lengths = {"input_layernorm": self.hidden, "post_attention_layernorm": self.hidden}
         if self.sub_norms:
             lengths |= dict(zip(self.sub_norms, (self.heads * self.head_dim, self.inter), strict=True))
-        layers = {f"model.layers.{n}.{name}": size for n in range(self.layers) for name, size in lengths.items()}
-        return {**layers, "model.norm": self.hidden}
+        if self.model_type in ("qwen3", "gemma3_text"):
+            lengths |= {"self_attn.q_norm": self.head_dim, "self_attn.k_norm": self.head_dim}
+        if self.model_type == "gemma3_text":
+            lengths |= {"pre_feedforward_layernorm": self.hidden, "post_feedforward_layernorm": self.hidden}
+        at = f"{self.prefix}layers."
+        layers = {f"{at}{n}.{name}": size for n in range(self.layers) for name, size in lengths.items()}
+        inputs = {f"{module}.norm": k for module, (_, k) in self.matrices().items() if self.input_norms}
+        return {**layers, **inputs, f"{self.prefix}norm": self.hidden}
+
+
+FUSED = {
+    "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+}
 
 
 def random_tensors(tiny: Tiny) -> dict[str, torch.Tensor]:
@@ -110,7 +139,7 @@ def random_tensors(tiny: Tiny) -> dict[str, torch.Tensor]:
     Embedding and head are multiples of 2**-10 that float16 and bfloat16 hold, so storing them costs nothing.
     """
     rng = torch.Generator().manual_seed(tiny.seed)
-    packed = not tiny.online and tiny.linear != "custom"
+    packed = not (tiny.online or tiny.plain or tiny.input_norms) and tiny.linear != "custom"
     tensors: dict[str, torch.Tensor] = {}
     for module, (m, k) in tiny.matrices().items():
         if packed:
@@ -118,11 +147,15 @@ def random_tensors(tiny: Tiny) -> dict[str, torch.Tensor]:
             codes = torch.randint(-1, 2, (m, k), generator=rng)
             tensors[f"{module}.weight"] = codes.to(tiny.dtype) if tiny.unpacked else pack(codes)
             tensors[f"{module}.weight_scale"] = (scale if tiny.linear == "autobitlinear" else 1 / scale).to(tiny.dtype)
+        elif tiny.plain:
+            scale = 0.02 + 0.02 * torch.rand(1, generator=rng)
+            tensors[f"{module}.weight"] = (torch.randint(-1, 2, (m, k), generator=rng) * scale).to(tiny.dtype)
         else:
             tensors[f"{module}.weight"] = (0.03 * torch.randn(m, k, generator=rng)).to(tiny.dtype)
     for module, size in tiny.norms().items():
-        tensors[f"{module}.weight"] = (1 + 0.2 * torch.randn(size, generator=rng)).to(tiny.dtype)
-    tables = ["model.embed_tokens"] if tiny.tied else ["model.embed_tokens", "lm_head"]
+        middle = 0 if tiny.model_type == "gemma3_text" and module not in {f"{m}.norm" for m in tiny.matrices()} else 1
+        tensors[f"{module}.weight"] = (middle + 0.2 * torch.randn(size, generator=rng)).to(tiny.dtype)
+    tables = [f"{tiny.prefix}embed_tokens"] + ([] if tiny.tied else ["lm_head"])
     for module in tables:
         steps = torch.randint(-100, 101, (VOCAB, tiny.hidden), generator=rng)
         tensors[f"{module}.weight"] = (steps / 1024).to(tiny.dtype)

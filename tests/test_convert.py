@@ -16,6 +16,7 @@ torch = pytest.importorskip("torch", reason="the checkpoints are made with PyTor
 import hf_models  # noqa: E402
 from hf_models import VOCAB, Tiny  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
+from tokenizers import Tokenizer, processors  # noqa: E402
 
 from bitgen import gguf_io  # noqa: E402
 from bitgen.convert import HfCheckpoint, convert  # noqa: E402
@@ -169,6 +170,26 @@ def test_the_gguf_holds_the_same_model(tiny: Tiny, type: str, tmp_path: Path) ->
     assert seen and seen[-1][0] == seen[-1][1]
 
 
+def test_an_embedding_model(tmp_path: Path) -> None:
+    """Its pooling, and the token that its tokenizer puts after a text, go into the GGUF."""
+    tiny = replace(BITNET, architecture="Qwen3Model", act="silu", input_norms=True)
+    directory = hf_models.save(tiny, tmp_path / "model")
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    end = ("<|begin_of_text|>", VOCAB - 2)  # not the one that the settings name
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {end[0]}", special_tokens=[end])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "1_Pooling").mkdir()
+    pooling = {"word_embedding_dimension": 128, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
+    (directory / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    convert(directory, tmp_path / "m.gguf")
+    keys = gguf_io.open(tmp_path / "m.gguf").metadata
+    assert keys["qwen3.pooling_type"] == 1
+    assert keys["tokenizer.ggml.add_eos_token"] is True and keys["tokenizer.ggml.eos_token_id"] == VOCAB - 2
+    (directory / "1_Pooling" / "config.json").write_text(json.dumps(pooling | {"pooling_mode_cls_token": True}))
+    with pytest.raises(UnsupportedError, match="pools by"):
+        _ = HfCheckpoint(directory).metadata
+
+
 def test_a_failed_conversion_leaves_no_file(directory: Path, tmp_path: Path) -> None:
     edit_tensors(directory, lambda t: t["model.norm.weight"].fill_(float("nan")))
     with pytest.raises(FormatError, match=r"model\.norm\.weight holds NaN"):
@@ -202,6 +223,7 @@ REFUSED_CONFIG: dict[str, tuple[dict[str, Any], type[BitgenError], str]] = {
     ),
     "rope is text": ({"rope_scaling": "yarn"}, FormatError, "rope_scaling"),
     "not quantised": ({"quantization_config": None}, UnsupportedError, "quant_method must be 'bitnet'"),
+    "bias": ({"attention_bias": True}, UnsupportedError, "attention_bias = True"),
     "other method": ({"quantization_config": {"quant_method": "gptq"}}, UnsupportedError, "'bitnet'"),
 }
 
@@ -228,6 +250,61 @@ def test_refused_quantization(case: tuple[dict[str, Any], str], directory: Path)
     edit_quantization(directory, **case[0])
     with pytest.raises(UnsupportedError, match=case[1]):
         HfCheckpoint(directory)
+
+
+GEMMA3 = replace(BITNET, architecture="Gemma3ForCausalLM", act="gelu_pytorch_tanh", layers=4)
+REFUSED_GEMMA3: dict[str, tuple[dict[str, Any], type[BitgenError], str]] = {
+    "both ways": ({"use_bidirectional_attention": True}, UnsupportedError, "use_bidirectional_attention"),
+    "soft caps": ({"final_logit_softcapping": 30.0}, UnsupportedError, "final_logit_softcapping"),
+    "no period": (
+        {"layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]},
+        UnsupportedError,
+        "follow no period",
+    ),
+    "unknown layers": ({"layer_types": ["chunked_attention"] * 4}, UnsupportedError, "layer_types"),
+    "too few layers": ({"layer_types": ["full_attention"]}, FormatError, "layer_types has 1 entries"),
+    "no window": ({"sliding_window": -1}, FormatError, "window is -1"),
+    "scale": ({"query_pre_attn_scalar": 0}, FormatError, "query_pre_attn_scalar is 0"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_GEMMA3.values(), ids=REFUSED_GEMMA3)
+def test_refused_gemma3(case: tuple[dict[str, Any], type[BitgenError], str], tmp_path: Path) -> None:
+    hf_models.save(GEMMA3, tmp_path)
+    edit_config(tmp_path, **case[0])
+    with pytest.raises(case[1], match=case[2]):
+        HfCheckpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "want"),
+    [
+        ({"sliding_window": 9, "sliding_window_pattern": 2}, (9, 2, 1e4)),
+        ({"sliding_window": 9, "layer_types": ["sliding_attention"] * 4, "rope_local_base_freq": 5.0}, (9, 5, 5.0)),
+        ({"sliding_window": 9, "layer_types": ["full_attention"] * 4}, (0, 1, 1e4)),
+        ({"sliding_window": 9}, (9, 6, 1e4)),
+        ({}, (4096, 6, 1e4)),
+    ],
+)
+def test_windows(config: dict[str, Any], want: tuple[int, int, float], tmp_path: Path) -> None:
+    """What transformers takes where config.json is silent; and the same shape through a GGUF."""
+    hf_models.save(replace(GEMMA3, extra=config), tmp_path)
+    shape = HfCheckpoint(tmp_path).shape
+    assert (shape.window, shape.window_period, shape.window_theta) == want
+    assert shape.embedding_scale == 128**0.5 and shape.attention_scale == 256**-0.5  # 256: transformers' default
+    convert(tmp_path, tmp_path / "m.gguf")
+    assert gguf_io.open(tmp_path / "m.gguf").shape == shape
+
+
+def test_a_plain_model_must_be_ternary(tmp_path: Path) -> None:
+    """Float weights, and ternary ones with two scales in a matrix, are no model for here."""
+    hf_models.save(replace(LLAMA, plain=True), tmp_path)
+    name = "model.layers.0.self_attn.k_proj.weight"
+    weight = load_file(tmp_path / "model.safetensors")[name]
+    for wrong in (torch.randn(64, 128), torch.cat([weight[:32], 2 * weight[32:]])):
+        edit_tensors(tmp_path, lambda t, wrong=wrong: t.update({name: wrong}))
+        with pytest.raises(UnsupportedError, match="not ternary, or its matrices have several scales"):
+            HfCheckpoint(tmp_path)
 
 
 def test_1bitllm_must_be_one_bit(tmp_path: Path) -> None:

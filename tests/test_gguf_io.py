@@ -26,6 +26,14 @@ Q = "blk.0.attn_q.weight"
 SHAPES = {"bitnet-b1.58": TINY, "llama": TINY_LLAMA}
 SHAPES["bitnet"] = dataclasses.replace(TINY, architecture="bitnet", activation="silu")
 SHAPES["odd heads"] = dataclasses.replace(TINY, head_dim=128)
+SHAPES["qwen3"] = dataclasses.replace(TINY_LLAMA, architecture="qwen3", rope_interleaved=False, qk_norm=True)
+SHAPES["qwen3 inputs"] = dataclasses.replace(SHAPES["qwen3"], input_norms=True, tied=True)
+SHAPES["gemma3"] = dataclasses.replace(
+    SHAPES["qwen3"], architecture="gemma3", activation="gelu_tanh", post_norms=True, embedding_scale=16.0, tied=True
+)
+SHAPES["gemma3 inputs"] = dataclasses.replace(
+    SHAPES["gemma3"], input_norms=True, attention_scale=0.1, window=7, window_period=2, window_theta=500.0
+)
 
 
 @pytest.fixture(scope="module")
@@ -426,6 +434,54 @@ def test_activation_rule(
 def test_llama_files_turn_adjacent_pairs(tmp_path: Path) -> None:
     shape = gguf_io.open(changed(tmp_path / "m.gguf", lambda m, t: None, shape=TINY_LLAMA)).shape
     assert shape == TINY_LLAMA and shape.rope_interleaved and shape.activation == "silu" and not shape.tied
+
+
+@pytest.mark.parametrize(
+    ("keys", "window"),
+    [
+        ({"attention.sliding_window": 9}, (9, 6, 10000.0)),
+        ({"attention.sliding_window": 9, "attention.sliding_window_pattern": np.array([True, False])}, (9, 2, 10000.0)),
+        ({"attention.sliding_window": 9, "rope.freq_base_swa": 500.0}, (9, 6, 500.0)),
+        ({}, (0, 1, 10000.0)),
+        ({"attention.sliding_window": 0}, (0, 1, 10000.0)),
+    ],
+)
+def test_windows_of_gemma3(keys: dict, window: tuple, tmp_path: Path) -> None:
+    def change(metadata: dict, tensors: dict) -> None:
+        metadata |= {f"gemma3.{key}": value for key, value in keys.items()}
+
+    shape = gguf_io.open(changed(tmp_path / "m.gguf", change, shape=SHAPES["gemma3"])).shape
+    assert (shape.window, shape.window_period, shape.window_theta) == window
+    assert shape.embedding_scale == 16 and shape.qk_norm and shape.post_norms and not shape.input_norms
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("qwen3", "rope.scaling.type", "yarn"),
+        ("qwen3", "attention.sliding_window", 512),
+        ("gemma3", "final_logit_softcapping", 30.0),
+        ("gemma3", "attention.causal", False),
+        ("gemma3", "attention.sliding_window_pattern", np.array([False, True])),
+    ],
+)
+def test_variants_are_refused(name: str, key: str, value: object, tmp_path: Path) -> None:
+    shape = dataclasses.replace(SHAPES[name], window=9 * (name == "gemma3"))
+    path = changed(tmp_path / "m.gguf", lambda m, t: m.update({f"{name}.{key}": value}), shape=shape)
+    with pytest.raises(UnsupportedError, match="not supported"):
+        gguf_io.open(path)
+
+
+def test_norms_may_be_halves(tmp_path: Path) -> None:
+    """As the embedding models' files have them."""
+    name, shape = "blk.1.attn_k_norm_in.weight", SHAPES["qwen3 inputs"]
+
+    def change(metadata: dict, tensors: dict) -> None:
+        tensors[name] = floats(np.linspace(0.5, 1.5, TINY.hidden), container.F16)
+
+    checkpoint = gguf_io.open(changed(tmp_path / "m.gguf", change, shape=shape))
+    assert checkpoint.shape == dataclasses.replace(shape, name=checkpoint.shape.name)
+    assert checkpoint.dense(name).dtype == np.float16
 
 
 def test_defaults_where_keys_are_absent(tmp_path: Path) -> None:

@@ -37,7 +37,11 @@ def test_bits_per_weight(tmp_path: Path, type: str, bits: float) -> None:
 
 def test_a_llama_file(tmp_path: Path) -> None:
     facts = info.describe(changed(tmp_path / "m.gguf", lambda m, t: None, shape=TINY_LLAMA))
-    assert facts["rope"].startswith("adjacent pairs") and facts["head"] == "its own" and not facts["sub-norms"]
+    assert (
+        facts["rope"].startswith("adjacent pairs")
+        and facts["head"] == "its own"
+        and facts["norms in a layer"] == "attn_norm, ffn_norm"
+    )
 
 
 def test_a_file_that_cannot_run_is_described_with_the_reason(tmp_path: Path) -> None:

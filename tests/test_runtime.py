@@ -576,12 +576,12 @@ def test_same_bits_with_avx512(tmp_path: Path) -> None:
 
 
 @pytest.mark.qemu
-@pytest.mark.parametrize("arch", ["arm64", "riscv64"])
-def test_same_bits_on_other_architectures(arch: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("arch", "name"), [("arm64", "thirds"), ("riscv64", "thirds"), ("arm64", "gemma3-inputs")])
+def test_same_bits_on_other_architectures(arch: str, name: str, tmp_path: Path) -> None:
     qemu = f"qemu-{targets.ARCHES[arch].split('-')[0]}-static"
     if shutil.which(qemu) is None:
         pytest.skip(f"{qemu} is not installed (Debian: qemu-user-static)")
-    bench = lab.bench("thirds")
+    bench = lab.bench(name)
     tokens = lab.tokens(bench.shape, 20)
     want = bench.logits(tokens)
     lookups = [lab.lookup(bench.shape, target.isa) for target in targets.levels(arch)]

@@ -1,5 +1,7 @@
 """Symbols spell specs, and can be read back."""
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,8 +32,11 @@ def test_other_text_is_no_symbol() -> None:
         assert KernelSpec.parse(text) is None
 
 
+SHAPE = ModelShape(*("t", "bitnet-b1.58", 2560, 6912, 30, 20, 5, 128, 128256, 4096, 5e5, 1e-5, "relu2", True, True))
+
+
 def test_matrices_fuse_their_parts() -> None:
-    shape = ModelShape(*("t", "bitnet-b1.58", 2560, 6912, 30, 20, 5, 128, 128256, 4096, 5e5, 1e-5, "relu2", True, True))
+    shape = SHAPE
     assert shape.matrices == {
         "qkv": GemmShape(3840, 2560),
         "o": GemmShape(2560, 2560),
@@ -39,3 +44,17 @@ def test_matrices_fuse_their_parts() -> None:
         "down": GemmShape(2560, 6912),
     }
     assert shape.segments["qkv"] == (2560, 640, 640)
+    assert list(shape.matrices_of("qkv")) == ["qkv"] and not shape.matrices_of("head")
+
+
+def test_matrices_with_inputs_of_their_own_are_apart() -> None:
+    shape = replace(SHAPE, input_norms=True)
+    assert shape.matrices == {
+        "q": GemmShape(2560, 2560),
+        **{part: GemmShape(640, 2560) for part in "kv"},
+        "o": GemmShape(2560, 2560),
+        **{part: GemmShape(6912, 2560) for part in ("gate", "up")},
+        "down": GemmShape(2560, 6912),
+    }
+    assert sum(s.m * s.k for s in shape.matrices.values()) == sum(s.m * s.k for s in SHAPE.matrices.values())
+    assert list(shape.matrices_of("qkv")) == ["q", "k", "v"] and list(shape.matrices_of("down")) == ["down"]

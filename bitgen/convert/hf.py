@@ -5,10 +5,14 @@ Two ways of storing a ternary matrix are in use, told apart by `quantization_con
 packed ("offline")   uint8 [M/4, K]: bits 2i, 2i+1 of row r hold the code + 1 of row r + i*M/4. Beside it a
                      `weight_scale`, by which `autobitlinear` multiplies and `bitlinear` divides.
 master ("online")    float [M, K], made ternary at run time: s = 1/max(mean|W|, 1e-5), W ~ round(W*s)/s.
+
+Without that key the floats [M, K] may be ternary themselves; or, where each matrix has a norm for its input, they are
+master weights.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -45,7 +49,16 @@ LAYER: dict[str, str] = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-"""GGUF name -> module, within a layer; the sub-norms' modules differ by family."""
+"""GGUF name -> module, within a layer; some norms' modules differ by family."""
+
+FUSED_MODULES: dict[str, tuple[str, ...]] = {
+    "self_attn.qkv_proj": ("attn_q", "attn_k", "attn_v"),
+    "mlp.gate_up_proj": ("ffn_gate", "ffn_up"),
+}
+"""Modules that some checkpoints have instead of their parts, whose rows they hold one after the other."""
+
+POOLING_MODES = {"pooling_mode_mean_tokens": 1, "pooling_mode_cls_token": 2, "pooling_mode_lasttoken": 3}
+"""Keys of a sentence-transformers' 1_Pooling/config.json -> GGUF's pooling_type."""
 
 
 class HfCheckpoint:
@@ -60,12 +73,17 @@ class HfCheckpoint:
         self.directory = Path(directory)
         config = Config(self.directory / "config.json")
         self._family = config.family()
-        self._storage = config.storage(self._family)
-        shape = config.shape(self._family)
+        self._tensors = open_directory(self.directory) if self._family.may_be_plain else {}
+        self._prefix = "" if "embed_tokens.weight" in self._tensors else "model."
+        input_norms = f"{self._prefix}layers.0.self_attn.q_proj.norm.weight" in self._tensors
+        self._storage = config.storage(self._family, input_norms)
+        shape = config.shape(self._family, input_norms)
         self._shape = shape if name is None else replace(shape, name=name)
         self._dims = gguf_io.tensor_shapes(self._shape)
-        self._tensors = open_directory(self.directory)
+        self._tensors = self._tensors or open_directory(self.directory)
         self._check_tensors()
+        if self._storage == "values":
+            self.ternary("blk.0.attn_k.weight")  # else a model that is not ternary is found late
 
     @property
     def shape(self) -> ModelShape:
@@ -82,44 +100,64 @@ class HfCheckpoint:
         """GGUF key-values: the model's name, its tokenizer and chat template."""
         from bitgen.convert.hf_tokenizer import metadata_from_hf
 
-        return {"general.name": self._shape.name, **metadata_from_hf(self.directory)}
+        keys = {"general.name": self._shape.name, **metadata_from_hf(self.directory)}
+        pooling = pooling_type(self.directory)
+        return keys if pooling is None else keys | {f"{self._shape.architecture}.pooling_type": pooling}
 
     def ternary(self, name: str) -> tuple[npt.NDArray[np.int8], float]:
         """Codes {-1, 0, +1} int8 [M, K] and the multiplier: W = scale * codes."""
         weight = self._tensor(name, ternary=True)
+        _, rows, dims = self._place(name)
         if self._storage == "master":
             codes, scale = absmean(weight)
+        elif self._storage == "values":
+            codes, scale = ternary_floats(weight)
         else:
-            packed = weight.shape != self._dims[name]
+            packed = weight.shape != dims
             codes = unpack_quarters(weight) if packed else ternary_values(weight)
             scale = packed_scale(self._tensors[weight.name + "_scale"], self._storage)
+        codes = codes[rows]
         if self._shape.rope_interleaved and name.endswith(("attn_q.weight", "attn_k.weight")):
             codes = interleave_rows(codes, self._shape.head_dim)
         return codes, scale
 
     def dense(self, name: str, rows: slice = ALL) -> npt.NDArray[np.floating[Any]]:
         """Rows of a float tensor (embedding, norm, head): float16 where stored so, else float32."""
-        return finite(self._tensor(name, ternary=False), rows)
+        values = finite(self._tensor(name, ternary=False), rows)
+        if self._family.gain_offset and values.ndim == 1 and not name.endswith("_norm_in.weight"):
+            return values.astype(np.float32) + np.float32(self._family.gain_offset)
+        return values
 
-    def _stored_name(self, name: str) -> str:
-        """blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight"""
+    def _place(self, name: str) -> tuple[str, slice, tuple[int, ...]]:
+        """Where a tensor is: the stored tensor's name, which rows of it, and the shape that it has unpacked.
+
+        blk.3.attn_k.weight -> model.layers.3.self_attn.k_proj.weight, or some rows of ...self_attn.qkv_proj.weight
+        """
         if name in TOP:
-            return TOP[name]
+            return TOP[name].replace("model.", self._prefix), ALL, self._dims[name]
         _, layer, part, _ = name.split(".")
-        return f"model.layers.{layer}.{(LAYER | self._family.sub_norms)[part]}.weight"
+        at = f"{self._prefix}layers.{layer}."
+        for module, parts in FUSED_MODULES.items():
+            if part in parts and f"{at}{module}.weight" in self._tensors:
+                ends = np.cumsum([self._dims[f"blk.{layer}.{other}.weight"][0] for other in parts]).tolist()
+                rows = slice(ends[parts.index(part)] - self._dims[name][0], ends[parts.index(part)])
+                return f"{at}{module}.weight", rows, (ends[-1], self._dims[name][1])
+        if part.endswith("_norm_in"):
+            return f"{at}{LAYER[part.removesuffix('_norm_in')]}.norm.weight", ALL, self._dims[name]
+        return f"{at}{(LAYER | self._family.norms)[part]}.weight", ALL, self._dims[name]
 
     def _tensor(self, name: str, ternary: bool) -> StoredTensor:
         if name not in self._dims or gguf_io.is_ternary(name) != ternary:
             raise FormatError(f"{self.directory}: this model has no {'ternary' if ternary else 'float'} tensor {name}")
-        return self._tensors[self._stored_name(name)]
+        return self._tensors[self._place(name)[0]]
 
     def _check_tensors(self) -> None:
         """Every tensor the architecture has is there in the right shape, and none that would go unused."""
         expected: dict[str, set[tuple[int, ...]]] = {}
-        for name, dims in self._dims.items():
-            stored = self._stored_name(name)
+        for name in self._dims:
+            stored, _, dims = self._place(name)
             expected[stored] = {dims}
-            if gguf_io.is_ternary(name) and self._storage != "master":
+            if gguf_io.is_ternary(name) and self._storage in ("multiply", "divide"):
                 expected[stored + "_scale"] = {(1,), ()}
                 if dims[0] % 4 == 0:  # else only unpacked, as transformers 4 saves a loaded model
                     expected[stored].add((dims[0] // 4, dims[1]))
@@ -167,6 +205,23 @@ def ternary_values(weight: StoredTensor) -> npt.NDArray[np.int8]:
     return codes
 
 
+def ternary_floats(weight: StoredTensor) -> tuple[npt.NDArray[np.int8], float]:
+    """Floats [M, K] that are -s, 0 and s -> codes and s, some rows at a time; UnsupportedError for any other value."""
+    codes = np.empty(weight.shape, np.int8)
+    scale = max(np.float32(np.abs(finite(weight, rows)).max()) for rows in row_pieces(weight.shape))
+    for rows in row_pieces(weight.shape):
+        values = finite(weight, rows).astype(np.float32)
+        relative = values / scale if scale else values
+        codes[rows] = np.rint(relative)
+        wrong = np.abs(relative - codes[rows]) > 1e-4
+        if wrong.any():
+            raise UnsupportedError(
+                f"{weight.path}: {weight.name} holds {values[wrong][0]:g} besides 0 and ±{scale:g}, and config.json "
+                "has no quantization_config: the model is not ternary, or its matrices have several scales each"
+            )
+    return codes, float(scale)
+
+
 def packed_scale(scale: StoredTensor, storage: Storage) -> float:
     """The multiplier a `weight_scale` stands for, a positive float32."""
     value = np.float32(finite(scale).reshape(()))
@@ -199,6 +254,22 @@ def interleave_rows(codes: npt.NDArray[np.int8], head_dim: int) -> npt.NDArray[n
     m, k = codes.shape
     halves = codes.reshape(m // head_dim, 2, head_dim // 2, k)
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(m, k)
+
+
+def pooling_type(directory: Path) -> int | None:
+    """GGUF's number for how sentence-transformers makes one vector of a text's; None where nothing says so."""
+    path = directory / "1_Pooling" / "config.json"
+    try:
+        modes = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise FormatError(f"{path}: cannot be read as JSON: {error}") from None
+    modes = modes if isinstance(modes, dict) else {}
+    chosen = [key for key, on in modes.items() if key.startswith("pooling_mode_") and on is True]
+    if len(chosen) != 1 or chosen[0] not in POOLING_MODES:
+        raise UnsupportedError(f"{path}: pools by {chosen or 'nothing'}; supported: one of {', '.join(POOLING_MODES)}")
+    return POOLING_MODES[chosen[0]]
 
 
 def finite(tensor: StoredTensor, rows: slice = ALL) -> npt.NDArray[np.floating[Any]]:

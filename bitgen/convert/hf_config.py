@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from bitgen.errors import FormatError, UnsupportedError
-from bitgen.shapes import ARCHITECTURES, shape_from
+from bitgen.shapes import ARCHITECTURES, shape_from, window_period
 from bitgen.spec import Activation, ModelShape
 
-Storage = Literal["multiply", "divide", "master"]
-"""How a ternary matrix is stored: packed with a scale to multiply or to divide by, or as master weights."""
+Storage = Literal["multiply", "divide", "master", "values"]
+"""How a ternary matrix is stored: packed with a scale to multiply or to divide by, as master weights, or as floats
+-s, 0 and s."""
 
 STORAGES: dict[tuple[str, str], Storage] = {
     ("autobitlinear", "offline"): "multiply",
@@ -21,7 +24,12 @@ STORAGES: dict[tuple[str, str], Storage] = {
 }
 """quantization_config's (linear_class, quantization_mode) -> Storage."""
 
-ACTIVATIONS: dict[str, Activation] = {"relu2": "relu2", "silu": "silu", "swish": "silu"}
+ACTIVATIONS: dict[str, Activation] = {
+    "relu2": "relu2",
+    "silu": "silu",
+    "swish": "silu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
 """hidden_act -> ours."""
 
 
@@ -31,9 +39,36 @@ class Family:
 
     gguf: str  # general.architecture of the GGUF: a row of shapes.ARCHITECTURES
     quantised_by: Literal["quantization_config", "weight_bits"]  # the key that says it is ternary
-    sub_norms: dict[str, str] = field(default_factory=dict)  # GGUF name -> module, of the norms Llama lacks
+    norms: dict[str, str] = field(default_factory=dict)  # GGUF name -> module, of the norms that are not Llama's
+    may_be_plain: bool = False  # without quantization_config the floats themselves may be ternary
+    defaults: dict[str, Any] = field(default_factory=dict)  # what transformers takes for keys that are absent
+    gain_offset: float = 0.0  # what the model adds to the stored weights of its norms
 
 
+_QK_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+_QWEN3 = Family("qwen3", "quantization_config", _QK_NORMS, may_be_plain=True, defaults={"head_dim": 128})
+_GEMMA3 = Family(
+    "gemma3",
+    "quantization_config",
+    {
+        **_QK_NORMS,
+        "post_attention_norm": "post_attention_layernorm",
+        "ffn_norm": "pre_feedforward_layernorm",
+        "post_ffw_norm": "post_feedforward_layernorm",
+    },
+    may_be_plain=True,
+    defaults={
+        "head_dim": 256,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": 256,
+        "rope_theta": 1e6,
+        "rope_local_base_freq": 1e4,
+        "sliding_window": 4096,
+        "sliding_window_pattern": 6,
+        "tie_word_embeddings": True,
+    },
+    gain_offset=1.0,
+)
 FAMILIES: dict[str, Family] = {
     "BitNetForCausalLM": Family(
         "bitnet-b1.58",
@@ -45,9 +80,23 @@ FAMILIES: dict[str, Family] = {
         "weight_bits",
         {"attn_sub_norm": "self_attn.inner_attn_ln", "ffn_sub_norm": "mlp.ffn_layernorm"},
     ),
-    "LlamaForCausalLM": Family("llama", "quantization_config"),
+    "LlamaForCausalLM": Family("llama", "quantization_config", may_be_plain=True),
+    "Qwen3ForCausalLM": _QWEN3,
+    "Qwen3Model": _QWEN3,
+    "Gemma3ForCausalLM": _GEMMA3,
+    "Gemma3TextModel": _GEMMA3,
 }
-"""The 2B4T class, the custom code of bitnet_b1_58-{large, xl, 3B}, and Llama with ternary linears."""
+"""The 2B4T class, the custom code of bitnet_b1_58-{large, xl, 3B}, and others with ternary linears."""
+
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "attention_bias": (None, False),
+    "mlp_bias": (None, False),
+    "use_sliding_window": (None, False),
+    "use_bidirectional_attention": (None, False),
+    "attn_logit_softcapping": (None,),
+    "final_logit_softcapping": (None,),
+}
+"""Keys that would change the arithmetic -> the values with which they do not."""
 
 
 class Config:
@@ -64,6 +113,7 @@ class Config:
         if not isinstance(values, dict):
             raise FormatError(f"{path}: not a JSON object")
         self.values: dict[str, Any] = values
+        self._defaults: dict[str, Any] = {}
 
     def family(self) -> Family:
         """The row of FAMILIES."""
@@ -75,8 +125,12 @@ class Config:
             raise UnsupportedError(f"{self.path}: architectures names {name!r}; known: {', '.join(FAMILIES)}")
         return FAMILIES[name]
 
-    def shape(self, family: Family) -> ModelShape:
-        """Dimensions and architecture."""
+    def shape(self, family: Family, input_norms: bool = False) -> ModelShape:
+        """Dimensions and architecture; input_norms: whether each matrix has a norm of its own for its input."""
+        self._defaults = family.defaults
+        for key, neutral in UNSUPPORTED.items():
+            if self.values.get(key) not in neutral:
+                raise UnsupportedError(f"{self.path}: {key} = {self.values[key]!r} is not supported")
         heads, hidden = self._get("num_attention_heads"), self._get("hidden_size")
         values = {
             "name": self.path.resolve().parent.name,
@@ -89,17 +143,29 @@ class Config:
             "head_dim": self._get("head_dim", default=self._head_dim(hidden, heads)),
             "vocab": self._get("vocab_size"),
             "context": self._get("max_position_embeddings"),
-            "rope_theta": self._rope_theta(),
+            "rope_theta": self._rope_theta("full_attention"),
             "norm_eps": self._get("rms_norm_eps"),
             "activation": self._activation(),
             "sub_norms": ARCHITECTURES[family.gguf].sub_norms,
-            "tied": self._get("tie_word_embeddings"),
+            "tied": self._has_no_head() or self._get("tie_word_embeddings"),
             "rope_interleaved": ARCHITECTURES[family.gguf].rope_interleaved,
+            "input_norms": input_norms,
+            "attention_scale": self._attention_scale(),
+            **(self._window() if ARCHITECTURES[family.gguf].windows else {}),
         }
         return shape_from(values, str(self.path))
 
-    def storage(self, family: Family) -> Storage:
-        """How the ternary matrices are stored, or an error where the model is not ternary."""
+    def _has_no_head(self) -> bool:
+        """Whether the class ends in hidden states; then the embedding, which is there anyway, stands in for a head."""
+        return str(self.values["architectures"][0]).endswith("Model")
+
+    def storage(self, family: Family, input_norms: bool = False) -> Storage:
+        """How the ternary matrices are stored, or an error where the model is not ternary.
+
+        Models whose matrices have norms for their inputs, and no quantization_config, hold master weights.
+        """
+        if family.may_be_plain and self.values.get("quantization_config") is None:
+            return "master" if input_norms else "values"
         quantised = self.values.get(family.quantised_by)
         if family.quantised_by == "weight_bits":
             if (quantised, self.values.get("input_bits")) != (1, 8):
@@ -136,30 +202,63 @@ class Config:
         return hidden // heads if whole else None
 
     def _activation(self) -> Activation:
-        name = str(self._get("hidden_act"))
+        key = "hidden_activation" if "hidden_activation" in self._defaults else "hidden_act"
+        name = str(self._get(key))
         if name not in ACTIVATIONS:
-            raise UnsupportedError(f"{self.path}: hidden_act is {name!r}; known: {', '.join(ACTIVATIONS)}")
+            raise UnsupportedError(f"{self.path}: {key} is {name!r}; known: {', '.join(ACTIVATIONS)}")
         return ACTIVATIONS[name]
 
-    def _rope_theta(self) -> Any:
-        """`rope_theta`, on its own (transformers 4) or in `rope_parameters` (5); scaled RoPE is refused."""
+    def _attention_scale(self) -> float:
+        """query_pre_attn_scalar^-0.5, a float32 as its shortest decimal; 0 for what head_dim gives."""
+        if "query_pre_attn_scalar" not in self._defaults:
+            return 0.0
+        scalar = self._get("query_pre_attn_scalar")
+        if not isinstance(scalar, int | float) or not scalar > 0:
+            raise FormatError(f"{self.path}: query_pre_attn_scalar is {scalar!r}; expected a number above 0")
+        return 0.0 if scalar == self._get("head_dim") else float(str(np.float32(scalar**-0.5)))
+
+    def _window(self) -> dict[str, Any]:
+        """Which layers see a window of positions, and the RoPE of those; nothing where all see all."""
+        types, window = self.values.get("layer_types"), self._get("sliding_window")
+        if types is None:
+            period = self._get("sliding_window_pattern")
+        elif not isinstance(types, list) or not set(types) <= {"sliding_attention", "full_attention"}:
+            raise UnsupportedError(f"{self.path}: layer_types holds more than sliding_attention and full_attention")
+        elif len(types) != self._get("num_hidden_layers"):
+            raise FormatError(f"{self.path}: layer_types has {len(types)} entries, one for each layer is expected")
+        else:
+            period = window_period([kind == "sliding_attention" for kind in types], str(self.path))
+        if period == 1:
+            return {}
+        return {"window": window, "window_period": period, "window_theta": self._rope_theta("sliding_attention")}
+
+    def _rope_theta(self, layers: Literal["full_attention", "sliding_attention"]) -> Any:
+        """theta of a kind of layer: a key of its own (transformers 4) or in `rope_parameters` (5), perhaps by kind.
+
+        Scaled RoPE is refused.
+        """
         theta = None
         for key in ("rope_scaling", "rope_parameters"):
             rope = self.values.get(key) or {}
             if not isinstance(rope, dict):
                 raise FormatError(f"{self.path}: {key} must be an object, not {rope!r}")
+            by_kind = any(isinstance(value, dict) for value in rope.values())
+            if by_kind or layers == "sliding_attention":
+                rope = (rope.get(layers) or {}) if by_kind else {}
             kind = rope.get("rope_type", rope.get("type", "default"))
             if kind != "default" and (kind, rope.get("factor")) != ("linear", 1.0):
                 raise UnsupportedError(f"{self.path}: {key} asks for {kind!r} RoPE, which is not supported")
             if rope.get("partial_rotary_factor") not in (None, 1.0):
                 raise UnsupportedError(f"{self.path}: {key}.partial_rotary_factor is not supported")
             theta = rope.get("rope_theta", theta)
-        return self._get("rope_theta") if theta is None else theta
+        if theta is not None:
+            return theta
+        return self._get("rope_theta" if layers == "full_attention" else "rope_local_base_freq")
 
     def _get(self, key: str, default: Any = None) -> Any:
-        """The value of a key; absent or null it is `default`, or an error without one."""
+        """The value of a key; absent or null it is the family's default or `default`, or an error without one."""
         value = self.values.get(key)
-        value = default if value is None else value
+        value = self._defaults.get(key, default) if value is None else value
         if value is None:
             raise FormatError(f"{self.path}: the key {key} is missing")
         return value

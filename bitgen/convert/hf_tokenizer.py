@@ -74,6 +74,9 @@ def _keys(path: Path, source: Mapping[str, Any], original: Backend, directory: P
     else:
         kind = _byte_level(path, source, original, patterns)
     special = _special_ids(settings, config, _json(directory / "generation_config.json") or {}, original)
+    end = _appended(original)
+    if end is not None:
+        special["tokenizer.ggml.eos_token_id"] = end
     add_bos = settings.get("add_bos_token")
     if not isinstance(add_bos, bool):
         add_bos = original.encode("a").ids[:1] == [special.get("tokenizer.ggml.bos_token_id")]
@@ -84,6 +87,7 @@ def _keys(path: Path, source: Mapping[str, Any], original: Backend, directory: P
         "tokenizer.ggml.token_type": np.array(types, np.int32),
         **special,
         "tokenizer.ggml.add_bos_token": add_bos,
+        **({"tokenizer.ggml.add_eos_token": True} if end is not None else {}),
         **({"tokenizer.chat_template": template} if template else {}),
     }
 
@@ -201,6 +205,13 @@ def _special_ids(
     if others:
         found["tokenizer.ggml.eot_token_id"] = int(others[0])
     return found
+
+
+def _appended(original: Backend) -> int | None:
+    """The special token that the tokenizer puts after a text, as those of embedding models do."""
+    ids = original.encode("a").ids
+    special = {id for id, token in original.get_added_tokens_decoder().items() if token.special}
+    return ids[-1] if len(ids) > 1 and ids[-1] in special else None
 
 
 def _first(id: Any) -> Any:

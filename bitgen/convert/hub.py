@@ -17,6 +17,7 @@ FILES = [
     "model.safetensors",
     "model.safetensors.index.json",
     "model-*.safetensors",
+    "1_Pooling/config.json",
 ]
 """What a conversion reads. Other weights that lie in a repository are not fetched."""
 
@@ -36,7 +37,8 @@ def download(id: str) -> Path:
         raise UnsupportedError(f"{id!r} is no id of a model on the Hub; those are owner/name or owner/name@revision")
     repo, revision = found["repo"], found["revision"]
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=FILES, ignore_patterns=["*/*"]))
+        ignored = ["*/*.safetensors"]
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=FILES, ignore_patterns=ignored))
     except errors.GatedRepoError:
         reason = "access is granted on its web page; then `hf auth login` or set HF_TOKEN"
     except errors.RepositoryNotFoundError as error:

@@ -17,6 +17,7 @@ from bitgen import data, gguf_io, library, pack
 from bitgen import plan as plans
 from bitgen.compile import Artefact
 from bitgen.engine import binding
+from bitgen.engine.embed import embed, pooling_of
 from bitgen.engine.lookup import PromptLookup
 from bitgen.engine.tokenizer import Stream, Tokenizer
 from bitgen.errors import BitgenError, EngineError
@@ -229,15 +230,31 @@ def forward_batch(
     if not sessions or len(tokens) != len(sessions) or not all(len(t) for t in tokens):
         raise EngineError("tokens must be a non-empty list of ids for each session")
     first = sessions[0]
+    return _append(sessions, tokens, every, first._vocab, first._lib.bg_forward_batch)
+
+
+def states_batch(
+    sessions: Sequence[Session], tokens: Sequence[Sequence[int]], *, every: bool = False
+) -> npt.NDArray[np.float32]:
+    """Like `forward_batch`, but without the output matrix: float32 [.., hidden], the states after the last norm."""
+    first = sessions[0]
+    return _append(sessions, tokens, every, first._model.shape.hidden, first._lib.bg_states_batch)
+
+
+def _append(
+    sessions: Sequence[Session], tokens: Sequence[Sequence[int]], every: bool, width: int, call: Any
+) -> npt.NDArray[np.float32]:
+    """What `call` makes of the tokens, float32 [.., width]."""
+    first = sessions[0]
     ids = first._ids(np.concatenate([np.asarray(t, np.int64) for t in tokens]))
-    logits = np.empty((len(ids) if every else len(sessions), first._vocab), np.float32)
+    rows = np.empty((len(ids) if every else len(sessions), width), np.float32)
     ffi = binding.ffi()
-    code = first._lib.bg_forward_batch(
+    code = call(
         ffi.new("bg_session *[]", [session._open() for session in sessions]),
         len(sessions),
         _ints(ids),
         ffi.new("int32_t[]", [len(t) for t in tokens]),
-        ffi.cast("float *", logits.ctypes.data),
+        ffi.cast("float *", rows.ctypes.data),
         int(every),
     )
     if len(sessions) == 1:
@@ -245,7 +262,7 @@ def forward_batch(
     else:
         what = f"cannot append {len(ids)} tokens to {len(sessions)} sessions (which must differ, share and have room)"
     binding.check(first._lib, code, what)
-    return logits
+    return rows
 
 
 class Model:
@@ -264,7 +281,7 @@ class Model:
         )
         self.artefact = artefact
         self.threads = threads or lookup.threads or default_threads()
-        self.head, self.load_s = head, 0.0
+        self.head, self.load_s, self.pooling = head, 0.0, "last"
         self.lib = binding.load(artefact.path)
         out = binding.ffi().new("bg_model **")
         index = library.isa_index(self.lib, lookup.isa)
@@ -302,6 +319,7 @@ class Model:
         )
         tokenizer = Tokenizer.from_metadata(checkpoint.metadata)
         model = cls(source, checkpoint.shape, tokenizer, lookup, artefact, packed, head, threads)
+        model.pooling = pooling_of(checkpoint.metadata)
         model.load_s = time.perf_counter() - started
         return model
 
@@ -347,6 +365,14 @@ class Model:
         """Logits float32 [n, vocab] after each of n tokens, computed from an empty context."""
         with self.session(context=max(len(tokens), 1), cache=cache) as session:
             return session.forward(tokens, every=True)
+
+    def embed(self, texts: Sequence[str], *, pooling: str | None = None) -> npt.NDArray[np.float32]:
+        """Vectors float32 [len(texts), hidden] of length one, whose dot products say how alike texts are.
+
+        pooling: "last" (the last token's state), "mean" (of all tokens) or "cls" (the first token's); None: what
+            the file says, or else "last". Texts share passes through the layers; a vector does not depend on which.
+        """
+        return embed(self, texts, pooling)
 
     def generate(
         self,

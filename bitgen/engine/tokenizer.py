@@ -84,6 +84,7 @@ class Tokenizer:
         self._vocabulary = vocabulary
         self.bos, self.eos, self.eot = vocabulary.bos, vocabulary.eos, vocabulary.eot
         self.add_bos = vocabulary.add_bos and self.bos is not None
+        self.add_eos = vocabulary.add_eos and self.eos is not None  # after a text to embed
         self._parsing = vocabulary.backend(parse_special=True)
 
     @classmethod
@@ -181,6 +182,7 @@ class Vocabulary:
         self.bos, self.eos, self.eot = (self._id(f"{name}_token_id") for name in ("bos", "eos", "eot"))
         self.words = self._words() if self.model == "gpt2" else None
         self.add_bos = bool(self._key("add_bos_token", bool, self.words.add_bos if self.words else True))
+        self.add_eos = bool(self._key("add_eos_token", bool, False))
         self.space_prefix = self.model == "llama" and bool(self._key("add_space_prefix", bool, True))
 
     @property

@@ -1,0 +1,94 @@
+"""Texts to vectors: the hidden states after the last norm, pooled over a text's tokens and scaled to length one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitgen.errors import BitgenError, UnsupportedError
+
+if TYPE_CHECKING:
+    from bitgen.engine.model import Model, Session
+
+FloatArray = npt.NDArray[np.float32]
+
+POOLINGS: dict[str, int] = {"mean": 1, "cls": 2, "last": 3}
+"""How a text's vectors become one -> GGUF's <architecture>.pooling_type. cls: that of the first token."""
+
+PASS_TOKENS, MOST_SESSIONS = 512, 32
+"""Tokens that go through the layers together, of so many texts at most."""
+
+
+def pooling_of(metadata: Any) -> str:
+    """The pooling that a file's metadata asks for; "last" where it asks for none, as causal models were trained."""
+    type = metadata.get(f"{metadata.get('general.architecture')}.pooling_type", 0)
+    return next((name for name, number in POOLINGS.items() if number == type), "last" if type == 0 else f"type {type}")
+
+
+def embed(model: Model, texts: Sequence[str], pooling: str | None = None) -> FloatArray:
+    """Vectors float32 [len(texts), hidden] of length one; see `Model.embed`."""
+    pooling = model.pooling if pooling is None else pooling
+    if pooling not in POOLINGS:
+        raise UnsupportedError(f"pooling {pooling!r} is not supported; known: {', '.join(POOLINGS)}")
+    ids = [_ids(model, i, text) for i, text in enumerate(texts)]
+    vectors = np.empty((len(texts), model.shape.hidden), np.float32)
+    with ExitStack() as opened:
+        sessions: list[Session] = []
+        for group in _groups(ids):
+            for i in group[len(sessions) :]:  # the longest texts come first: a session's first is its longest
+                context = len(ids[i])
+                sessions.append(
+                    opened.enter_context(sessions[0].share(context) if sessions else model.session(context=context))
+                )
+            vectors[group] = _pooled(sessions[: len(group)], [ids[i] for i in group], pooling)
+    norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+    unit: FloatArray = (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
+    return unit
+
+
+def _ids(model: Model, number: int, text: str) -> list[int]:
+    """The tokens of a text, with those that the model was trained to see around it."""
+    tokenizer = model.tokenizer
+    ids = tokenizer.encode(text)
+    if tokenizer.add_eos and tokenizer.eos is not None:
+        ids.append(tokenizer.eos)
+    if not ids:
+        raise BitgenError(f"text {number + 1} is empty, and this model puts no token around a text; give it some text")
+    if len(ids) > model.shape.context:
+        raise BitgenError(
+            f"text {number + 1} has {len(ids)} tokens, the model's context holds {model.shape.context}; cut it up"
+        )
+    return ids
+
+
+def _groups(ids: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """Numbers of texts, the longest first, that go through the layers together."""
+    group: list[int] = []
+    tokens = 0
+    for i in sorted(range(len(ids)), key=lambda i: -len(ids[i])):
+        if group and (tokens + len(ids[i]) > PASS_TOKENS or len(group) == MOST_SESSIONS):
+            yield group
+            group, tokens = [], 0
+        group.append(i)
+        tokens += len(ids[i])
+    if group:
+        yield group
+
+
+def _pooled(sessions: Sequence[Session], ids: Sequence[Sequence[int]], pooling: str) -> FloatArray:
+    """One vector [hidden] per text, from sessions of their own. The mean is taken in float64."""
+    from bitgen.engine.model import states_batch
+
+    for session in sessions:
+        session.rewind(0)
+    if pooling == "last":
+        return states_batch(sessions, ids)
+    ends = np.cumsum([len(text) for text in ids])
+    states = states_batch(sessions, ids, every=True)
+    texts = np.split(states, ends[:-1])
+    first = np.stack([text[0] for text in texts])
+    return first if pooling == "cls" else np.stack([text.mean(0, np.float64).astype(np.float32) for text in texts])
