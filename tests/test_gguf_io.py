@@ -477,7 +477,7 @@ def test_norms_may_be_halves(tmp_path: Path) -> None:
     name, shape = "blk.1.attn_k_norm_in.weight", SHAPES["qwen3 inputs"]
 
     def change(metadata: dict, tensors: dict) -> None:
-        tensors[name] = floats(np.linspace(0.5, 1.5, TINY.hidden), container.F16)
+        tensors[name] = floats(np.linspace(0.5, 1.5, TINY.hidden), gguf_types.F16)
 
     checkpoint = gguf_io.open(changed(tmp_path / "m.gguf", change, shape=shape))
     assert checkpoint.shape == dataclasses.replace(shape, name=checkpoint.shape.name)
