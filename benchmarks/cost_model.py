@@ -39,14 +39,15 @@ def instructions(shape: tuple[int, int]) -> None:
     """Instructions and cycles per weight (and token) of every template's first layout, as Markdown."""
     for arch, cpus in CORES.items():
         cores = [core for cpu in cpus if (core := _core(arch, cpu))]
-        click.echo(f"\n| {arch} | instructions | in the loop | {' | '.join(core.cpu for core in cores)} |")
+        click.echo(f"\n| {arch} | instructions | of them in a loop of | {' | '.join(core.cpu for core in cores)} |")
         click.echo("|---|" + "---|" * (2 + len(cores)))
         for spec in _specs(arch, GemmShape(*shape)):
             found = {core: e for core in cores if isinstance(e := _estimate(spec, core), Estimate)}
             cells = [f"{e.cycles / e.products:.4f}" if (e := found.get(core)) else "" for core in cores]
             first = next(iter(found.values()), None)
             if first:
-                loop = f"{len(first.loop.lines)} for {first.loop_products:,.0f}" if first.loop_products else ""
+                weights = f" for {first.loop_products:,.0f}" if first.loop_products else ""
+                loop = f"{len(first.loop.lines)}{weights} ({first.loop_share:.0%})"
                 cells = [f"{first.instructions / first.products:.4f}", loop, *cells]
                 click.echo(f"| {_name(spec)} | {' | '.join(cells)} |")
         for core in cores:

@@ -160,8 +160,9 @@ class Estimate:
 
     @property
     def loop_products(self) -> float | None:
-        """The products of one pass, where the loop does nearly all of the work; else None."""
-        return self.products / self.loop.count if self.loop_share > trace.NEARLY_ALWAYS else None
+        """The products of one pass, where the loop does all of the work that repeats; else None."""
+        each = self.products / self.loop.count
+        return each if self.loop_share > trace.NEARLY_ALWAYS and each == int(each) else None
 
     def __str__(self) -> str:
         """For people: the loop and the call."""
