@@ -188,7 +188,7 @@ def synth(
     output: Path,
     *,
     seed: int = 0,
-    type: gguf_io.TernaryType = "i2_s",
+    type: gguf_io.TernaryType | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Write a model of a preset's shape with random ternary weights."""
@@ -202,7 +202,7 @@ def convert(
     source: str | Path | _source.Source,
     output: Path,
     *,
-    type: gguf_io.TernaryType = "i2_s",
+    type: gguf_io.TernaryType | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Convert a checkpoint to GGUF: a folder, a GGUF, "hf:owner/name", a preset's name, or what open_source gave."""

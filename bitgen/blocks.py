@@ -22,6 +22,7 @@ from bitgen.layout import (
     Bytes,
     Codes,
     checked,
+    exact_halves,
     exactly,
     round_up,
     tl2_bytes,
@@ -38,6 +39,17 @@ Scaled = tuple[Codes, Scales]
 TQ_BLOCK = 256  # weights of one TQ1_0 or TQ2_0 block
 BN_BLOCK = 64  # weights of one block of the IQ*_BN types
 SCALE_TAIL = 32  # bytes after the weights of I2_S, TL1 and TL2: a float32 scale and filler
+
+
+def group_scales(codes: Codes, scales: Scales, group: int) -> Scales:
+    """The scales of groups of so many weights, [M, K/group]; UnsupportedError where runs are shorter than that."""
+    m, runs = codes.shape[0], codes.shape[1] // group
+    if runs % scales.shape[1]:
+        raise UnsupportedError(
+            f"it has a scale for every {codes.shape[1] // scales.shape[1]} weights of a row; "
+            f"the model's first matrix has one for every {group}"
+        )
+    return scales.repeat(m // scales.shape[0], axis=0).repeat(runs // scales.shape[1], axis=1)
 
 
 def one_scale(codes: Codes, scales: Scales) -> float:
@@ -124,6 +136,14 @@ def _tq_scales(codes: Codes, scale: float) -> Bytes:
 
 
 # ---- Q2_0: blocks of 64 (llama.cpp) or 128 weights (Ternary Bonsai's first files) ----------------------------------
+
+
+def pack_q2_0(codes: Codes, scales: Scales) -> Bytes:
+    """Codes [M, K], scales [M, K/group] of float16 numbers -> Q2_0 of blocks of `group` weights."""
+    halves = exact_halves(scales)
+    pairs = (checked(codes) + np.uint8(1)).reshape(scales.size, -1, 4) << np.array([0, 2, 4, 6], np.uint8)
+    packed = np.bitwise_or.reduce(pairs, axis=2)
+    return np.concatenate([halves.reshape(-1, 1).view(np.uint8), packed], axis=1).reshape(-1)
 
 
 def unpack_q2_0(data: Bytes, m: int, k: int, group: int) -> Scaled:

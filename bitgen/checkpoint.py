@@ -30,6 +30,8 @@ FUSED: dict[str, tuple[str, ...]] = {
 """Role of a matrix -> the GGUF names of its parts, top to bottom."""
 
 
+Scale = float | npt.NDArray[np.float32]
+
 ALL = slice(None)
 AT_ONCE = 1 << 20
 """Elements handled at a time where a whole tensor would take too much memory."""
@@ -52,8 +54,11 @@ class Checkpoint(Protocol):
     def metadata(self) -> Mapping[str, Any]:
         """GGUF key-values: tokenizer, chat template, names."""
 
-    def ternary(self, name: str) -> tuple[npt.NDArray[np.int8], float]:
-        """Codes {-1, 0, +1} int8 [M, K] and the multiplier: W = scale * codes."""
+    def ternary(self, name: str) -> tuple[npt.NDArray[np.int8], Scale]:
+        """Codes {-1, 0, +1} int8 [M, K] and the multiplier: W = scale * codes.
+
+        Where the shape has a group, the multipliers are float32 [M, K / group], one for each group of a row.
+        """
 
     def dense(self, name: str, rows: slice = ALL) -> npt.NDArray[np.floating[Any]]:
         """Rows of a float tensor (embedding, head: [rows, cols]; norm: [n]) as float16 or float32."""

@@ -138,9 +138,9 @@ type_option = click.option(
     "--type",
     "type_",
     type=click.Choice(list(gguf_io.FILE_TYPES)),
-    default="i2_s",
-    show_default=True,
-    help="For bitnet.cpp; for llama.cpp, 1.7 or 2.1 bits a weight; or bitgen's own, 1.6 bits.",
+    default=None,
+    help="i2_s, the default, for bitnet.cpp; tq1_0 or tq2_0 for llama.cpp, 1.7 or 2.1 bits a weight; t5, bitgen's own, "
+    "1.6 bits; q2_0 (llama.cpp), for models with a scale for every 64 or 128 weights, whose default it is.",
 )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from bitgen import layout as lay
 from bitgen.errors import UnsupportedError
-from bitgen.layout import Bytes, Codes, round_up
+from bitgen.layout import Bytes, Codes, Scales, round_up
 from bitgen.spec import GemmShape, Layout
 
 ALIGN = 64
@@ -17,6 +17,9 @@ ALIGN = 64
 
 OPERAND_HEADER = 64
 """An i2_s or t5 operand starts with int32 sum(q), alone on its cache line."""
+
+GROUP_BYTES = 8
+"""An i2_g operand starts with float steps of all groups, then their int32 sum(q)."""
 
 LUT_BYTES = 32
 """A table of 16 int16 sums for one pair or triple of activations."""
@@ -45,9 +48,10 @@ class Format:
     k_multiple: Callable[[int], int]  # bk -> what K is padded to
     matrix_bytes: Callable[[int, int, int], int]  # m_pad, k_pad, bk -> bytes
     activation_bytes: Callable[[int, int], int]  # k_pad, bk -> bytes of one token's operand
-    packer: Callable[[Codes, int, int], Bytes]  # codes, bm, bk
+    packer: Callable[..., Bytes]  # codes, bm, bk, and scales where grouped
     unpacker: Callable[[Bytes, GemmShape, int, int], Codes]  # bytes, shape, bm, bk
     by_panels: bool = True  # panels lie one after the other: packed piece by piece, a matrix is the same bytes
+    grouped: bool = False  # for matrices with a scale for every bk columns of a row, and no others
 
     def illegal(self, layout: Layout) -> str | None:
         """Why this format has no such layout, or None."""
@@ -70,10 +74,13 @@ class Format:
             operand_bytes=round_up(self.activation_bytes(k_pad, layout.bk), ALIGN),
         )
 
-    def pack(self, codes: Codes, layout: Layout) -> Bytes:
-        """Codes int8 [M, K] -> uint8 [weight_bytes], zero filled beyond the packed matrix."""
+    def pack(self, codes: Codes, layout: Layout, scales: Scales | None = None) -> Bytes:
+        """Codes int8 [M, K] -> uint8 [weight_bytes], zero filled beyond the packed matrix.
+
+        scales: float32 [M, K / bk], where the format is grouped.
+        """
         geometry = self.geometry(GemmShape(*codes.shape), layout)
-        packed = self.packer(codes, layout.bm, layout.bk)
+        packed = self.packer(codes, layout.bm, layout.bk, *([scales] if self.grouped else []))
         if packed.size == geometry.weight_bytes:
             return packed
         return np.pad(packed, (0, geometry.weight_bytes - packed.size))
@@ -103,6 +110,19 @@ FORMATS: dict[str, Format] = {
             activation_bytes=lambda k, bk: OPERAND_HEADER + k,
             packer=lay.pack_i2_s,
             unpacker=lay.unpack_i2_s,
+        ),
+        Format(
+            name="i2_g",
+            bits=2.0,
+            about="codes w + 1, four to a byte, and a float16 scale for every group of a row",
+            bm_multiple=1,
+            bk_multiple=lay.GROUP_STEP,
+            k_multiple=lambda bk: bk,
+            matrix_bytes=lambda m, k, bk: m * k // 4 + m * (k // bk) * 2,
+            activation_bytes=lambda k, bk: round_up(k // bk * GROUP_BYTES, ALIGN) + k,
+            packer=lay.pack_i2_g,
+            unpacker=lay.unpack_i2_g,
+            grouped=True,
         ),
         Format(
             name="t5",

@@ -300,10 +300,11 @@ class Entry:
     name: str
     shape: tuple[int, ...]  # rows first
     type: int
+    form: int = 0  # of the type's in FORMS
 
     @property
     def nbytes(self) -> int:
-        size = tensor_bytes(self.type, self.shape)
+        size = tensor_bytes(self.type, self.shape, self.form)
         if size is None:
             raise BitgenError(f"tensor {self.name}: {type_name(self.type)} cannot be written")
         return size

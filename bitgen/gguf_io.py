@@ -19,11 +19,11 @@ import numpy.typing as npt
 
 from bitgen import blocks, layout
 from bitgen.chat_templates import corrected
-from bitgen.checkpoint import ALL, Checkpoint, row_pieces
+from bitgen.checkpoint import ALL, Checkpoint, Scale, row_pieces
 from bitgen.errors import BitgenError, FormatError, UnsupportedError
 from bitgen.gguf_container import Container, Entry, Tensor, head, padded
-from bitgen.gguf_tensors import EMBEDDINGS, TERNARY, VECTORS, WHY_NOT, Reading, floats
-from bitgen.gguf_types import F16, F32, FORMS, I2_S, T5, TQ1_0, TQ2_0
+from bitgen.gguf_tensors import EMBEDDINGS, GROUPED, TERNARY, VECTORS, WHY_NOT, Reading, floats
+from bitgen.gguf_types import F16, F32, FORMS, I2_S, Q2_0, T5, TQ1_0, TQ2_0
 from bitgen.part_file import PartFile
 from bitgen.shapes import ARCHITECTURES, Architecture, architecture, shape_from, window_period
 from bitgen.spec import Activation, ModelShape
@@ -31,7 +31,7 @@ from bitgen.tl_tiles import SCRIPTS, tile_of
 from bitgen.tl_tiles import parse as parse_tiles
 
 I2sLayout = Literal["x86", "arm", "rows4"]
-TernaryType = Literal["i2_s", "tq1_0", "tq2_0", "t5"]
+TernaryType = Literal["i2_s", "tq1_0", "tq2_0", "t5", "q2_0"]
 Progress = Callable[[int, int], None]
 
 HIDDEN_ACTIVATIONS: dict[str, Activation] = {
@@ -59,7 +59,9 @@ ORDER = (
 """The tensors that a layer can have, in the order they are written, which is the order they act."""
 
 MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-TERNARY_TYPES = (I2_S, TQ1_0, TQ2_0, T5)
+TERNARY_TYPES = (I2_S, TQ1_0, TQ2_0, T5, Q2_0)
+Q2_0_GROUPS = (64, 128)
+"""Weights of a block of Q2_0, by the number of its form."""
 
 
 def tensor_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
@@ -119,7 +121,7 @@ class GgufCheckpoint:
     def __init__(self, container: Container, reading: Reading | None = None, activation: str | None = None) -> None:
         self.container, self.reading = container, reading or Reading()
         self.path, self._tensors = container.path, container.tensors
-        keys = _Keys(container)
+        keys = _Keys(container, self.reading)
         self._shape, self.activation_reason = keys.shape(activation)
         self._check_tensors()
 
@@ -133,14 +135,16 @@ class GgufCheckpoint:
         """The file's key-values."""
         return self.container.metadata
 
-    def ternary(self, name: str) -> tuple[npt.NDArray[np.int8], float]:
-        """Codes {-1, 0, +1} int8 [M, K] and the multiplier: W = scale * codes.
+    def ternary(self, name: str) -> tuple[npt.NDArray[np.int8], Scale]:
+        """Codes {-1, 0, +1} int8 [M, K] and the multiplier: W = scale * codes; of groups, float32 [M, K/group].
 
         FormatError where the values are not ternary or a scale is not a finite number of at least 0,
-        UnsupportedError where the matrix has several scales.
+        UnsupportedError where the matrix has other scales than the model's shape says.
         """
         codes, scales = self.scaled(name)
         with self._about(name):
+            if self._shape.group:
+                return codes, blocks.group_scales(codes, scales, self._shape.group)
             scale = blocks.one_scale(codes, scales)
             if scale == 0 and codes.any():
                 raise FormatError("the scale is 0; the file is corrupt")
@@ -242,7 +246,8 @@ def _scale_name(name: str) -> str:
 class _Keys:
     """A file's metadata as a ModelShape; errors name the file and the key."""
 
-    def __init__(self, container: Container) -> None:
+    def __init__(self, container: Container, reading: Reading) -> None:
+        self.container, self.reading = container, reading
         self.where, self.tensors, self.values = str(container.path), container.tensors, container.metadata
         self.arch = self.get("general.architecture", str)
         self.kind: Architecture = architecture(self.arch, self.where)
@@ -272,6 +277,7 @@ class _Keys:
             "rope_interleaved": self.kind.rope_interleaved,
             "input_norms": "blk.0.attn_q_norm_in.weight" in self.tensors,
             "attention_scale": _shortest(self.own("attention.scale", float, 0.0)),
+            "group": self._group(),
         }
         return shape_from(values | self._window(), self.where), reason
 
@@ -317,6 +323,18 @@ class _Keys:
                 "all three must be equal"
             )
         return dim
+
+    def _group(self) -> int:
+        """Weights of a row that share a scale: a block of Q2_0; 0 where the blocks of the first matrix agree on one."""
+        first = self.tensors.get("blk.0.attn_q.weight")
+        if first is None or first.type_name not in GROUPED or len(first.shape) != 2:
+            return 0
+        try:
+            codes, scales = TERNARY[first.type_name](self.container.bytes_of(first), *first.shape, self.reading)
+        except FormatError as error:
+            raise FormatError(f"{self.where}: tensor {first.name}: {error}") from None
+        one = len(np.unique(scales[codes.reshape(*scales.shape, -1).any(axis=2)])) <= 1
+        return 0 if one else codes.shape[1] // scales.shape[1]
 
     def _window(self) -> dict[str, Any]:
         """Which layers see a window of positions, and the RoPE of those; nothing where all see all."""
@@ -383,6 +401,7 @@ FILE_TYPES: dict[str, tuple[int, int]] = {
     "tq1_0": (TQ1_0, 36),
     "tq2_0": (TQ2_0, 37),
     "t5": (T5, T5),
+    "q2_0": (Q2_0, 41),
 }
 """Type of a file -> tensor type id of its matrices, general.file_type."""
 
@@ -390,13 +409,14 @@ FILE_TYPES: dict[str, tuple[int, int]] = {
 def write(
     path: str | Path,
     checkpoint: Checkpoint,
-    type: str = "i2_s",
+    type: str | None = None,
     progress: Progress | None = None,
     identity: str | None = None,
 ) -> None:
     """Write a checkpoint as a GGUF file, one matrix in memory at a time. It appears whole or not at all.
 
-    type: "i2_s", in bitnet.cpp's own layout; "tq1_0" or "tq2_0", for llama.cpp; "t5", the smallest, for bitgen alone.
+    type: "i2_s", in bitnet.cpp's own layout, where None; "tq1_0" or "tq2_0", for llama.cpp; "t5", the smallest, for
+    bitgen alone. "q2_0" is for models with a scale for every 64 or 128 weights, and is what they are written as.
     The block scales of TQ types are float16 and a model's scale is not, so they hold 1 and the scale goes beside the
     matrix, exactly, as blk.N.*.scale (llama.cpp multiplies by it: in bitnet it always did, in llama since 2026).
     Embeddings and head are rounded to F16, or kept as they are where the checkpoint is a GGUF file; norms are F32.
@@ -408,6 +428,7 @@ def write(
     not ternary or not finite.
     """
     path = Path(path)
+    type = type or ("q2_0" if checkpoint.shape.group else "i2_s")
     if type not in FILE_TYPES:
         raise UnsupportedError(f"unknown file type {type!r}; known: {', '.join(FILE_TYPES)}")
     entries = _entries(checkpoint.shape, type, checkpoint.kept if isinstance(checkpoint, GgufCheckpoint) else {})
@@ -415,7 +436,7 @@ def write(
     if identity is not None:
         identity = hashlib.sha256(start + identity.encode()).hexdigest()
     total, done = sum(padded(entry.nbytes) for entry in entries), 0
-    scales: dict[str, float] = {}
+    scales: dict[str, Scale] = {}
     try:
         with PartFile(path, identity) as part:
             if "head" not in part.done:
@@ -438,7 +459,13 @@ def _entries(shape: ModelShape, type: str, kept: Mapping[str, int] = MappingProx
     if known is None or any(getattr(known, trait) != getattr(shape, trait) for trait in traits):
         has = ", ".join(f"{trait}={getattr(shape, trait)}" for trait in traits)
         raise UnsupportedError(f"architecture {shape.architecture!r} with {has} has no GGUF form")
-    id, entries = FILE_TYPES[type][0], []
+    id, entries = FILE_TYPES[type][0], list[Entry]()
+    if (id == Q2_0) != bool(shape.group) or (id == Q2_0 and shape.group not in Q2_0_GROUPS):
+        has = f"a scale for every {shape.group} weights" if shape.group else "one scale for each matrix"
+        raise UnsupportedError(
+            f"a model with {has} cannot be written as {type}: q2_0 is for scales of 64 or 128 weights, "
+            "the other types are for one scale"
+        )
     for name, dims in tensor_shapes(shape).items():
         if not is_ternary(name):
             entries.append(Entry(name, dims, F32 if len(dims) == 1 else kept.get(name, F16)))
@@ -448,7 +475,7 @@ def _entries(shape: ModelShape, type: str, kept: Mapping[str, int] = MappingProx
             raise UnsupportedError(f"{name}: {m} x {k} weights are not whole I2_S blocks of 128")
         if id in (TQ1_0, TQ2_0) and k % blocks.TQ_BLOCK:
             raise UnsupportedError(f"{name}: rows of {k} are not whole {type} blocks of 256; take i2_s")
-        entries.append(Entry(name, dims, id))
+        entries.append(Entry(name, dims, id, Q2_0_GROUPS.index(shape.group) if id == Q2_0 else 0))
         if id in (TQ1_0, TQ2_0):
             entries.append(Entry(_scale_name(name), (1,), F32))
     return entries
@@ -500,7 +527,7 @@ def _metadata(checkpoint: Checkpoint, type: str) -> dict[str, Any]:
     return ours | {f"{arch}.{key}": value for key, value in dimensions.items()} | notes
 
 
-def _payload(checkpoint: Checkpoint, entry: Entry, scales: dict[str, float]) -> Iterable[npt.NDArray[Any]]:
+def _payload(checkpoint: Checkpoint, entry: Entry, scales: dict[str, Scale]) -> Iterable[npt.NDArray[Any]]:
     """A tensor's data: a matrix in one piece, floats in several. `scales` keeps what goes beside the matrices."""
     if entry.type in TERNARY_TYPES:
         codes, scale = checkpoint.ternary(entry.name)
@@ -515,12 +542,16 @@ def _payload(checkpoint: Checkpoint, entry: Entry, scales: dict[str, float]) -> 
     return _converted(entry, checkpoint)
 
 
-def _packed(entry: Entry, codes: npt.NDArray[np.int8], scale: float) -> list[npt.NDArray[Any]]:
+def _packed(entry: Entry, codes: npt.NDArray[np.int8], scale: Scale) -> list[npt.NDArray[Any]]:
     """A matrix in its file type; codes are checked by layout.py."""
     if codes.shape != entry.shape:
         raise _misshapen(entry, codes)
-    if not np.isfinite(np.float32(scale)) or scale < 0:
-        raise FormatError(f"{entry.name}: the scale is {scale}; expected a finite number of at least 0")
+    values = np.asarray(scale, np.float32)
+    wrong = ~(np.isfinite(values) & (values >= 0))
+    if wrong.any():
+        raise FormatError(f"{entry.name}: the scale is {values[wrong][0]}; expected a finite number of at least 0")
+    if entry.type == Q2_0:
+        return [blocks.pack_q2_0(codes, values)]
     if entry.type == TQ1_0:
         return [blocks.pack_tq1_0(codes, 1.0)]
     if entry.type == TQ2_0:

@@ -96,9 +96,9 @@ def type_name(type: int) -> str:
     return " or ".join(names) or OTHER_NAMES.get(type, f"type {type}")
 
 
-def tensor_bytes(type: int, shape: tuple[int, ...]) -> int | None:
-    """Bytes of a tensor [rows, ..., columns] in the first form of its type; None where it has none."""
-    size = FORMS[type][0].size if type in FORMS else None
+def tensor_bytes(type: int, shape: tuple[int, ...], form: int = 0) -> int | None:
+    """Bytes of a tensor [rows, ..., columns] in one form of its type; None where it has none."""
+    size = FORMS[type][form].size if type in FORMS else None
     return size(math.prod(shape[:-1]), shape[-1]) if size else None
 
 

@@ -20,12 +20,12 @@ from bitgen.engine import binding
 from bitgen.engine.model import default_threads
 from bitgen.errors import EngineError
 from bitgen.formats import FORMATS
-from bitgen.layout import Codes
-from bitgen.reference import gemm_int
-from bitgen.spec import KernelSpec
+from bitgen.layout import Bytes, Codes, with_steps
+from bitgen.reference import gemm_groups, gemm_int
+from bitgen.spec import GemmShape, KernelSpec, Layout
 
 PREFILL_TOKENS = 128
-VERIFY_TOKENS = {"gemv": 1, "gemm": 5}
+VERIFY_TOKENS = {"gemv": 1, "gemm": 37}  # prefill: a whole tile of the look-up kernels, and a rest by products
 REPS = {"gemv": 24, "gemm": 2}  # timed runs behind one measurement
 
 Progress = Callable[[int, int], None]
@@ -117,31 +117,22 @@ class HostLab:
         self._index = {spec: i for i, spec in enumerate(specs)}
         shape = specs[0].shape
         rng = np.random.default_rng(0)
-        self._codes = rng.integers(-1, 2, (shape.m, shape.k), np.int8)
-        self._q = rng.integers(-127, 128, (PREFILL_TOKENS, shape.k), np.int8)
+        self._trial = Trial(shape, rng.integers(-1, 2, (shape.m, shape.k), np.int8), PREFILL_TOKENS)
+        self._rows = self._trial.rows(self._trial.q)
         self._stream = Stream(stream_bytes(), specs)
         self._bytes = np.resize(rng.integers(0, 256, 1 << 20, np.uint8), self._stream.size)
 
     def verify(self, spec: KernelSpec) -> None:
         """Random and extreme activations against the oracle, all threads."""
-        n = VERIFY_TOKENS[spec.op]
-        weights = FORMATS[spec.layout.format].pack(self._codes, spec.layout)
-        for q in activations(self._codes, self._q[:n]):
-            y = np.full((len(q), self._info(spec).m_pad), -1, np.int32)
-            code = self._lib.bg_kernel_run(
-                *(self._isa, self._index[spec], _at("uint8_t *", weights), _at("int8_t *", q)),
-                *(len(q), _at("int32_t *", y), self._threads),
-            )
-            binding.check(self._lib, code, f"cannot run {spec.symbol}")
-            if not np.array_equal(y[:, : spec.shape.m], gemm_int(self._codes, q)):
-                raise wrong(spec)
+        if differs(self._lib, self._isa, self._index[spec], spec, self._trial, self._threads):
+            raise wrong(spec)
 
     def seconds(self, spec: KernelSpec, threads: int | None = None) -> float:
         n, reps = PREFILL_TOKENS if spec.op == "gemm" else 1, REPS[spec.op]
         at, copies = self._stream.place(spec, reps)
         out = np.empty(reps)
         code = self._lib.bg_kernel_time(
-            *(self._isa, self._index[spec], _at("uint8_t *", self._bytes[at:]), copies, _at("int8_t *", self._q)),
+            *(self._isa, self._index[spec], _at("uint8_t *", self._bytes[at:]), copies, _at("int8_t *", self._rows)),
             *(n, threads or self._threads, reps, _at("double *", out)),
         )
         binding.check(self._lib, code, f"cannot time {spec.symbol}")
@@ -167,17 +158,12 @@ class HostLab:
     def close(self) -> None:
         pass  # a loaded library stays
 
-    def _info(self, spec: KernelSpec) -> Any:
-        info = binding.ffi().new("bg_kernel_info *")
-        binding.check(self._lib, self._lib.bg_kernel_get(self._isa, self._index[spec], info), spec.symbol)
-        return info
-
 
 class Stream:
     """Places in a buffer larger than the last-level cache, so that decode kernels read weights from memory."""
 
     def __init__(self, size: int, specs: Sequence[KernelSpec]) -> None:
-        self.size = max(size, *map(weight_bytes, specs), PREFILL_TOKENS * specs[0].shape.k)
+        self.size = max(size, *map(weight_bytes, specs), PREFILL_TOKENS * 2 * specs[0].shape.k)
         self._cursor = 0
 
     def place(self, spec: KernelSpec, reps: int) -> tuple[int, int]:
@@ -208,11 +194,58 @@ def stream_bytes(read: Callable[[str], str] = _read) -> int:
     return min(wanted, int(free[1]) << 9) if free else wanted
 
 
-def activations(codes: Codes, q: Activations) -> Iterator[Activations]:
-    """What verification multiplies with, int8 [n, k] each: random q, the greatest sums, and rows that match codes."""
-    yield q
-    yield np.full_like(q, 127)
-    yield np.where(codes[np.arange(len(q)) % len(codes)] > 0, np.int8(127), np.int8(-127))
+class Trial:
+    """What verification multiplies: a matrix of codes, and where it has groups scales and steps as well."""
+
+    def __init__(self, shape: GemmShape, codes: Codes, tokens: int, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        groups = shape.k // shape.group if shape.group else 0
+        self.shape, self.codes = shape, codes
+        self.q = rng.integers(-128, 128, (tokens, shape.k), np.int16).astype(np.int8)
+        self.scales, self.steps = (
+            rng.integers(1, 1 << 10, (rows, groups)).astype(np.float32) / np.float32(1 << 10)
+            for rows in (shape.m, tokens)
+        )
+
+    def pack(self, layout: Layout) -> Bytes:
+        """The matrix for kernels of a layout."""
+        return FORMATS[layout.format].pack(self.codes, layout, self.scales)
+
+    def rows(self, q: Activations) -> Activations:
+        """int8 [n, k] as kernels of the shape take it."""
+        return with_steps(q, self.steps[: len(q)]) if self.shape.group else q
+
+    def answer(self, q: Activations) -> npt.NDArray[np.int32]:
+        """The oracle's y for int8 [n, k]: integers [n, m], or with groups the bits of floats."""
+        if not self.shape.group:
+            return gemm_int(self.codes, q)
+        return gemm_groups(self.codes, self.scales, q, self.steps[: len(q)]).view(np.int32)
+
+    def extremes(self, tokens: int) -> Iterator[Activations]:
+        """Activations int8 [n, k] of so many tokens: random ones, the greatest sums, and rows that match codes."""
+        q = self.q[:tokens]
+        yield q
+        yield np.full_like(q, 127)
+        yield np.full_like(q, -128)
+        yield np.where(self.codes[np.arange(len(q)) % len(self.codes)] > 0, np.int8(127), np.int8(-128))
+
+
+def differs(lib: Any, isa: int, index: int, spec: KernelSpec, trial: Trial, threads: int) -> str:
+    """Run a kernel of a library on random and extreme activations; "" or how its y differs from the oracle's."""
+    weights = trial.pack(spec.layout)
+    m_pad = FORMATS[spec.layout.format].geometry(spec.shape, spec.layout).m_pad
+    for q in trial.extremes(VERIFY_TOKENS[spec.op]):
+        y, rows = np.full((len(q), m_pad), -1, np.int32), trial.rows(q)
+        code = lib.bg_kernel_run(
+            *(isa, index, _at("uint8_t *", weights), _at("int8_t *", rows)),
+            *(len(q), _at("int32_t *", y), threads),
+        )
+        binding.check(lib, code, f"cannot run {spec.symbol}")
+        off = np.argwhere(y[:, : spec.shape.m] != trial.answer(q))
+        if len(off):
+            token, row = off[0]
+            return f"{len(off)} of {len(q) * spec.shape.m} sums differ, the first in row {row} of token {token}"
+    return ""
 
 
 def weight_bytes(spec: KernelSpec) -> int:

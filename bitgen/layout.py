@@ -2,7 +2,7 @@
 
 Canonical weights are codes {-1, 0, +1}, int8 [M, K]. Runtime layouts (i2_s, tl1, tl2) pad M to the panel height
 and K to the block with zero weights; with no padding they are byte for byte what bitnet.cpp writes. t5 is ours and
-pads likewise. The tensor types of files, which carry scales, are blocks.py's.
+pads likewise, and so is i2_g, the one with scales: for every group of a row. The tensor types of files are blocks.py's.
 
 Axes are named in the comments as they are reshaped; a transpose then spells the loop order of the stream,
 outermost first. Arithmetic is on uint8 and wraps, so a signed code may be added before its offset is.
@@ -18,9 +18,24 @@ from bitgen.spec import GemmShape
 
 Codes = npt.NDArray[np.int8]
 Bytes = npt.NDArray[np.uint8]
+Scales = npt.NDArray[np.float32]
 
 TL2_PAIR_TILE = 32  # columns of one tile of tl2's tail, where K mod bk is packed in pairs
 TL2_ROWS = 32  # rows of one SIMD step of tl2
+
+
+def exact_halves(scales: Scales) -> npt.NDArray[np.float16]:
+    """Scales of groups in the type that stores them; UnsupportedError where one is no such number, or negative."""
+    with np.errstate(over="ignore"):
+        halves = scales.astype("<f2")
+    if not np.array_equal(halves, scales) or np.isinf(halves).any() or np.signbit(halves).any():
+        raise UnsupportedError("a scale of a group is not a finite float16 number of at least 0")
+    return halves
+
+
+def with_steps(q: Codes, steps: Scales) -> Codes:
+    """Rows as a kernel with groups takes them: int8 [n, k] and behind it float32 steps [n, k / group], as int8."""
+    return np.concatenate([q, steps.astype("<f4").view(np.int8)], axis=1)
 
 
 def round_up(n: int, to: int) -> int:
@@ -106,6 +121,43 @@ def unpack_t5(data: Bytes, shape: GemmShape, bm: int, bk: int) -> Codes:
 def _check_t5(bm: int) -> None:
     if bm < 1 or bm % 5:
         raise UnsupportedError(f"t5 panels of {bm} rows: need a multiple of five, which share their bytes")
+
+
+# ---- i2_g: four codes w + 1 to a byte, rows side by side, a scale for every row and group --------------------------
+
+GROUP_STEP = 16
+"""Columns of one step of i2_g: four bytes of each row."""
+
+
+def pack_i2_g(codes: Codes, bm: int, bk: int, scales: Scales) -> Bytes:
+    """Codes [M, K], scales [M, K / bk] -> uint8 [m_pad * (K / 4 + K / bk * 2)]; bk columns are a group, and divide K.
+
+    A panel of bm rows is its scales, float16 [group, row], then its codes: step of 16 columns, row, byte j < 4. The
+    byte holds columns j, j + 4, j + 8, j + 12 of the step from its top bit pair down. So the same columns of all rows
+    lie side by side, and rows need not be told apart before they meet their scales.
+    """
+    m, k = codes.shape
+    if k % bk or bk % GROUP_STEP or scales.shape != (m, k // bk):
+        raise FormatError(f"scales {list(scales.shape)} do not fit {m} x {k} weights in groups of {bk}")
+    panels = round_up(m, bm) // bm
+    halves = np.pad(exact_halves(scales), ((0, panels * bm - m), (0, 0))).reshape(panels, bm, -1).transpose(0, 2, 1)
+    c = _padded(codes, bm, bk).reshape(panels, bm, k // GROUP_STEP, 4, 4) + np.uint8(1)
+    #                                  panel   row  step            quarter byte
+    packed = c[:, :, :, 0] << 6 | c[:, :, :, 1] << 4 | c[:, :, :, 2] << 2 | c[:, :, :, 3]
+    steps = packed.transpose(0, 2, 1, 3).reshape(panels, -1)
+    return np.concatenate([np.ascontiguousarray(halves).reshape(panels, -1).view(np.uint8), steps], axis=1).reshape(-1)
+
+
+def unpack_i2_g(data: Bytes, shape: GemmShape, bm: int, bk: int) -> Codes:
+    """The codes [M, K] of pack_i2_g's bytes. The unused code 3 is a FormatError."""
+    panels, k = round_up(shape.m, bm) // bm, shape.k
+    head, body = k // bk * bm * 2, k // 4 * bm
+    packed = exactly(data, panels * (head + body), "i2_g").reshape(panels, -1)[:, head:]
+    if np.any(packed & (packed >> 1) & 0x55):
+        raise FormatError("i2_g data holds the unused code 3: the tensor is corrupt or not i2_g")
+    steps = packed.reshape(panels, k // GROUP_STEP, bm, 4).transpose(0, 2, 1, 3)
+    codes = np.stack([steps >> np.uint8(shift) & 3 for shift in (6, 4, 2, 0)], axis=3).view(np.int8) - np.int8(1)
+    return _crop(codes.reshape(panels * bm, k), shape)
 
 
 # ---- tl1: pairs of weights as an index of nine, two to a byte ----------------------------------------------------

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from bitgen.checkpoint import FUSED, Checkpoint, row_pieces
 from bitgen.compile import cache_root
 from bitgen.errors import BitgenError, UnsupportedError
-from bitgen.formats import FORMATS
+from bitgen.formats import FORMATS, Format
 from bitgen.plan import Lookup
 from bitgen.spec import Layout
 
@@ -138,22 +138,38 @@ def _sections(checkpoint: Checkpoint, lookup: Lookup, head: Head) -> Iterator[Se
 def _fused(checkpoint: Checkpoint, layer: int, role: str, layout: Layout, scales: list[float]) -> Section:
     """One fused matrix, packed part by part; the scale of each part is appended to `scales`.
 
-    A panel may begin in one part and end in the next, whose rows then wait for it.
+    A panel may begin in one part and end in the next, whose rows then wait for it. Scales of groups go with their
+    rows, and 1 is appended.
     """
     shape, form = checkpoint.shape, FORMATS[layout.format]
     gemm = shape.matrices[role]
     panel = layout.bm if form.by_panels else gemm.m
-    waiting, seen = np.empty((0, gemm.k), np.int8), 0
+    groups = gemm.k // gemm.group if gemm.group else 0
+    waiting, waiting_scales, seen = np.empty((0, gemm.k), np.int8), np.empty((0, groups), np.float32), 0
     for name, rows in zip(FUSED[role], shape.segments[role], strict=True):
-        codes, scale = checkpoint.ternary(f"blk.{layer}.{name}.weight")
-        _expect(f"blk.{layer}.{name}.weight", codes, (rows, gemm.k))
-        scales.append(float(scale))
+        tensor = f"blk.{layer}.{name}.weight"
+        codes, scale = checkpoint.ternary(tensor)
+        _expect(tensor, codes, (rows, gemm.k))
+        scales.append(1.0 if gemm.group else float(scale))
+        of_rows = np.asarray(scale, np.float32) if gemm.group else np.empty((rows, 0), np.float32)
+        _expect(f"{tensor}'s scales", of_rows, (rows, groups))
         seen += rows
-        codes = np.concatenate([waiting, codes]) if len(waiting) else codes
+        if len(waiting):
+            codes, of_rows = np.concatenate([waiting, codes]), np.concatenate([waiting_scales, of_rows])
         whole = len(codes) if seen == gemm.m else len(codes) // panel * panel
         if whole:
-            yield form.packer(codes[:whole], layout.bm, layout.bk)
-        waiting = codes[whole:]
+            yield _packed(tensor, form, layout, codes[:whole], of_rows[:whole])
+        waiting, waiting_scales = codes[whole:], of_rows[whole:]
+
+
+def _packed(
+    tensor: str, form: Format, layout: Layout, codes: npt.NDArray[np.int8], scales: npt.NDArray[np.float32]
+) -> npt.NDArray[np.uint8]:
+    """Whole panels of a matrix as a format packs them; errors name the tensor."""
+    try:
+        return form.packer(codes, layout.bm, layout.bk, *([scales] if form.grouped else []))
+    except BitgenError as error:
+        raise type(error)(f"tensor {tensor}: {error}") from None
 
 
 def _dense(checkpoint: Checkpoint, name: str) -> Iterator[tuple[slice, npt.NDArray[np.floating[Any]]]]:

@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitgen import gguf_io
-from bitgen.checkpoint import ALL, Checkpoint
+from bitgen.checkpoint import ALL, Checkpoint, Scale
 from bitgen.errors import BitgenError, EngineError, UnsupportedError
 from bitgen.spec import ModelShape
 
@@ -79,7 +79,7 @@ class _ForLlama:
         """Only ids are exchanged."""
         return {"tokenizer.ggml.model": "no_vocab"}
 
-    def ternary(self, name: str) -> tuple[npt.NDArray[np.int8], float]:
+    def ternary(self, name: str) -> tuple[npt.NDArray[np.int8], Scale]:
         """As it is."""
         return self._inner.ternary(name)
 

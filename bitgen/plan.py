@@ -16,7 +16,7 @@ import os
 import platform
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +48,11 @@ class Plan:
     decisions: dict[GemmShape, Decision] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as plain data, matrices keyed "MxK"."""
+        """The plan as plain data, matrices keyed "MxK" or "MxK_sGROUP"."""
         head = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "decisions"}
         matrices = {
-            f"{shape.m}x{shape.k}": {**dataclasses.asdict(d.plan), "evidence": d.evidence}
-            for shape, d in sorted(self.decisions.items(), key=lambda item: (item[0].m, item[0].k))
+            str(shape): {**dataclasses.asdict(d.plan), "evidence": d.evidence}
+            for shape, d in sorted(self.decisions.items(), key=lambda item: astuple(item[0]))
         }
         return {"version": VERSION, **head, "matrices": matrices}
 
@@ -65,9 +65,8 @@ class Plan:
             head = {f.name: raw[f.name] for f in dataclasses.fields(cls) if f.name not in ("decisions", "basis")}
             decisions = {}
             for key, entry in raw["matrices"].items():
-                m, k = map(int, key.split("x"))
                 matrix = MatrixPlan(Layout(**entry["layout"]), Tile(**entry["gemv"]), Tile(**entry["gemm"]))
-                decisions[GemmShape(m, k)] = Decision(matrix, entry["evidence"])
+                decisions[GemmShape.parse(key)] = Decision(matrix, entry["evidence"])
             return cls(**head, basis=raw.get("basis", ""), decisions=decisions)
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise BitgenError(f"{where} is not a bitgen plan ({e}); delete it and tune again") from e

@@ -51,6 +51,33 @@ def bit_linear(x: FloatArray, codes: IntArray, scale: float) -> FloatArray:
     return gemm_int(codes, q).astype(np.float32) * (np.float32(scale) / s)[:, None]
 
 
+def quantise_groups(x: FloatArray, group: int) -> tuple[IntArray, FloatArray]:
+    """The same for each `group` of columns: x float32 [n, k] -> q int8 [n, k], steps float32 [n, k / group].
+
+    x is nearly q times the step of its group, which is 1 / s.
+    """
+    q, s = quantise(x.reshape(len(x), -1, group))
+    return q.reshape(x.shape), np.float32(1) / s
+
+
+def gemm_groups(codes: IntArray, scales: FloatArray, q: IntArray, steps: FloatArray) -> FloatArray:
+    """y = W x where both have groups: codes [m, k], scales [m, G], q int8 [n, k], steps [n, G] -> float32 [n, m].
+
+    The sum over a group is an exact integer; y gains sum * (scale * step), group by group, each operation rounded to
+    float32. So every kernel gives these bits.
+    """
+    y = np.zeros((len(q), len(codes)), np.float32)
+    for g, columns in enumerate(np.split(np.arange(codes.shape[1]), scales.shape[1])):
+        sums = gemm_int(codes[:, columns], q[:, columns]).astype(np.float32)
+        y = y + sums * (scales[:, g] * steps[:, g, None])
+    return y
+
+
+def group_linear(x: FloatArray, codes: IntArray, scales: FloatArray) -> FloatArray:
+    """y = W x with a scale for every group of a row, x rounded to int8 per group: float32 [n, k] -> [n, m]."""
+    return gemm_groups(codes, scales, *quantise_groups(x, codes.shape[1] // scales.shape[1]))
+
+
 def rms_norm(x: FloatArray, gain: FloatArray, eps: float) -> FloatArray:
     """gain * x / sqrt(mean(x^2) + eps) over the last axis (Zhang and Sennrich 2019); the mean in float64."""
     mean_square = np.mean(np.square(x, dtype=np.float64), axis=-1, keepdims=True)
@@ -197,7 +224,8 @@ class Block:
     def _linear(self, name: str, x: FloatArray) -> FloatArray:
         """W x, where x is normed first if the matrix has a norm for its input."""
         x = self._norm(f"{name}_norm_in", x)
-        return bit_linear(x, *self.checkpoint.ternary(f"blk.{self.layer}.{name}.weight"))
+        codes, scale = self.checkpoint.ternary(f"blk.{self.layer}.{name}.weight")
+        return group_linear(x, codes, scale) if isinstance(scale, np.ndarray) else bit_linear(x, codes, scale)
 
     def _norm(self, name: str, x: FloatArray) -> FloatArray:
         """x normed over its last axis, or x itself in a model without this norm."""

@@ -29,11 +29,9 @@ import numpy as np
 
 from bitgen import compile, lab, library, plan, targets
 from bitgen.errors import RemoteError, UnsupportedError
-from bitgen.formats import FORMATS
 from bitgen.lab import PREFILL_TOKENS, REPS, VERIFY_TOKENS, Progress
 from bitgen.layout import Bytes, Codes
 from bitgen.library import Level
-from bitgen.reference import gemm_int
 from bitgen.spec import GemmShape, KernelSpec, Layout
 
 CONNECT_SECONDS = 60
@@ -265,12 +263,12 @@ class RemoteLab:
         self._index = {spec: i for i, spec in enumerate(specs)}
         self._layout: Layout | None = None
         shape = specs[0].shape
-        rng = np.random.default_rng(0)
-        self._codes = banded(shape, rng)
         self._tokens = max(VERIFY_TOKENS.values())
-        sets = list(lab.activations(self._codes, rng.integers(-127, 128, (self._tokens, shape.k), np.int8)))
-        self._expected = [gemm_int(self._codes, q).astype("<i4") for q in sets]
-        tuner.ask(f"activations {sum(q.size for q in sets)}", *(q.tobytes() for q in sets))
+        self._trial = lab.Trial(shape, banded(shape, np.random.default_rng(0)), self._tokens)
+        sets = list(self._trial.extremes(self._tokens))
+        self._expected = [self._trial.answer(q).astype("<i4") for q in sets]
+        rows = [self._trial.rows(q).tobytes() for q in sets]
+        tuner.ask(f"activations {sum(map(len, rows))}", *rows)
         self._stream = lab.Stream(lab.stream_bytes(tuner.file), specs)
         tuner.ask(f"stream {self._stream.size}")
 
@@ -278,7 +276,7 @@ class RemoteLab:
         """Random and extreme activations against the oracle, all threads."""
         n = VERIFY_TOKENS[spec.op]
         if spec.layout != self._layout:
-            packed = FORMATS[spec.layout.format].pack(self._codes, spec.layout)
+            packed = self._trial.pack(spec.layout)
             self._tuner.ask(f"weights {packed.size}", *spans(packed))
             self._layout = spec.layout
         for i, y in enumerate(self._expected):

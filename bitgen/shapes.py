@@ -50,12 +50,19 @@ INTEGERS: dict[str, tuple[int, int]] = {
 }
 """Field -> least and greatest value. Beyond any model, yet no product overflows int64."""
 
+GROUP_MULTIPLE = 16
+"""Columns that the kernels take in one step, which a group consists of."""
+
 FLOATS: dict[str, tuple[float, float]] = {"rope_theta": (1.0, 1e12), "norm_eps": (1e-12, 1e-1)}
 TEXTS = ("name", "architecture", "activation")
 FLAGS = ("sub_norms", "tied", "rope_interleaved")
 ACTIVATIONS: tuple[Activation, ...] = ("relu2", "silu", "gelu_tanh")
 
-OPTIONAL_INTEGERS: dict[str, tuple[int, int]] = {"window": (0, 1 << 24), "window_period": (1, 1 << 16)}
+OPTIONAL_INTEGERS: dict[str, tuple[int, int]] = {
+    "window": (0, 1 << 24),
+    "window_period": (1, 1 << 16),
+    "group": (0, 256),
+}
 OPTIONAL_FLOATS: dict[str, tuple[float, float]] = {"attention_scale": (0.0, 1e3), "window_theta": (1.0, 1e12)}
 OPTIONAL_FLAGS = ("input_norms",)
 OPTIONAL = (*OPTIONAL_INTEGERS, *OPTIONAL_FLOATS, *OPTIONAL_FLAGS)
@@ -120,10 +127,21 @@ def shape_from(values: Mapping[str, Any], where: str) -> ModelShape:
 
 
 def _check_fit(values: Mapping[str, Any], where: str) -> None:
-    """Query heads share key-value heads evenly, RoPE turns pairs, and one matrix input has one norm."""
+    """Query heads share key-value heads evenly, RoPE turns pairs, one matrix input has one norm, groups are whole."""
     if values["heads"] % values["kv_heads"]:
         raise FormatError(f"{where}: {values['heads']} heads are not a multiple of {values['kv_heads']} kv_heads")
     if values["head_dim"] % 2:
         raise FormatError(f"{where}: head_dim {values['head_dim']} is odd; RoPE turns pairs")
     if values["sub_norms"] and values.get("input_norms"):
         raise FormatError(f"{where}: sub_norms and input_norms are two norms of one input; a model has one of them")
+    group = values.get("group", 0)
+    if group % GROUP_MULTIPLE:
+        raise FormatError(f"{where}: group is {group}; expected a multiple of {GROUP_MULTIPLE}")
+    columns = {
+        "hidden": values["hidden"],
+        "heads x head_dim": values["heads"] * values["head_dim"],
+        "intermediate": values["intermediate"],
+    }
+    for field, k in columns.items() if group else ():
+        if k % group:
+            raise FormatError(f"{where}: {field}, {k}, is not a multiple of group, {group}")

@@ -22,6 +22,9 @@ def int16_columns(columns: int, low: int, high: int) -> int:
 PRODUCT_COLUMNS = int16_columns(16, 2 * -128, 2 * 127)
 # The largest part of a t5 byte that is multiplied so is 9 c2 + 3 c3 + c4, 0..26.
 T5_COLUMNS = int16_columns(16, 26 * -128, 26 * 127)
+# Of an i2_g step, whose 16 columns fill 4 bytes of a row, a lane of maddubs gains 8 products, one of vmlal 4.
+GROUP_COLUMNS_MADDUBS = int16_columns(2, 2 * -128, 2 * 127)
+GROUP_COLUMNS_VMLAL = int16_columns(4, 2 * -128, 2 * 127)
 # An entry of a look-up table is a sum of two, three or four activations of either sign.
 PAIR_COLUMNS = int16_columns(2, -2 * 128, 2 * 128)
 TRIPLE_COLUMNS = int16_columns(3, -3 * 128, 3 * 128)
@@ -78,6 +81,10 @@ TEMPLATES: dict[tuple[str, str], Template] = {
         lanes=16,
     ),
     ("i2_s", "scalar"): Template((4, 1, 8), (128, 64), any_layout=True),
+    ("i2_g", "avx2"): Template((16, 8), (128, 64), nr=(6, 4, 2), prefetch=_AHEAD, int16_columns=GROUP_COLUMNS_MADDUBS),
+    ("i2_g", "dotprod"): Template((16, 8, 4), (128, 64), nr=(8, 4), prefetch=_AHEAD),
+    ("i2_g", "neon"): Template((16, 8, 4), (128, 64), nr=(4, 2), prefetch=_AHEAD, int16_columns=GROUP_COLUMNS_VMLAL),
+    ("i2_g", "scalar"): Template((16, 4), (128, 64), nr=(4,)),
     ("t5", "avx512vbmi"): Template((5,), (256,), nr=(4, 2), prefetch=_AHEAD, kc=3072, groups=(0, 8, 16), lanes=32),
     ("t5", "avx512vnni"): Template((5,), (256,), nr=(4, 2), prefetch=_AHEAD, kc=3072, groups=(0, 8, 16), lanes=32),
     ("t5", "avx2"): Template(
@@ -126,13 +133,23 @@ def legal(spec: KernelSpec) -> str | None:
         return f"an empty matrix: {shape.m} x {shape.k}"
     if shape.k > MOST_COLUMNS:
         return f"int32 sums over {shape.k} columns may overflow; at most {MOST_COLUMNS}"
-    reason = FORMATS[layout.format].illegal(layout)
+    reason = FORMATS[layout.format].illegal(layout) or _group_reason(shape, layout)
     if reason:
         return reason
     geometry = FORMATS[layout.format].geometry(shape, layout)
     if max(geometry.m_pad, geometry.weight_bytes, geometry.operand_bytes) >= 1 << 31:
         return f"{shape.m} x {shape.k} exceeds 2 GiB of packed weights"
     return _layout_reason(spec) or _tile_reason(spec.op, tile, layout, template_row(spec), geometry.k_pad)
+
+
+def _group_reason(shape: GemmShape, layout: Layout) -> str | None:
+    if FORMATS[layout.format].grouped != bool(shape.group):
+        return f"{layout.format} is not for a matrix with {'groups of columns' if shape.group else 'one scale'}"
+    if shape.group and (layout.bk != shape.group or shape.k % shape.group):
+        return (
+            f"{layout.format}: bk must be the group of {shape.group} columns, not {layout.bk}, and divide K={shape.k}"
+        )
+    return None
 
 
 def template_row(spec: KernelSpec) -> Template:
@@ -144,7 +161,7 @@ def _layout_reason(spec: KernelSpec) -> str | None:
     layout, template = spec.layout, template_row(spec)
     if not template.any_layout:
         for axis, value, allowed in (("bm", layout.bm, template.bm), ("bk", layout.bk, template.bk)):
-            if value not in allowed:
+            if value not in allowed and not (axis == "bk" and spec.shape.group):  # the group, whatever it is
                 return f"{layout.format} on {spec.isa}: {axis} must be one of {sorted(allowed)}, not {value}"
     most = template.int16_columns
     if most and layout.bk > most:
@@ -179,7 +196,8 @@ def candidate_layouts(shape: GemmShape, isa: str, thorough: bool = False) -> lis
             continue
         template = TEMPLATES[name, level]
         keep = None if thorough else 2
-        found += [Layout(name, bm, bk) for bm, bk in product(template.bm[:keep], template.bk[:keep])]
+        blocks = (shape.group,) if FORMATS[name].grouped else template.bk[:keep]
+        found += [Layout(name, bm, bk) for bm, bk in product(template.bm[:keep], blocks)]
     return [x for x in found if legal(KernelSpec("gemv", shape, isa, x, Tile())) is None]
 
 

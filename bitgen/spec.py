@@ -1,7 +1,7 @@
 """The types that flow through the pipeline. They import nothing of ours.
 
 Axes, fixed once: M = output features, K = input features, N = tokens. A weight matrix W is [M, K],
-row-major, with ternary entries {-1, 0, +1} times one float scale.
+row-major, with ternary entries {-1, 0, +1} times one float scale, or one for each group of columns of a row.
 """
 
 from __future__ import annotations
@@ -21,10 +21,26 @@ APART: dict[str, tuple[str, ...]] = {"qkv": ("q", "k", "v"), "gate_up": ("gate",
 
 @dataclass(frozen=True)
 class GemmShape:
-    """One weight matrix: `m` output features by `k` input features."""
+    """One weight matrix: `m` output features by `k` input features.
+
+    group: columns that share a scale in each row, and in activations; 0: one scale for all of the matrix.
+    """
 
     m: int
     k: int
+    group: int = 0
+
+    def __str__(self) -> str:
+        """The key of a plan: "2560x2560", "2560x2560_s128"."""
+        return f"{self.m}x{self.k}" + (f"_s{self.group}" if self.group else "")
+
+    @classmethod
+    def parse(cls, text: str) -> GemmShape:
+        """The inverse of str; ValueError for any other text."""
+        found = re.fullmatch(r"(\d+)x(\d+)(?:_s(\d+))?", text)
+        if found is None:
+            raise ValueError(f"{text!r} is no matrix shape")
+        return cls(*(int(number or 0) for number in found.groups()))
 
 
 @dataclass(frozen=True)
@@ -55,6 +71,7 @@ class ModelShape:
     window: int = 0  # positions that a token sees in most layers, itself included; 0: all
     window_period: int = 1  # with a window, every so manieth layer sees all
     window_theta: float = 10000.0  # rope_theta of the layers with a window
+    group: int = 0  # columns of a matrix's row that share a scale; 0: each part of a matrix has one
 
     @property
     def segments(self) -> dict[str, tuple[int, ...]]:
@@ -78,7 +95,9 @@ class ModelShape:
     def matrices(self) -> dict[str, GemmShape]:
         """The matrices of a layer by role: four, parts that share an input fused; or with input norms seven."""
         k = {"o": self.heads * self.head_dim, "down": self.intermediate}
-        return {role: GemmShape(sum(parts), k.get(role, self.hidden)) for role, parts in self.segments.items()}
+        return {
+            role: GemmShape(sum(parts), k.get(role, self.hidden), self.group) for role, parts in self.segments.items()
+        }
 
     def matrices_of(self, stage: str) -> dict[str, GemmShape]:
         """The matrices that one step of a layer multiplies: by the fused role, itself or its parts."""
@@ -150,7 +169,8 @@ class Layout:
     """How packed weights lie in memory. The decode and the prefill kernel of a matrix share one.
 
     bm: rows of one panel, the unit that threads divide.
-    bk: columns of one block (i2_s: 4 weights in each of bk/4 bytes; tl1, tl2: the K tile of one LUT pass).
+    bk: columns of one block (i2_s: 4 weights in each of bk/4 bytes; tl1, tl2: the K tile of one LUT pass; i2_g: the
+        group that shares a scale).
     """
 
     format: str
@@ -193,20 +213,23 @@ class KernelSpec:
         nr = t.nr if t.nr > 1 else 0
         parts = (("nr", nr), ("kc", t.kc), ("g", t.groups), ("pf", t.prefetch))
         how = "".join(f"_{name}{v}" for name, v in parts if v)
-        return f"bg_{lay.format}_{self.op}_m{self.shape.m}_k{self.shape.k}_bm{lay.bm}_bk{lay.bk}{how}__{self.isa}"
+        of = f"m{self.shape.m}_k{self.shape.k}" + (f"_s{self.shape.group}" if self.shape.group else "")
+        return f"bg_{lay.format}_{self.op}_{of}_bm{lay.bm}_bk{lay.bk}{how}__{self.isa}"
 
     @classmethod
     def parse(cls, symbol: str) -> KernelSpec | None:
         """The inverse of `symbol`; None for any other text."""
         found = re.fullmatch(
-            r"bg_(\w+)_(gemv|gemm)_m(\d+)_k(\d+)_bm(\d+)_bk(\d+)(?:_nr(\d+))?(?:_kc(\d+))?(?:_g(\d+))?(?:_pf(\d+))?__(\w+)",
+            r"bg_(\w+)_(gemv|gemm)_m(\d+)_k(\d+)(?:_s(\d+))?_bm(\d+)_bk(\d+)"
+            r"(?:_nr(\d+))?(?:_kc(\d+))?(?:_g(\d+))?(?:_pf(\d+))?__(\w+)",
             symbol,
         )
         if found is None:
             return None
-        format, op, m, k, bm, bk, nr, kc, groups, pf, isa = found.groups()
+        format, op, m, k, group, bm, bk, nr, kc, groups, pf, isa = found.groups()
         tile = Tile(int(nr or 1), int(kc or 0), int(pf or 0), int(groups or 0))
-        return cls(cast(Op, op), GemmShape(int(m), int(k)), isa, Layout(format, int(bm), int(bk)), tile)
+        shape = GemmShape(int(m), int(k), int(group or 0))
+        return cls(cast(Op, op), shape, isa, Layout(format, int(bm), int(bk)), tile)
 
 
 @dataclass(frozen=True)

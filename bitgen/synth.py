@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitgen import gguf_io
-from bitgen.checkpoint import ALL
+from bitgen.checkpoint import ALL, Scale
 from bitgen.errors import FormatError
 from bitgen.spec import ModelShape
 
@@ -52,10 +52,11 @@ class SynthCheckpoint:
         """A name and a byte-level vocabulary."""
         return {"general.name": self._shape.name, **vocabulary(self._shape.vocab)}
 
-    def ternary(self, name: str) -> tuple[npt.NDArray[np.int8], float]:
+    def ternary(self, name: str) -> tuple[npt.NDArray[np.int8], Scale]:
         """Random codes [M, K] and a scale that keeps activations at their size, give or take a tenth.
 
-        A row sums K products of which a fraction p is not zero, so the gain is scale * sqrt(p K).
+        A row sums K products of which a fraction p is not zero, so the gain is scale * sqrt(p K). Where the shape has
+        a group, scales float32 [M, K / group] of float16 numbers, each a half to three halves of that.
         """
         m, k = self._dims(name, 2)
         codes = np.empty(m * k, np.int8)
@@ -63,8 +64,13 @@ class SynthCheckpoint:
         for at in range(0, codes.size, _CHUNK):
             piece = codes[at : at + _CHUNK]
             np.take(_CODE_OF_BYTE, _bytes(bits, piece.size), out=piece)
-        around = np.float32(0.9 + 0.2 * self._uniform(f"{name} scale"))
-        return codes.reshape(m, k), float(around / np.float32(((1 - ZERO / 256) * k) ** 0.5))
+        usual = np.float32(((1 - ZERO / 256) * k) ** 0.5)
+        if not self._shape.group:
+            return codes.reshape(m, k), float(np.float32(0.9 + 0.2 * self._uniform(f"{name} scale")) / usual)
+        groups = k // self._shape.group
+        noise = _bytes(self._bits(f"{name} scale"), m * groups)[: m * groups].reshape(m, groups)
+        scales = (np.float32(0.5) + noise.astype(np.float32) / np.float32(255)) / usual
+        return codes.reshape(m, k), scales.astype(np.float16).astype(np.float32)
 
     def dense(self, name: str, rows: slice = ALL) -> npt.NDArray[np.floating[Any]]:
         """Norms: float32 [n] in 1 ± 0.1. Embedding and head: float16 [vocab, hidden], uniform around 0."""
@@ -109,7 +115,7 @@ def write(
     shape: ModelShape,
     path: str | Path,
     seed: int = 0,
-    type: str = "i2_s",
+    type: str | None = None,
     progress: gguf_io.Progress | None = None,
 ) -> None:
     """Write a synthetic model as a GGUF file; memory stays at a few of its largest tensors' size."""

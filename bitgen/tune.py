@@ -143,7 +143,7 @@ def candidates(shape: GemmShape, isa: str, effort: Effort) -> list[KernelSpec]:
 
 def decide(shape: GemmShape, isa: str, threads: int, effort: Effort, listener: Listener, site: Site) -> Decision:
     """Race the candidates of one shape; the decision with its evidence."""
-    name, specs = f"{shape.m}x{shape.k}", candidates(shape, isa, effort)
+    name, specs = str(shape), candidates(shape, isa, effort)
     lab = site.lab(isa, specs, threads, lambda done, total: listener(f"{name} compiling", done, total))
     with closing(lab):
         for done, spec in enumerate(specs, 1):

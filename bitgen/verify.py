@@ -32,7 +32,7 @@ from bitgen.compile import Artefact
 from bitgen.engine import binding
 from bitgen.engine.model import Model, Sampling
 from bitgen.errors import BitgenError, UnsupportedError
-from bitgen.formats import FORMATS
+from bitgen.lab import VERIFY_TOKENS, Trial, differs
 from bitgen.plan import Lookup
 from bitgen.spec import GemmShape, KernelSpec, MatrixPlan, ModelShape
 
@@ -142,36 +142,12 @@ def _formats(shape: GemmShape, isa: str) -> Iterator[MatrixPlan]:
             yield MatrixPlan(layout, gemv, gemm)
 
 
-def activations(codes: Ints, n: int) -> Iterator[tuple[str, Ints]]:
-    """(name, q int8 [n, k]): over the whole range, and where every product of a row has the same sign and the greatest
-    size, which is what overflows an int16 sum that spans too much."""
-    k = codes.shape[1]
-    rng = np.random.default_rng(k)
-    yield "random", rng.integers(-128, 128, (n, k), np.int16).astype(np.int8)
-    yield "all +127", np.full((n, k), 127, np.int8)
-    yield "all -128", np.full((n, k), -128, np.int8)
-    yield "with the weights' signs", np.where(codes[:n] > 0, np.int8(127), np.int8(-128))
-
-
 def kernel_differs(lib: Any, isa: int, index: int, spec: KernelSpec, codes: Ints) -> str:
-    """Run a kernel of a library on random and extreme weights and activations; "" or how it differs."""
-    ffi = binding.ffi()
-    info = ffi.new("bg_kernel_info *")
-    binding.check(lib, lib.bg_kernel_get(isa, index, info), spec.symbol)
-    n = 1 if spec.op == "gemv" else 5
+    """Run a kernel on random weights and on those that overflow sums; "" or how it differs from the oracle."""
     for name, weights in (("random", codes), ("all +1", np.ones_like(codes)), ("all -1", -np.ones_like(codes))):
-        packed = FORMATS[spec.layout.format].pack(weights, spec.layout)
-        for kind, q in activations(codes, n):
-            y = np.full((n, info.m_pad), -1, np.int32)
-            code = lib.bg_kernel_run(
-                *(isa, index, ffi.cast("uint8_t *", packed.ctypes.data), ffi.cast("int8_t *", q.ctypes.data)),
-                *(n, ffi.cast("int32_t *", y.ctypes.data), 2),
-            )
-            binding.check(lib, code, f"cannot run {spec.symbol}")
-            off = np.argwhere(y[:, : spec.shape.m] != reference.gemm_int(weights, q))
-            if len(off):
-                t, row = off[0]
-                return f"{len(off)} sums differ, first row {row} of token {t}: weights {name}, activations {kind}"
+        trial = Trial(spec.shape, weights, VERIFY_TOKENS[spec.op], seed=spec.shape.k)
+        if found := differs(lib, isa, index, spec, trial, 2):
+            return f"weights {name}: {found}"
     return ""
 
 

@@ -131,6 +131,7 @@ typedef struct {
   int32_t m, k, m_pad;      // logical shape; rows of y as written
   int32_t panels, max_n;    // units along M that threads divide; most tokens per call (1 for gemv)
   int64_t weight_bytes, operand_bytes;  // packed matrix; prepared activations of one token
+  int64_t row_bytes;        // q of one token: int8 [k], and in a kernel with groups float steps [k / group]
 } bg_kernel_info;
 
 int32_t bg_kernel_count(int32_t isa);

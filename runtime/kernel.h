@@ -11,9 +11,13 @@
 // look-up table); `run` writes rows [p0 * m_pad / panels, p1 * m_pad / panels) of y int32 [n][m_pad], so that
 // threads divide panels, with scratch_bytes of its own to work in. Rows m..m_pad-1 are padding and are written
 // as 0. A kernel with an n_tile works best on multiples of so many tokens, and rather on many rows than few.
+//
+// A kernel with groups has the scales of its weights in its matrix, takes rows of q that go on with the float
+// steps [k / group] of the activations, and gives floats: y = W x, every operation defined (run.c.j2 of i2_g).
 typedef struct {
   const char *symbol;
   int32_t m, k, m_pad;
+  int32_t group;          // columns that share a scale in each row; 0: the matrix is codes, and y sums
   int32_t panels;
   int32_t max_n;          // 1 for gemv, INT32_MAX for gemm
   size_t weight_bytes;    // of the packed matrix, a multiple of 64
@@ -42,6 +46,11 @@ typedef struct {
   const bg_kernel *gemv[BG_ROLES];  // the model's matrices; NULL where not bound
   const bg_kernel *gemm[BG_ROLES];
 } bg_isa;
+
+// Bytes of one row of q.
+static inline size_t bg_row_bytes(const bg_kernel *k) {
+  return (size_t)k->k + (k->group ? (size_t)(k->k / k->group) * sizeof(float) : 0);
+}
 
 extern const bg_isa *const bg_isas[];  // defined by the generated registry.c
 

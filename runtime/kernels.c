@@ -34,14 +34,15 @@ int32_t bg_kernel_get(int32_t isa, int32_t index, bg_kernel_info *out) {
                           k->panels,
                           k->max_n,
                           (int64_t)k->weight_bytes,
-                          (int64_t)k->operand_bytes};
+                          (int64_t)k->operand_bytes,
+                          (int64_t)bg_row_bytes(k)};
   return BG_OK;
 }
 
 // One product and all that it works on: first tokens are prepared, then the kernel runs.
 typedef struct {
   product product;
-  const int8_t *q; // [n][k]
+  const int8_t *q; // [n] rows of bg_row_bytes
   uint8_t *operand;
   pool *pool;
 } bench;
@@ -51,7 +52,7 @@ static void prepare(void *arg, int32_t thread, int32_t threads) {
   const bg_kernel *k = b->product.kernel;
   int32_t t0 = share(b->product.n, thread, threads), t1 = share(b->product.n, thread + 1, threads);
   if (t0 < t1)
-    k->prepare(b->q + (size_t)t0 * k->k, t1 - t0, b->operand + t0 * k->operand_bytes);
+    k->prepare(b->q + (size_t)t0 * bg_row_bytes(k), t1 - t0, b->operand + t0 * k->operand_bytes);
 }
 
 static void multiply(bench *b) {

@@ -51,11 +51,13 @@ const bg_stage bg_stages[STAGES][2] = {
     [BG_DOWN] = {{1, {{BG_DOWN, -1}}}, {1, {{BG_DOWN, -1}}}},
 };
 
-// Both kernels of a role are there, compute this matrix and read the same packed bytes.
+// Both kernels of a role are there, compute this matrix and read the same packed bytes; all have groups
+// alike.
 static int kernels_fit(const bg_isa *isa, int32_t role, int32_t m, int32_t k) {
   const bg_kernel *one = isa->gemv[role], *many = isa->gemm[role];
   return one && many && one->m == m && one->k == k && many->m == m && many->k == k &&
-         one->weight_bytes == many->weight_bytes;
+         one->weight_bytes == many->weight_bytes && isa->gemv[BG_O] && one->group == isa->gemv[BG_O]->group &&
+         many->group == one->group;
 }
 
 // Places the parts of every matrix of a layer, and sees that there are kernels for it.

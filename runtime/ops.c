@@ -49,42 +49,69 @@ static float quantise(const float *x, int32_t n, int8_t *q) {
   return s;
 }
 
-static void dequantise(const int32_t *acc, int32_t n, float f, float *y) {
+// What the rows of a product hold: sums that are to be multiplied by f, or the floats of a kernel with
+// groups.
+typedef enum { SUMS, FLOATS } row_type;
+
+VEC float number(row_type type, const int32_t *y, float f) {
+  float a;
+  memcpy(&a, y, sizeof a);
+  return type == SUMS ? (float)*y * f : a;
+}
+
+VEC v16 numbers(row_type type, const int32_t *y, int32_t n, float f) {
+  v16i a = v16i_load_part(y, n);
+  return type == SUMS ? __builtin_convertvector(a, v16) * v16_set(f) : (v16)a;
+}
+
+VEC void dequantise(row_type type, const int32_t *row, int32_t n, float f, float *y) {
   for (int32_t i = 0; i < n; i++)
-    y[i] = (float)acc[i] * f;
+    y[i] = number(type, row + i, f);
 }
 
-static void add_dequantised(const int32_t *acc, int32_t n, float f, float *x) {
+VEC void add_dequantised(row_type type, const int32_t *row, int32_t n, float f, float *x) {
   for (int32_t i = 0; i < n; i++)
-    x[i] += (float)acc[i] * f;
+    x[i] += number(type, row + i, f);
 }
 
-VEC v16 scaled(const int32_t *acc, int32_t n, float f) {
-  return __builtin_convertvector(v16i_load_part(acc, n), v16) * v16_set(f);
+VEC v16 relu2(v16 z) {
+  z = v16_max(z, v16_set(0));
+  return z * z;
 }
 
-static void relu2(const int32_t *gate, const int32_t *up, int32_t n, float fg, float fu, float *y) {
-  for (int32_t i = 0; i < n; i += LANES) {
-    v16 z = v16_max(scaled(gate + i, n - i, fg), v16_set(0));
-    v16_store(y + i, z * z * scaled(up + i, n - i, fu));
-  }
-}
-
-static void silu(const int32_t *gate, const int32_t *up, int32_t n, float fg, float fu, float *y) {
-  for (int32_t i = 0; i < n; i += LANES) {
-    v16 z = scaled(gate + i, n - i, fg);
-    v16_store(y + i, z / (v16_set(1) + v16_exp(-z)) * scaled(up + i, n - i, fu));
-  }
-}
+VEC v16 silu(v16 z) { return z / (v16_set(1) + v16_exp(-z)); }
 
 // z (1 + tanh(u)) / 2 with u = sqrt(2 / pi) (z + 0.044715 z^3), which is z / (1 + e^-2u).
-static void gelu(const int32_t *gate, const int32_t *up, int32_t n, float fg, float fu, float *y) {
-  for (int32_t i = 0; i < n; i += LANES) {
-    v16 z = scaled(gate + i, n - i, fg);
-    v16 minus_2u = z * v16_fma(z * z, v16_set(-0x1.2444f2p-4f), v16_set(-0x1.988454p0f));
-    v16_store(y + i, z / (v16_set(1) + v16_exp(minus_2u)) * scaled(up + i, n - i, fu));
-  }
+VEC v16 gelu(v16 z) {
+  v16 minus_2u = z * v16_fma(z * z, v16_set(-0x1.2444f2p-4f), v16_set(-0x1.988454p0f));
+  return z / (v16_set(1) + v16_exp(minus_2u));
 }
+
+#define TYPED(type, suffix)                                                                                  \
+  static void dequantise_##suffix(const int32_t *row, int32_t n, float f, float *y) {                        \
+    dequantise(type, row, n, f, y);                                                                          \
+  }                                                                                                          \
+  static void add_##suffix(const int32_t *row, int32_t n, float f, float *x) {                               \
+    add_dequantised(type, row, n, f, x);                                                                     \
+  }                                                                                                          \
+  ACTIVATED(relu2, type, suffix)                                                                             \
+  ACTIVATED(silu, type, suffix)                                                                              \
+  ACTIVATED(gelu, type, suffix)                                                                              \
+  static const bg_row_ops of_##suffix = {                                                                    \
+      .dequantise = dequantise_##suffix,                                                                     \
+      .add_dequantised = add_##suffix,                                                                       \
+      .relu2 = relu2_##suffix,                                                                               \
+      .silu = silu_##suffix,                                                                                 \
+      .gelu = gelu_##suffix,                                                                                 \
+  };
+#define ACTIVATED(act, type, suffix)                                                                         \
+  static void act##_##suffix(const int32_t *gate, const int32_t *up, int32_t n, float fg, float fu,          \
+                             float *y) {                                                                     \
+    for (int32_t i = 0; i < n; i += LANES)                                                                   \
+      v16_store(y + i, act(numbers(type, gate + i, n - i, fg)) * numbers(type, up + i, n - i, fu));          \
+  }
+TYPED(SUMS, sums)
+TYPED(FLOATS, floats)
 
 static void rope_halves(float *x, int32_t heads, int32_t d, const float *c, const float *s) {
   for (int32_t h = 0; h < heads; h++, x += d) {
@@ -152,11 +179,8 @@ const bg_ops BG_FOR_ISA(bg_ops) = {
     .rmsnorm = rmsnorm,
     .rmsnorm_heads = rmsnorm_heads,
     .quantise = quantise,
-    .dequantise = dequantise,
-    .add_dequantised = add_dequantised,
-    .relu2 = relu2,
-    .silu = silu,
-    .gelu = gelu,
+    .sums = &of_sums,
+    .floats = &of_floats,
     .rope_halves = rope_halves,
     .rope_pairs = rope_pairs,
     .greatest = greatest,

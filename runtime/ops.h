@@ -57,6 +57,17 @@ typedef struct {
   void (*screen)(const int8_t *w, int32_t k, int32_t rows, const int16_t *x, int32_t n, int32_t *sums);
 } bg_head_ops;
 
+// What becomes of the rows of a product: of int32 sums, or of the floats of a kernel with groups, whose
+// factors are not looked at.
+typedef struct {
+  void (*dequantise)(const int32_t *row, int32_t n, float f, float *y);      // y = row f
+  void (*add_dequantised)(const int32_t *row, int32_t n, float f, float *x); // x += row f
+  // y = act(gate fg) (up fu), act = relu(.)^2, silu, or gelu by its tanh formula; y padded
+  void (*relu2)(const int32_t *gate, const int32_t *up, int32_t n, float fg, float fu, float *y);
+  void (*silu)(const int32_t *gate, const int32_t *up, int32_t n, float fg, float fu, float *y);
+  void (*gelu)(const int32_t *gate, const int32_t *up, int32_t n, float fg, float fu, float *y);
+} bg_row_ops;
+
 struct bg_ops {
   void (*widen)(const uint16_t *row, int32_t n, float scale,
                 float *x); // x = float16 row times scale, n % 16 == 0
@@ -66,12 +77,7 @@ struct bg_ops {
   void (*rmsnorm_heads)(float *x, int32_t heads, int32_t d, const float *g, float eps);
   // q int8 [n] = x s, rounded; returns s = 127 / max(1e-5, max|x|); x padded
   float (*quantise)(const float *x, int32_t n, int8_t *q);
-  void (*dequantise)(const int32_t *acc, int32_t n, float f, float *y);      // y = acc f
-  void (*add_dequantised)(const int32_t *acc, int32_t n, float f, float *x); // x += acc f
-  // y = act(gate fg) (up fu), act = relu(.)^2, silu, or gelu by its tanh formula; y padded
-  void (*relu2)(const int32_t *gate, const int32_t *up, int32_t n, float fg, float fu, float *y);
-  void (*silu)(const int32_t *gate, const int32_t *up, int32_t n, float fg, float fu, float *y);
-  void (*gelu)(const int32_t *gate, const int32_t *up, int32_t n, float fg, float fu, float *y);
+  const bg_row_ops *sums, *floats;
   // Turn pair i of each head of x float [heads][d] by an angle of cosine c[i], sine s[i], i < d / 2: elements
   // (i, i + d / 2), or (2i, 2i + 1).
   void (*rope_halves)(float *x, int32_t heads, int32_t d, const float *c, const float *s);

@@ -106,6 +106,16 @@ static void normalise(const state *s, int norm, const float *x, int32_t n, float
     s->ops->rmsnorm(x, layer(s)->norms[norm], n, s->model->config.norm_eps, y);
 }
 
+// The same for a kernel with groups, whose factors are in the row of q and in the matrix: 1 remains.
+static float quantise_groups(const state *s, const bg_kernel *k, const float *x, int8_t *q) {
+  uint8_t *steps = (uint8_t *)q + k->k;
+  for (int32_t i = 0; i < k->k; i += k->group, steps += sizeof(float)) {
+    const float step = 1.0f / s->ops->quantise(x + i, k->group, q + i);
+    memcpy(steps, &step, sizeof step);
+  }
+  return 1.0f;
+}
+
 // For each matrix of a stage, which may have a norm of its own: q, s = quantise(row); operand = q as its
 // kernel wants it. Where it has, the row is in h, and h has room for another behind it.
 static void quantise_for(state *s, int stage, int32_t t, const float *row) {
@@ -113,14 +123,14 @@ static void quantise_for(state *s, int stage, int32_t t, const float *row) {
   for (int32_t i = 0; i < of->n; i++) {
     const int role = of->matrices[i].role, norm = of->matrices[i].norm;
     const bg_kernel *k = kernel(s, role);
-    int8_t *q = s->q + (size_t)t * k->k;
+    int8_t *q = s->q + (size_t)t * bg_row_bytes(k);
     const float *input = row;
     if (norm >= 0) {
       float *normed = h_of(s, t) + s->hidden_row;
       normalise(s, norm, row, k->k, normed);
       input = normed;
     }
-    s->s[t * BG_ROLES + role] = s->ops->quantise(input, k->k, q);
+    s->s[t * BG_ROLES + role] = k->group ? quantise_groups(s, k, input, q) : s->ops->quantise(input, k->k, q);
     k->prepare(q, 1, operand_of(s, role, t));
   }
 }
@@ -130,10 +140,10 @@ static void add_to_stream(state *s, int part, int post_norm, int32_t t) {
   const int32_t n = s->model->config.hidden;
   float *x = x_of(s, t), *h = h_of(s, t);
   if (!layer(s)->norms[post_norm]) {
-    s->ops->add_dequantised(y_of(s, part, t), n, factor(s, part, t), x);
+    s->rows->add_dequantised(y_of(s, part, t), n, factor(s, part, t), x);
     return;
   }
-  s->ops->dequantise(y_of(s, part, t), n, factor(s, part, t), h);
+  s->rows->dequantise(y_of(s, part, t), n, factor(s, part, t), h);
   memset(h + n, 0, (size_t)(s->hidden_row - n) * sizeof *h);
   normalise(s, post_norm, h, n, h);
   for (int32_t i = 0; i < n; i++)
@@ -152,9 +162,9 @@ static void split_heads(state *s, int32_t t) {
   const int32_t d = c->head_dim, kv = c->kv_heads * d, angles = t * d + (s->window < INT32_MAX ? d / 2 : 0);
   const float *cos = s->cos + angles, *sin = s->sin + angles;
   float *q = query_of(s, t), *k = h_of(s, t), *v = k + kv;
-  s->ops->dequantise(y_of(s, PART_Q, t), c->heads * d, factor(s, PART_Q, t), q);
-  s->ops->dequantise(y_of(s, PART_K, t), kv, factor(s, PART_K, t), k);
-  s->ops->dequantise(y_of(s, PART_V, t), kv, factor(s, PART_V, t), v);
+  s->rows->dequantise(y_of(s, PART_Q, t), c->heads * d, factor(s, PART_Q, t), q);
+  s->rows->dequantise(y_of(s, PART_K, t), kv, factor(s, PART_K, t), k);
+  s->rows->dequantise(y_of(s, PART_V, t), kv, factor(s, PART_V, t), v);
   if (c->qk_norm) {
     s->ops->rmsnorm_heads(q, c->heads, d, layer(s)->norms[NORM_Q], c->norm_eps);
     s->ops->rmsnorm_heads(k, c->kv_heads, d, layer(s)->norms[NORM_K], c->norm_eps);
@@ -180,7 +190,7 @@ static void enter_ffn(state *s, int32_t t) {
 static void activate(state *s, int32_t t) {
   const bg_header *c = &s->model->config;
   void (*const act[])(const int32_t *, const int32_t *, int32_t, float, float,
-                      float *) = {s->ops->silu, s->ops->relu2, s->ops->gelu};
+                      float *) = {s->rows->silu, s->rows->relu2, s->rows->gelu};
   float *h = h_of(s, t);
   act[c->activation](y_of(s, PART_GATE, t), y_of(s, PART_UP, t), c->intermediate, factor(s, PART_GATE, t),
                      factor(s, PART_UP, t), h);
@@ -396,7 +406,7 @@ static products_size place_products(state *s) {
       s->operand_at[role] = operand;
       y += (size_t)CHUNK * (size_t)most(one->m_pad, many->m_pad);
       operand += (size_t)CHUNK * larger(one->operand_bytes, many->operand_bytes);
-      s->q_row = most(s->q_row, one->k);
+      s->q_row = most(s->q_row, (int32_t)bg_row_bytes(one));
       all.work = larger(all.work, larger(one->scratch_bytes, many->scratch_bytes));
     }
     all.y = larger(all.y, y);
@@ -449,6 +459,7 @@ static int32_t open_state(const bg_model *model, const bg_attention_ops *attenti
     return BG_E_MEMORY;
   s->model = model;
   s->ops = model->isa->ops;
+  s->rows = model->isa->gemv[BG_O]->group ? s->ops->floats : s->ops->sums;
   s->attention = attention;
   s->sessions = 1;
   int32_t code = pool_open(threads, &s->pool);

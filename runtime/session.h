@@ -45,6 +45,7 @@ typedef struct {
 struct state {
   const bg_model *model;
   const bg_ops *ops;
+  const bg_row_ops *rows;            // for what the kernels give
   const bg_attention_ops *attention; // for the cache's type
   pool *pool;
   atomic_int sessions; // that share this
@@ -71,7 +72,7 @@ struct state {
   float *x;         // [hidden_row] the residual stream
   float *query;     // [query_row] the queries of all heads, then what attention makes of them
   float *h;         // [wide_row] the input of the next product; in the end [n_logits][hidden_row]
-  int8_t *q;        // [q_row] h in int8, rows packed as the product's k
+  int8_t *q;        // [q_row] h in int8, rows packed as the product's bg_row_bytes
   float *s;         // [BG_ROLES] its scale: q = h s
   uint8_t *operand; // q as the kernels want it, for each role of a stage
   int32_t *y;       // the products of a stage

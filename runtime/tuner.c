@@ -109,14 +109,14 @@ static int32_t verify(const int64_t *a) {
   int32_t code = bg_kernel_get(0, (int32_t)a[0], &k);
   const int64_t row = a[1], n = a[2];
   if (code != BG_OK || row < 0 || n < 1 || (uint64_t)k.weight_bytes != weights.bytes ||
-      row + n > (int64_t)activations.bytes / k.k)
+      row + n > (int64_t)activations.bytes / k.row_bytes)
     return BG_E_ARGUMENT;
   const size_t y_bytes = (size_t)n * (size_t)k.m_pad * sizeof(int32_t);
   int32_t *y = malloc(y_bytes);
   if (!y)
     return BG_E_MEMORY;
   memset(y, 0xA5, y_bytes); // an element that is not written shows
-  code = bg_kernel_run(0, (int32_t)a[0], weights.at, (const int8_t *)activations.at + row * k.k, (int32_t)n,
+  code = bg_kernel_run(0, (int32_t)a[0], weights.at, (const int8_t *)activations.at + row * k.row_bytes, (int32_t)n,
                        y, (int32_t)a[3]);
   uint32_t crc = UINT32_MAX;
   for (int64_t i = 0; i < n; i++)
@@ -147,7 +147,7 @@ static int32_t time_kernel(const int64_t *a) {
   double seconds[MAX_REPS];
   bg_kernel_info k;
   if (bg_kernel_get(0, (int32_t)a[0], &k) != BG_OK || reps < 1 || reps > MAX_REPS || copies < 1 || at < 0 ||
-      at % 64 || at > bytes || copies > (bytes - at) / k.weight_bytes || n < 1 || n > bytes / k.k)
+      at % 64 || at > bytes || copies > (bytes - at) / k.weight_bytes || n < 1 || n > bytes / k.row_bytes)
     return BG_E_ARGUMENT;
   const int32_t code =
       bg_kernel_time(0, (int32_t)a[0], stream.at + at, (int32_t)copies, (const int8_t *)stream.at, (int32_t)n,

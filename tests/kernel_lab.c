@@ -3,7 +3,7 @@
 //
 //   probe   exits with 0 when the ISA's probe gives 1 (a CPU without the ISA may die of SIGILL instead)
 //   run     jobs until end of file: int32 kernel, runs; packed weights; and for each run int32 n, splits and
-//           int8 q [n][k]. Answer: int32 y [n][m_pad] of each run.
+//           rows of q [n]. Answer: int32 y [n][m_pad] of each run.
 //
 // Every buffer that a kernel sees ends at an inaccessible page, and every range of panels runs on a y of its
 // own that must be written within the range's rows and nowhere else.
@@ -87,7 +87,7 @@ static void run_job(const bg_kernel *k, int32_t runs) {
   while (runs-- > 0) {
     int32_t how[2]; // n, splits
     fetch(how, sizeof how);
-    const size_t q_bytes = (size_t)how[0] * (size_t)k->k;
+    const size_t q_bytes = (size_t)how[0] * bg_row_bytes(k);
     int8_t *q = guarded(q_bytes, &q_mapped);
     fetch(q, q_bytes);
     run_kernel(k, w, q, how[0], how[1]);

@@ -24,6 +24,8 @@ from bitgen import compile, data, render, targets
 from bitgen.compile import Unit
 from bitgen.errors import CompileError
 from bitgen.formats import FORMATS
+from bitgen.layout import with_steps
+from bitgen.reference import gemm_groups, gemm_int
 from bitgen.spec import KernelSpec
 
 HERE = Path(__file__).parent
@@ -37,19 +39,32 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True)
 class Run:
-    """One call of a kernel: q int8 [n, k], the panels divided over `splits` calls."""
+    """One call of a kernel: q int8 [n, k], steps float32 [n, k / group], the panels divided over `splits` calls."""
 
     q: npt.NDArray[np.int8]
     splits: int = 1
+    steps: npt.NDArray[np.float32] | None = None
+
+    @property
+    def rows(self) -> npt.NDArray[np.int8]:
+        """The rows of q as the kernel takes them."""
+        return self.q if self.steps is None else with_steps(self.q, self.steps)
 
 
 @dataclass(frozen=True)
 class Job:
-    """Some runs of a kernel over one matrix of codes int8 [m, k]."""
+    """Some runs of a kernel over one matrix of codes int8 [m, k], and scales float32 [m, k / group]."""
 
     spec: KernelSpec
     codes: npt.NDArray[np.int8]
     runs: tuple[Run, ...]
+    scales: npt.NDArray[np.float32] | None = None
+
+    def oracle(self, run: Run) -> npt.NDArray[np.int32]:
+        """What a run must give: int32 [n, m], or the bits of float32."""
+        if self.scales is None or run.steps is None:
+            return gemm_int(self.codes, run.q)
+        return gemm_groups(self.codes, self.scales, run.q, run.steps).view(np.int32)
 
 
 def run(isa: str, jobs: Sequence[Job]) -> list[list[npt.NDArray[np.int32]]]:
@@ -81,9 +96,9 @@ def _words(jobs: Iterable[Job], specs: Sequence[KernelSpec]) -> Iterable[bytes]:
     """The input of kernel_lab.c."""
     for job in jobs:
         yield struct.pack("<2i", specs.index(job.spec), len(job.runs))
-        yield FORMATS[job.spec.layout.format].pack(job.codes, job.spec.layout).tobytes()
+        yield FORMATS[job.spec.layout.format].pack(job.codes, job.spec.layout, job.scales).tobytes()
         for each in job.runs:
-            yield struct.pack("<2i", len(each.q), each.splits) + each.q.tobytes()
+            yield struct.pack("<2i", len(each.q), each.splits) + each.rows.tobytes()
 
 
 def command(isa: str, specs: Sequence[KernelSpec]) -> list[str]:

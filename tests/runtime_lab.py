@@ -23,7 +23,7 @@ from bitgen import compile, data, library, pack, plan, space, targets
 from bitgen.compile import Artefact
 from bitgen.engine import binding
 from bitgen.engine.model import CACHES, Cache
-from bitgen.reference import gemm_int, quantise
+from bitgen.reference import gemm_int, group_linear, quantise
 from bitgen.spec import MatrixPlan, ModelShape
 from bitgen.synth import SynthCheckpoint
 
@@ -205,8 +205,11 @@ def states(checkpoint: SynthCheckpoint, tokens: Sequence[int], cache: Cache = "f
             return rms_norm(x, checkpoint.dense(f"blk.{layer}.{name}.weight").astype(F32), s.norm_eps)
 
         def linear(name: str, x: FloatArray, layer: int = layer) -> FloatArray:
-            q, scale = quantise(norm(f"{name}_norm_in", x))
+            x = norm(f"{name}_norm_in", x)
             codes, a = checkpoint.ternary(f"blk.{layer}.{name}.weight")
+            if s.group:
+                return group_linear(x, codes, np.asarray(a))
+            q, scale = quantise(x)
             return gemm_int(codes, q).astype(F32) * (F32(a) / scale)[:, None]
 
         h = norm("attn_norm", x)
@@ -267,6 +270,8 @@ SHAPES = {
         shape("wide-heads", heads=2, kv_heads=1, head_dim=256, sub_norms=False, rope_interleaved=True),
         shape("mha", heads=3, kv_heads=3, head_dim=96, activation="silu", layers=1),
         shape("qwen3", head_dim=48, activation="silu", sub_norms=False, qk_norm=True),
+        shape("bonsai", hidden=256, intermediate=384, sub_norms=False, qk_norm=True, group=128, vocab=90, **SILU),
+        shape("bonsai-64", intermediate=320, heads=6, sub_norms=False, qk_norm=True, group=64, tied=False, **SILU),
         shape("qwen3-inputs", hidden=100, head_dim=24, sub_norms=False, qk_norm=True, input_norms=True, **SILU),
         shape("gemma3", head_dim=40, vocab=90, sub_norms=False, layers=3, attention_scale=0.25, window=5, **GEMMA),
         shape("gemma3-inputs", hidden=72, kv_heads=1, sub_norms=False, layers=3, window=300, input_norms=True, **GEMMA),

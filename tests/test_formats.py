@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from bitgen.errors import UnsupportedError
 from bitgen.formats import ALIGN, FORMATS, Format
+from bitgen.layout import round_up
 from bitgen.spec import GemmShape, Layout
 
 
@@ -23,14 +24,17 @@ def layouts(format: Format) -> st.SearchStrategy[Layout]:
 @pytest.mark.parametrize("format", FORMATS.values(), ids=list(FORMATS))
 @given(data=st.data(), m=st.integers(1, 150), k=st.integers(1, 400))
 def test_geometry_and_round_trip(format: Format, data: st.DataObject, m: int, k: int) -> None:
-    layout, shape = data.draw(layouts(format)), GemmShape(m, k)
+    layout = data.draw(layouts(format))
+    k = round_up(k, layout.bk) if format.grouped else k
+    shape, scales = GemmShape(m, k), np.ones((m, k // layout.bk), np.float32)
     g = format.geometry(shape, layout)
     assert g.m_pad == g.panels * layout.bm and m <= g.m_pad < m + layout.bm
     assert k <= g.k_pad
     assert g.weight_bytes % ALIGN == 0 == g.operand_bytes % ALIGN
-    assert -1e-6 < g.weight_bytes - g.m_pad * g.k_pad * format.bits / 8 < ALIGN + g.m_pad * layout.bk / 24
+    beside = 2 * g.m_pad * g.k_pad // layout.bk * format.grouped
+    assert -1e-6 < g.weight_bytes - g.m_pad * g.k_pad * format.bits / 8 - beside < ALIGN + g.m_pad * layout.bk / 24
     codes = np.random.default_rng(m * 1000 + k).integers(-1, 2, (m, k), dtype=np.int8)
-    packed = format.pack(codes, layout)
+    packed = format.pack(codes, layout, scales)
     assert packed.dtype == np.uint8 and packed.shape == (g.weight_bytes,)
     assert np.array_equal(format.unpack(packed, shape, layout), codes)
 

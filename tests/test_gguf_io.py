@@ -108,17 +108,19 @@ def test_tl_tensors_of_bitnet_cpp(tmp_path: Path, foreign: dict[str, np.ndarray]
 
 @pytest.mark.parametrize("group", [64, 128])
 def test_q2_0_is_told_apart_by_its_size(tmp_path: Path, foreign: dict[str, np.ndarray], group: int) -> None:
-    """One id, blocks of 64 or 128. With one scale the matrix is read; with several it says so."""
+    """One id, blocks of 64 or 128. With one scale the matrix is read; with several it says so, unless the first of the
+    model has several."""
     source = f"q2_0-g{group}-96x512"
     data, trits, scales = (foreign[f"{source}/{part}"] for part in ("data", "trits", "group_scales"))
     shape = dataclasses.replace(TINY, hidden=512, heads=3, kv_heads=3, head_dim=32, layers=1)
     metadata, tensors = contents(shape)
-    tensors[Q] = ((96, 512), gguf_types.Q2_0, data.tobytes())
+    second = Q.replace("attn_q", "attn_k")
+    tensors[second] = ((96, 512), gguf_types.Q2_0, data.tobytes())
     checkpoint = gguf_io.open(store(tmp_path / "m.gguf", metadata, tensors))
-    codes, got = checkpoint.scaled(Q)
-    assert np.array_equal(codes, trits) and np.array_equal(got, scales)
-    with pytest.raises(UnsupportedError, match=f"attn_q.weight: it has a scale for every {group} weights of a row"):
-        checkpoint.ternary(Q)
+    codes, got = checkpoint.scaled(second)
+    assert np.array_equal(codes, trits) and np.array_equal(got, scales) and checkpoint.shape.group == 0
+    with pytest.raises(UnsupportedError, match=f"attn_k.weight: it has a scale for every {group} weights of a row"):
+        checkpoint.ternary(second)
     same = data.reshape(-1, 2 + group // 4).copy()
     same[:, :2] = np.array([0.5], "<f2").view(np.uint8)
     tensors[Q] = ((96, 512), gguf_types.Q2_0, same.tobytes())
@@ -245,7 +247,7 @@ def test_an_embedding_of_ternary_groups(tmp_path: Path, foreign: dict[str, np.nd
 
 
 @pytest.mark.parametrize("name", SHAPES)
-@pytest.mark.parametrize("type", gguf_io.FILE_TYPES)
+@pytest.mark.parametrize("type", [type for type in gguf_io.FILE_TYPES if type != "q2_0"])
 def test_written_files_are_read_back_identically(tmp_path: Path, name: str, type: str) -> None:
     original, path = synth.SynthCheckpoint(SHAPES[name], 7), tmp_path / "m.gguf"
     steps: list[tuple[int, int]] = []

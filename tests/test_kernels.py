@@ -13,7 +13,8 @@ import pytest
 from kernel_lab import Job, Run
 
 from bitgen import presets, space
-from bitgen.reference import gemm_int
+from bitgen.formats import FORMATS
+from bitgen.layout import round_up
 from bitgen.spec import GemmShape, KernelSpec, Layout, Op
 from bitgen.targets import TARGETS
 
@@ -27,8 +28,14 @@ def _layouts(format: str, isa: str) -> list[Layout]:
     return [Layout(format, bm, bk) for bm in template.bm for bk in template.bk]
 
 
+def _shape(layout: Layout, m: int, k: int) -> GemmShape:
+    """m x k; a matrix with groups, which are whole, is some columns wider."""
+    grouped = FORMATS[layout.format].grouped
+    return GemmShape(m, round_up(k, layout.bk), layout.bk) if grouped else GemmShape(m, k)
+
+
 def _spec(op: Op, isa: str, layout: Layout, m: int, k: int) -> KernelSpec:
-    shape = GemmShape(m, k)
+    shape = _shape(layout, m, k)
     return KernelSpec(op, shape, isa, layout, space.candidate_tiles(op, shape, isa, layout)[0])
 
 
@@ -48,7 +55,7 @@ def _boundary(format: str, isa: str) -> Iterator[KernelSpec]:
 def _tiles(format: str, isa: str) -> Iterator[KernelSpec]:
     """Every tile that the tuner may try, on one shape whose K takes several cache blocks."""
     layout = _layouts(format, isa)[0]
-    shape = GemmShape(2 * layout.bm + 1, 2500)
+    shape = _shape(layout, 2 * layout.bm + 1, 2500)
     for op in ("gemv", "gemm"):
         for tile in space.candidate_tiles(op, shape, isa, layout, thorough=True):
             yield KernelSpec(op, shape, isa, layout, tile)
@@ -63,6 +70,9 @@ def _preset_ks(format: str, isa: str) -> Iterator[KernelSpec]:
 
 def _specs(format: str, isa: str) -> list[KernelSpec]:
     found = [*_boundary(format, isa), *_tiles(format, isa), *_preset_ks(format, isa)]
+    if format == "i2_g":  # any group
+        groups = [Layout("i2_g", _layouts(format, isa)[0].bm, bk) for bk in (16, 48, 256)]
+        found += [_spec(op, isa, layout, 9, 512) for op in ("gemv", "gemm") for layout in groups]
     if isa == "scalar":  # any layout: blocks of four columns, panels of odd height
         free = [Layout("i2_s", 3, 20), Layout("i2_s", 1, 4)] if format == "i2_s" else []
         found += [_spec(op, isa, layout, 7, 50) for op in ("gemv", "gemm") for layout in free]
@@ -81,7 +91,16 @@ def _job(spec: KernelSpec) -> Job:
         tokens = [q[:1], q[1:2], *(row[None] for row in worst[:3])]
     else:
         tokens = [*(q[:n] for n in TOKENS), worst[:3], worst]
-    return Job(spec, codes, tuple(Run(t, splits=1 + i % 3) for i, t in enumerate(tokens)))
+    if not shape.group:
+        return Job(spec, codes, tuple(Run(t, splits=1 + i % 3) for i, t in enumerate(tokens)))
+    scales, *steps = (_floats(rng, len(a), shape.k // shape.group) for a in (codes, *tokens))
+    runs = tuple(Run(t, 1 + i % 3, s) for i, (t, s) in enumerate(zip(tokens, steps, strict=True)))
+    return Job(spec, codes, runs, scales)
+
+
+def _floats(rng: np.random.Generator, rows: int, groups: int) -> npt.NDArray[np.float32]:
+    """Float16 numbers of every size, 0 and the subnormal ones too."""
+    return rng.integers(0, 0x7C00, (rows, groups), np.uint16).view(np.float16).astype(np.float32)
 
 
 @functools.cache
@@ -106,7 +125,7 @@ def test_kernels_equal_the_oracle(format: str, isa: str) -> None:
     for spec, answer in answers.items():
         job = _job(spec)
         for each, y in zip(job.runs, answer, strict=True):
-            right = np.array_equal(y[:, : spec.shape.m], gemm_int(job.codes, each.q))
+            right = np.array_equal(y[:, : spec.shape.m], job.oracle(each))
             if not right or y[:, spec.shape.m :].any():
                 wrong.append(f"{spec.symbol} n={len(each.q)} splits={each.splits}")
     assert not wrong, "\n".join(wrong)
@@ -136,4 +155,4 @@ def test_a_level_without_a_template_runs_a_simpler_one() -> None:
     except kernel_lab.Unavailable as e:
         pytest.skip(str(e))
     for each, y in zip(job.runs, answer, strict=True):
-        assert np.array_equal(y[:, :33], gemm_int(job.codes, each.q))
+        assert np.array_equal(y[:, :33], job.oracle(each))

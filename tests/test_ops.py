@@ -146,14 +146,14 @@ def test_sums_become_activations(ops: Ops, n: int) -> None:
     at = [ops.at(a, "int32_t *") for a in (gate, up)]
     f, g = F32(3e-4), F32(7e-5)
     for n_, got, want in (
-        (ops.ops.dequantise, np.full(n, 2, F32), gate.astype(F32) * f),
-        (ops.ops.add_dequantised, np.full(n, 2, F32), F32(2) + gate.astype(F32) * f),
+        (ops.ops.sums.dequantise, np.full(n, 2, F32), gate.astype(F32) * f),
+        (ops.ops.sums.add_dequantised, np.full(n, 2, F32), F32(2) + gate.astype(F32) * f),
     ):
         n_(at[0], n, f, ops.at(got))
         assert_same(got, want)
     z, u = gate.astype(F32) * f, up.astype(F32) * g
     relu = np.maximum(z, F32(0))
-    acts = ((ops.ops.relu2, relu * relu), (ops.ops.silu, lab.silu(z)), (ops.ops.gelu, lab.gelu(z)))
+    acts = ((ops.ops.sums.relu2, relu * relu), (ops.ops.sums.silu, lab.silu(z)), (ops.ops.sums.gelu, lab.gelu(z)))
     for op, want in ((op, act * u) for op, act in acts):
         y = np.full(len(ops.row(z)), 7, F32)
         op(at[0], at[1], n, f, g, ops.at(y))
@@ -163,6 +163,25 @@ def test_sums_become_activations(ops: Ops, n: int) -> None:
     z64 = z.astype(np.float64)
     tanh = np.tanh((2 / np.pi) ** 0.5 * (z64 + 0.044715 * z64**3))
     assert np.allclose(lab.gelu(z), z64 * (1 + tanh) / 2, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("n", WIDTHS)
+def test_floats_of_kernels_with_groups_become_activations(ops: Ops, n: int) -> None:
+    """Whatever the factors are."""
+    z, u = np.random.default_rng(n).normal(0, 3, (2, n)).astype(F32)
+    at = [ops.at(a, "int32_t *") for a in (z, u)]
+    floats = ops.ops.floats
+    for op, got, want in (
+        (floats.dequantise, np.full(n, 2, F32), z),
+        (floats.add_dequantised, np.full(n, 2, F32), F32(2) + z),
+    ):
+        op(at[0], n, 0.1, ops.at(got))
+        assert_same(got, want)
+    y, relu = np.full(len(ops.row(z)), 7, F32), np.maximum(z, F32(0))
+    for op, act in ((floats.relu2, relu * relu), (floats.silu, lab.silu(z)), (floats.gelu, lab.gelu(z))):
+        op(at[0], at[1], n, 0.1, 9.0, ops.at(y))
+        assert_same(y[:n] + F32(0), act * u + F32(0))
+        assert not y[n:].any()
 
 
 @pytest.mark.parametrize("d", [2, 32, 100, 128])

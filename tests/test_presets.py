@@ -22,6 +22,9 @@ FACTS = {  # hidden, intermediate, layers, heads, kv heads, head_dim, vocab, con
     "Falcon3-10B": (3072, 23040, 40, 12, 4, 256, 131072, 32768, 1000042, 1e-6),
     "BitNet-embedding-0.6B": (1024, 3072, 28, 16, 8, 128, 151936, 32768, 1e6, 1e-6),
     "BitNet-embedding-270M": (640, 2048, 18, 4, 1, 256, 262144, 32768, 1e6, 1e-6),
+    "Bonsai-1.7B": (2048, 6144, 28, 16, 8, 128, 151936, 32768, 1e6, 1e-6),
+    "Bonsai-4B": (2560, 9728, 36, 32, 8, 128, 151936, 32768, 1e6, 1e-6),
+    "Bonsai-8B": (4096, 12288, 36, 32, 8, 128, 151936, 32768, 1e6, 1e-6),
     "stories": (256, 1024, 8, 4, 2, 64, 4096, 512, 1e4, 1e-5),
 }
 
@@ -38,13 +41,16 @@ def test_preset_holds_the_published_facts(name: str) -> None:
     assert (s.hidden, s.intermediate, s.layers, s.heads, s.kv_heads, s.head_dim) == FACTS[name][:6]
     assert (s.vocab, s.context, s.rope_theta, s.norm_eps) == FACTS[name][6:]
     llama, embedding = name.startswith(("Llama", "Falcon")), name.startswith("BitNet-embedding")
-    if embedding:
+    bonsai = name.startswith("Bonsai")
+    assert s.group == 128 * bonsai
+    if embedding or bonsai:
         assert (s.architecture, s.activation) == (("gemma3", "gelu_tanh") if s.hidden == 640 else ("qwen3", "silu"))
     else:
         assert s.architecture == ("llama" if llama else "bitnet-b1.58" if s.activation == "relu2" else "bitnet")
         assert s.activation == ("relu2" if name in ("2B4T", "stories") else "silu")
-    assert (s.sub_norms, s.tied, s.rope_interleaved) == (not llama and not embedding, not llama, llama)
-    assert (s.input_norms, s.qk_norm, s.post_norms) == (embedding, embedding, s.architecture == "gemma3")
+    assert s.sub_norms == (not llama and not embedding and not bonsai)
+    assert (s.tied, s.rope_interleaved) == (not llama and name != "Bonsai-8B", llama)
+    assert (s.input_norms, s.qk_norm, s.post_norms) == (embedding, embedding or bonsai, s.architecture == "gemma3")
     assert (s.embedding_scale, s.window) == ((640**0.5, 512) if s.architecture == "gemma3" else (1.0, 0))
     assert all(type(getattr(s, f.name)).__name__ == f.type for f in dataclasses.fields(s) if f.type != "Activation")
 

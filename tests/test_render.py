@@ -17,6 +17,8 @@ import pytest
 
 from bitgen import data, render, space
 from bitgen.errors import UnsupportedError
+from bitgen.formats import FORMATS
+from bitgen.layout import round_up
 from bitgen.spec import ROLES, GemmShape, KernelSpec, Layout, Op, Tile
 from bitgen.targets import TARGETS
 
@@ -29,6 +31,8 @@ OPS: tuple[Op, ...] = ("gemv", "gemm")
 def example(format: str, isa: str, op: Op, shape: GemmShape = DOWN) -> KernelSpec:
     template = space.TEMPLATES[format, isa]
     layout = Layout(format, template.bm[0], template.bk[0])
+    if FORMATS[format].grouped:
+        shape = GemmShape(shape.m, round_up(shape.k, layout.bk), layout.bk)
     return KernelSpec(op, shape, isa, layout, space.candidate_tiles(op, shape, isa, layout)[0])
 
 
@@ -62,7 +66,7 @@ def test_there_is_a_row_for_every_template_file() -> None:
     folder = data.folder("templates")
     files = {
         (p.parent.name, p.name.removesuffix(".c.j2"))
-        for format in ("i2_s", "t5", "tl1", "tl2")
+        for format in FORMATS
         for p in (folder / format).glob("*.c.j2")
         if p.name.removesuffix(".c.j2") in TARGETS
     }

@@ -12,9 +12,9 @@ natural = st.integers(0, 1 << 16)
 specs = st.builds(
     KernelSpec,
     st.sampled_from(["gemv", "gemm"]),
-    st.builds(GemmShape, positive, positive),
+    st.builds(GemmShape, positive, positive, natural),
     st.sampled_from(["avx2", "avx512vbmi", "avx512vnni", "neon", "scalar"]),
-    st.builds(Layout, st.sampled_from(["i2_s", "t5", "tl1", "tl2"]), positive, positive),
+    st.builds(Layout, st.sampled_from(["i2_s", "i2_g", "t5", "tl1", "tl2"]), positive, positive),
     st.builds(Tile, st.integers(1, 64), natural, natural),
 )
 
@@ -24,6 +24,7 @@ def test_symbol_round_trip(spec: KernelSpec) -> None:
     parsed = KernelSpec.parse(spec.symbol)
     assert parsed == spec
     assert parsed is not None and parsed.symbol == spec.symbol
+    assert GemmShape.parse(str(spec.shape)) == spec.shape
 
 
 def test_other_text_is_no_symbol() -> None:

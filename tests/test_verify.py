@@ -44,11 +44,11 @@ def test_the_command_and_its_receipt(tmp_path: Path) -> None:
 def test_a_wrong_kernel_is_named(best_level_only: None, monkeypatch: pytest.MonkeyPatch) -> None:
     pack_format = Format.pack
 
-    def flip(self: Format, codes: Any, layout: Any) -> Any:
+    def flip(self: Format, codes: Any, layout: Any, scales: Any = None) -> Any:
         if self.name == "i2_s" and codes.shape[0] > 1000:
             codes = codes.copy()
             codes[5, 7] = -codes[5, 7] if codes[5, 7] else 1
-        return pack_format(self, codes, layout)
+        return pack_format(self, codes, layout, scales)
 
     monkeypatch.setattr(Format, "pack", flip)
     receipt = verify.verify(shipped_path())

@@ -18,7 +18,7 @@ Source = HfCheckpoint | gguf_io.GgufCheckpoint
 def convert(
     source: str | Path | Source,
     out: str | Path,
-    type: str = "i2_s",
+    type: str | None = None,
     progress: gguf_io.Progress | None = None,
 ) -> None:
     """Write a source as a GGUF file, its matrices in `type`, with one of them in memory at a time.

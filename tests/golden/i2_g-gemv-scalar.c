@@ -1,0 +1,146 @@
+// bg_i2_g_gemv_m2560_k6912_s128_bm16_bk128__scalar
+//
+// gemv of W [2560, 6912] in layout i2_g_bm16_bk128 on scalar.
+// Generated from templates/i2_g/scalar.c.j2 by:
+//   bitgen gen bg_i2_g_gemv_m2560_k6912_s128_bm16_bk128__scalar
+
+#include <string.h>
+
+#include "kernel.h"
+
+enum { ROWS = 4 }; // of a vector
+enum { M = 2560, K = 6912, M_PAD = 2560, K_PAD = 6912 };
+enum { BM = 16, BK = 128, PANELS = 160 };
+enum { WEIGHT_BYTES = 4700160, OPERAND_BYTES = 7360 };
+enum { PREFETCH = 0 };
+_Static_assert(M_PAD == PANELS * BM && M <= M_PAD && K <= K_PAD, "whole panels and blocks cover the matrix");
+
+enum { GROUP = BK, GROUPS = K / GROUP, STEP = 16, VB = ROWS * STEP / 4, VECTORS = BM / ROWS };
+enum { PANEL_SCALES = GROUPS * BM * 2, PANEL_BYTES = PANEL_SCALES + BM * K / 4 };
+_Static_assert(K == K_PAD && GROUP % STEP == 0, "whole groups, and whole steps of four bytes for each row");
+_Static_assert(BM % ROWS == 0, "a step of a panel is whole vectors");
+
+// One token's operand: float steps [GROUPS] of the activations, int32 sums [GROUPS] of q, then q. A sum
+// undoes the + 1 of the codes: sum (w + 1) q - sum q = sum w q.
+enum { HEADER = (GROUPS * 8 + 63) / 64 * 64 };
+_Static_assert(HEADER + K <= OPERAND_BYTES, "the operand holds all of it");
+
+static void prepare(const int8_t *q, int32_t n, uint8_t *operand) {
+  const int32_t floats = GROUPS * (int32_t)sizeof(float);
+  for (int32_t t = 0; t < n; t++, q += K + floats, operand += OPERAND_BYTES) {
+    int32_t sums[GROUPS] = {0};
+    for (int32_t g = 0; g < GROUPS; g++)
+      for (int32_t i = 0; i < GROUP; i++)
+        sums[g] += q[g * GROUP + i];
+    memset(operand, 0, OPERAND_BYTES);
+    memcpy(operand, q + K, floats);
+    memcpy(operand + floats, sums, sizeof sums);
+    memcpy(operand + HEADER, q, K);
+  }
+}
+
+// A lane is a row.
+typedef int32_t ints __attribute__((vector_size(4 * ROWS)));
+typedef float floats __attribute__((vector_size(4 * ROWS)));
+typedef struct {
+  int8_t at[VB];
+} vector;
+typedef struct {
+  int32_t of[ROWS];
+} sums;
+
+// Codes 0..2 of the four quarters of a step: of each row four columns side by side.
+static inline void decode(const uint8_t *w, vector c[4]) {
+  for (int j = 0; j < VB; j++) {
+    c[0].at[j] = w[j] >> 6;
+    c[1].at[j] = w[j] >> 4 & 3;
+    c[2].at[j] = w[j] >> 2 & 3;
+    c[3].at[j] = w[j] & 3;
+  }
+}
+
+// Four codes of each of the rows times the same four activations, quarter by quarter.
+static inline sums add_products(sums acc, const vector c[4], const uint8_t *q) {
+  for (int quarter = 0; quarter < 4; quarter++)
+    for (int j = 0; j < VB; j++)
+      acc.of[j / 4] += c[quarter].at[j] * (int8_t)q[quarter * 4 + j % 4];
+  return acc;
+}
+
+static inline ints rows(sums acc) {
+  ints v;
+  memcpy(&v, acc.of, sizeof v);
+  return v;
+}
+
+// Exponent and fraction of a half in a float's place, rebased from 15 to 127 by an exact product.
+static inline floats widen(const uint8_t *halves) {
+  floats v;
+  for (int r = 0; r < ROWS; r++) {
+    const uint32_t bits = (uint32_t)(halves[2 * r] | halves[2 * r + 1] << 8) << 13;
+    float a;
+    memcpy(&a, &bits, sizeof a);
+    v[r] = a * 0x1p112f;
+  }
+  return v;
+}
+
+enum { MV = VECTORS, NR = 1 };
+_Static_assert(VECTORS % MV == 0, "a panel is whole passes");
+
+// MV vectors of a panel's rows against `tokens` <= NR tokens. Within a group sums are exact; then, in float,
+//   total = total + sum * (scale * step)
+// with the row's scale and the token's step, group by group, each operation rounded: in every kernel alike.
+static inline __attribute__((always_inline)) void rows_times(const uint8_t *scales, const uint8_t *w,
+                                                             const uint8_t *x, int tokens, int32_t *y) {
+  floats total[NR][MV] = {0};
+  for (int32_t g = 0; g < GROUPS; g++, scales += BM * 2) {
+    sums acc[NR][MV] = {0};
+    for (int32_t i = g * GROUP; i < (g + 1) * GROUP; i += STEP, w += VECTORS * VB) {
+#pragma unroll
+      for (int v = 0; v < MV; v++) {
+        vector c[4];
+        decode(w + v * VB, c);
+#pragma unroll
+        for (int t = 0; t < tokens; t++)
+          acc[t][v] = add_products(acc[t][v], c, x + (size_t)t * OPERAND_BYTES + HEADER + i);
+      }
+    }
+    for (int v = 0; v < MV; v++) {
+      const floats scale = widen(scales + v * ROWS * 2);
+      for (int t = 0; t < tokens; t++) {
+        const uint8_t *header = x + (size_t)t * OPERAND_BYTES;
+        float step;
+        int32_t sum;
+        memcpy(&step, header + g * 4, sizeof step);
+        memcpy(&sum, header + (GROUPS + g) * 4, sizeof sum);
+        total[t][v] += __builtin_convertvector(rows(acc[t][v]) - sum, floats) * (scale * step);
+      }
+    }
+  }
+  for (int t = 0; t < tokens; t++)
+    memcpy(y + (size_t)t * M_PAD, total[t], sizeof total[t]);
+}
+
+// All rows of a panel share the loads of the activations.
+static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1,
+                void *scratch) {
+  (void)n, (void)scratch;
+  w += (size_t)p0 * PANEL_BYTES;
+  for (int32_t p = p0; p < p1; p++, w += PANEL_BYTES)
+    rows_times(w, w + PANEL_SCALES, operand, 1, y + p * BM);
+}
+
+const bg_kernel bg_i2_g_gemv_m2560_k6912_s128_bm16_bk128__scalar = {
+    .symbol = "bg_i2_g_gemv_m2560_k6912_s128_bm16_bk128__scalar",
+    .m = M,
+    .k = K,
+    .group = GROUP,
+    .m_pad = M_PAD,
+    .panels = PANELS,
+    .max_n = 1,
+    .weight_bytes = WEIGHT_BYTES,
+    .operand_bytes = OPERAND_BYTES,
+    .prepare = prepare,
+    .run = run,
+};
