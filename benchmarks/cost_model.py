@@ -17,7 +17,8 @@ from bitgen import cost_model, library, space, targets
 from bitgen.cost_model import Core, Estimate
 from bitgen.engine import binding
 from bitgen.errors import BitgenError
-from bitgen.lab import PREFILL_TOKENS
+from bitgen.formats import FORMATS
+from bitgen.lab import PREFILL_TOKENS, weight_bytes
 from bitgen.spec import GemmShape, KernelSpec, Layout
 
 CORES = {
@@ -67,6 +68,7 @@ def _specs(arch: str, shape: GemmShape) -> Iterator[KernelSpec]:
     for (name, isa), template in space.TEMPLATES.items():
         if targets.target(isa).arch == arch:
             layout = Layout(name, template.bm[0], template.bk[0])
+            shape = GemmShape(shape.m, shape.k, layout.bk if FORMATS[name].grouped else 0)
             yield KernelSpec("gemv", shape, isa, layout, space.candidate_tiles("gemv", shape, isa, layout)[0])
             tiles = {tile.groups: tile for tile in reversed(space.candidate_tiles("gemm", shape, isa, layout))}
             yield from (KernelSpec("gemm", shape, isa, layout, tiles[groups]) for groups in sorted(tiles))
@@ -140,13 +142,13 @@ class _Lab:
     def seconds(self, spec: KernelSpec, streamed: bool) -> float:
         """Median seconds of some calls."""
         n, reps = (1, 24) if spec.op == "gemv" else (PREFILL_TOKENS, 2)
-        copies = BUFFER // cost_model.weight_bytes(spec) if streamed else 1
+        copies = BUFFER // weight_bytes(spec) if streamed else 1
         first = int(np.random.default_rng().integers(copies - reps)) if streamed else 0
         out = np.empty(reps)
         cast = binding.ffi().cast
         code = self._lib.bg_kernel_time(
             *(self._isa, self._index[spec]),
-            cast("uint8_t *", self._weights[first * cost_model.weight_bytes(spec) :].ctypes.data),
+            cast("uint8_t *", self._weights[first * weight_bytes(spec) :].ctypes.data),
             *(reps if streamed else 1, cast("int8_t *", self._q.ctypes.data), n, 1, reps),
             cast("double *", out.ctypes.data),
         )

@@ -26,7 +26,7 @@ from bitgen import compile, render, space, targets, trace, tune
 from bitgen import plan as plans
 from bitgen.errors import BitgenError, CompileError, UnsupportedError
 from bitgen.formats import FORMATS
-from bitgen.lab import PREFILL_TOKENS
+from bitgen.lab import PREFILL_TOKENS, weight_bytes
 from bitgen.plan import Decision, Plan
 from bitgen.spec import GemmShape, KernelSpec, MatrixPlan
 from bitgen.trace import Path, Profile
@@ -311,8 +311,3 @@ def _try(spec: KernelSpec, core: Core) -> Estimate | BitgenError:
         return estimate(spec, core)
     except BitgenError as e:
         return e
-
-
-def weight_bytes(spec: KernelSpec) -> int:
-    """Bytes that one decode call reads."""
-    return FORMATS[spec.layout.format].geometry(spec.shape, spec.layout).weight_bytes
