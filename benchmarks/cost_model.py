@@ -17,7 +17,8 @@ from bitgen import cost_model, library, space, targets
 from bitgen.cost_model import Core, Estimate
 from bitgen.engine import binding
 from bitgen.errors import BitgenError
-from bitgen.lab import PREFILL_TOKENS
+from bitgen.formats import FORMATS
+from bitgen.lab import PREFILL_TOKENS, weight_bytes
 from bitgen.spec import GemmShape, KernelSpec, Layout
 
 CORES = {
@@ -39,14 +40,15 @@ def instructions(shape: tuple[int, int]) -> None:
     """Instructions and cycles per weight (and token) of every template's first layout, as Markdown."""
     for arch, cpus in CORES.items():
         cores = [core for cpu in cpus if (core := _core(arch, cpu))]
-        click.echo(f"\n| {arch} | instructions | in the loop | {' | '.join(core.cpu for core in cores)} |")
+        click.echo(f"\n| {arch} | instructions | of them in a loop of | {' | '.join(core.cpu for core in cores)} |")
         click.echo("|---|" + "---|" * (2 + len(cores)))
         for spec in _specs(arch, GemmShape(*shape)):
             found = {core: e for core in cores if isinstance(e := _estimate(spec, core), Estimate)}
             cells = [f"{e.cycles / e.products:.4f}" if (e := found.get(core)) else "" for core in cores]
             first = next(iter(found.values()), None)
             if first:
-                loop = f"{len(first.loop.lines)} for {first.loop_products:,.0f}" if first.loop_products else ""
+                weights = f" for {first.loop_products:,.0f}" if first.loop_products else ""
+                loop = f"{len(first.loop.lines)}{weights} ({first.loop_share:.0%})"
                 cells = [f"{first.instructions / first.products:.4f}", loop, *cells]
                 click.echo(f"| {_name(spec)} | {' | '.join(cells)} |")
         for core in cores:
@@ -66,6 +68,7 @@ def _specs(arch: str, shape: GemmShape) -> Iterator[KernelSpec]:
     for (name, isa), template in space.TEMPLATES.items():
         if targets.target(isa).arch == arch:
             layout = Layout(name, template.bm[0], template.bk[0])
+            shape = GemmShape(shape.m, shape.k, layout.bk if FORMATS[name].grouped else 0)
             yield KernelSpec("gemv", shape, isa, layout, space.candidate_tiles("gemv", shape, isa, layout)[0])
             tiles = {tile.groups: tile for tile in reversed(space.candidate_tiles("gemm", shape, isa, layout))}
             yield from (KernelSpec("gemm", shape, isa, layout, tiles[groups]) for groups in sorted(tiles))
@@ -139,13 +142,13 @@ class _Lab:
     def seconds(self, spec: KernelSpec, streamed: bool) -> float:
         """Median seconds of some calls."""
         n, reps = (1, 24) if spec.op == "gemv" else (PREFILL_TOKENS, 2)
-        copies = BUFFER // cost_model.weight_bytes(spec) if streamed else 1
+        copies = BUFFER // weight_bytes(spec) if streamed else 1
         first = int(np.random.default_rng().integers(copies - reps)) if streamed else 0
         out = np.empty(reps)
         cast = binding.ffi().cast
         code = self._lib.bg_kernel_time(
             *(self._isa, self._index[spec]),
-            cast("uint8_t *", self._weights[first * cost_model.weight_bytes(spec) :].ctypes.data),
+            cast("uint8_t *", self._weights[first * weight_bytes(spec) :].ctypes.data),
             *(reps if streamed else 1, cast("int8_t *", self._q.ctypes.data), n, 1, reps),
             cast("double *", out.ctypes.data),
         )

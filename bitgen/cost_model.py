@@ -26,7 +26,7 @@ from bitgen import compile, render, space, targets, trace, tune
 from bitgen import plan as plans
 from bitgen.errors import BitgenError, CompileError, UnsupportedError
 from bitgen.formats import FORMATS
-from bitgen.lab import PREFILL_TOKENS
+from bitgen.lab import PREFILL_TOKENS, weight_bytes
 from bitgen.plan import Decision, Plan
 from bitgen.spec import GemmShape, KernelSpec, MatrixPlan
 from bitgen.trace import Path, Profile
@@ -160,8 +160,9 @@ class Estimate:
 
     @property
     def loop_products(self) -> float | None:
-        """The products of one pass, where the loop does nearly all of the work; else None."""
-        return self.products / self.loop.count if self.loop_share > trace.NEARLY_ALWAYS else None
+        """The products of one pass, where the loop does all of the work that repeats; else None."""
+        each = self.products / self.loop.count
+        return each if self.loop_share > trace.NEARLY_ALWAYS and each == int(each) else None
 
     def __str__(self) -> str:
         """For people: the loop and the call."""
@@ -310,8 +311,3 @@ def _try(spec: KernelSpec, core: Core) -> Estimate | BitgenError:
         return estimate(spec, core)
     except BitgenError as e:
         return e
-
-
-def weight_bytes(spec: KernelSpec) -> int:
-    """Bytes that one decode call reads."""
-    return FORMATS[spec.layout.format].geometry(spec.shape, spec.layout).weight_bytes

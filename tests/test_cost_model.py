@@ -195,7 +195,7 @@ def test_tune_by_estimate(few: None, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "estimated by llvm-mca" in json.loads(file.read_text())["basis"]
 
 
-@pytest.mark.parametrize("arguments", [["--cpu", "znver3"], ["--cost-model", "llvm-mca"], ["--arch", "arm64"]])
+@pytest.mark.parametrize("arguments", [["--cpu", "znver3"], ["--cost-model", "llvm-mca"], ["--bytes-per-cycle", "2"]])
 def test_options_that_go_together(arguments: list[str]) -> None:
     out = CliRunner().invoke(main, ["tune", "--model", "stories", *arguments])
     assert out.exit_code == 2

@@ -170,10 +170,10 @@ def some_specs(m: int, k: int) -> list[KernelSpec]:
     found = []
     for (name, isa), template in space.TEMPLATES.items():
         layout = Layout(name, template.bm[0], template.bk[0])
-        found.append(KernelSpec("gemv", GemmShape(m, k), isa, layout, Tile()))
+        shape = GemmShape(m, k, layout.bk if FORMATS[name].grouped else 0)
+        found.append(KernelSpec("gemv", shape, isa, layout, Tile()))
         for groups in template.groups:
-            tile = Tile(template.nr[0], 0, groups=groups)
-            found.append(KernelSpec("gemm", GemmShape(m, k), isa, layout, tile))
+            found.append(KernelSpec("gemm", shape, isa, layout, Tile(template.nr[0], 0, groups=groups)))
     return [spec for spec in found if space.legal(spec) is None and spec.tile.groups <= 8]
 
 
