@@ -116,18 +116,20 @@ def _leaves(line: str) -> bool:
 
 def _run(command: str, arch: str, cpu: str, *regions: Sequence[str]) -> dict[str, Any]:
     """llvm-mca's report on some straight pieces of code, named p0, p1, ..."""
-    mark = {"arm64": "//", "x86_64": "#"}[arch]
     text = "".join(
-        f"{mark} LLVM-MCA-BEGIN p{i}\n" + "".join(f"{line}\n" for line in lines) + f"{mark} LLVM-MCA-END p{i}\n"
+        f"# LLVM-MCA-BEGIN p{i}\n" + "".join(f"{line}\n" for line in lines) + f"# LLVM-MCA-END p{i}\n"
         for i, lines in enumerate(regions)
         if lines
     )
     options = [f"-mtriple={_triple(arch)}", f"-mcpu={cpu}", f"-iterations={ITERATIONS}", "--json"]
     out = subprocess.run([command, *options], input=text, capture_output=True, text=True)
-    if out.returncode != 0:
-        reason = next(iter(re.findall(r"error: (.*)", out.stderr)), out.stderr.strip())
+    errors = re.findall(r"error: (.*)", out.stderr)
+    if errors or out.returncode != 0:  # older versions leave out what they cannot read and succeed
+        reason = errors[0] if errors else out.stderr.strip()
         raise UnsupportedError(f"llvm-mca cannot model this code on {cpu}: {reason}")
     report: dict[str, Any] = json.loads(out.stdout)
+    if {region["Name"] for region in report["CodeRegions"]} != {f"p{i}" for i, lines in enumerate(regions) if lines}:
+        raise UnsupportedError(f"{command} reports on other code than it was given; try another version of LLVM")
     return report
 
 
