@@ -158,10 +158,24 @@ def test_the_command_reads_lines_and_blocks(path: Path, model: bitgen.Model) -> 
     assert out.stdout == f"{first}\n{second}\n{first}\n"
 
 
+SLOWLY = """
+import time
+from bitgen import cli
+from bitgen.chat import Chat
+say = Chat.say
+def slowly(self, *args):
+    for piece in say(self, *args):
+        yield piece
+        time.sleep(0.1)
+Chat.say = slowly
+cli.main()
+"""
+
+
 def test_ctrl_c_stops_the_answer_and_not_the_program(path: Path) -> None:
     """At a real terminal: one answer is interrupted, the next message is answered, Ctrl-D ends."""
     leader, follower = pty.openpty()
-    command = [sys.executable, "-m", "bitgen", "chat", "-m", str(path), "-n", "400", "--temp", "0"]
+    command = [sys.executable, "-c", SLOWLY, "chat", "-m", str(path), "-n", "400", "--temp", "0"]
     process = subprocess.Popen(command, stdin=follower, stdout=follower, stderr=follower, start_new_session=True)
     os.close(follower)
     seen = b""
