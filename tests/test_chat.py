@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -158,10 +159,24 @@ def test_the_command_reads_lines_and_blocks(path: Path, model: bitgen.Model) -> 
     assert out.stdout == f"{first}\n{second}\n{first}\n"
 
 
+SLOWLY = """
+import time
+from bitgen import cli
+from bitgen.chat import Chat
+say = Chat.say
+def slowly(self, *args):
+    for piece in say(self, *args):
+        yield piece
+        time.sleep(0.1)
+Chat.say = slowly
+cli.main()
+"""
+
+
 def test_ctrl_c_stops_the_answer_and_not_the_program(path: Path) -> None:
     """At a real terminal: one answer is interrupted, the next message is answered, Ctrl-D ends."""
     leader, follower = pty.openpty()
-    command = [sys.executable, "-m", "bitgen", "chat", "-m", str(path), "-n", "400", "--temp", "0"]
+    command = [sys.executable, "-c", SLOWLY, "chat", "-m", str(path), "-n", "400", "--temp", "0"]
     process = subprocess.Popen(command, stdin=follower, stdout=follower, stderr=follower, start_new_session=True)
     os.close(follower)
     seen = b""
@@ -171,7 +186,8 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(path: Path) -> None:
         until = time.monotonic() + 120
         while text not in seen:
             assert time.monotonic() < until and process.poll() is None, seen.decode(errors="replace")
-            seen += os.read(leader, 4096)
+            if select.select([leader], [], [], 1)[0]:
+                seen += os.read(leader, 4096)
         seen = seen.partition(text)[2]
 
     try:

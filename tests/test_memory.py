@@ -137,13 +137,15 @@ def six_bits(size: tuple[int, int]) -> tuple[tuple[int, ...], int, bytes]:
 def test_a_matrix_packed_part_by_part_is_the_matrix_packed(name: str, panels: int) -> None:
     """Panels begin in one part and end in another, or span all three."""
     form = FORMATS[name]
-    layout = Layout(name, panels * form.bm_multiple, 96 if name == "tl2" else 128)
-    checkpoint = synth.SynthCheckpoint(replace(TINY, head_dim=34), 3)  # q: 136 rows, k and v: 68
+    layout = Layout(name, panels * form.bm_multiple, {"tl2": 96, "i2_g": 16}.get(name, 128))
+    shape = replace(TINY, head_dim=34, group=16 if form.grouped else 0)  # q: 136 rows, k and v: 68
+    checkpoint = synth.SynthCheckpoint(shape, 3)
     scales: list[float] = []
     got = b"".join(piece.tobytes() for piece in pack._fused(checkpoint, 0, "qkv", layout, scales))
     parts = [checkpoint.ternary(f"blk.0.{part}.weight") for part in ("attn_q", "attn_k", "attn_v")]
-    assert scales == [scale for _, scale in parts]
-    want = form.pack(np.concatenate([codes for codes, _ in parts]), layout).tobytes()
+    assert scales == [1.0 if form.grouped else scale for _, scale in parts]
+    of_rows = np.concatenate([scale for _, scale in parts]) if form.grouped else None
+    want = form.pack(np.concatenate([codes for codes, _ in parts]), layout, of_rows).tobytes()
     assert got.ljust(len(want), b"\0") == want
 
 

@@ -335,8 +335,8 @@ class Model:
         artefact = library.for_model(checkpoint.shape, [lookup], progress=lambda d, t: report("compiling", d, t))
         packed, doubt = pack.path_for(source, lookup, head, f"{checkpoint.shape} {checkpoint.reading}"), None
         if not packed.exists():
-            doubt = i2s_guess.doubt(checkpoint)
             pack.write(packed, checkpoint, lookup, head, lambda d, t: report("packing", d, t))
+            doubt = i2s_guess.doubt(checkpoint)
         tokenizer = Tokenizer.from_metadata(checkpoint.metadata)
         _give_back_memory()
         model = cls(source, checkpoint.shape, tokenizer, lookup, artefact, packed, head, threads)
