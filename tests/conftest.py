@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy loads: its threads only contend on small models
@@ -15,6 +16,8 @@ REPO = Path(__file__).resolve().parent.parent
 
 def pytest_configure(config: pytest.Config) -> None:
     """Builds, packed models and plans of the tests never touch the user's; compiled objects outlive a run."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # the background job of a shell: so would children
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.cache is not None:
         os.environ["BITGEN_CACHE"] = str(config.cache.mkdir("bitgen"))
 
