@@ -85,8 +85,8 @@ def test_kernels_are_verified_and_timed(tuner: tuple[Tuner, list[KernelSpec]]) -
 def test_one_wrong_weight_of_a_zero_row_is_noticed(tuner: tuple[Tuner, list[KernelSpec]]) -> None:
     talk, specs = tuner
     made = RemoteLab(talk, specs, 2)
-    assert not made._codes[100].any()
-    made._codes[100, 3] = 1
+    assert not made._trial.codes[100].any()
+    made._trial.codes[100, 3] = 1
     for spec in specs:
         with pytest.raises(EngineError, match=f"{spec.symbol} differs from the oracle"):
             made.verify(spec)
