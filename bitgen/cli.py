@@ -307,6 +307,8 @@ def chat(model: str | None, system: str | None, max_tokens: int, chat_template: 
 @reading_options
 def verify(model: str | None, against: str | None, output: Path | None, **reading: Any) -> None:
     """Prove on this machine that kernels, logits and choices are right, at every level that its CPU executes."""
+    if output and not output.parent.is_dir():
+        raise BitgenError(f"there is no folder {output.parent} for the receipt")
     with progress_bar() as listen:
         receipt = verification.verify(Path(model) if model else shipped_path(), against, listen, **reading)
     OUT.print(show.receipt(receipt))

@@ -38,6 +38,7 @@ from bitgen.spec import GemmShape, KernelSpec, MatrixPlan, ModelShape
 
 Listener = Callable[[str, int, int], None]
 Ints = npt.NDArray[np.int8]
+Logits = Callable[[list[int]], npt.NDArray[np.float32]]  # of token ids, [n, vocab]
 
 CUT_WEIGHTS, CUT_VOCAB = 200_000_000, 8192
 """A model of more ternary weights is compared in a cut of about so many, and of so many tokens."""
@@ -90,6 +91,7 @@ def verify(path: Path, against: str | None = None, listener: Listener = lambda *
     where nothing could be compared (a file that cannot be read, no compiler, no torch). reading: as gguf_io.open takes.
     """
     checkpoint = gguf_io.open(path, **reading)
+    theirs = _transformers(against) if against is not None else None
     lookups = [plan.lookup(checkpoint.shape, isa) for isa in library.host_isas()]
     artefact = library.for_model(checkpoint.shape, lookups, progress=lambda d, t: listener("compiling", d, t))
     receipt = Receipt(_machine(), _model(path, checkpoint), _levels(lookups, artefact))
@@ -100,8 +102,8 @@ def verify(path: Path, against: str | None = None, listener: Listener = lambda *
         _own_ways(model),
         _whole(model, checkpoint),
     ]
-    if against is not None:
-        stages.append(_against(model, against))
+    if against is not None and theirs is not None:
+        stages.append(_against(model, against, theirs))
     for stage in stages:
         started = time.perf_counter()
         for check in stage:
@@ -275,9 +277,8 @@ def _agreement(
     return Check(group, subject, bool(near >= most_near and off.max() < MOST), detail)
 
 
-def _against(model: Model, source: str) -> Iterator[Check]:
+def _against(model: Model, source: str, theirs: Logits) -> Iterator[Check]:
     """The model that transformers computes in float32 from a checkpoint folder."""
-    theirs = _transformers(source)
     prompts = _prompts(model.shape.vocab, PROMPTS, 2)
     want = [theirs(p) for p in prompts]
     near = MOST_NEAR if model.ternary_weights <= CUT_WEIGHTS else 0
@@ -294,7 +295,7 @@ def _mean_logprob(logits: npt.NDArray[np.float32], ids: Sequence[int]) -> float:
     return float(np.mean(x[np.arange(len(x)), ids[1:]] - np.log(np.exp(x).sum(axis=-1))))
 
 
-def _transformers(source: str) -> Callable[[list[int]], npt.NDArray[np.float32]]:
+def _transformers(source: str) -> Logits:
     """Logits [n, vocab] of token ids by transformers in float32; source is "hf:" and a folder or a hub id."""
     if not source.startswith("hf:"):
         raise UnsupportedError(f"--against {source!r}: expected hf:DIR, a checkpoint that transformers can load")
