@@ -53,10 +53,10 @@ _AHEAD = (2048, 1024, 4096, 512, 0)
 TEMPLATES: dict[tuple[str, str], Template] = {
     ("i2_s", "amx"): Template((4, 8, 2), (256,), nr=(6,), prefetch=(4096, 2048, 1024, 512, 0), kc=1280),
     ("i2_s", "avx512vnni"): Template(
-        (4, 8, 2), (256,), nr=(8, 6, 4, 12), prefetch=_AHEAD, kc=3072, groups=(0, 8, 16), lanes=32
+        (4, 8, 2), (256,), nr=(8, 6, 4, 12), prefetch=_AHEAD, kc=3072, groups=(8, 0), lanes=32
     ),
     ("i2_s", "avxvnni"): Template(
-        (4, 8, 2, 1), (128,), nr=(10, 12, 8, 6), prefetch=_AHEAD, kc=2560, groups=(0, 8, 16), lanes=32
+        (4, 8, 2, 1), (128,), nr=(10, 12, 8, 6), prefetch=_AHEAD, kc=2560, groups=(8, 0), lanes=32
     ),
     ("i2_s", "avx2"): Template(
         (4, 8, 2, 1),
@@ -65,7 +65,7 @@ TEMPLATES: dict[tuple[str, str], Template] = {
         prefetch=_AHEAD,
         kc=3072,
         int16_columns=PRODUCT_COLUMNS,
-        groups=(8, 0, 16),
+        groups=(8, 0),
         lanes=32,
     ),
     ("i2_s", "i8mm"): Template((4, 2, 1), (64,), nr=(12, 8, 4), prefetch=_AHEAD, kc=2048),
@@ -77,7 +77,7 @@ TEMPLATES: dict[tuple[str, str], Template] = {
         prefetch=_AHEAD,
         kc=4096,
         int16_columns=PRODUCT_COLUMNS,
-        groups=(8, 0, 16),
+        groups=(8, 0),
         lanes=16,
     ),
     ("i2_s", "scalar"): Template((4, 1, 8), (128, 64), any_layout=True),
@@ -85,8 +85,8 @@ TEMPLATES: dict[tuple[str, str], Template] = {
     ("i2_g", "dotprod"): Template((16, 8, 4), (128, 64), nr=(8, 4), prefetch=_AHEAD),
     ("i2_g", "neon"): Template((16, 8, 4), (128, 64), nr=(4, 2), prefetch=_AHEAD, int16_columns=GROUP_COLUMNS_VMLAL),
     ("i2_g", "scalar"): Template((16, 4), (128, 64), nr=(4,)),
-    ("t5", "avx512vbmi"): Template((5,), (256,), nr=(4, 2), prefetch=_AHEAD, kc=3072, groups=(0, 8, 16), lanes=32),
-    ("t5", "avx512vnni"): Template((5,), (256,), nr=(4, 2), prefetch=_AHEAD, kc=3072, groups=(0, 8, 16), lanes=32),
+    ("t5", "avx512vbmi"): Template((5,), (256,), nr=(4, 2), prefetch=_AHEAD, kc=3072, groups=(8, 0), lanes=32),
+    ("t5", "avx512vnni"): Template((5,), (256,), nr=(4, 2), prefetch=_AHEAD, kc=3072, groups=(8, 0), lanes=32),
     ("t5", "avx2"): Template(
         (5,),
         (128,),
@@ -94,7 +94,7 @@ TEMPLATES: dict[tuple[str, str], Template] = {
         prefetch=_AHEAD,
         kc=3072,
         int16_columns=T5_COLUMNS,
-        groups=(8, 0, 16),
+        groups=(8, 0),
         lanes=32,
     ),
     ("t5", "i8mm"): Template((5,), (64,), nr=(8, 4), prefetch=_AHEAD, kc=2048),
@@ -106,7 +106,7 @@ TEMPLATES: dict[tuple[str, str], Template] = {
         prefetch=_AHEAD,
         kc=4096,
         int16_columns=T5_COLUMNS,
-        groups=(8, 0, 16),
+        groups=(8, 0),
         lanes=16,
     ),
     ("t5", "scalar"): Template((5, 10), (128, 64), any_layout=True),
