@@ -58,7 +58,7 @@ static int32_t seeing(const state *s, const run *r, int32_t row0, int32_t rows, 
 
 // parts[i] = the partial result of row row0 + i over a block of which each row sees some.
 static void attend_block(const state *s, const run *r, int32_t kv_head, int32_t row0, int32_t rows,
-                         int32_t block, float *const *parts) {
+                         int32_t block, int32_t ahead, float *const *parts) {
   const int32_t d = s->model->config.head_dim, first = block * ATTEND_BLOCK;
   const float *q[ATTEND_ROWS];
   int32_t begins[ATTEND_ROWS], ends[ATTEND_ROWS];
@@ -70,7 +70,7 @@ static void attend_block(const state *s, const run *r, int32_t kv_head, int32_t 
     q[i] = query_row(s, r, kv_head, row0 + i);
   }
   s->attention->block(q, begins, ends, rows, d, s->model->attention_scale, k_cache(r->session, kv_head),
-                      v_cache(r->session, kv_head), first, parts);
+                      v_cache(r->session, kv_head), first, ahead, parts);
 }
 
 static void attend_rows(const state *s, const run *r, int32_t kv_head, int32_t row0, int32_t rows,
@@ -83,7 +83,7 @@ static void attend_rows(const state *s, const run *r, int32_t kv_head, int32_t r
     const int32_t skip = blind(s, r, row0, rows, block), end = seeing(s, r, row0, rows, block);
     for (int32_t i = skip; i < end; i++) // a row's first block goes to its sum, the others beside it
       parts[i] = sums[i] + (block > first_seen(s, r, row0 + i) / ATTEND_BLOCK ? partial_floats(d) : 0);
-    attend_block(s, r, kv_head, row0 + skip, end - skip, block, parts + skip);
+    attend_block(s, r, kv_head, row0 + skip, end - skip, block, 1, parts + skip);
     for (int32_t i = skip; i < end; i++)
       if (parts[i] != sums[i])
         s->attention->merge(sums[i], parts[i], d);
@@ -99,16 +99,16 @@ static void attend_spread(const state *s, const run *r, int32_t kv_head, int32_t
     float *parts[ATTEND_ROWS];
     for (int32_t i = 0; i < rows; i++)
       parts[i] = partial(s, r, (row0 + i) / group(s), head_of(s, kv_head, row0 + i), block);
-    attend_block(s, r, kv_head, row0, rows, block, parts);
+    attend_block(s, r, kv_head, row0, rows, block, pool_threads(s->pool), parts);
   }
 }
 
 static void attend_unit(const state *s, const run *r, int32_t unit, float *scratch) {
-  const int32_t kv_heads = s->model->config.kv_heads, kv_head = unit % kv_heads;
-  if (is_spread(r)) {
-    attend_spread(s, r, kv_head, unit / kv_heads);
+  if (is_spread(r)) { // a head's blocks follow each other, so that a thread comes back to it
+    attend_spread(s, r, unit / blocks(r), unit % blocks(r));
     return;
   }
+  const int32_t kv_heads = s->model->config.kv_heads, kv_head = unit % kv_heads;
   // Later rows see more positions: they come first, so that threads end together.
   const int32_t row0 = (row_groups(r) - 1 - unit / kv_heads) * ATTEND_ROWS, rest = r->n * group(s) - row0;
   attend_rows(s, r, kv_head, row0, rest < ATTEND_ROWS ? rest : ATTEND_ROWS, scratch);

@@ -8,13 +8,13 @@
 
 enum { COARSE = 127, FINE = 16383 }; // greatest codes of what is cached; of queries and of p
 enum { PAIRS = 2 * LANES };          // int8 codes that one vector multiplies
+// Rows and vectors of a tile, whose sums the registers hold.
 #if BG_VEC_AVX512
-enum { TALL = 8 }; // rows of a tile: sums that the registers hold
+enum { TALL = 8, WIDE = 2 };
 #else
-enum { TALL = 4 };
+enum { TALL = 4, WIDE = 1 };
 #endif
 enum { SHARING = 16 }; // rows that walk over a block together, so that it is read once
-enum { AHEAD = 4096 }; // bytes of the cache that are asked for early
 _Static_assert(MAX_HEAD_DIM <= INT32_MAX / (COARSE * FINE), "a score's sum would overflow");
 _Static_assert(ATTEND_BLOCK <= INT32_MAX / (COARSE * FINE), "an output's sum would overflow");
 
@@ -59,43 +59,72 @@ static void write(const float *k, const float *v, int32_t d, int32_t at, void *k
     vb[(i / LANES * ATTEND_BLOCK + p / 2 * 2) * LANES + i % LANES * 2 + p % 2] = (int8_t)codes[i];
 }
 
-// sum[r] = a[r] int16 [pairs][2] times b int8 [pairs][16][2], for a constant number of rows; a[r + 1] begins
-// `row` codes after a[r].
-VEC void product(const int rows, const int16_t *a, int32_t row, const int8_t *b, int32_t pairs, v16i *sum) {
+// A product of rows of int16 codes with vectors of int8 codes, [pairs][16][2] each. y[r][16 v ..] is that of
+// row r and vector v, times factor[r] and, where there are, the vector's scales.
+typedef struct {
+  const int16_t *a;
+  int32_t row; // codes from one row to the next
+  const int8_t *b;
+  int32_t vector, pairs; // bytes from one vector to the next; pairs of codes that are multiplied
+  const float *factor;   // [rows]
+  const float *scales;   // [vectors][16], or NULL
+  const int8_t *next;    // is asked for meanwhile, byte for byte, into the second-level cache
+  float *const *y;       // [rows]
+} factors;
+
+// `rows` rows and `vectors` vectors, both constants, from row r and vector v on.
+VEC void tile(const int rows, const int vectors, const factors *f, int32_t r0, int32_t v0) {
+  const int16_t *a = f->a + r0 * f->row;
+  v16i sum[TALL][WIDE];
   for (int r = 0; r < rows; r++)
-    sum[r] = v16i_set(0);
-  for (int32_t i = 0; i < pairs; i++, b += PAIRS) {
-    __builtin_prefetch(b + AHEAD);
-    v32s bi = v32s_load_i8(b);
+    for (int v = 0; v < vectors; v++)
+      sum[r][v] = v16i_set(0);
+  for (int32_t i = 0; i < f->pairs; i++) {
+    v32s b[WIDE];
+    for (int v = 0; v < vectors; v++) {
+      const int32_t at = (v0 + v) * f->vector + i * PAIRS;
+      __builtin_prefetch(f->next + at, 0, 2);
+      b[v] = v32s_load_i8(f->b + at);
+    }
+    for (int r = 0; r < rows; r++) {
+      const v32s pair = v32s_set_pair(a + r * f->row + 2 * i);
+      for (int v = 0; v < vectors; v++)
+        sum[r][v] = v16i_add_pairs(sum[r][v], b[v], pair);
+    }
+  }
+  for (int v = 0; v < vectors; v++) {
+    const v16 scales = f->scales ? v16_load(f->scales + (v0 + v) * LANES) : v16_set(1);
     for (int r = 0; r < rows; r++)
-      sum[r] = v16i_add_pairs(sum[r], bi, v32s_set_pair(a + r * row + 2 * i));
+      v16_store(f->y[r0 + r] + (v0 + v) * LANES,
+                __builtin_convertvector(sum[r][v], v16) * v16_set(f->factor[r0 + r]) * scales);
   }
 }
 
-// y[r][at ..] = 16 products times factor[r] and their scales
-VEC void tile(const int rows, const int16_t *a, int32_t row, const int8_t *b, int32_t pairs,
-              const float *factor, v16 scales, float *const *y, int32_t at) {
-  v16i sum[TALL];
-  product(rows, a, row, b, pairs, sum);
-  for (int r = 0; r < rows; r++)
-    v16_store(y[r] + at, __builtin_convertvector(sum[r], v16) * v16_set(factor[r]) * scales);
+// All of so many rows, a constant, from row r on.
+VEC void tiles(const int rows, const factors *f, int32_t r, int32_t vectors) {
+  int32_t v = 0;
+  for (; v + WIDE <= vectors; v += WIDE)
+    tile(rows, WIDE, f, r, v);
+  for (; v < vectors; v++)
+    tile(rows, 1, f, r, v);
 }
 
-VEC void tiles(int32_t rows, const int16_t *a, int32_t row, const int8_t *b, int32_t pairs,
-               const float *factor, v16 scales, float *const *y, int32_t at) {
-  for (; rows >= TALL; rows -= TALL, a += TALL * row, factor += TALL, y += TALL)
-    tile(TALL, a, row, b, pairs, factor, scales, y, at);
-  for (; rows >= 4; rows -= 4, a += 4 * row, factor += 4, y += 4)
-    tile(4, a, row, b, pairs, factor, scales, y, at);
-  for (; rows >= 2; rows -= 2, a += 2 * row, factor += 2, y += 2)
-    tile(2, a, row, b, pairs, factor, scales, y, at);
-  if (rows)
-    tile(1, a, row, b, pairs, factor, scales, y, at);
+static void multiply(const factors *f, int32_t rows, int32_t vectors) {
+  int32_t r = 0;
+  for (; r + TALL <= rows; r += TALL)
+    tiles(TALL, f, r, vectors);
+  for (; r + 4 <= rows; r += 4)
+    tiles(4, f, r, vectors);
+  for (; r + 2 <= rows; r += 2)
+    tiles(2, f, r, vectors);
+  for (; r < rows; r++)
+    tiles(1, f, r, vectors);
 }
 
 // Up to SHARING rows, which walk over the block together.
 static void block_rows(int32_t rows, const float *const *q, const int32_t *begins, const int32_t *ends,
-                       int32_t d, float scale, const int8_t *k, const int8_t *v, float *const *part) {
+                       int32_t d, float scale, const int8_t *k, const int8_t *v, const int8_t *next,
+                       float *const *part) {
   const int32_t dp = padded(d), end = ends[rows - 1];
   const float *k_scales = (const float *)(k + ATTEND_BLOCK * d),
               *v_scales = (const float *)(v + ATTEND_BLOCK * dp);
@@ -105,8 +134,8 @@ static void block_rows(int32_t rows, const float *const *q, const int32_t *begin
     p[r] = space + r * ATTEND_BLOCK;
     factor[r] = round_copy(q[r], d, FINE, codes + r * dp) * scale;
   }
-  for (int32_t i = 0; i < end; i += LANES)
-    tiles(rows, codes, dp, k + i * d, d / 2, factor, v16_load(k_scales + i), p, i);
+  multiply(&(factors){codes, dp, k, d * LANES, d / 2, factor, k_scales, v, p}, rows,
+           (end + LANES - 1) / LANES);
   for (int32_t r = 0; r < rows; r++) {
     softmax(p[r], begins[r], ends[r], &part[r][dp], &part[r][dp + 1]);
     for (int32_t i = 0; i < ends[r]; i += LANES)
@@ -115,17 +144,19 @@ static void block_rows(int32_t rows, const float *const *q, const int32_t *begin
     factor[r] = round_row(p[r], ends[r], FINE, row);
     memset(row + padded(ends[r]), 0, (size_t)(ATTEND_BLOCK - padded(ends[r])) * sizeof *row);
   }
-  for (int32_t c = 0; c < dp; c += LANES)
-    tiles(rows, codes, ATTEND_BLOCK, v + c * ATTEND_BLOCK, (end + 1) / 2, factor, v16_set(1), part, c);
+  multiply(&(factors){codes, ATTEND_BLOCK, v, ATTEND_BLOCK * LANES, (end + 1) / 2, factor, NULL, next, part},
+           rows, dp / LANES);
 }
 
 static void block(const float *const *q, const int32_t *begins, const int32_t *ends, int32_t rows, int32_t d,
-                  float scale, const void *kc, const void *vc, int32_t first, float *const *part) {
+                  float scale, const void *kc, const void *vc, int32_t first, int32_t ahead,
+                  float *const *part) {
   const int8_t *k = (const int8_t *)kc + first / ATTEND_BLOCK * block_bytes(d),
-               *v = (const int8_t *)vc + first / ATTEND_BLOCK * block_bytes(padded(d));
+               *v = (const int8_t *)vc + first / ATTEND_BLOCK * block_bytes(padded(d)),
+               *next = k + ahead * block_bytes(d);
   for (int32_t r = 0; r < rows; r += SHARING) {
     const int32_t some = rows - r < SHARING ? rows - r : SHARING;
-    block_rows(some, q + r, begins + r, ends + r, d, scale, k, v, part + r);
+    block_rows(some, q + r, begins + r, ends + r, d, scale, k, v, next, part + r);
   }
 }
 

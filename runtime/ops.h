@@ -41,8 +41,10 @@ typedef struct {
   void (*write)(const float *k, const float *v, int32_t d, int32_t at, void *kc, void *vc);
   // part[r] = partial result of query q[r] float [d] over positions first + begins[r] .. first + ends[r] - 1;
   // 0 <= begins[r] < ends[r], 1 <= ends[0] <= ends[1] ... <= ATTEND_BLOCK, first a multiple of ATTEND_BLOCK.
+  // The block that is `ahead` blocks further on will be wanted next, and is asked for.
   void (*block)(const float *const *q, const int32_t *begins, const int32_t *ends, int32_t rows, int32_t d,
-                float scale, const void *kc, const void *vc, int32_t first, float *const *part);
+                float scale, const void *kc, const void *vc, int32_t first, int32_t ahead,
+                float *const *part);
   void (*merge)(float *into, const float *part, int32_t d); // into = the partial result of both
   void (*finish)(const float *part, int32_t d, float *y);   // y float [d] = sum p v / sum p
 } bg_attention_ops;

@@ -236,7 +236,7 @@ def test_attention_over_a_block(ops: Ops, cache: Cache, d: int, rows: int) -> No
         pointers = [ops.ffi.new("float *[]", [ops.at(a[i]) for i in range(rows)]) for a in (q, part)]
         attention.block(
             pointers[0], ops.ffi.new("int32_t[]", begins.tolist()), ops.ffi.new("int32_t[]", ends.tolist()), rows, d,
-            scale, ops.at(kc, "void *"), ops.at(vc, "void *"), first, pointers[1],
+            scale, ops.at(kc, "void *"), ops.at(vc, "void *"), first, 1, pointers[1],
         )  # fmt: skip
         cut = slice(first, first + 256)
         want = lab.attend_block(q[:, None], k[cut, None], v[cut, None], begins, ends, cache)
@@ -264,7 +264,7 @@ def test_integer_attention_is_attention(ops: Ops) -> None:
     pointers = [ops.ffi.new("float *[]", [ops.at(a[i]) for i in range(4)]) for a in (q, part)]
     attention.block(
         pointers[0], ops.ffi.new("int32_t[]", [0] * 4), ops.ffi.new("int32_t[]", [256] * 4), 4, d, d**-0.5,
-        ops.at(kc, "void *"), ops.at(vc, "void *"), 0, pointers[1],
+        ops.at(kc, "void *"), ops.at(vc, "void *"), 0, 1, pointers[1],
     )  # fmt: skip
     k64, v64 = (
         codes * scales[:, None].astype(np.float64) for codes, scales in (lab.rounded(k, 127), lab.rounded(v, 127))
