@@ -8,11 +8,11 @@ enum { SCREEN_AHEAD = 4096 }; // bytes of int8 rows that are asked for early
 
 // Rows in flight for one token; rows and tokens whose sums stay in registers where there are more.
 #if BG_VEC_AVX512
-enum { ROWS = 4, SHARED_ROWS = 4, TOKENS = 4 };
+enum { ROWS = 4, SHARED_ROWS = 4, TOKENS = 4, SCREEN_ROWS = 4, SCREEN_TOKENS = 4 };
 #elif BG_VEC_AVX2
-enum { ROWS = 4, SHARED_ROWS = 2, TOKENS = 3 };
+enum { ROWS = 4, SHARED_ROWS = 2, TOKENS = 3, SCREEN_ROWS = 2, SCREEN_TOKENS = 2 };
 #else
-enum { ROWS = 4, SHARED_ROWS = 2, TOKENS = 2 };
+enum { ROWS = 4, SHARED_ROWS = 2, TOKENS = 2, SCREEN_ROWS = 2, SCREEN_TOKENS = 2 };
 #endif
 
 VEC v16 load(row_type type, const uint8_t *row, int32_t i) {
@@ -78,24 +78,80 @@ static void head_i8(const int8_t *w, const float *scales, int32_t k, int32_t row
       logits[t * stride + row] *= scales[row];
 }
 
-// w . x in sixteen sums of pairs, in two chains.
-VEC int32_t pairs(const int8_t *w, const int16_t *x, int32_t k) {
-  v16i sum[2] = {{0}};
-  int32_t i = 0, last = 0;
-  for (; i + 4 * LANES <= k; i += 4 * LANES)
-    for (int c = 0; c < 2; c++) {
-      __builtin_prefetch(w + i + 2 * c * LANES + SCREEN_AHEAD);
-      sum[c] = v16i_add_pairs(sum[c], v32s_load_i8(w + i + 2 * c * LANES), v32s_load(x + i + 2 * c * LANES));
-    }
-  for (; i < k; i++)
-    last += w[i] * x[i];
-  return v16i_sum(sum[0] + sum[1]) + last;
+// Sums grow by the products of up to 64 columns; rows, tokens and mostly columns are constants where this is
+// inlined.
+VEC void screen_columns(const int rows, const int tokens, const int32_t columns, const int8_t *w, int32_t k,
+                        const int8_t *const *x, int32_t at, v16i sum[SCREEN_ROWS][SCREEN_TOKENS]) {
+  v64b a[SCREEN_ROWS];
+  for (int r = 0; r < rows; r++)
+    a[r] = v64b_load_part(w + (size_t)r * k + at, columns);
+  for (int t = 0; t < tokens; t++) {
+    const v64b b = v64b_load_part(x[t] + at, columns);
+    for (int r = 0; r < rows; r++)
+      sum[r][t] = v16i_add_products(sum[r][t], a[r], b);
+  }
 }
 
-static void screen(const int8_t *w, int32_t k, int32_t rows, const int16_t *x, int32_t n, int32_t *sums) {
-  for (int32_t r = 0; r < rows; r++, w += k)
-    for (int32_t t = 0; t < n; t++)
-      sums[t * rows + r] = pairs(w, x + (size_t)t * k, k);
+// sums[t * stride + r] = w[r] . x[t], and what PRODUCT_OFFSET adds. Meanwhile `lines` of 64 bytes for each 64
+// columns are asked for early, one behind the other from `soon` on.
+VEC void screen_tile(const int rows, const int tokens, const int8_t *w, int32_t k, const int8_t *const *x,
+                     const int8_t *soon, int32_t lines, int32_t *sums, int32_t stride) {
+  v16i sum[SCREEN_ROWS][SCREEN_TOKENS] = {{{0}}};
+  int32_t i = 0;
+  for (; i + 4 * LANES <= k; i += 4 * LANES) {
+    for (int32_t line = 0; line < lines; line++)
+      __builtin_prefetch(soon + (size_t)lines * i + line * 4 * LANES, 0, 2);
+    screen_columns(rows, tokens, 4 * LANES, w, k, x, i, sum);
+  }
+  if (i < k)
+    screen_columns(rows, tokens, k - i, w, k, x, i, sum);
+  for (int t = 0; t < tokens; t++)
+    for (int r = 0; r < rows; r++)
+      sums[t * stride + r] = v16i_sum(sum[r][t]);
+}
+
+// Each group of tokens asks for its part of the rows that come next, so that memory is busy all the time.
+VEC void screen_tokens(const int rows, const int8_t *w, int32_t k, const int8_t *const *x, int32_t n,
+                       int32_t *sums, int32_t stride) {
+  const int32_t groups = (n + SCREEN_TOKENS - 1) / SCREEN_TOKENS, lines = (rows + groups - 1) / groups;
+  const int8_t *soon = w + (size_t)rows * k;
+  for (; n >= SCREEN_TOKENS; n -= SCREEN_TOKENS, x += SCREEN_TOKENS, sums += SCREEN_TOKENS * stride) {
+    screen_tile(rows, SCREEN_TOKENS, w, k, x, soon, lines, sums, stride);
+    soon += (size_t)lines * k;
+  }
+  if (n == 3 && SCREEN_TOKENS > 3)
+    screen_tile(rows, SCREEN_TOKENS > 3 ? 3 : 1, w, k, x, soon, lines, sums, stride);
+  else if (n >= 2)
+    screen_tile(rows, 2, w, k, x, soon, lines, sums, stride);
+  else if (n)
+    screen_tile(rows, 1, w, k, x, soon, lines, sums, stride);
+}
+
+// The sum of x, of products with 1.
+VEC int32_t offset_of(const int8_t *x, int32_t k) {
+  v16i sum = {0};
+  v64b one = {0};
+  one += (int8_t)(1 - PRODUCT_OFFSET);
+  for (int32_t i = 0; i < k; i += 4 * LANES)
+    sum = v16i_add_products(sum, one, v64b_load_part(x + i, k - i < 4 * LANES ? k - i : 4 * LANES));
+  return PRODUCT_OFFSET * v16i_sum(sum);
+}
+
+static void screen(const int8_t *w, int32_t k, int32_t rows, const int8_t *const *x, int32_t n,
+                   int32_t *sums) {
+  int32_t row = 0;
+  if (n == 1) // one stream
+    for (; row < rows; row++)
+      screen_tile(1, 1, w + (size_t)row * k, k, x, w + (size_t)row * k + SCREEN_AHEAD, 1, sums + row, rows);
+  for (; row + SCREEN_ROWS <= rows; row += SCREEN_ROWS)
+    screen_tokens(SCREEN_ROWS, w + (size_t)row * k, k, x, n, sums + row, rows);
+  for (; row < rows; row++)
+    screen_tokens(1, w + (size_t)row * k, k, x, n, sums + row, rows);
+  for (int32_t t = 0; PRODUCT_OFFSET > 0 && t < n; t++) {
+    const int32_t offset = offset_of(x[t], k);
+    for (int32_t r = 0; r < rows; r++)
+      sums[t * rows + r] -= offset;
+  }
 }
 
 const bg_head_ops BG_FOR_ISA(bg_head) = {head_f16, head_i8, screen};

@@ -34,6 +34,8 @@ static inline size_t partial_floats(int32_t head_dim) { return (size_t)padded(he
 
 enum { READ_UNIT = 1 << 16 };
 
+enum { SCREENED = 1 << 17 }; // products of int8 that int32 can sum
+
 // <cdef>
 typedef struct {
   size_t width, beside; // bytes of a cached number; of what is kept beside the numbers of a position
@@ -53,8 +55,9 @@ typedef struct {
               float *logits, size_t stride);
   void (*i8)(const int8_t *w, const float *scales, int32_t k, int32_t row0, int32_t row1, const float *x,
              int32_t n, float *logits, size_t stride);
-  // sums[i * rows + row] = w[row] . x[i], w int8 [rows][k], x int16 [n][k]; no sum may exceed int32
-  void (*screen)(const int8_t *w, int32_t k, int32_t rows, const int16_t *x, int32_t n, int32_t *sums);
+  // sums[i * rows + row] = w[row] . x[i], w int8 [rows][k], x[i] int8 [k], no element of them -128, k at most
+  // SCREENED
+  void (*screen)(const int8_t *w, int32_t k, int32_t rows, const int8_t *const *x, int32_t n, int32_t *sums);
 } bg_head_ops;
 
 // What becomes of the rows of a product: of int32 sums, or of the floats of a kernel with groups, whose

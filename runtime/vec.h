@@ -35,6 +35,7 @@ typedef int8_t v16b __attribute__((vector_size(16)));
 typedef int16_t v16s __attribute__((vector_size(32)));
 typedef int8_t v32b __attribute__((vector_size(32)));
 typedef int16_t v32s __attribute__((vector_size(64)));
+typedef int8_t v64b __attribute__((vector_size(64)));
 
 VEC v16 v16_set(float a) { return (v16){a, a, a, a, a, a, a, a, a, a, a, a, a, a, a, a}; }
 VEC v16i v16i_set(int32_t a) { return (v16i){a, a, a, a, a, a, a, a, a, a, a, a, a, a, a, a}; }
@@ -156,6 +157,67 @@ VEC v16i v16i_add_pairs(v16i sum, v32s a, v32s b) {
 VEC v16i v16i_add_pairs(v16i sum, v32s a, v32s b) {
   v16i x = (v16i)a, y = (v16i)b;
   return sum + (x << 16 >> 16) * (y << 16 >> 16) + (x >> 16) * (y >> 16);
+}
+#endif
+
+// The first n of sixty-four int8, the rest zero.
+VEC v64b v64b_load_part(const int8_t *p, int32_t n) {
+  v64b a = {0};
+  memcpy(&a, p, (size_t)n);
+  return a;
+}
+
+// sum + the products of a, -127 to 127, with b, likewise: each goes to some lane, so that only the sum over
+// all lanes has a meaning. Where the instruction wants a unsigned, PRODUCT_OFFSET is added to each of a.
+#if defined(__AVX512VNNI__)
+enum { PRODUCT_OFFSET = 128 };
+VEC v16i v16i_add_products(v16i sum, v64b a, v64b b) {
+  const __m512i offset = _mm512_xor_si512((__m512i)a, _mm512_set1_epi8(-128));
+  return (v16i)_mm512_dpbusd_epi32((__m512i)sum, offset, (__m512i)b);
+}
+#elif BG_VEC_AVX2
+// |a| times b with the sign of a; a pair of products is 2 * 127^2 at most, which int16 holds.
+enum { PRODUCT_OFFSET = 0 };
+VEC __m256i products_of_half(__m256i a, __m256i b) {
+  const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(a), _mm256_sign_epi8(b, a));
+  return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+}
+VEC v16i v16i_add_products(v16i sum, v64b a, v64b b) {
+  __m256i x[2], y[2];
+  memcpy(x, &a, sizeof a);
+  memcpy(y, &b, sizeof b);
+  return sum + (v16i)v16_join((v8)products_of_half(x[0], y[0]), (v8)products_of_half(x[1], y[1]));
+}
+#elif BG_VEC_NEON
+enum { PRODUCT_OFFSET = 0 };
+VEC int32x4_t add_products_of_quarter(int32x4_t sum, int8x16_t a, int8x16_t b) {
+#if defined(__ARM_FEATURE_DOTPROD)
+  return vdotq_s32(sum, a, b);
+#else // 2 * 127^2 is what int16 holds
+  return vpadalq_s16(sum,
+                     vmlal_s8(vmull_s8(vget_low_s8(a), vget_low_s8(b)), vget_high_s8(a), vget_high_s8(b)));
+#endif
+}
+VEC v16i v16i_add_products(v16i sum, v64b a, v64b b) {
+  int8x16_t x[4], y[4];
+  int32x4_t z[4];
+  memcpy(x, &a, sizeof a);
+  memcpy(y, &b, sizeof b);
+  memcpy(z, &sum, sizeof sum);
+  for (int i = 0; i < 4; i++)
+    z[i] = add_products_of_quarter(z[i], x[i], y[i]);
+  memcpy(&sum, z, sizeof sum);
+  return sum;
+}
+#else
+enum { PRODUCT_OFFSET = 0 };
+VEC v16i v16i_add_products(v16i sum, v64b a, v64b b) {
+  v32b x[2], y[2];
+  memcpy(x, &a, sizeof a);
+  memcpy(y, &b, sizeof b);
+  for (int i = 0; i < 2; i++)
+    sum = v16i_add_pairs(sum, __builtin_convertvector(x[i], v32s), __builtin_convertvector(y[i], v32s));
+  return sum;
 }
 #endif
 

@@ -296,6 +296,20 @@ def test_head(ops: Ops, k: int, vocab: int, n: int) -> None:
         assert (y[:, :row0] == 5).all() and (y[:, row1:] == 5).all()
 
 
+@pytest.mark.parametrize("k", [16, 48, 64, 112, 128, 2560, 2576])
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7, 8, 32])
+def test_screen(ops: Ops, k: int, n: int) -> None:
+    """Random numbers and extremes; every number of tokens and rows that is multiplied in a way of its own."""
+    rng = np.random.default_rng(k + n)
+    for rows in (1, 2, 5, 64):
+        for low, high in ((-127, 128), (127, 128), (-127, -126)):
+            w, x = (rng.integers(low, high, (m, k), dtype=np.int8) for m in (rows, n))
+            sums = np.full((n, rows), 5, np.int32)
+            at = ops.ffi.new("int8_t *[]", [ops.at(row, "int8_t *") for row in x])
+            ops.ops.head.screen(ops.at(w, "int8_t *"), k, rows, at, n, ops.at(sums, "int32_t *"))
+            assert np.array_equal(sums, x.astype(np.int32) @ w.T.astype(np.int32))
+
+
 def test_reading_depends_on_every_byte(ops: Ops) -> None:
     data = np.zeros(1 << 17, np.uint8)
 
