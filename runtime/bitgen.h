@@ -133,8 +133,8 @@ typedef struct {
 } bg_choice;
 
 // The same for `count` different sessions that share, as in bg_forward_batch: each chooses as asks[i] says, by the rules
-// of bg_next. `chosen` gets the choices of one session after the other. The weights and the int8 head are read once for
-// many. When a choice fails all tokens are appended nevertheless, and the first error is returned.
+// of bg_next. `chosen` gets the choices of one session after the other. The weights and a certified head's codes are read once
+// for many. When a choice fails all tokens are appended nevertheless, and the first error is returned.
 int32_t bg_next_batch(bg_session *const *sessions, int32_t count, const int32_t *tokens, const int32_t *lengths,
                       const bg_choice *asks, int32_t *chosen);
 int64_t bg_rescored(const bg_session *session);  // rows of the float16 output matrix that bg_next has read so far

@@ -1,9 +1,8 @@
 // choose.c: the output matrix, all of it or as much as a choice needs.
 //
-// The certified head: an int8 copy of the matrix, half the bytes, gives every logit an interval that it
-// cannot leave. Only rows whose interval reaches the k-th greatest lower end are computed in float16, and the
-// sampler sees only those. What greedy and top-k sampling choose from them is what they would choose from
-// all.
+// The certified head: int8 codes of the matrix give every logit an interval that it cannot leave. Only rows
+// whose interval reaches the k-th greatest lower end are computed in float16, and the sampler sees only
+// those. What greedy and top-k sampling choose from them is what they would choose from all.
 //
 // A row w is kept as codes q and a scale s, the hidden state h is rounded to x step, x an integer. By
 // Cauchy-Schwarz
@@ -12,9 +11,11 @@
 // gamma = (hidden / 16 + 32) 2^-23 (Higham, Accuracy and Stability, section 3.1), which pack.py has added to
 // the residual |w - s q| that it stored.
 //
-// x has two digits, x = BASE high + low, both int8. High alone is a rounding of h too, with another step:
-// half the products give all rows a wider interval, and few of them need the low digit for the narrow one.
-// Which ones is known while they are in cache, for a row can be left out as soon as k others lie above it.
+// Both can be had in part. The upper six of a code's eight bits are codes of their own, with a residual of
+// their own: they alone are read of all rows. And x has two digits, x = BASE high + low, both int8: high
+// alone is a rounding of h too, with another step, for half the products. The interval is wider then; a row
+// is left out as soon as k others lie above all of it, and of the few that stay all bits are multiplied by
+// both digits at once.
 #include <math.h>
 #include <string.h>
 
@@ -22,6 +23,8 @@
 #include "session.h"
 
 enum { BLOCK = 64 };              // rows that are screened in one call
+enum { FEW = 2 };                 // tokens whose digits are both multiplied with all rows
+enum { CENTRE = 128 };            // what codes are kept with
 enum { DIGIT = 127, BASE = 255 }; // the greatest digit; what the high one counts
 
 // ---- all logits -------------------------------------------------------------------------------------------
@@ -65,12 +68,13 @@ typedef struct {
   int32_t history;          // tokens of it that the choice sees
   int32_t k;                // how many of the greatest lower ends are kept; 0: all logits are needed
   const float *h;           // [hidden_row]
-  const int8_t *high, *low; // [hidden_row] its digits
-  float norm;               // |h|, rounded up
-  rounding coarse, fine;    // by the high digit alone, by both
-  int both;                 // both digits are multiplied with all rows
-  float slack;              // how far below the k-th lower end a logit may still decide
-  options found;            // what is chosen from
+  const int8_t *high, *low; // [screen_row] its digits
+  int32_t high_sum, low_sum;
+  float norm;            // |h|, rounded up
+  rounding coarse, fine; // by the high digit alone, by both
+  int both;              // both digits are multiplied with all rows
+  float slack;           // how far below the k-th lower end a logit may still decide
+  options found;         // what is chosen from
 } query;
 
 typedef struct {
@@ -109,10 +113,15 @@ static void thin_out(net *of) {
   of->n = n > MOST_CAUGHT / 4 * 3 ? -1 : n;
 }
 
-// The interval of row `id` by both digits.
-static void consider(const state *s, const query *q, int32_t id, int32_t high, int32_t low, net *of) {
+// The interval of row `id` by all bits and both digits.
+static void consider(const state *s, const query *q, int32_t id, net *of) {
   const bg_model *m = s->model;
-  const float middle = (float)((int64_t)BASE * high + low) * (m->head_scales[id] * q->fine.step);
+  const int8_t *const digits[2] = {q->high, q->low};
+  int32_t sums[2];
+  s->ops->head->refine(m->head_upper + id * UPPER_BYTES(s->screen_row),
+                       m->head_lower + id * LOWER_BYTES(s->screen_row), s->screen_row, digits, sums);
+  const int64_t product = (int64_t)BASE * (sums[0] - CENTRE * q->high_sum) + (sums[1] - CENTRE * q->low_sum);
+  const float middle = (float)product * (m->head_scales[id] * q->fine.step);
   const float radius = m->head_residuals[id] * q->norm + m->head_norms[id] * q->fine.error;
   keep(of->kept, q->k, middle - radius);
   of->bar = of->kept[0] - q->slack;
@@ -126,41 +135,40 @@ static void consider(const state *s, const query *q, int32_t id, int32_t high, i
   }
 }
 
-// upper[r] = the upper end of row + r by the high digit; whether any reaches the bar (what is no number does)
+// 4 upper + 3/2 - CENTRE is what upper bits say of a code: its product with a digit, exactly.
+static double by_upper(int32_t sum, int32_t digits) { return 4.0 * sum - (CENTRE - 1.5) * digits; }
+
+// upper[r] = the upper end of row + r by the upper bits; whether any reaches the bar (what is no number does)
 static int any_reaches(const bg_model *m, const query *q, int32_t row, int32_t rows, const int32_t *high,
-                       float bar, float *upper) {
-  const float *scales = m->head_scales + row, *residuals = m->head_residuals + row,
+                       const int32_t *low, float bar, float *upper) {
+  const float *scales = m->head_scales + row, *residuals = m->head_upper_residuals + row,
               *norms = m->head_norms + row;
+  const rounding of = low ? q->fine : q->coarse;
   int any = 0;
   for (int32_t r = 0; r < rows; r++) {
-    upper[r] =
-        (float)high[r] * (scales[r] * q->coarse.step) + (residuals[r] * q->norm + norms[r] * q->coarse.error);
+    const double product = low ? BASE * by_upper(high[r], q->high_sum) + by_upper(low[r], q->low_sum)
+                               : by_upper(high[r], q->high_sum);
+    upper[r] = (float)product * (scales[r] * of.step) + (residuals[r] * q->norm + norms[r] * of.error);
     any |= !(upper[r] < bar);
   }
   return any;
 }
 
-// Some rows for one query. low: their sums, or NULL where they are yet to be computed.
+// Some rows for one query. low: NULL where only the high digit was multiplied.
 static void screen_rows(const state *s, const query *q, int32_t row, int32_t rows, const int32_t *high,
                         const int32_t *low, net *of) {
-  const int32_t k = s->hidden_row;
   float upper[BLOCK];
-  if (of->n < 0 || !any_reaches(s->model, q, row, rows, high, of->bar, upper))
+  if (of->n < 0 || !any_reaches(s->model, q, row, rows, high, low, of->bar, upper))
     return;
-  for (int32_t r = 0; r < rows && of->n >= 0; r++) {
-    int32_t sum = low ? low[r] : 0;
-    if (upper[r] < of->bar)
-      continue;
-    if (!low)
-      s->ops->head->screen(s->model->head_i8 + (size_t)(row + r) * k, k, 1, &q->low, 1, &sum);
-    consider(s, q, row + r, high[r], sum, of);
-  }
+  for (int32_t r = 0; r < rows && of->n >= 0; r++)
+    if (!(upper[r] < of->bar))
+      consider(s, q, row + r, of);
 }
 
 static void screen_share(void *arg, int32_t thread, int32_t threads) {
   const choosing *w = arg;
   const state *s = w->state;
-  const int32_t end = share(s->model->config.vocab, thread + 1, threads), k = s->hidden_row;
+  const int32_t end = share(s->model->config.vocab, thread + 1, threads), k = s->screen_row;
   const int8_t *digits[2 * CHOICES];
   int32_t n = w->n, low_of[CHOICES], sums[2 * CHOICES * BLOCK];
   for (int32_t t = 0; t < w->n; t++) {
@@ -177,7 +185,7 @@ static void screen_share(void *arg, int32_t thread, int32_t threads) {
   }
   for (int32_t row = share(s->model->config.vocab, thread, threads); row < end; row += BLOCK) {
     const int32_t rows = end - row < BLOCK ? end - row : BLOCK;
-    s->ops->head->screen(s->model->head_i8 + (size_t)row * k, k, rows, digits, n, sums);
+    s->ops->head->screen(s->model->head_upper + row * UPPER_BYTES(k), k, rows, digits, n, sums);
     for (int32_t t = 0; t < w->n; t++)
       screen_rows(s, &w->queries[t], row, rows, sums + t * rows,
                   low_of[t] < 0 ? NULL : sums + low_of[t] * rows, net_of(s, thread, t));
@@ -211,6 +219,8 @@ static void round_state(const float *h, int32_t n, int8_t *high, int8_t *low, qu
     const int32_t x = at < most ? at > -most ? (int32_t)lrintf(at) : -most : most;
     high[i] = (int8_t)((x + (x > 0 ? DIGIT : -DIGIT)) / BASE);
     low[i] = (int8_t)(x - BASE * high[i]);
+    q->high_sum += high[i];
+    q->low_sum += low[i];
   }
   q->norm = (float)(sqrt(norm) * (1 + 0x1p-20));
   q->coarse.error = error_of(h, n, high, NULL, q->coarse.step);
@@ -228,7 +238,7 @@ static int32_t penalised(const bg_sampling *how, int32_t history) {
 static int32_t depends_on(const state *s, const bg_sampling *how, int32_t history) {
   const int32_t moved = penalised(how, history), most = MOST_KEPT < s->model->config.vocab ? MOST_KEPT : 0;
   const int64_t k = (int64_t)(how->temperature == 0 ? 1 : how->top_k) + moved;
-  return s->model->head_residuals && s->hidden_row <= SCREENED && (how->temperature == 0 || how->top_k) &&
+  return s->model->head_residuals && s->screen_row <= SCREENED && (how->temperature == 0 || how->top_k) &&
                  k < most
              ? (int32_t)k
              : 0;
@@ -238,14 +248,15 @@ static int32_t depends_on(const state *s, const bg_sampling *how, int32_t histor
 static query query_for(state *s, int32_t i, int32_t t) {
   const bg_choice *ask = &s->want.asks[s->ask_of[i]];
   const size_t n = (size_t)s->hidden_row;
-  int8_t *high = s->parts + 2 * t * n, *low = high + n;
+  int8_t *high = s->parts + (size_t)2 * t * s->screen_row, *low = high + s->screen_row;
   query q = {.ask = ask, .h = s->h + i * n, .high = high, .low = low, .slack = 1e-4f * ask->how->temperature};
   q.history = ask->n_history - s->left_of[i] + 1;
   q.k = depends_on(s, ask->how, q.history);
   if (!q.k)
     return q;
   round_state(q.h, s->hidden_row, high, low, &q);
-  q.both = q.coarse.error > q.norm * (1.0f / 32); // else too many rows would need the low digit
+  // For few tokens reading takes longer than multiplying; and too many rows may need the low digit.
+  q.both = s->n_logits <= FEW || q.coarse.error > q.norm * (1.0f / 32);
   if (!(q.norm < INFINITY))
     q.k = 0;
   return q;

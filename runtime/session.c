@@ -445,7 +445,8 @@ static int32_t allocate_state(state *s) {
   s->scratch = zeros(a, (uint64_t)pool_threads(s->pool) * 2 * ATTEND_ROWS, partial_floats(d) * sizeof(float));
   s->scores = zeros(a, c->vocab, sizeof *s->scores);
   s->order = zeros(a, c->vocab, sizeof *s->order);
-  s->parts = zeros(a, 2 * CHOICES, s->hidden_row);
+  s->screen_row = (int32_t)round_up(s->hidden_row, SCREEN_COLUMNS);
+  s->parts = zeros(a, 2 * CHOICES, s->screen_row);
   s->nets = zeros(a, (uint64_t)pool_threads(s->pool) * CHOICES, sizeof *s->nets);
   s->ids = zeros(a, CHOICES, MOST_CAUGHT * sizeof *s->ids);
   s->some = zeros(a, CHOICES, MOST_CAUGHT * sizeof *s->some);

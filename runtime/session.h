@@ -94,6 +94,7 @@ struct state {
   atomic_int next_unit;   // of attention, that no thread has taken yet
 
   // Sizes of rows
+  int32_t screen_row;                             // a row of a certified head's codes
   int32_t hidden_row, query_row, wide_row, q_row; // of x, query, h and q
   size_t y_at[BG_ROLES], operand_at[BG_ROLES];    // where the role's rows begin in y and operand
 
@@ -120,7 +121,7 @@ struct state {
   uint64_t *order; // [vocab]
 
   // Choosing
-  int8_t *parts;    // [2][CHOICES][hidden_row] hidden states, rounded, as two digits
+  int8_t *parts;    // [CHOICES][2][screen_row] hidden states, rounded, as two digits; zeros behind
   net *nets;        // [threads][CHOICES]
   int32_t *ids;     // [CHOICES][MOST_CAUGHT] rows that are computed
   float *some;      // [CHOICES][MOST_CAUGHT] their logits

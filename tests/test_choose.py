@@ -148,8 +148,8 @@ def test_the_bound_is_reached(claim: float, choice: int) -> None:
     honest = pack._certificate
 
     def certificate(head: Any, scales: Any, codes: Any) -> Any:
-        residuals, norms = honest(head, scales, codes)
-        return residuals * np.float32(claim), norms
+        uppers, residuals, norms = honest(head, scales, codes)
+        return uppers, residuals * np.float32(claim), norms
 
     with crafted(
         rows.astype(np.float16).astype(np.float32), state + np.zeros_like(rows), certificate
@@ -157,23 +157,51 @@ def test_the_bound_is_reached(claim: float, choice: int) -> None:
         assert session.next([1], [1], temperature=0.0) == [choice]
 
 
-@pytest.mark.parametrize(("claim", "choice"), [(1, 1500), (0.5, 3)])
+@pytest.mark.parametrize(("claim", "choice"), [(1, 1500), (0.25, 3)])
 def test_the_bound_by_the_high_digit_is_reached(claim: float, choice: int) -> None:
-    """The same for what the high digit loses of a state: half of its elements, along which row 1500 lies, though int8
-    holds it exactly."""
+    """The same for what the high digit loses of a state: half of its elements, along which row 1500 lies. Its upper
+    bits have a residual too, so that it takes a claim of a quarter."""
     rows, state = np.zeros((2, VOCAB, HIDDEN), np.float32)
     state[:, 0] = 127
     state[:, 64:] = 0.49
     rows[1500, 64:] = 1
-    rows[3, 0] = 0.7 * 0.49 * 64 / 127
+    rows[3, 0] = 0.95 * 0.49 * 64 / 127
     honest = pack._certificate
 
     def certificate(head: Any, scales: Any, codes: Any) -> Any:
-        residuals, norms = honest(head, scales, codes)
-        return residuals, norms * np.float32(claim)
+        uppers, residuals, norms = honest(head, scales, codes)
+        return uppers, residuals, norms * np.float32(claim)
 
     with crafted(rows.astype(np.float16).astype(np.float32), state / 127, certificate).open() as session:
-        assert session.next([1], [1], temperature=0.0) == [choice]
+        many = [1] * 5  # as few as two would get both digits at once
+        assert session.next(many, many, count=5, temperature=0.0) == [choice] * 5
+
+
+@pytest.mark.parametrize(("claim", "choice"), [(1, 1500), (0.5, 3)])
+@pytest.mark.parametrize("count", [1, 5])
+def test_the_bound_by_the_upper_bits_is_reached(claim: float, choice: int, count: int) -> None:
+    """The same for what the upper six bits lose of a row that int8 holds exactly: one half or one and a half of a
+    code, along which the state lies. Row 3, which they hold as well as any, is nothing but the logit to beat."""
+    rows, state = np.zeros((2, VOCAB, HIDDEN), np.float32)
+    codes = np.tile([0, 3, 4, 7], HIDDEN // 4)
+    off = codes - (codes // 4 * 4 + 1.5)
+    kept = codes - off
+    along = off - kept * (off @ kept) / (kept @ kept)
+    state[:] = along / np.abs(along).max()
+    rows[1500] = codes
+    rows[1500, 0] = 127  # the scale is 1
+    state[:, 0] = 0
+    at = int(np.abs(state[0]).argmax())
+    rows[3, at] = 0.75 * (rows[1500] @ state[0]) / state[0, at]
+    honest = pack._certificate
+
+    def certificate(head: Any, scales: Any, codes: Any) -> Any:
+        uppers, residuals, norms = honest(head, scales, codes)
+        return uppers * np.float32(claim), residuals, norms
+
+    with crafted(rows.astype(np.float16).astype(np.float32), state, certificate).open() as session:
+        many = [1] * count
+        assert session.next(many, many, count=count, temperature=0.0) == [choice] * count
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -257,8 +257,8 @@ def next_batch(
 ) -> list[list[int]]:
     """Append each session's tokens in one pass and choose what follows, as `Session.next` of each alone would.
 
-    The sessions are those of `forward_batch`. The weights and the int8 copy of a certified head are read once for
-    many choices.
+    The sessions are those of `forward_batch`. The weights and the codes of a certified head are read once for many
+    choices.
     """
     if not sessions or not len(sessions) == len(tokens) == len(choices) or not all(len(t) for t in tokens):
         raise EngineError("tokens must be a non-empty list of ids for each session, with a choice for each")
@@ -354,9 +354,9 @@ class Model:
     ) -> Model:
         """Open a GGUF file (None: the model that ships), building and packing what is not cached yet.
 
-        head: "certified" chooses tokens from an int8 copy of the head and exact float16 rows for those that can win:
-            the same tokens as "f16", at half the bytes per token. "f16" saves the copy's room on disk. "int8" has
-            only the copy: logits within its rounding.
+        head: "certified" chooses tokens from int8 codes of the head, of most rows only six bits, and exact float16 rows
+            for those that can win: the same tokens as "f16", at 3/8 of the bytes per token. "f16" saves the codes'
+            room on disk. "int8" has codes alone: logits within their rounding.
         i2s_layout, activation, tl_tiles: what the file does not say, or says wrongly; as in gguf_io.open.
         progress: called as (stage, done, total) while kernels compile and weights are packed.
         """
@@ -402,7 +402,8 @@ class Model:
     def head_bytes(self) -> int:
         """Bytes of the LM head read to choose up to CHOICES tokens (certified: besides the few rows that may win)."""
         hidden = self.shape.hidden
-        return self.shape.vocab * {"f16": 2 * hidden, "int8": hidden + 4, "certified": hidden + 12}[self.head]
+        upper = -(-hidden // 256) * 192  # runtime/ops.h
+        return self.shape.vocab * {"f16": 2 * hidden, "int8": hidden + 4, "certified": upper + 12}[self.head]
 
     def session(self, threads: int | None = None, context: int | None = None, cache: Cache = "f16") -> Session:
         """A new conversation of at most `context` tokens (default: all the model was made for).
