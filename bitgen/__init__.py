@@ -9,13 +9,14 @@
 `bitgen.api` has the verbs of the command line: tune, build, synth, convert, bench, gen, info.
 """
 
-from bitgen.engine.model import Generation, Model, Sampling, Session, forward_batch
+from bitgen.engine.model import Choice, Generation, Model, Sampling, Session, forward_batch, next_batch
 from bitgen.errors import BitgenError, CompileError, EngineError, FormatError, RemoteError, UnsupportedError
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BitgenError",
+    "Choice",
     "CompileError",
     "EngineError",
     "FormatError",
@@ -26,4 +27,5 @@ __all__ = [
     "Session",
     "UnsupportedError",
     "forward_batch",
+    "next_batch",
 ]

@@ -15,7 +15,7 @@ import numpy as np
 
 from bitgen import library, plan
 from bitgen.engine import binding
-from bitgen.engine.model import Cache, Model, Sampling, Session, forward_batch
+from bitgen.engine.model import CHOICES, Cache, Choice, Model, Sampling, Session, next_batch
 from bitgen.errors import BitgenError
 from bitgen.lab import stream_bytes
 
@@ -135,9 +135,7 @@ def _measure(model: Model, machine: Limits, case: Case, cache: Cache) -> Result:
     with runs(model, case, cache) as (_, timed):
         rates = [batch * tokens / seconds for seconds in timed]
     rate = statistics.median(rates)
-    passes = 1 if kind == "prefill" else tokens
-    head = model.head_bytes if batch == 1 else model.full_head_bytes
-    read = model.weight_bytes * _chunks(kind, tokens, batch) + head * passes
+    read = model.weight_bytes * _chunks(kind, tokens, batch) + model.head_bytes * _choices(kind, tokens, batch)
     per_token = read / (batch * tokens) + _cache_bytes(model, cache, kind, tokens, case.context) / tokens
     ops = 2 * model.ternary_weights
     return Result(
@@ -187,12 +185,7 @@ def _decode(sessions: list[Session], ids: list[int]) -> Iterator[float]:
             session.rewind(filled)
         started = time.perf_counter()
         for token in ids:
-            if len(sessions) == 1:
-                sessions[0].next([token], GREEDY, [token], 0)
-            else:
-                logits = forward_batch(sessions, [[token]] * len(sessions))
-                for session, row in zip(sessions, logits, strict=True):
-                    session.sample(GREEDY, row, [token], 0)
+            next_batch(sessions, [[token]] * len(sessions), [Choice(GREEDY, [token], 0)] * len(sessions))
         if run:
             yield time.perf_counter() - started
 
@@ -200,6 +193,13 @@ def _decode(sessions: list[Session], ids: list[int]) -> Iterator[float]:
 def _chunks(kind: str, tokens: int, batch: int) -> int:
     """How often the weights are read: once a step and chunk of sequences in decode, once a chunk in prefill."""
     return tokens * -(-batch // CHUNK) if kind == "decode" else -(-tokens // CHUNK)
+
+
+def _choices(kind: str, tokens: int, batch: int) -> int:
+    """How often the head is read: once for up to CHOICES sequences of a chunk, in prefill once."""
+    if kind == "prefill":
+        return 1
+    return tokens * sum(-(-min(CHUNK, batch - at) // CHOICES) for at in range(0, batch, CHUNK))
 
 
 def _cache_bytes(model: Model, cache: Cache, kind: str, tokens: int, context: int) -> int:

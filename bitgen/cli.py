@@ -97,7 +97,7 @@ head_option = click.option(
     type=click.Choice(["certified", "f16", "int8"]),
     default="certified",
     show_default=True,
-    help="The LM head: exact at half the bytes for greedy and top-k choices; exact; or rounded to int8.",
+    help="The LM head: exact at 3/8 of the bytes for greedy and top-k choices; exact; or rounded to int8.",
 )
 cache_option = click.option(
     "--cache",

@@ -27,7 +27,7 @@ from bitgen.spec import Layout
 Head = Literal["certified", "f16", "int8"]
 Progress = Callable[[int, int], None]
 
-MAGIC, VERSION, HEADER_BYTES, ALIGN, LANES = b"BITGENPK", 2, 512, 64, 16
+MAGIC, VERSION, HEADER_BYTES, ALIGN, LANES = b"BITGENPK", 3, 512, 64, 16
 _HEADER = struct.Struct("<8sIIQ8i2f4i5i3f256s")
 _ACTIVATION = {"silu": 0, "relu2": 1, "gelu_tanh": 2}  # as in runtime/model.h
 _HEAD_KIND = {
@@ -82,7 +82,7 @@ def write(
         raise UnsupportedError(f"the layout key {lookup.layout_key!r} is longer than a packed header holds")
     partial = path.with_suffix(f".{os.getpid()}.part")
     shape = checkpoint.shape
-    sections_of_head = {"certified": 4, "f16": 0, "int8": 2}[head] + (head != "int8" and not shape.tied)
+    sections_of_head = {"certified": 6, "f16": 0, "int8": 2}[head] + (head != "int8" and not shape.tied)
     total = 2 + shape.layers * (len(shape.norms) + len(shape.matrices) + 1) + sections_of_head
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -188,18 +188,50 @@ def _f16_matrix(checkpoint: Checkpoint, name: str) -> Section:
 def _int8_matrix(checkpoint: Checkpoint, name: str, certified: bool) -> Iterator[Section]:
     """Sections of an int8 head: residuals and norms where certified, then the row scales, then the rows.
 
-    The rows come last and would not fit in memory, so they are made twice.
+    The rows come last and would not fit in memory, so they are made twice; of a certified head thrice, for the upper
+    bits of all rows lie before the lower ones.
     """
-    residuals, norms, scales = np.zeros((3, _padded(checkpoint.shape.vocab)), np.float32)
+    uppers, residuals, norms, scales = np.zeros((4, _padded(checkpoint.shape.vocab)), np.float32)
     for rows, values in _dense(checkpoint, name):
         n = len(values)
         row_scales, codes = _int8_rows(values)
         scales[rows] = row_scales[:n]
         if certified:
-            r, s = _certificate(_f16_rows(name, values), row_scales, codes)
-            residuals[rows], norms[rows] = r[:n], s[:n]
-    yield from ([residuals], [norms], [scales]) if certified else ([scales],)
-    yield (_int8_rows(values)[1] for _, values in _dense(checkpoint, name))
+            for of_all, of_rows in zip(
+                (uppers, residuals, norms), _certificate(_f16_rows(name, values), row_scales, codes), strict=True
+            ):
+                of_all[rows] = of_rows[:n]
+    yield from ([uppers], [residuals], [norms], [scales]) if certified else ([scales],)
+    if certified:
+        yield (_upper_bits(_int8_rows(values)[1]) for _, values in _dense(checkpoint, name))
+        yield (_lower_bits(_int8_rows(values)[1]) for _, values in _dense(checkpoint, name))
+    else:
+        yield (_int8_rows(values)[1] for _, values in _dense(checkpoint, name))
+
+
+def _columns(codes: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
+    """Codes plus 128, uint8 [n, blocks, 4, 64]: rows padded to whole blocks of 256 columns."""
+    padded = np.pad(codes, ((0, 0), (0, -codes.shape[1] % 256)))
+    return (padded.view(np.uint8) ^ np.uint8(128)).reshape(len(codes), -1, 4, 64)
+
+
+def _upper_bits(codes: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
+    """The upper six bits of each code, uint8 [n, blocks, 192], as runtime/ops.h says."""
+    upper = _columns(codes) >> 2
+    four, two = upper & 15, upper >> 4
+    nibbles = four[:, :, ::2] | four[:, :, 1::2] << 4
+    return np.concatenate([nibbles.reshape(*nibbles.shape[:2], 128), _two_bits(two)], axis=2)
+
+
+def _lower_bits(codes: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
+    """The lower two, uint8 [n, blocks, 64]."""
+    return _two_bits(_columns(codes) & 3)
+
+
+def _two_bits(two: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Columns 64 c + j at 2 c of byte j."""
+    packed = two[:, :, 0] | two[:, :, 1] << 2 | two[:, :, 2] << 4 | two[:, :, 3] << 6
+    return np.asarray(packed, np.uint8)
 
 
 def _int8_rows(rows: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int8]]:
@@ -216,21 +248,26 @@ def _int8_rows(rows: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], npt.NDA
 
 def _certificate(
     head: npt.NDArray[np.float16], scales: npt.NDArray[np.float32], codes: npt.NDArray[np.int8]
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Residuals and norms float32 [p(n)] of n rows, rounded up: what runtime/choose.c bounds logits with.
+) -> tuple[npt.NDArray[np.float32], ...]:
+    """Residuals of the upper bits, residuals and norms, float32 [p(n)] of n rows, rounded up: what runtime/choose.c
+    bounds logits with.
 
     For a row w with scale s and codes q, the norm is |s q| and the residual |w - s q| + gamma (|w| + |s q|), gamma
-    being more than float arithmetic can add: (hidden / 16 + 32) 2^-23.
+    being more than float arithmetic can add: (hidden / 16 + 32) 2^-23. The upper bits are codes u of their own, in
+    the middle of the four that share them; the norm is the greater of both.
     """
     n = len(head)
-    residuals, norms = np.zeros((2, *scales.shape), np.float32)
+    uppers, residuals, norms = np.zeros((3, *scales.shape), np.float32)
     gamma, up = (head.shape[1] / 16 + 32) * 2.0**-23, 1 + 2.0**-20
-    rows = head.astype(np.float64)
-    near = codes * scales[:n, None].astype(np.float64)
-    norm = np.linalg.norm(near, axis=1)
-    residual = np.linalg.norm(rows - near, axis=1) + gamma * (np.linalg.norm(rows, axis=1) + norm)
-    norms[:n], residuals[:n] = norm * up, residual * up
-    return residuals, norms
+    rows, steps = head.astype(np.float64), scales[:n, None].astype(np.float64)
+    length = np.linalg.norm(rows, axis=1)
+    middle = (codes & ~np.int8(3)) + 1.5
+    near, nearly = codes * steps, middle * steps
+    norm = np.maximum(np.linalg.norm(near, axis=1), np.linalg.norm(nearly, axis=1))
+    norms[:n] = norm * up
+    residuals[:n] = (np.linalg.norm(rows - near, axis=1) + gamma * (length + norm)) * up
+    uppers[:n] = (np.linalg.norm(rows - nearly, axis=1) + gamma * (length + norm)) * up
+    return uppers, residuals, norms
 
 
 def _norm(checkpoint: Checkpoint, name: str, width: int) -> npt.NDArray[np.float32]:

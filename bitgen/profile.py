@@ -43,7 +43,7 @@ def _steps(model: Model, machine: Limits, case: Case, cache: Cache) -> list[dict
     times[OUTSIDE] = (round(wall * 1e9) - sum(ns for ns, _ in times.values()), forwards)
     steps = []
     for step, (ns, calls) in times.items():
-        read, ops = _work(model, step, calls, done, case.batch)
+        read, ops = _work(model, step, calls, done)
         steps.append(
             {
                 "step": step,
@@ -59,12 +59,11 @@ def _steps(model: Model, machine: Limits, case: Case, cache: Cache) -> list[dict
     return sorted(steps, key=lambda s: -s["ms_per_token"])
 
 
-def _work(model: Model, step: str, calls: int, tokens: int, batch: int) -> tuple[int, int]:
+def _work(model: Model, step: str, calls: int, tokens: int) -> tuple[int, int]:
     """Bytes of weights that a step read, once a call, and integer operations that it did for all tokens."""
     matrices = model.shape.matrices_of(step)
     if matrices:
         layouts = {role: model.lookup.matrices[role].layout for role in matrices}
         packed = [FORMATS[at.format].geometry(matrices[role], at).weight_bytes for role, at in layouts.items()]
         return sum(packed) * calls, sum(2 * s.m * s.k for s in matrices.values()) * model.shape.layers * tokens
-    head = model.head_bytes if batch == 1 else model.full_head_bytes
-    return (head * calls, 0) if step == "head" else (0, 0)
+    return (model.head_bytes * calls, 0) if step == "head" else (0, 0)

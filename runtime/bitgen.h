@@ -120,9 +120,23 @@ int32_t bg_sample(bg_session *session, const bg_sampling *how, const float *logi
 
 // Append n tokens and choose what follows each of the last `count`: the tokens that bg_forward and bg_sample would
 // give, into `chosen`, but with a certified head mostly without computing all logits. `history` ends with the
-// appended tokens; the i-th choice sees it up to its own token, and draws at step + i. count <= n, and <= 128.
+// appended tokens; the i-th choice sees it up to its own token, and draws at step + i. count <= n.
 int32_t bg_next(bg_session *session, const int32_t *tokens, int32_t n, const bg_sampling *how,
                 const int32_t *history, int32_t n_history, uint64_t step, int32_t *chosen, int32_t count);
+
+typedef struct {
+  const bg_sampling *how;
+  const int32_t *history;
+  int32_t n_history;
+  int32_t count;
+  uint64_t step;
+} bg_choice;
+
+// The same for `count` different sessions that share, as in bg_forward_batch: each chooses as asks[i] says, by the rules
+// of bg_next. `chosen` gets the choices of one session after the other. The weights and a certified head's codes are read once
+// for many. When a choice fails all tokens are appended nevertheless, and the first error is returned.
+int32_t bg_next_batch(bg_session *const *sessions, int32_t count, const int32_t *tokens, const int32_t *lengths,
+                      const bg_choice *asks, int32_t *chosen);
 int64_t bg_rescored(const bg_session *session);  // rows of the float16 output matrix that bg_next has read so far
 
 // Kernels one by one: for tests, tuning and `bitgen bench`.

@@ -4,15 +4,16 @@
 #include "vec.h"
 
 typedef enum { F16, I8 } row_type;
-enum { SCREEN_AHEAD = 4096 }; // bytes of int8 rows that are asked for early
+enum { AHEAD = 4, STREAM_AHEAD = 1 << 15 }; // groups of screened rows, or bytes, that are asked for early
 
-// Rows in flight for one token; rows and tokens whose sums stay in registers where there are more.
+// Rows in flight for one token; rows and tokens whose sums stay in registers where there are more; both
+// digits of one token (choose.c) are done before memory is, and rows that come one by one come fastest.
 #if BG_VEC_AVX512
-enum { ROWS = 4, SHARED_ROWS = 4, TOKENS = 4 };
+enum { ROWS = 4, SHARED_ROWS = 4, TOKENS = 4, SCREEN_ROWS = 4, SCREEN_TOKENS = 4, STREAMED = 2 };
 #elif BG_VEC_AVX2
-enum { ROWS = 4, SHARED_ROWS = 2, TOKENS = 3 };
+enum { ROWS = 4, SHARED_ROWS = 2, TOKENS = 3, SCREEN_ROWS = 2, SCREEN_TOKENS = 2, STREAMED = 0 };
 #else
-enum { ROWS = 4, SHARED_ROWS = 2, TOKENS = 2 };
+enum { ROWS = 4, SHARED_ROWS = 2, TOKENS = 2, SCREEN_ROWS = 2, SCREEN_TOKENS = 2, STREAMED = 0 };
 #endif
 
 VEC v16 load(row_type type, const uint8_t *row, int32_t i) {
@@ -78,24 +79,81 @@ static void head_i8(const int8_t *w, const float *scales, int32_t k, int32_t row
       logits[t * stride + row] *= scales[row];
 }
 
-// w . x in sixteen sums of pairs, in two chains.
-VEC int32_t pairs(const int8_t *w, const int16_t *x, int32_t k) {
-  v16i sum[2] = {{0}};
-  int32_t i = 0, last = 0;
-  for (; i + 4 * LANES <= k; i += 4 * LANES)
-    for (int c = 0; c < 2; c++) {
-      __builtin_prefetch(w + i + 2 * c * LANES + SCREEN_AHEAD);
-      sum[c] = v16i_add_pairs(sum[c], v32s_load_i8(w + i + 2 * c * LANES), v32s_load(x + i + 2 * c * LANES));
+// Of 256 columns of a row's upper codes the 64 at 64 c: four bits each in the first 128 bytes, two in the
+// rest.
+VEC v64u upper_codes(const uint8_t *row, int c) {
+  const v64u four = v64u_load(row + c / 2 * 64), two = v64u_load(row + 128);
+  return v64u_bits(four, c % 2 * 4, 15) | v64u_bits(two, 2 * c - 4, 48);
+}
+VEC v64u lower_codes(const uint8_t *row, int c) { return v64u_bits(v64u_load(row), 2 * c, 3); }
+
+// sums[t * stride + r] = upper codes of w[r] . x[t]; rows and tokens are constants where this is inlined.
+// Meanwhile `lines` of 64 bytes for each 256 columns are asked for early, one behind the other from `soon`
+// on.
+VEC void screen_tile(const int rows, const int tokens, const uint8_t *w, int32_t k, const int8_t *const *x,
+                     const uint8_t *soon, int32_t lines, int32_t *sums, int32_t stride) {
+  v16i sum[SCREEN_ROWS][SCREEN_TOKENS] = {{{0}}};
+  for (int32_t i = 0; i < k; i += SCREEN_COLUMNS, w += UPPER_BYTES(SCREEN_COLUMNS)) {
+    for (int32_t line = 0; line < lines; line++, soon += 64)
+      __builtin_prefetch(soon, 0, 2);
+    for (int c = 0; c < 4; c++) {
+      v64u a[SCREEN_ROWS];
+      for (int r = 0; r < rows; r++)
+        a[r] = upper_codes(w + r * UPPER_BYTES(k), c);
+      for (int t = 0; t < tokens; t++) {
+        const v64b b = v64b_load(x[t] + i + 64 * c);
+        for (int r = 0; r < rows; r++)
+          sum[r][t] = v16i_add_products(sum[r][t], a[r], b);
+      }
     }
-  for (; i < k; i++)
-    last += w[i] * x[i];
-  return v16i_sum(sum[0] + sum[1]) + last;
+  }
+  for (int t = 0; t < tokens; t++)
+    for (int r = 0; r < rows; r++)
+      sums[t * stride + r] = v16i_sum(sum[r][t]);
 }
 
-static void screen(const int8_t *w, int32_t k, int32_t rows, const int16_t *x, int32_t n, int32_t *sums) {
-  for (int32_t r = 0; r < rows; r++, w += k)
-    for (int32_t t = 0; t < n; t++)
-      sums[t * rows + r] = pairs(w, x + (size_t)t * k, k);
+// Each group of tokens asks for its part of rows that come later, so that memory is busy all the time.
+VEC void screen_tokens(const int rows, const uint8_t *w, int32_t k, const int8_t *const *x, int32_t n,
+                       int32_t *sums, int32_t stride) {
+  const int32_t groups = (n + SCREEN_TOKENS - 1) / SCREEN_TOKENS, lines = (3 * rows + groups - 1) / groups;
+  const uint8_t *soon = w + AHEAD * rows * UPPER_BYTES(k);
+  for (; n >= SCREEN_TOKENS; n -= SCREEN_TOKENS, x += SCREEN_TOKENS, sums += SCREEN_TOKENS * stride) {
+    screen_tile(rows, SCREEN_TOKENS, w, k, x, soon, lines, sums, stride);
+    soon += lines * (k / SCREEN_COLUMNS * 64);
+  }
+  if (n == 3 && SCREEN_TOKENS > 3)
+    screen_tile(rows, SCREEN_TOKENS > 3 ? 3 : 1, w, k, x, soon, lines, sums, stride);
+  else if (n >= 2)
+    screen_tile(rows, 2, w, k, x, soon, lines, sums, stride);
+  else if (n)
+    screen_tile(rows, 1, w, k, x, soon, lines, sums, stride);
 }
 
-const bg_head_ops BG_FOR_ISA(bg_head) = {head_f16, head_i8, screen};
+static void screen(const uint8_t *w, int32_t k, int32_t rows, const int8_t *const *x, int32_t n,
+                   int32_t *sums) {
+  int32_t row = 0;
+  for (; n == STREAMED && row < rows; row++) {
+    const uint8_t *at = w + row * UPPER_BYTES(k);
+    screen_tile(1, STREAMED ? STREAMED : 1, at, k, x, at + STREAM_AHEAD, 3, sums + row, rows);
+  }
+  for (; row + SCREEN_ROWS <= rows; row += SCREEN_ROWS)
+    screen_tokens(SCREEN_ROWS, w + row * UPPER_BYTES(k), k, x, n, sums + row, rows);
+  for (; row < rows; row++)
+    screen_tokens(1, w + row * UPPER_BYTES(k), k, x, n, sums + row, rows);
+}
+
+static void refine(const uint8_t *upper, const uint8_t *lower, int32_t k, const int8_t *const x[2],
+                   int32_t sums[2]) {
+  v16i high[2] = {{0}}, low[2] = {{0}};
+  for (int32_t i = 0; i < k; i += SCREEN_COLUMNS)
+    for (int c = 0; c < 4; c++)
+      for (int t = 0; t < 2; t++) {
+        const v64b b = v64b_load(x[t] + i + 64 * c);
+        high[t] = v16i_add_products(high[t], upper_codes(upper + UPPER_BYTES(i), c), b);
+        low[t] = v16i_add_products(low[t], lower_codes(lower + LOWER_BYTES(i), c), b);
+      }
+  for (int t = 0; t < 2; t++)
+    sums[t] = v16i_sum(4 * high[t] + low[t]);
+}
+
+const bg_head_ops BG_FOR_ISA(bg_head) = {head_f16, head_i8, screen, refine};

@@ -2,7 +2,8 @@
 //
 // After bg_header the file holds these sections, each starting at a multiple of 64 bytes:
 //   embedding, output_norm;  per layer: the norms that it has in the order of NORM_*, its matrices stage by
-//   stage, scales;  then the head: nothing when tied, float16 rows, or float scales and int8 rows.
+//   stage, scales;  then the head: nothing when tied, or float16 rows;  or float scales and int8 rows;  and
+//   behind what a certified head has in float16: residuals, norms, scales, upper and lower bits of codes.
 // The bytes of a packed matrix are the bound kernel's own business: its weight_bytes.
 #include "model.h"
 
@@ -14,7 +15,7 @@
 #include "os.h"
 #include "rope.h"
 
-enum { VERSION = 2, MAX_WIDTH = 1 << 22, MAX_LAYERS = 4096, MAX_VOCAB = 1 << 26, MAX_CONTEXT = 1 << 24 };
+enum { VERSION = 3, MAX_WIDTH = 1 << 22, MAX_LAYERS = 4096, MAX_VOCAB = 1 << 26, MAX_CONTEXT = 1 << 24 };
 
 static int between(int64_t value, int64_t least, int64_t most) { return least <= value && value <= most; }
 
@@ -138,29 +139,41 @@ static int32_t find_layer(cursor *at, const bg_model *m, bg_layer *l) {
   return ok ? BG_OK : BG_E_VALUE;
 }
 
+// What choose.c screens with.
+static int32_t find_certificate(cursor *at, bg_model *m) {
+  const int32_t vocab = m->config.vocab;
+  const uint64_t columns = (uint64_t)round_up(m->config.hidden, SCREEN_COLUMNS);
+  m->head_upper_residuals = take_floats(at, vocab);
+  m->head_residuals = take_floats(at, vocab);
+  m->head_norms = take_floats(at, vocab);
+  m->head_scales = take_floats(at, vocab);
+  m->head_upper = take(at, (uint64_t)vocab * UPPER_BYTES(columns));
+  m->head_lower = take(at, (uint64_t)vocab * LOWER_BYTES(columns));
+  if (!m->head_lower)
+    return BG_E_FORMAT;
+  return finite(m->head_upper_residuals, vocab) && finite(m->head_residuals, vocab) &&
+                 finite(m->head_norms, vocab) && finite(m->head_scales, vocab)
+             ? BG_OK
+             : BG_E_VALUE;
+}
+
 static int32_t find_head(cursor *at, bg_model *m) {
   const uint64_t elements = (uint64_t)m->config.vocab * (uint64_t)padded(m->config.hidden);
   const int32_t kind = m->config.head, vocab = m->config.vocab;
-  const int certified = kind == HEAD_TIED_CERTIFIED || kind == HEAD_CERTIFIED;
   if (kind == HEAD_TIED_F16 || kind == HEAD_TIED_CERTIFIED)
     m->head_f16 = m->embedding;
   if (kind == HEAD_F16 || kind == HEAD_CERTIFIED)
     m->head_f16 = take(at, elements * sizeof *m->head_f16);
-  if (certified) {
-    m->head_residuals = take_floats(at, vocab);
-    m->head_norms = take_floats(at, vocab);
-  }
-  if (certified || kind == HEAD_I8) {
+  if (kind == HEAD_I8) {
     m->head_scales = take_floats(at, vocab);
     m->head_i8 = take(at, elements);
     if (!m->head_i8)
       return BG_E_FORMAT;
-    if (!finite(m->head_scales, vocab))
-      return BG_E_VALUE;
+    return finite(m->head_scales, vocab) ? BG_OK : BG_E_VALUE;
   }
-  if (certified && !(finite(m->head_residuals, vocab) && finite(m->head_norms, vocab)))
-    return BG_E_VALUE;
-  return m->head_f16 || kind == HEAD_I8 ? BG_OK : BG_E_FORMAT;
+  if (!m->head_f16)
+    return BG_E_FORMAT;
+  return kind == HEAD_TIED_CERTIFIED || kind == HEAD_CERTIFIED ? find_certificate(at, m) : BG_OK;
 }
 
 static int32_t find_sections(bg_model *m) {

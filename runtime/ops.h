@@ -34,6 +34,14 @@ static inline size_t partial_floats(int32_t head_dim) { return (size_t)padded(he
 
 enum { READ_UNIT = 1 << 16 };
 
+// A certified head's codes, -127 to 127, plus 128 are 4 upper + lower. For each 256 columns of a row, column
+// 64 c + j
+//   upper [128] its bits 0 to 3 in byte 64 (c / 2) + j, at 4 (c % 2);  then [64] its bits 4 and 5 in byte j,
+//   at 2 c lower [64] in byte j, at 2 c
+enum { SCREEN_COLUMNS = 256, SCREENED = 1 << 16 }; // so many products of a code int32 can sum
+#define UPPER_BYTES(columns) ((size_t)(columns) / 4 * 3)
+#define LOWER_BYTES(columns) ((size_t)(columns) / 4)
+
 // <cdef>
 typedef struct {
   size_t width, beside; // bytes of a cached number; of what is kept beside the numbers of a position
@@ -55,8 +63,13 @@ typedef struct {
               float *logits, size_t stride);
   void (*i8)(const int8_t *w, const float *scales, int32_t k, int32_t row0, int32_t row1, const float *x,
              int32_t n, float *logits, size_t stride);
-  // sums[i * rows + row] = w[row] . x[i], w int8 [rows][k], x int16 [n][k]; no sum may exceed int32
-  void (*screen)(const int8_t *w, int32_t k, int32_t rows, const int16_t *x, int32_t n, int32_t *sums);
+  // The rows of a certified head, whose codes are 4 upper + lower: sums[i * rows + row] = upper[row] . x[i],
+  // and sums[i] = (4 upper + lower) . x[i] of one row. x[i] int8 [k] without -128; k a multiple of
+  // SCREEN_COLUMNS, at most SCREENED
+  void (*screen)(const uint8_t *upper, int32_t k, int32_t rows, const int8_t *const *x, int32_t n,
+                 int32_t *sums);
+  void (*refine)(const uint8_t *upper, const uint8_t *lower, int32_t k, const int8_t *const x[2],
+                 int32_t sums[2]);
 } bg_head_ops;
 
 // What becomes of the rows of a product: of int32 sums, or of the floats of a kernel with groups, whose

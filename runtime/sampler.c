@@ -57,12 +57,12 @@ static uint64_t take_greatest(uint64_t *heap, int32_t n) {
 }
 
 // Put the tokens with p >= bound into `order`; their number, and the sum of their p.
-static int32_t gather(state *s, float bound, double *sum) {
+static int32_t gather(state *s, const options *of, float bound, double *sum) {
   int32_t n = 0;
   *sum = 0;
-  for (int32_t i = 0; i < s->model->config.vocab; i++)
+  for (int32_t i = 0; i < of->n; i++)
     if (s->scores[i] >= bound) {
-      s->order[n++] = candidate(s->scores[i], i);
+      s->order[n++] = candidate(s->scores[i], of->ids ? of->ids[i] : i);
       *sum += s->scores[i];
     }
   return n;
@@ -70,16 +70,16 @@ static int32_t gather(state *s, float bound, double *sum) {
 
 // The tokens that top-k, then top-p leave, as a part of `order`. Only those above a bound are looked at more
 // closely; the bound sinks until they are enough.
-static uint64_t *shortlist(state *s, int32_t top_k, float top_p, int32_t *kept) {
+static uint64_t *shortlist(state *s, const options *of, int32_t top_k, float top_p, int32_t *kept) {
   const float bounds[] = {0x1p-8f, 0x1p-16f, 0};
   double enough = __builtin_inf(), sum, covered = 0;
   int32_t n = 0, rest;
   if (!top_k) {
-    gather(s, 0, &sum);
+    gather(s, of, 0, &sum);
     enough = top_p * sum;
   }
   for (int b = 0; b < 3; b++) {
-    n = gather(s, bounds[b], &sum);
+    n = gather(s, of, bounds[b], &sum);
     if (top_k ? n >= top_k : sum >= enough)
       break;
   }
@@ -113,66 +113,86 @@ static int32_t draw(const uint64_t *list, int32_t n, float min_p, double u) {
 
 static int finite(float a) { return a - a == 0; }
 
-static int is_sane(const bg_sampling *how) {
+int sampling_is_sane(const bg_sampling *how) {
   return how->temperature >= 0 && finite(how->temperature) && how->top_k >= 0 && how->top_p > 0 &&
          how->top_p <= 1 && how->min_p >= 0 && how->min_p <= 1 && how->repeat_penalty > 0 &&
          finite(how->repeat_penalty) && how->repeat_last >= 0;
 }
 
+int32_t place_of(const int32_t *ids, int32_t n, int32_t id) {
+  int32_t from = 0;
+  while (n > 0) {
+    const int32_t half = n / 2;
+    if (ids[from + half] < id) {
+      from += half + 1;
+      n -= half + 1;
+    } else {
+      n = half;
+    }
+  }
+  return from;
+}
+
 // scores = logits, but those of recent tokens are moved down, once each
-static int32_t penalise(state *s, const bg_sampling *how, const float *logits, const int32_t *history,
+static int32_t penalise(state *s, const bg_sampling *how, const options *of, const int32_t *history,
                         int32_t n) {
-  memcpy(s->scores, logits, (size_t)s->model->config.vocab * sizeof *logits);
+  memcpy(s->scores, of->logits, (size_t)of->n * sizeof *of->logits);
   for (int32_t i = n > how->repeat_last ? n - how->repeat_last : 0; i < n; i++) {
     const int32_t id = history[i];
     if (id < 0 || id >= s->model->config.vocab)
       return BG_E_TOKEN;
-    s->scores[id] = logits[id] > 0 ? logits[id] / how->repeat_penalty : logits[id] * how->repeat_penalty;
+    const int32_t at = of->ids ? place_of(of->ids, of->n, id) : id;
+    if (at < of->n && (!of->ids || of->ids[at] == id))
+      s->scores[at] =
+          of->logits[at] > 0 ? of->logits[at] / how->repeat_penalty : of->logits[at] * how->repeat_penalty;
   }
   return BG_OK;
 }
 
 // Temperature, top-k, top-p, min-p, draw.
-static int32_t choose(state *s, const bg_sampling *how, float top, double u) {
+static int32_t choose(state *s, const bg_sampling *how, const options *of, float top, double u) {
   const float possible = 1e-38f; // what exp_row gives is greater, or 0
   const float least = how->min_p > possible ? how->min_p : possible;
   uint64_t *list = s->order;
   int32_t n;
   double sum;
-  s->ops->exp_row(s->scores, s->model->config.vocab, top, how->temperature, s->scores);
+  s->ops->exp_row(s->scores, of->n, top, how->temperature, s->scores);
   if (how->top_k || how->top_p < 1)
-    list = shortlist(s, how->top_k, how->top_p, &n);
+    list = shortlist(s, of, how->top_k, how->top_p, &n);
   else
-    n = gather(s, least, &sum);
+    n = gather(s, of, least, &sum);
   return draw(list, n, least, u);
 }
 
-// The lowest id of the greatest score.
+// Where the greatest score is first.
 static int32_t first_of(const float *scores, float greatest) {
-  int32_t id = 0;
-  while (scores[id] != greatest)
-    id++;
-  return id;
+  int32_t at = 0;
+  while (scores[at] != greatest)
+    at++;
+  return at;
 }
 
-static int32_t sample(state *s, const bg_sampling *how, const float *logits, const int32_t *history,
-                      int32_t n, uint64_t step) {
-  const int32_t code = penalise(s, how, logits, history, n);
+int32_t sample(state *s, const bg_sampling *how, const options *of, const int32_t *history, int32_t n,
+               uint64_t step) {
+  const int32_t code = penalise(s, how, of, history, n);
   if (code != BG_OK)
     return code;
-  const float greatest = s->ops->greatest(s->scores, s->model->config.vocab);
+  const float greatest = s->ops->greatest(s->scores, of->n);
   if (!finite(greatest))
     return BG_E_VALUE;
-  return how->temperature == 0 ? first_of(s->scores, greatest)
-                               : choose(s, how, greatest, uniform(how->seed, step));
+  if (how->temperature > 0)
+    return choose(s, how, of, greatest, uniform(how->seed, step));
+  const int32_t at = first_of(s->scores, greatest);
+  return of->ids ? of->ids[at] : at;
 }
 
 int32_t bg_sample(bg_session *session, const bg_sampling *how, const float *logits, const int32_t *history,
                   int32_t n, uint64_t step) {
-  if (!session || !how || !logits || n < 0 || (n && !history) || !is_sane(how))
+  if (!session || !how || !logits || n < 0 || (n && !history) || !sampling_is_sane(how))
     return BG_E_ARGUMENT;
   const uint64_t callers = fp_default();
-  const int32_t token = sample(session->state, how, logits, history, n, step);
+  const options all = {logits, NULL, session->state->model->config.vocab};
+  const int32_t token = sample(session->state, how, &all, history, n, step);
   fp_set(callers);
   return token;
 }

@@ -236,8 +236,8 @@ static void final_norm(state *s, int32_t t) {
     return;
   float *h = s->h + (size_t)i * s->hidden_row;
   s->ops->rmsnorm(x_of(s, t), s->model->output_norm, c->hidden, c->norm_eps, h);
-  if (s->states)
-    memcpy(s->states + (size_t)i * c->hidden, h, (size_t)c->hidden * sizeof *h);
+  if (s->want.states)
+    memcpy(s->want.states + (size_t)i * c->hidden, h, (size_t)c->hidden * sizeof *h);
 }
 
 // ---- the forward pass -----------------------------------------------------------------------------------
@@ -269,24 +269,29 @@ static void forward_chunk(state *s) {
   }
   if (s->n_logits) {
     each_token(s, final_norm, BG_STEP_FINAL_NORM);
-    if (s->logits) {
-      output_logits(s, s->h, s->n_logits, s->logits);
+    if (s->want.logits) {
+      output_logits(s, s->h, s->n_logits, s->want.logits);
       lap(s, BG_STEP_HEAD);
     }
+    if (s->want.asks)
+      choose_tokens(s);
   }
 }
 
-// Append to the chunk up to `left` tokens of a session, of whose last ones `last` are to have logits.
-static int32_t append_run(state *s, bg_session *session, int32_t left, int32_t last) {
-  int32_t n = left < CHUNK - s->n ? left : CHUNK - s->n;
-  if (!s->logits && !s->states && n < left && left - n < last) // their states are to stay together
-    n = left - last;
+// Append to the chunk up to `left` tokens of a session, of whose last ones `last` are wanted.
+static int32_t append_run(state *s, bg_session *session, int32_t ask, int32_t left, int32_t last) {
+  const int32_t n = left < CHUNK - s->n ? left : CHUNK - s->n;
   run *r = &s->runs[s->n_runs];
   *r = (run){.session = session, .row0 = s->n, .n = n};
   r->units_end = attend_units(r) + (s->n_runs ? r[-1].units_end : 0);
   for (int32_t i = 0; i < n; i++) {
-    s->run_of[s->n + i] = s->n_runs;
-    s->logits_of[s->n + i] = left - i <= last ? s->n_logits++ : -1;
+    const int32_t row = s->n + i;
+    s->run_of[row] = s->n_runs;
+    s->logits_of[row] = left - i <= last ? s->n_logits++ : -1;
+    if (s->logits_of[row] >= 0) {
+      s->ask_of[s->logits_of[row]] = ask;
+      s->left_of[s->logits_of[row]] = left - i;
+    }
   }
   s->n_runs++;
   s->n += n;
@@ -298,10 +303,12 @@ static void forward_and_advance(state *s) {
   for (int32_t i = 0; i < s->n_runs; i++)
     s->runs[i].session->position += s->runs[i].n;
   s->tokens += s->n;
-  if (s->logits)
-    s->logits += (size_t)s->n_logits * s->model->config.vocab;
-  if (s->states)
-    s->states += (size_t)s->n_logits * s->model->config.hidden;
+  if (s->want.logits)
+    s->want.logits += (size_t)s->n_logits * s->model->config.vocab;
+  if (s->want.states)
+    s->want.states += (size_t)s->n_logits * s->model->config.hidden;
+  if (s->want.asks)
+    s->want.chosen += s->n_logits;
   s->n = s->n_runs = s->n_logits = 0;
 }
 
@@ -328,35 +335,35 @@ static int32_t check_batch(bg_session *const *sessions, int32_t count, const int
 }
 
 int32_t append(bg_session *const *sessions, int32_t count, const int32_t *tokens, const int32_t *lengths,
-               float *logits, float *states, int32_t last) {
+               const wanted *want) {
   const int32_t code = check_batch(sessions, count, tokens, lengths);
   if (code != BG_OK)
     return code;
   const uint64_t callers = fp_default();
   state *s = sessions[0]->state;
   s->tokens = tokens;
-  s->logits = logits;
-  s->states = states;
+  s->want = *want;
+  s->code = BG_OK;
   for (int32_t i = 0; i < count; i++)
     for (int32_t left = lengths[i]; left;) {
-      left -= append_run(s, sessions[i], left, last);
+      left -= append_run(s, sessions[i], i, left, want->asks ? want->asks[i].count : want->last);
       if (left || s->n == CHUNK || i == count - 1)
         forward_and_advance(s);
     }
   fp_set(callers);
-  return BG_OK;
+  return s->code;
 }
 
 int32_t bg_forward_batch(bg_session *const *sessions, int32_t count, const int32_t *tokens,
                          const int32_t *lengths, float *logits, int32_t all) {
-  return append(sessions, count, tokens, lengths, logits, NULL, !logits ? 0 : all ? INT32_MAX : 1);
+  const wanted want = {.logits = logits, .last = !logits ? 0 : all ? INT32_MAX : 1};
+  return append(sessions, count, tokens, lengths, &want);
 }
 
 int32_t bg_states_batch(bg_session *const *sessions, int32_t count, const int32_t *tokens,
                         const int32_t *lengths, float *states, int32_t all) {
-  if (!states)
-    return BG_E_ARGUMENT;
-  return append(sessions, count, tokens, lengths, NULL, states, all ? INT32_MAX : 1);
+  const wanted want = {.states = states, .last = all ? INT32_MAX : 1};
+  return states ? append(sessions, count, tokens, lengths, &want) : BG_E_ARGUMENT;
 }
 
 int32_t bg_forward(bg_session *session, const int32_t *tokens, int32_t n, float *logits, int32_t all) {
@@ -438,9 +445,12 @@ static int32_t allocate_state(state *s) {
   s->scratch = zeros(a, (uint64_t)pool_threads(s->pool) * 2 * ATTEND_ROWS, partial_floats(d) * sizeof(float));
   s->scores = zeros(a, c->vocab, sizeof *s->scores);
   s->order = zeros(a, c->vocab, sizeof *s->order);
+  s->screen_row = (int32_t)round_up(s->hidden_row, SCREEN_COLUMNS);
+  s->parts = zeros(a, 2 * CHOICES, s->screen_row);
+  s->nets = zeros(a, (uint64_t)pool_threads(s->pool) * CHOICES, sizeof *s->nets);
+  s->ids = zeros(a, CHOICES, MOST_CAUGHT * sizeof *s->ids);
+  s->some = zeros(a, CHOICES, MOST_CAUGHT * sizeof *s->some);
   s->choices = zeros(a, CHOICES, c->vocab * sizeof *s->choices);
-  s->screened = zeros(a, CHOICES, s->hidden_row * sizeof *s->screened);
-  s->heaps = zeros(a, (uint64_t)pool_threads(s->pool) * CHOICES, MOST_KEPT * sizeof *s->heaps);
   return complete(a);
 }
 

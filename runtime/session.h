@@ -8,11 +8,12 @@
 #include "model.h"
 #include "pool.h"
 
-enum { ATTEND_ROWS = 16 }; // query rows that share one pass over keys and values
-enum { CHUNK = 128 };      // most tokens of one pass through the layers
-enum { SPREAD = 8 };       // tokens of a sequence whose attention is divided by blocks of positions too
-enum { CHOICES = 8 };      // tokens that are chosen in one pass over the output matrix
-enum { MOST_KEPT = 320 };  // of the greatest logits; a choice that depends on more takes all
+enum { ATTEND_ROWS = 16 };   // query rows that share one pass over keys and values
+enum { CHUNK = 128 };        // most tokens of one pass through the layers
+enum { SPREAD = 8 };         // tokens of a sequence whose attention is divided by blocks of positions too
+enum { CHOICES = 16 };       // tokens that are chosen in one pass over the output matrix
+enum { MOST_KEPT = 320 };    // of the greatest logits; a choice that depends on more takes all
+enum { MOST_CAUGHT = 4096 }; // candidates of one choice, for each thread and in the end
 
 // Allocations that live and die together.
 typedef struct {
@@ -42,6 +43,32 @@ typedef struct {
   int32_t units_end; // units of attention of this run and those before it
 } run;
 
+// What a pass is to give for the last `last` tokens of each session, or of each choice for as many as it
+// asks.
+typedef struct {
+  float *logits;         // [..][vocab], or NULL
+  float *states;         // [..][hidden] after the last norm, or NULL
+  const bg_choice *asks; // of each session: the tokens that follow are chosen; or NULL
+  int32_t *chosen;       // [..]
+  int32_t last;
+} wanted;
+
+// What one thread has caught for one choice: rows of the output matrix whose logit may be great enough.
+typedef struct {
+  float bar; // what upper ends must reach
+  int32_t n; // caught, ids rising; -1: too many
+  int32_t ids[MOST_CAUGHT];
+  float upper[MOST_CAUGHT];
+  float kept[MOST_KEPT]; // a heap: the greatest lower ends, the least of them first
+} net;
+
+// Tokens to choose from: logits [n] of ids [n], which rise, or of all (ids NULL).
+typedef struct {
+  const float *logits;
+  const int32_t *ids;
+  int32_t n;
+} options;
+
 struct state {
   const bg_model *model;
   const bg_ops *ops;
@@ -60,11 +87,14 @@ struct state {
   int32_t run_of[CHUNK];    // the run of each row
   int32_t logits_of[CHUNK]; // the index of each row's logits, or -1
   int32_t n_logits;
-  float *logits;        // [n_logits][vocab], or NULL
-  float *states;        // [n_logits][hidden] instead, or NULL
-  atomic_int next_unit; // of attention, that no thread has taken yet
+  int32_t ask_of[CHUNK];  // of each of these: which of the call's sessions it belongs to,
+  int32_t left_of[CHUNK]; // and how many tokens are left of it, with this one
+  wanted want;            // of this chunk on
+  int32_t code;           // the first error of a choice
+  atomic_int next_unit;   // of attention, that no thread has taken yet
 
   // Sizes of rows
+  int32_t screen_row;                             // a row of a certified head's codes
   int32_t hidden_row, query_row, wide_row, q_row; // of x, query, h and q
   size_t y_at[BG_ROLES], operand_at[BG_ROLES];    // where the role's rows begin in y and operand
 
@@ -91,10 +121,12 @@ struct state {
   uint64_t *order; // [vocab]
 
   // Choosing
-  float *choices;    // [CHOICES][vocab] upper ends of logits, then logits
-  int16_t *screened; // [CHOICES][hidden_row] hidden states, rounded
-  float *heaps;      // [threads][CHOICES][MOST_KEPT] the greatest lower ends
-  int64_t rescored;  // rows of the float16 matrix read so far
+  int8_t *parts;    // [CHOICES][2][screen_row] hidden states, rounded, as two digits; zeros behind
+  net *nets;        // [threads][CHOICES]
+  int32_t *ids;     // [CHOICES][MOST_CAUGHT] rows that are computed
+  float *some;      // [CHOICES][MOST_CAUGHT] their logits
+  float *choices;   // [CHOICES][vocab] all logits, where they are needed
+  int64_t rescored; // rows of the float16 matrix read so far
 
   arena arena;
 };
@@ -121,14 +153,21 @@ int32_t attend_units(const run *r); // of work that a run is divided into
 void attend(state *s);
 void merge_blocks(state *s, int32_t t);
 
-// bg_forward_batch for the last `last` tokens of each session: their logits, or their normed states, or where
-// both are NULL (then of one session and last <= CHUNK) these states in h [last][hidden_row].
+// Append lengths[i] tokens to each session, for what is wanted.
 int32_t append(bg_session *const *sessions, int32_t count, const int32_t *tokens, const int32_t *lengths,
-               float *logits, float *states, int32_t last);
+               const wanted *want);
 
 void lap(state *s, int step); // a step (enum bg_step) has ended, the next begins
 
 // logits [n][vocab] of states x [n][hidden_row]
 void output_logits(state *s, const float *x, int32_t n, float *logits);
+// The tokens that follow the chunk's states h [n_logits][hidden_row], as they are asked for.
+void choose_tokens(state *s);
+
+int sampling_is_sane(const bg_sampling *how);
+// bg_sample of some tokens, without those that cannot be chosen; a history's recent ones are among them.
+int32_t sample(state *s, const bg_sampling *how, const options *of, const int32_t *history, int32_t n,
+               uint64_t step);
+int32_t place_of(const int32_t *ids, int32_t n, int32_t id); // of the first of rising ids that is not less
 
 #endif

@@ -35,6 +35,9 @@ typedef int8_t v16b __attribute__((vector_size(16)));
 typedef int16_t v16s __attribute__((vector_size(32)));
 typedef int8_t v32b __attribute__((vector_size(32)));
 typedef int16_t v32s __attribute__((vector_size(64)));
+typedef int8_t v64b __attribute__((vector_size(64)));
+typedef uint8_t v64u __attribute__((vector_size(64)));
+typedef uint16_t v32u __attribute__((vector_size(64)));
 
 VEC v16 v16_set(float a) { return (v16){a, a, a, a, a, a, a, a, a, a, a, a, a, a, a, a}; }
 VEC v16i v16i_set(int32_t a) { return (v16i){a, a, a, a, a, a, a, a, a, a, a, a, a, a, a, a}; }
@@ -156,6 +159,65 @@ VEC v16i v16i_add_pairs(v16i sum, v32s a, v32s b) {
 VEC v16i v16i_add_pairs(v16i sum, v32s a, v32s b) {
   v16i x = (v16i)a, y = (v16i)b;
   return sum + (x << 16 >> 16) * (y << 16 >> 16) + (x >> 16) * (y >> 16);
+}
+#endif
+
+VEC v64b v64b_load(const void *p) {
+  v64b a;
+  memcpy(&a, p, sizeof a);
+  return a;
+}
+VEC v64u v64u_load(const void *p) { return (v64u)v64b_load(p); }
+// (a >> by) & mask, of a mask that no bit reaches from a neighbour; by < 0: to the left.
+VEC v64u v64u_bits(v64u a, int by, uint8_t mask) {
+  const v32u pairs = (v32u)a; // few machines shift bytes
+  return (v64u)(by < 0 ? pairs << -by : pairs >> by) & ((v64u){0} + mask);
+}
+
+// sum + the products of a, 0 to 63, with b, -127 to 127: each goes to some lane, so that only the sum over
+// all lanes has a meaning.
+#if defined(__AVX512VNNI__)
+VEC v16i v16i_add_products(v16i sum, v64u a, v64b b) {
+  return (v16i)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+}
+#elif BG_VEC_AVX2
+VEC __m256i products_of_half(__m256i a, __m256i b) { // pairs are 2 * 63 * 127 at most, which int16 holds
+  return _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1));
+}
+VEC v16i v16i_add_products(v16i sum, v64u a, v64b b) {
+  __m256i x[2], y[2];
+  memcpy(x, &a, sizeof a);
+  memcpy(y, &b, sizeof b);
+  return sum + (v16i)v16_join((v8)products_of_half(x[0], y[0]), (v8)products_of_half(x[1], y[1]));
+}
+#elif BG_VEC_NEON
+VEC int32x4_t add_products_of_quarter(int32x4_t sum, int8x16_t a, int8x16_t b) {
+#if defined(__ARM_FEATURE_DOTPROD)
+  return vdotq_s32(sum, a, b);
+#else // 2 * 63 * 127 is what int16 holds
+  return vpadalq_s16(sum,
+                     vmlal_s8(vmull_s8(vget_low_s8(a), vget_low_s8(b)), vget_high_s8(a), vget_high_s8(b)));
+#endif
+}
+VEC v16i v16i_add_products(v16i sum, v64u a, v64b b) {
+  int8x16_t x[4], y[4];
+  int32x4_t z[4];
+  memcpy(x, &a, sizeof a);
+  memcpy(y, &b, sizeof b);
+  memcpy(z, &sum, sizeof sum);
+  for (int i = 0; i < 4; i++)
+    z[i] = add_products_of_quarter(z[i], x[i], y[i]);
+  memcpy(&sum, z, sizeof sum);
+  return sum;
+}
+#else
+VEC v16i v16i_add_products(v16i sum, v64u a, v64b b) {
+  v32b x[2], y[2];
+  memcpy(x, &a, sizeof a);
+  memcpy(y, &b, sizeof b);
+  for (int i = 0; i < 2; i++)
+    sum = v16i_add_pairs(sum, __builtin_convertvector(x[i], v32s), __builtin_convertvector(y[i], v32s));
+  return sum;
 }
 #endif
 

@@ -267,7 +267,7 @@ SHAPES = {
         shape("thirds", hidden=196, intermediate=172, heads=6, kv_heads=2, head_dim=64, rope_theta=500000.0),
         shape("one-kv", hidden=64, heads=20, kv_heads=1, head_dim=16, vocab=33),
         shape("least", hidden=4, intermediate=4, layers=1, heads=1, kv_heads=1, head_dim=2, vocab=3, tied=False),
-        shape("wide-heads", heads=2, kv_heads=1, head_dim=256, sub_norms=False, rope_interleaved=True),
+        shape("wide-heads", heads=2, kv_heads=1, head_dim=256, sub_norms=False, rope_interleaved=True, vocab=3000),
         shape("mha", heads=3, kv_heads=3, head_dim=96, activation="silu", layers=1),
         shape("qwen3", head_dim=48, activation="silu", sub_norms=False, qk_norm=True),
         shape("bonsai", hidden=256, intermediate=384, sub_norms=False, qk_norm=True, group=128, vocab=90, **SILU),
@@ -367,6 +367,23 @@ class Session:
             *(self.handle, ids, len(tokens), self._how(how), past, len(history), step, chosen, count)
         )
         return [int(i) for i in arrays[2]] if code == 0 else int(code)
+
+    def next_batch(
+        self, handles: Sequence[Any], runs: Sequence[Sequence[int]], asks: Sequence[dict[str, Any]]
+    ) -> list[int] | int:
+        """What bg_next_batch chose, or its error code. asks: fields of bg_choice, `how` as in `sample`."""
+        ids, chosen = np.concatenate(runs).astype(np.int32), np.full(sum(a["count"] for a in asks), -1, np.int32)
+        kept = [(self._how(a["how"]), self.ffi.new("int32_t[]", list(a["history"]))) for a in asks]
+        choices = [
+            {"how": how, "history": past, "n_history": len(a["history"]), "count": a["count"], "step": a["step"]}
+            for a, (how, past) in zip(asks, kept, strict=True)
+        ]
+        code = self.lib.bg_next_batch(
+            *(self.ffi.new("bg_session *[]", list(handles)), len(handles), self.ffi.cast("int32_t *", ids.ctypes.data)),
+            *(self.ffi.new("int32_t[]", [len(r) for r in runs]), self.ffi.new("bg_choice[]", choices)),
+            self.ffi.cast("int32_t *", chosen.ctypes.data),
+        )
+        return [int(i) for i in chosen] if code == 0 else int(code)
 
     def _how(self, how: dict[str, Any]) -> Any:
         fields = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repeat_penalty": 1.0}

@@ -70,6 +70,16 @@ def test_a_profile_counts_the_work_of_a_product(model: Model, report: dict[str, 
     assert read == pytest.approx(model.weight_bytes, rel=1e-6)
 
 
+@pytest.mark.parametrize(("batch", "heads"), [(1, 1), (3, 1), (17, 2)])
+def test_a_batch_reads_the_head_once_for_many(model: Model, batch: int, heads: int) -> None:
+    """What the table counts a token is what the runtime's own clock saw: calls of the head, times its bytes."""
+    report = bench.bench(model, [2], [], 4, batches=[batch])
+    row, entry = report["results"][0], profile.profile(model, report)[0]
+    assert {step["step"]: step["calls"] for step in entry["steps"]}["head"] == 4 * heads
+    cache = bench._cache_bytes(model, "f16", "decode", 4, 0) / 4
+    assert (row["bytes_per_token"] - cache) * batch == pytest.approx(model.weight_bytes + heads * model.head_bytes)
+
+
 def test_profiling_can_be_switched_and_changes_no_bit(model: Model) -> None:
     ids = list(range(40))
     plain = model.logits(ids)

@@ -58,7 +58,8 @@ KINDS = ("plain", "near ties", "some near ties", "duplicates", "outliers", "all 
 
 
 def states_of(rows: np.ndarray) -> np.ndarray:
-    """Embeddings float32 [VOCAB, HIDDEN]: random, along rows, along what int8 loses of rows, sparse, and none."""
+    """Embeddings float32 [VOCAB, HIDDEN]: random, along rows, along what int8 loses of rows, sparse, none, and such
+    that their high digits say nothing of all elements but one."""
     states = RNG.standard_normal(rows.shape).astype(np.float32)
     scales, codes = pack._int8_rows(rows)
     lost = rows - codes[:, :HIDDEN] * scales[:VOCAB, None]
@@ -66,6 +67,8 @@ def states_of(rows: np.ndarray) -> np.ndarray:
     states[2::5] = lost[2::5] / np.maximum(np.abs(lost[2::5]).max(axis=1, keepdims=True), 1e-30)
     states[3::5] *= RNG.random(states[3::5].shape) < 0.05
     states[4::50] = 0
+    states[9::50] = np.sign(states[9::50]) * 0.49 / 127
+    states[9::50, 5] = 1
     return states
 
 
@@ -145,13 +148,108 @@ def test_the_bound_is_reached(claim: float, choice: int) -> None:
     honest = pack._certificate
 
     def certificate(head: Any, scales: Any, codes: Any) -> Any:
-        residuals, norms = honest(head, scales, codes)
-        return residuals * np.float32(claim), norms
+        uppers, residuals, norms = honest(head, scales, codes)
+        return uppers, residuals * np.float32(claim), norms
 
     with crafted(
         rows.astype(np.float16).astype(np.float32), state + np.zeros_like(rows), certificate
     ).open() as session:
         assert session.next([1], [1], temperature=0.0) == [choice]
+
+
+@pytest.mark.parametrize(("claim", "choice"), [(1, 1500), (0.25, 3)])
+def test_the_bound_by_the_high_digit_is_reached(claim: float, choice: int) -> None:
+    """The same for what the high digit loses of a state: half of its elements, along which row 1500 lies. Its upper
+    bits have a residual too, so that it takes a claim of a quarter."""
+    rows, state = np.zeros((2, VOCAB, HIDDEN), np.float32)
+    state[:, 0] = 127
+    state[:, 64:] = 0.49
+    rows[1500, 64:] = 1
+    rows[3, 0] = 0.95 * 0.49 * 64 / 127
+    honest = pack._certificate
+
+    def certificate(head: Any, scales: Any, codes: Any) -> Any:
+        uppers, residuals, norms = honest(head, scales, codes)
+        return uppers, residuals, norms * np.float32(claim)
+
+    with crafted(rows.astype(np.float16).astype(np.float32), state / 127, certificate).open() as session:
+        many = [1] * 5  # as few as two would get both digits at once
+        assert session.next(many, many, count=5, temperature=0.0) == [choice] * 5
+
+
+@pytest.mark.parametrize(("claim", "choice"), [(1, 1500), (0.5, 3)])
+@pytest.mark.parametrize("count", [1, 5])
+def test_the_bound_by_the_upper_bits_is_reached(claim: float, choice: int, count: int) -> None:
+    """The same for what the upper six bits lose of a row that int8 holds exactly: one half or one and a half of a
+    code, along which the state lies. Row 3, which they hold as well as any, is nothing but the logit to beat."""
+    rows, state = np.zeros((2, VOCAB, HIDDEN), np.float32)
+    codes = np.tile([0, 3, 4, 7], HIDDEN // 4)
+    off = codes - (codes // 4 * 4 + 1.5)
+    kept = codes - off
+    along = off - kept * (off @ kept) / (kept @ kept)
+    state[:] = along / np.abs(along).max()
+    rows[1500] = codes
+    rows[1500, 0] = 127  # the scale is 1
+    state[:, 0] = 0
+    at = int(np.abs(state[0]).argmax())
+    rows[3, at] = 0.75 * (rows[1500] @ state[0]) / state[0, at]
+    honest = pack._certificate
+
+    def certificate(head: Any, scales: Any, codes: Any) -> Any:
+        uppers, residuals, norms = honest(head, scales, codes)
+        return uppers * np.float32(claim), residuals, norms
+
+    with crafted(rows.astype(np.float16).astype(np.float32), state, certificate).open() as session:
+        many = [1] * count
+        assert session.next(many, many, count=count, temperature=0.0) == [choice] * count
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("kind", ["plain", "some near ties", "duplicates"])
+@pytest.mark.parametrize("hows", [SAMPLINGS[:8], SAMPLINGS, SAMPLINGS[:1], SAMPLINGS[4:5]])
+def test_sequences_choose_together_as_alone(kind: str, hows: tuple[dict[str, Any], ...], threads: int) -> None:
+    """More of them than are chosen at once, at different positions, each with a sampling of its own; some prompts are
+    cut by the end of a chunk, and some sequences choose after several tokens."""
+    bench = crafted(rows_of(kind))
+    rng = np.random.default_rng(11)
+    texts = [[int(t) for t in rng.integers(0, VOCAB, n)] for n in (300, 20, 7, 250, *range(8, 48))]
+    asked = [{"temperature": 0.0, **hows[i % len(hows)], "seed": i} for i in range(len(texts))]
+    with bench.open(threads=threads) as session:
+        every = []
+        for text in texts:
+            session.lib.bg_rewind(session.handle, 0)
+            every.append(session.forward(text))
+        session.lib.bg_rewind(session.handle, 0)
+        handles = [session.handle, *(session.share(len(text)) for text in texts[1:])]
+        done = [0] * len(texts)
+        for turn in range(4):
+            who = [i for i in rng.permutation(len(texts)) if done[i] < len(texts[i])]
+            runs, asks, want = [], [], []
+            for i in who:
+                left = len(texts[i]) - done[i]
+                n = left if turn == 3 else 1 + int(rng.integers(0, left))
+                count = 1 + int(rng.integers(0, min(n, 4)))
+                runs.append(texts[i][done[i] : done[i] + n])
+                done[i] += n
+                history = texts[i][: done[i]]
+                asks.append({"how": asked[i], "history": history, "count": count, "step": done[i] - count})
+                for end in range(done[i] - count + 1, done[i] + 1):
+                    want.append(session.sample(every[i][end - 1], texts[i][:end], end - 1, **asked[i]))
+            assert session.next_batch([handles[i] for i in who], runs, asks) == want
+        for handle in handles[1:]:
+            bench.lib.bg_session_close(handle)
+
+
+def test_few_rows_are_computed_for_many_sequences() -> None:
+    tokens = list(range(0, 500, 5))
+    with crafted(rows_of("plain")).open(threads=2) as session:
+        handles = [session.handle, *(session.share(9) for _ in tokens[1:])]
+        asks = [{"how": {"temperature": 0.0}, "history": [t], "count": 1, "step": 0} for t in tokens]
+        chosen = session.next_batch(handles, [[t] for t in tokens], asks)
+        assert isinstance(chosen, list) and len(chosen) == len(tokens)
+        assert len(tokens) <= session.lib.bg_rescored(session.handle) < len(tokens) * 20
+        for handle in handles[1:]:
+            session.lib.bg_session_close(handle)
 
 
 @pytest.mark.parametrize("how", SAMPLINGS[:7])
@@ -160,7 +258,7 @@ def test_many_choices_at_once_are_those_one_by_one(how: dict[str, Any]) -> None:
     tokens = [int(t) for t in np.random.default_rng(5).permutation(VOCAB)[:150]]
     with bench.open(threads=2) as session:
         alone = [session.next([t], tokens[: i + 1], 10 + i, **how)[0] for i, t in enumerate(tokens)]  # type: ignore[index]
-        for count in (1, 2, 8, 9, 21, 128):
+        for count in (1, 2, 8, 9, 21, 128, 150):
             session.lib.bg_rewind(session.handle, 0)
             assert session.next(tokens, tokens, 10 + len(tokens) - count, count, **how) == alone[-count:]
 
@@ -187,3 +285,26 @@ def test_wrong_calls_are_refused() -> None:
         assert session.next([1], [1], temperature=-1.0) == argument
         assert session.next([VOCAB], [1]) == token
         assert session.next([1] * 21, [1] * 21) == context
+
+
+def test_wrong_batches_change_nothing() -> None:
+    with crafted(rows_of("plain")).open(context=20) as session:
+        lib, a, b = session.lib, session.handle, session.share(20)
+        argument, token, context = (lib.BG_E_ARGUMENT, lib.BG_E_TOKEN, lib.BG_E_CONTEXT)
+
+        def ask(history: list[int], count: int = 1, **how: Any) -> dict[str, Any]:
+            return {"how": how, "history": history, "count": count, "step": 0}
+
+        for handles, runs, asks, code in (
+            ([a, b], [[1], [2]], [ask([1]), ask([2], 2)], argument),  # more choices than tokens
+            ([a, b], [[1], [2, 3]], [ask([1]), ask([3], 2)], argument),  # a history without the tokens
+            ([a, b], [[1], [2]], [ask([1]), ask([2], temperature=-1.0)], argument),
+            ([a, a], [[1], [2]], [ask([1]), ask([2])], argument),
+            ([a, b], [[1], [VOCAB]], [ask([1]), ask([2])], token),
+            ([a, b], [[1], [2] * 21], [ask([1]), ask([2])], context),
+        ):
+            assert session.next_batch(handles, runs, asks) == code
+            assert lib.bg_position(a) == lib.bg_position(b) == 0
+        none = session.ffi.NULL
+        assert lib.bg_next_batch(none, 1, none, none, none, none) == argument
+        lib.bg_session_close(b)

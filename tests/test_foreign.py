@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import bitgen
-from bitgen import api, library, pack, plan, targets
-from bitgen.compile import Artefact
+from bitgen import api, compile, data, library, pack, plan, targets
+from bitgen.compile import Artefact, Unit
 from bitgen.engine.model import Cache
 from bitgen.gguf_io import open as open_gguf
 
@@ -85,6 +85,22 @@ def test_greedy_text_is_the_same(runner: Artefact, model: bitgen.Model, tmp_path
     assert list(map(int, out.split())) == generation.token_ids
 
 
+@pytest.mark.parametrize("isa", ["i8mm", "dotprod", "neon", "scalar"])
+def test_the_screen_of_a_certified_head_is_exact(isa: str) -> None:
+    arch = "riscv64" if isa == "scalar" else "arm64"
+    cpu = next(cpu for of, cpu, best in CASES if of == arch and best == isa)
+    if shutil.which(QEMU[arch]) is None:
+        pytest.skip(f"{QEMU[arch]} is not installed (Debian: qemu-user-static)")
+    folder = data.folder("runtime")
+    sources = {name: (folder / name).read_text() for name in ("head.c", "ops.h", "vec.h", "kernel.h")}
+    sources["screen_lab.c"] = (Path(__file__).parent / "screen_lab.c").read_text()
+    flags = (*targets.target(isa).flags, f"-DBG_ISA={isa}")
+    units = [Unit(n, n.replace(".c", ".o"), flags) for n in sources if n.endswith(".c")]
+    program = compile.build("screen-lab", arch, sources, units, {}, program=True).path
+    done = subprocess.run([QEMU[arch], "-cpu", cpu, str(program)], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+
+
 def test_another_architectures_packing_is_refused(runner: Artefact, model: bitgen.Model, tmp_path: Path) -> None:
     arch = runner.spec["arch"]
     cpu, best = next((cpu, best) for a, cpu, best in CASES if a == arch)
@@ -114,8 +130,6 @@ int main(int argc, char **argv) {
 
 def test_the_arm64_shared_library_loads(model: bitgen.Model, tmp_path: Path) -> None:
     """The .so itself, opened by a program of the other architecture."""
-    from bitgen import compile
-
     sysroot = Path("/usr/aarch64-linux-gnu")
     if shutil.which(QEMU["arm64"]) is None or not (sysroot / "lib" / "ld-linux-aarch64.so.1").exists():
         pytest.skip("needs qemu-aarch64-static and glibc for arm64 (Debian: qemu-user-static, libc6-arm64-cross)")

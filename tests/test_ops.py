@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import runtime_lab as lab
 
-from bitgen import library, reference
+from bitgen import library, pack, reference
 from bitgen.engine.model import CACHES, Cache
 
 F32 = np.float32
@@ -294,6 +294,29 @@ def test_head(ops: Ops, k: int, vocab: int, n: int) -> None:
             want = lab.dot(x[:, None], rows.astype(F32)[None])
         assert_same(y[:, row0:row1].copy(), want[:, row0:])
         assert (y[:, :row0] == 5).all() and (y[:, row1:] == 5).all()
+
+
+@pytest.mark.parametrize("k", [256, 512, 2560])
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7, 8, 32])
+def test_screen(ops: Ops, k: int, n: int) -> None:
+    """Random numbers and extremes; every number of tokens and rows that is multiplied in a way of its own."""
+    rng = np.random.default_rng(k + n)
+    for rows in (1, 2, 5, 64):
+        for low, high in ((-127, 128), (127, 128), (-127, -126)):
+            w, x = (rng.integers(low, high, (m, k), dtype=np.int8) for m in (rows, n))
+            upper, lower = pack._upper_bits(w), pack._lower_bits(w)
+            sums, refined = np.full((n, rows), 5, np.int32), np.full((2, rows), 5, np.int32)
+            at = ops.ffi.new("int8_t *[]", [ops.at(row, "int8_t *") for row in x])
+            pair = ops.ffi.new("int8_t *[]", [at[0], at[n - 1]])
+            ops.ops.head.screen(ops.at(upper, "uint8_t *"), k, rows, at, n, ops.at(sums, "int32_t *"))
+            both = np.empty(2, np.int32)
+            for r in range(rows):
+                rows_at = (ops.at(part[r], "uint8_t *") for part in (upper, lower))
+                ops.ops.head.refine(*rows_at, k, pair, ops.at(both, "int32_t *"))
+                refined[:, r] = both
+            codes = w.astype(np.int32) + 128
+            assert np.array_equal(sums, x.astype(np.int32) @ (codes >> 2).T)
+            assert np.array_equal(refined, x[[0, n - 1]].astype(np.int32) @ codes.T)
 
 
 def test_reading_depends_on_every_byte(ops: Ops) -> None:

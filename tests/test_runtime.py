@@ -473,7 +473,7 @@ def test_the_runner_agrees_and_is_clean(sanitized: Path) -> None:
 
 
 def test_sequences_together_are_clean(tmp_path: Path) -> None:
-    bench = lab.bench("flagship", levels=library.host_isas()[:1])
+    bench = lab.bench("wide-heads", 0, "certified", library.host_isas()[:1])
     program = sanitized_program(tmp_path / "batch", bench.artefact.folder, Path(__file__).parent / "batch_lab.c")
     for threads in ("1", "3"):
         done = subprocess.run(

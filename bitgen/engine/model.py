@@ -29,7 +29,7 @@ from bitgen.spec import ModelShape
 Cache = Literal["f16", "f32", "int8"]
 CACHES: dict[Cache, int] = {"f16": 0, "f32": 1, "int8": 2}  # BG_CACHE_F16, BG_CACHE_F32, BG_CACHE_I8
 
-MOST_CHOICES = 128  # of one bg_next
+CHOICES = 16  # tokens that are chosen in one pass over the head (runtime/session.h)
 PREFILL_AT_ONCE = 512  # tokens of one call, so that an interrupt is heard between two
 
 SHIPPED = "stories"
@@ -162,19 +162,12 @@ class Session:
     def next(
         self, tokens: Sequence[int], how: Sampling, history: Sequence[int], step: int, count: int = 1
     ) -> list[int]:
-        """Append tokens and choose what follows each of the last `count` (at most 128) of them.
+        """Append tokens and choose what follows each of the last `count` of them.
 
         history ends with `tokens`; the i-th choice sees it up to its own token, and draws at step + i. The result is
         what `forward` and `sample` give, but with a certified head greedy and top-k choices need few of the logits.
         """
-        ids = self._ids(tokens)
-        past = np.asarray(history[-how.repeat_last - count :], np.int32)
-        chosen = np.empty(count, np.int32)
-        code = self._lib.bg_next(
-            *(self._open(), _ints(ids), len(ids), _sampling(how), _ints(past), len(past), step, _ints(chosen), count)
-        )
-        binding.check(self._lib, code, self._appending(len(ids)))
-        return [int(token) for token in chosen]
+        return next_batch([self], [tokens], [Choice(how, history, step, count)])[0]
 
     @property
     def rescored(self) -> int:
@@ -249,6 +242,43 @@ def forward_batch(
     return _append(sessions, tokens, every, first.vocab, first._lib.bg_forward_batch)
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What `next_batch` is to choose in one session: the parameters of `Session.next`."""
+
+    how: Sampling
+    history: Sequence[int]
+    step: int
+    count: int = 1
+
+
+def next_batch(
+    sessions: Sequence[Session], tokens: Sequence[Sequence[int]], choices: Sequence[Choice]
+) -> list[list[int]]:
+    """Append each session's tokens in one pass and choose what follows, as `Session.next` of each alone would.
+
+    The sessions are those of `forward_batch`. The weights and the codes of a certified head are read once for many
+    choices.
+    """
+    if not sessions or not len(sessions) == len(tokens) == len(choices) or not all(len(t) for t in tokens):
+        raise EngineError("tokens must be a non-empty list of ids for each session, with a choice for each")
+    first, ffi = sessions[0], binding.ffi()
+    ids = first._ids(np.concatenate([np.asarray(t, np.int64) for t in tokens]))
+    chosen, asks, kept = np.empty(sum(c.count for c in choices), np.int32), ffi.new("bg_choice[]", len(choices)), []
+    for ask, choice in zip(asks, choices, strict=True):
+        past = np.asarray(choice.history[-choice.how.repeat_last - choice.count :], np.int32)
+        ask.how, ask.history = how, at = _sampling(choice.how), _ints(past)
+        ask.n_history, ask.count, ask.step = len(past), choice.count, choice.step
+        kept += [past, how, at]  # alive until the call
+    code = first._lib.bg_next_batch(
+        ffi.new("bg_session *[]", [session._open() for session in sessions]),
+        *(len(sessions), _ints(ids), ffi.new("int32_t[]", [len(t) for t in tokens]), asks, _ints(chosen)),
+    )
+    binding.check(first._lib, code, _appending(sessions, len(ids)))
+    at_end = np.cumsum([c.count for c in choices])[:-1]
+    return [[int(token) for token in part] for part in np.split(chosen, at_end)]
+
+
 def states_batch(
     sessions: Sequence[Session], tokens: Sequence[Sequence[int]], *, every: bool = False
 ) -> npt.NDArray[np.float32]:
@@ -273,12 +303,15 @@ def _append(
         ffi.cast("float *", rows.ctypes.data),
         int(every),
     )
-    if len(sessions) == 1:
-        what = first._appending(len(ids))
-    else:
-        what = f"cannot append {len(ids)} tokens to {len(sessions)} sessions (which must differ, share and have room)"
-    binding.check(first._lib, code, what)
+    binding.check(first._lib, code, _appending(sessions, len(ids)))
     return rows
+
+
+def _appending(sessions: Sequence[Session], n: int) -> str:
+    """What failed."""
+    if len(sessions) == 1:
+        return sessions[0]._appending(n)
+    return f"cannot append {n} tokens to {len(sessions)} sessions (which must differ, share and have room)"
 
 
 class Model:
@@ -321,9 +354,9 @@ class Model:
     ) -> Model:
         """Open a GGUF file (None: the model that ships), building and packing what is not cached yet.
 
-        head: "certified" chooses tokens from an int8 copy of the head and exact float16 rows for those that can win:
-            the same tokens as "f16", at half the bytes per token. "f16" saves the copy's room on disk. "int8" has
-            only the copy: logits within its rounding.
+        head: "certified" chooses tokens from int8 codes of the head, of most rows only six bits, and exact float16 rows
+            for those that can win: the same tokens as "f16", at 3/8 of the bytes per token. "f16" saves the codes'
+            room on disk. "int8" has codes alone: logits within their rounding.
         i2s_layout, activation, tl_tiles: what the file does not say, or says wrongly; as in gguf_io.open.
         progress: called as (stage, done, total) while kernels compile and weights are packed.
         """
@@ -367,14 +400,10 @@ class Model:
 
     @property
     def head_bytes(self) -> int:
-        """Bytes of the LM head that the choice of one token reads (certified: besides the few rows that may win)."""
+        """Bytes of the LM head read to choose up to CHOICES tokens (certified: besides the few rows that may win)."""
         hidden = self.shape.hidden
-        return self.shape.vocab * {"f16": 2 * hidden, "int8": hidden + 4, "certified": hidden + 12}[self.head]
-
-    @property
-    def full_head_bytes(self) -> int:
-        """Bytes of the LM head that all logits of a pass read."""
-        return self.head_bytes if self.head == "int8" else 2 * self.shape.vocab * self.shape.hidden
+        upper = -(-hidden // 256) * 192  # runtime/ops.h
+        return self.shape.vocab * {"f16": 2 * hidden, "int8": hidden + 4, "certified": upper + 12}[self.head]
 
     def session(self, threads: int | None = None, context: int | None = None, cache: Cache = "f16") -> Session:
         """A new conversation of at most `context` tokens (default: all the model was made for).
@@ -456,9 +485,13 @@ class Model:
                 while waiting and free:
                     free[-1].rewind(0)
                     running.append((free.pop(), waiting.pop()))
-                logits = forward_batch([s for s, _ in running], [j.token_ids[-1:] or j.prompt_ids for _, j in running])
-                for (session, job), row in zip(running, logits, strict=True):
-                    job.accept([session.sample(job.sampling, row, job.history, len(job.token_ids))])
+                chosen = next_batch(
+                    [session for session, _ in running],
+                    [job.token_ids[-1:] or job.prompt_ids for _, job in running],
+                    [Choice(job.sampling, job.history, len(job.token_ids)) for _, job in running],
+                )
+                for (_, job), tokens in zip(running, chosen, strict=True):
+                    job.accept(tokens)
                 free += [session for session, job in running if job.finished]
                 running = [(session, job) for session, job in running if not job.finished]
         return [job.text for job in jobs]
@@ -546,7 +579,7 @@ class Generation:
 
     def __iter__(self) -> Iterator[str]:
         model, timing, prompt = self.model, self.timing, self.prompt_ids
-        stream, lookup = Stream(model.tokenizer), PromptLookup(min(self.lookup, MOST_CHOICES - 1), prompt)
+        stream, lookup = Stream(model.tokenizer), PromptLookup(self.lookup, prompt)
         opened: AbstractContextManager[Session] = (
             nullcontext(self.session) if self.session else model.session(context=self.context, cache=self.cache)
         )

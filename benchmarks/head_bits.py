@@ -1,0 +1,137 @@
+"""What a screen of fewer bits would read: the certified head in tiers, by what its bound leaves to each.
+
+    python benchmarks/head_bits.py
+
+A first tier reads some bits of every weight. Its interval is that of runtime/choose.c, and a row is left to the second,
+which reads the rest of eight bits, where it reaches the k-th greatest lower end by all eight; what that leaves is read
+in float16. Printed are the rows left and the bytes read, beside those of eight bits at once. The hidden state is taken
+as it is, and lower ends are known from the start, as a screen in one pass knows them soon: so these are the fewest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from bitgen import Model
+from bitgen.engine.model import Sampling, states_batch
+from bitgen.gguf_io import open as open_gguf
+
+Floats = npt.NDArray[np.float32]
+SAMPLES = 24
+CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)  # shares of the greatest weight that the grid may end at
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Codes of `bits`, with a scale for every `block` columns (0: for each row)."""
+
+    bits: int
+    block: int = 0
+    best: bool = False  # the grid's end is the best of CLIPS for each scale, not the greatest weight
+
+    def __str__(self) -> str:
+        return f"{self.bits} bits, a scale for {f'{self.block} columns' if self.block else 'a row'}" + (
+            ", best end" if self.best else ""
+        )
+
+    def row_bytes(self, hidden: int) -> float:
+        """Of the codes and scales of a row; the two floats of its bound are everyone's."""
+        return self.bits * hidden / 8 + (2 * hidden / self.block if self.block else 4)
+
+    def near(self, rows: Floats) -> Floats:
+        """The rows as the codes and scales have them."""
+        parts = rows.reshape(len(rows), -1, self.block or rows.shape[1])
+        top = np.maximum(np.abs(parts).max(-1, keepdims=True), np.float32(1e-30))
+        steps = 2**self.bits - 1  # codes are centred: an even number of values, none of them 0
+        found, least = np.zeros_like(parts), np.full(top.shape, np.inf, np.float32)
+        for clip in CLIPS if self.best else CLIPS[:1]:
+            step = top * np.float32(2 * clip / steps)
+            codes = np.clip(np.floor(parts / step), -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1)
+            tried = (codes + np.float32(0.5)) * step
+            error = np.square(parts - tried).sum(-1, keepdims=True)
+            found = np.where(error < least, tried, found)
+            least = np.minimum(least, error)
+        return found.reshape(rows.shape)
+
+
+GRIDS = (*(Grid(bits, block, best) for bits in (6, 5, 4) for block in (0, 128, 64) for best in (False, True)),)
+EIGHT = Grid(8)
+
+
+def pieces(rows: int) -> Iterator[slice]:
+    """Some rows at a time."""
+    return (slice(at, min(at + 8192, rows)) for at in range(0, rows, 8192))
+
+
+def ends(grid: Grid, head: Floats, states: Floats) -> tuple[Floats, Floats]:
+    """Lower and upper ends of all logits, [samples, vocab]."""
+    low, high = (np.empty((len(states), len(head)), np.float32) for _ in range(2))
+    norms = np.linalg.norm(states, axis=1)[:, None]
+    gamma = np.float32((head.shape[1] / 16 + 32) * 2.0**-23)
+    for at in pieces(len(head)):
+        near = grid.near(head[at])
+        residual = np.linalg.norm(head[at] - near, axis=1)
+        residual += gamma * (np.linalg.norm(head[at], axis=1) + np.linalg.norm(near, axis=1))
+        middle = states @ near.T
+        low[:, at], high[:, at] = middle - norms * residual, middle + norms * residual
+    return low, high
+
+
+def study(name: str, head: Floats, states: Floats) -> None:
+    """Print a table: for each first tier, rows left and bytes, for the greatest and for the 40 greatest logits."""
+    vocab, hidden = head.shape
+    low8, high8 = ends(EIGHT, head, states)
+    bars = {k: np.partition(low8, vocab - k, axis=1)[:, vocab - k, None] for k in (1, 40)}
+    last = {k: float((high8 >= bars[k]).sum(1).mean()) for k in bars}
+    today = {k: vocab * (hidden + 12) + last[k] * 2 * hidden for k in bars}
+    print(f"\n{name}: {vocab} x {hidden}, means over {len(states)} states\n")
+    print(
+        "| first tier | rows to the second, top 1 | bytes | rows to the second, top 40 | bytes |\n|---|---|---|---|---|"
+    )
+    print(
+        "| all 8 bits | | " + " | | ".join(f"{today[k] / 1e6:.1f} MB, {last[k]:.0f} rows in f16" for k in bars) + " |"
+    )
+    for grid in GRIDS:
+        _, high = ends(grid, head, states)
+        cells = []
+        for k in bars:
+            left = float((high >= bars[k]).sum(1).mean())
+            read = vocab * (grid.row_bytes(hidden) + 8) + left * (8 - grid.bits) * hidden / 8 + last[k] * 2 * hidden
+            cells.append(f"{left:.0f} ({left / vocab:.1%}) | {read / today[k] - 1:+.1%}")
+        print(f"| {grid} | {' | '.join(cells)} |", flush=True)
+
+
+def gaussian() -> tuple[Floats, Floats]:
+    """2B4T's shape."""
+    rng = np.random.default_rng(0)
+    head = rng.standard_normal((128256, 2560), np.float32).astype(np.float16).astype(np.float32)
+    return head, rng.standard_normal((SAMPLES, 2560), np.float32)
+
+
+def uniform() -> tuple[Floats, Floats]:
+    """The same with the rows of `bitgen synth`."""
+    rng = np.random.default_rng(0)
+    head = (rng.random((128256, 2560), np.float32) * 2 - 1).astype(np.float16).astype(np.float32)
+    return head, rng.standard_normal((SAMPLES, 2560), np.float32)
+
+
+def stories() -> tuple[Floats, Floats]:
+    """The shipped model's head, and its states along a text of its own."""
+    model = Model.load()
+    run = model.generate("Once upon a time", 200, sampling=Sampling(temperature=0.8, seed=3), stop=False)
+    list(run)
+    with model.session() as session:
+        states = states_batch([session], [run.history], every=True)
+    checkpoint = open_gguf(model.path)
+    name = "token_embd.weight" if model.shape.tied else "output.weight"
+    return np.asarray(checkpoint.dense(name)).astype(np.float16).astype(np.float32), states
+
+
+if __name__ == "__main__":
+    study("The shipped model", *stories())
+    study("Uniform rows, Gaussian states", *uniform())
+    study("Gaussian rows and states", *gaussian())
