@@ -14,6 +14,23 @@ import pytest
 REPO = Path(__file__).resolve().parent.parent
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """A worker for each CPU where pytest-xdist is installed, unless -n says otherwise or single tests are named.
+
+    Here rather than among the options of pyproject.toml, with which pytest would not start without xdist. Workers take
+    stretches of the tests in their order, so that few fixtures are made twice, and an idle one half of another's rest.
+    """
+    option = config.option
+    if not hasattr(option, "numprocesses"):
+        return
+    if option.numprocesses is None and not option.usepdb and not any("::" in each for each in config.args):
+        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        option.numprocesses = cpus if cpus > 1 else 0
+    if option.numprocesses and option.dist == "no":
+        option.dist = "worksteal"
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Builds, packed models and plans of the tests never touch the user's; compiled objects outlive a run."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # the background job of a shell: so would children
@@ -28,7 +45,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     lines = [f"{r.nodeid}: {key} {value}" for r in passed if r.when == "call" for key, value in r.user_properties]
     if lines:
         terminalreporter.section("on record")
-        terminalreporter.write_line("\n".join(lines))
+        terminalreporter.write_line("\n".join(sorted(lines)))  # workers end in any order
 
 
 @pytest.fixture(scope="session")

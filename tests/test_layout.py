@@ -141,6 +141,6 @@ def test_packing_a_large_matrix_takes_no_time() -> None:
         lambda: layout.pack_t5(codes, 5, 128),
         lambda: layout.pack_tl2(codes, 64, 96),
     ):
-        start = time.perf_counter()
+        start = time.process_time()  # whatever else the machine does
         pack()
-        assert time.perf_counter() - start < 2
+        assert time.process_time() - start < 2
