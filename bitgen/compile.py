@@ -9,7 +9,6 @@ that build the same thing do not disturb each other. A failed build keeps its so
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -40,9 +39,6 @@ COMMON_FLAGS = (
     "-Wno-unused-command-line-argument",  # what only the link needs stands in every command
 )
 BASELINE = {"x86_64": ("-march=x86-64",), "arm64": ("-mcpu=generic",), "riscv64": ("-march=rv64gc",)}
-
-HEAD = re.compile(r"(?:\s|//.*\n)*((?:#include <.+>\n)+)")  # what a source begins with, after comments
-WORTH_A_HEAD = 4  # units
 
 INSTALL_HINT = """no C compiler found. Any one of these installs one:
   pip install ziglang            (a full clang in a Python package, no system package needed)
@@ -185,7 +181,6 @@ def build(
             (work / "build.log").write_text(log)
             for file in objects:
                 (work / file).unlink()
-            shutil.rmtree(work / "heads")
             _publish(work, folder)
         except CompileError as e:
             raise CompileError(f"{e}\n  sources and build.log kept in: {_keep_failed(work, folder)}") from e
@@ -268,22 +263,17 @@ def _compile_all(
     headers = "".join(text for file, text in sorted(sources.items()) if file.endswith(".h"))
     store = cache_root() / "objects"
 
-    def arguments(unit: Unit) -> list[str]:
-        return [*flags, *unit.flags, "-c", unit.source, "-o", unit.object]
-
-    def kept(unit: Unit) -> Path:
-        key = json.dumps([compiler.version, arguments(unit), sources[unit.source], headers])
-        return store / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.o"
-
     def compile_one(unit: Unit) -> str:
-        if kept(unit).exists():
-            shutil.copyfile(kept(unit), work / unit.object)
+        arguments = [*flags, *unit.flags, "-c", unit.source, "-o", unit.object]
+        key = json.dumps([compiler.version, arguments, sources[unit.source], headers])
+        kept = store / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.o"
+        if kept.exists():
+            shutil.copyfile(kept, work / unit.object)
             return f"{unit.object}: from the object cache\n"
-        log = _run(compiler, [*heads.get(unit, ()), *arguments(unit)], work, f"compiling {unit.source}")
-        _keep(work / unit.object, kept(unit))
+        log = _run(compiler, arguments, work, f"compiling {unit.source}")
+        _keep(work / unit.object, kept)
         return log
 
-    heads = _precompile(compiler, flags, [unit for unit in units if not kept(unit).exists()], sources, work)
     logs = []
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for done, log in enumerate(pool.map(compile_one, units), 1):
@@ -291,29 +281,6 @@ def _compile_all(
             if progress:
                 progress(done, len(units))
     return "".join(logs)
-
-
-def _precompile(
-    compiler: Compiler, flags: Sequence[str], units: Iterable[Unit], sources: Mapping[str, str], work: Path
-) -> dict[Unit, tuple[str, str]]:
-    """Parse the system headers that several units begin with once for all of them: the option that each then takes.
-
-    Those of vector instructions take as long as a kernel does. The objects are the same bytes as without.
-    """
-    alike: dict[tuple[tuple[str, ...], str], list[Unit]] = {}
-    for unit in units:
-        if found := HEAD.match(sources[unit.source]):
-            alike.setdefault((unit.flags, found[1]), []).append(unit)
-    options: dict[Unit, tuple[str, str]] = {}
-    (work / "heads").mkdir()
-    for i, ((own, text), group) in enumerate(alike.items()):
-        header, parsed = f"heads/{i}.h", f"heads/{i}.pch"
-        if len(group) >= WORTH_A_HEAD:
-            (work / header).write_text(text)
-            with contextlib.suppress(CompileError):  # without it, each unit says what is wrong or parses for itself
-                _run(compiler, [*flags, *own, "-x", "c-header", header, "-o", parsed], work, f"compiling {header}")
-                options |= dict.fromkeys(group, ("-include-pch", parsed))
-    return options
 
 
 def _keep(made: Path, kept: Path) -> None:
