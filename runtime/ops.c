@@ -44,7 +44,10 @@ static float quantise(const float *x, int32_t n, int8_t *q) {
   for (int32_t i = 0; i < n; i += LANES) {
     v16i r = v16_round(v16_clamp(v16_load(x + i) * v16_set(s), -128.0f, 127.0f));
     v16b b = __builtin_convertvector(r, v16b);
-    memcpy(q + i, &b, n - i < LANES ? (size_t)(n - i) : LANES);
+    if (n - i >= LANES)
+      memcpy(q + i, &b, sizeof b);
+    else
+      memcpy(q + i, &b, (size_t)(n - i));
   }
   return s;
 }

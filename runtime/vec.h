@@ -57,18 +57,20 @@ VEC v16 v16_load_i8(const int8_t *p) {
 }
 
 // The first n of 16 elements, the rest zero: the tail of a row that is not padded.
-VEC v16i v16i_load_part(const int32_t *p, int32_t n) {
-  v16i a = {0};
-  memcpy(&a, p, (n < LANES ? (size_t)n : LANES) * sizeof *p);
-  return a;
-}
+// A whole vector is one instruction; copying so many bytes as turn out is a call.
 VEC v16 v16_load_part(const float *p, int32_t n) {
   v16 a = {0};
-  memcpy(&a, p, (n < LANES ? (size_t)n : LANES) * sizeof *p);
+  if (n >= LANES)
+    return v16_load(p);
+  memcpy(&a, p, (size_t)n * sizeof *p);
   return a;
 }
+VEC v16i v16i_load_part(const int32_t *p, int32_t n) { return (v16i)v16_load_part((const float *)p, n); }
 VEC void v16_store_part(float *p, int32_t n, v16 a) {
-  memcpy(p, &a, (n < LANES ? (size_t)n : LANES) * sizeof *p);
+  if (n >= LANES)
+    v16_store(p, a);
+  else
+    memcpy(p, &a, (size_t)n * sizeof *p);
 }
 
 VEC v8 v16_low(v16 a) { return __builtin_shufflevector(a, a, 0, 1, 2, 3, 4, 5, 6, 7); }
