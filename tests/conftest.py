@@ -22,7 +22,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     stretches of the tests in their order, so that few fixtures are made twice, and an idle one half of another's rest.
     """
     option = config.option
-    if not hasattr(option, "numprocesses"):
+    if not hasattr(option, "numprocesses") or hasattr(config, "workerinput"):  # a worker has no workers
         return
     if option.numprocesses is None and not option.usepdb and not any("::" in each for each in config.args):
         cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
