@@ -4,11 +4,12 @@
 
 typedef enum { F16, F32 } cache_type; // a constant wherever it is named: each type has code of its own
 
-// Vectors in flight beside four rows: eight independent chains of multiply-adds fill the units of every ISA.
+// Most rows that share what they read, and vectors in flight beside so many: eight independent chains of
+// multiply-adds or more fill the units of every ISA.
 #if BG_VEC_AVX512
-enum { FOUR_ROWS = 2 };
+enum { TALL = 8, WIDE = 2 };
 #else
-enum { FOUR_ROWS = 1 };
+enum { TALL = 4, WIDE = 1 };
 #endif
 enum { V_STEP = 32 }; // positions of v that stay in the first-level cache while their columns are walked
 
@@ -45,7 +46,7 @@ VEC void write(cache_type type, const float *k, const float *v, int32_t d, int32
 // scores[r][16 b ..] = scale q[r] . k of 16 positions, for `rows` rows and `blocks` blocks, both constants.
 VEC void score_tile(cache_type type, const int rows, const int blocks, const float *const *q,
                     const uint8_t *k, const uint8_t *next, int32_t d, float scale, float *scores) {
-  v16 sum[4][4] = {{{0}}};
+  v16 sum[TALL][4] = {{{0}}};
   for (int32_t i = 0; i < d; i++)
     for (int b = 0; b < blocks; b++) {
       const size_t at = ((size_t)b * d + i) * LANES * width(type);
@@ -71,7 +72,7 @@ VEC void score_rows(cache_type type, const int rows, const int blocks, const flo
 VEC void value_tile(cache_type type, const int rows, const int vectors, const float *p, const uint8_t *v,
                     const uint8_t *next, int32_t dp, int32_t from, int32_t to, float *const *part,
                     int32_t c) {
-  v16 sum[4][2];
+  v16 sum[TALL][2];
   for (int r = 0; r < rows; r++)
     for (int j = 0; j < vectors; j++)
       sum[r][j] = v16_load(part[r] + c + j * LANES);
@@ -99,18 +100,18 @@ VEC void value_rows(cache_type type, const int rows, const int vectors, const fl
   }
 }
 
-// One, two or four rows share what they read. All see ends[0] positions; those beyond go row by row.
+// One, two, four or TALL rows share what they read. All see ends[0] positions; those beyond go row by row.
 VEC void block_rows(cache_type type, const int rows, const float *const *q, const int32_t *begins,
                     const int32_t *ends, int32_t d, float scale, const uint8_t *k, const uint8_t *v,
                     const uint8_t *next, float *const *part) {
-  float p[4 * ATTEND_BLOCK];
+  float p[TALL * ATTEND_BLOCK];
   int32_t dp = padded(d);
-  score_rows(type, rows, rows == 4 ? FOUR_ROWS : rows == 2 ? 2 : 4, q, k, v, ends[rows - 1], d, scale, p);
+  score_rows(type, rows, rows >= 4 ? WIDE : rows == 2 ? 2 : 4, q, k, v, ends[rows - 1], d, scale, p);
   for (int r = 0; r < rows; r++) {
     memset(part[r], 0, (size_t)dp * sizeof **part);
     softmax(p + r * ATTEND_BLOCK, begins[r], ends[r], &part[r][dp], &part[r][dp + 1]);
   }
-  value_rows(type, rows, rows == 4 ? FOUR_ROWS : 2, p, v, next, dp, 0, ends[0], part);
+  value_rows(type, rows, rows >= 4 ? WIDE : 2, p, v, next, dp, 0, ends[0], part);
   for (int r = 1; r < rows; r++)
     value_rows(type, 1, 2, p + r * ATTEND_BLOCK, v, next, dp, ends[0], ends[r], part + r);
 }
@@ -120,6 +121,8 @@ VEC void block(cache_type type, const float *const *q, const int32_t *begins, co
                int32_t ahead, float *const *part) {
   const uint8_t *k = kc + (size_t)first * d * width(type), *v = vc + (size_t)first * padded(d) * width(type),
                 *next = k + (size_t)ahead * ATTEND_BLOCK * d * width(type);
+  for (; rows >= TALL; rows -= TALL, q += TALL, begins += TALL, ends += TALL, part += TALL)
+    block_rows(type, TALL, q, begins, ends, d, scale, k, v, next, part);
   for (; rows >= 4; rows -= 4, q += 4, begins += 4, ends += 4, part += 4)
     block_rows(type, 4, q, begins, ends, d, scale, k, v, next, part);
   for (; rows >= 2; rows -= 2, q += 2, begins += 2, ends += 2, part += 2)
