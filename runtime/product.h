@@ -14,15 +14,18 @@ typedef struct {
   uint8_t *scratch; // [threads][scratch_bytes]
 } product;
 
-// A pool_task. Threads divide the panels. Where the kernel would rather keep many rows, as many columns of
-// threads as divide the tiles of tokens evenly take a stretch of the tokens each.
+enum { MANY_ROWS = 1280 };
+
+// A pool_task. Threads divide the panels. A kernel that has tiles of tokens prepares each, for few rows as
+// for many: where a thread would have too few, columns of threads take a stretch of the tokens each.
 static inline void product_share(void *arg, int32_t thread, int32_t threads) {
   const product *p = arg;
   const bg_kernel *k = p->kernel;
   const int32_t tiles = k->n_tile && p->n > k->n_tile ? (p->n + k->n_tile / 2) / k->n_tile : 1;
-  int32_t columns = threads;
-  while (columns > 1 && (tiles % columns || threads % columns))
-    columns--;
+  int32_t columns = 1;
+  for (int32_t c = 2; c <= threads && k->m_pad / (threads / columns) < MANY_ROWS; c++)
+    if (tiles % c == 0 && threads % c == 0)
+      columns = c;
   const int32_t column = thread % columns, row = thread / columns, rows = threads / columns;
   const int32_t t0 = share(tiles, column, columns) * k->n_tile;
   const int32_t t1 = column == columns - 1 ? p->n : share(tiles, column + 1, columns) * k->n_tile;

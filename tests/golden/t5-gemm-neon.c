@@ -245,25 +245,28 @@ static inline columns least(columns a, columns b) {
   return (a & first) | (b & ~first);
 }
 
-// Takes the leading code, which counts `place`, out of each byte.
-static inline columns take(columns *v, uint8_t place) {
-  const columns one = (columns)(*v >= place), two = one & (columns)(*v - place >= place);
-  *v -= (one & place) + (two & place);
-  return -(one + two);
+// How often a byte below 3 place holds place.
+static inline columns digit(columns v, uint8_t place) {
+  return -((columns)(v >= place) + (columns)(v >= (uint8_t)(2 * place)));
 }
 
-// Four codes of each row, from the same place of a block's four vectors, become a base-3 number.
-static inline void entries_of(const uint8_t *w, columns entries[ROWS]) {
+// Four codes of each row, from the same place of a block's four vectors, become a base-3 number. Of the two
+// rows of a pair, and of the three of a rest, the last follows from the numbers of both and of the others:
+// bytes wrap around, and it is below 81.
+static inline void entries_of(const uint8_t *w, columns e[ROWS]) {
   for (int quarter = 0; quarter < 4; quarter++) {
     columns v;
     memcpy(&v, w + quarter * VB, sizeof v);
-    columns rest = least(v >> 3, v - 216), pair = 8 - least(v - (rest << 3), (columns){0} + 8);
-    entries[0] = 3 * entries[0] + take(&pair, 3);
-    entries[1] = 3 * entries[1] + take(&pair, 1);
-    entries[2] = 3 * entries[2] + take(&rest, 9);
-    entries[3] = 3 * entries[3] + take(&rest, 3);
-    entries[4] = 3 * entries[4] + take(&rest, 1);
+    const columns rest = least(v >> 3, v - 216), pair = 8 - least(v - (rest << 3), (columns){0} + 8);
+    const columns third = digit(rest, 9);
+    e[0] = 3 * e[0] + digit(pair, 3);
+    e[1] = 3 * e[1] + pair;
+    e[2] = 3 * e[2] + third;
+    e[3] = 3 * e[3] + digit(rest - 9 * third, 3);
+    e[4] = 3 * e[4] + rest;
   }
+  e[1] -= 3 * e[0];
+  e[4] -= 9 * e[2] + 3 * e[3];
 }
 
 // Eight panels at a time; panels beyond the last repeat it, and nothing looks at them.
