@@ -156,7 +156,8 @@ def build(
     if sanitize:
         flags = (*flags, "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1")
     product = f"bitgen-runner{where.system.suffix}" if program else where.system.library
-    link = [*flags, *(where.system.program if program else where.system.shared), "-pthread", "-o", product]
+    how = where.system.shared if not program else () if sanitize else where.system.program  # sanitized ones: not static
+    link = [*flags, *how, "-pthread", "-o", product]
     stamp = {
         "compiler": compiler.version,
         "flags": flags,

@@ -8,10 +8,12 @@ Depends on kernel.h and the generated text alone, not on the runtime.
 from __future__ import annotations
 
 import functools
+import hashlib
 import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,6 +139,34 @@ def _ways(isa: str) -> list[list[str]]:
     return ways
 
 
+VECTORS = {"arm64": "arm_neon.h", "x86_64": "immintrin.h"}
+WORTH_IT = 8  # kernels
+
+
+@functools.cache
+def head(arch: str, flags: tuple[str, ...]) -> tuple[str, ...]:
+    """The option that brings the header of vector instructions, parsed once: it takes as long as a kernel does.
+
+    The objects are the same bytes without it.
+    """
+    compiler, system = compile.find_compiler(arch), targets.platform_of(arch).system.name
+    system = "musl" if compiler.zig and system == "linux" else system  # as compile.build has it
+    words = [*compiler.command, *compiler.target_flags(arch, system), *compile.COMMON_FLAGS, *flags]
+    words += ["-Xclang", "-fno-pch-timestamp", "-x", "c-header"]
+    folder = compile.cache_root() / "heads" / hashlib.sha256(repr((compiler.version, words)).encode()).hexdigest()[:16]
+    header, parsed = folder / "head.h", folder / "head.pch"
+    if not parsed.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as work:  # whose files appear by rename: others do the same
+            (Path(work) / "head.h").write_text(f"#include <{VECTORS[arch]}>\n")
+            (Path(work) / "head.h").replace(header)
+            made = Path(work) / "head.pch"
+            if subprocess.run([*words, header, "-o", made], capture_output=True).returncode:
+                return ()
+            made.replace(parsed)
+    return ("-include-pch", str(parsed))
+
+
 @functools.cache
 def program(isa: str, specs: tuple[KernelSpec, ...], in_c: bool = False) -> Path:
     """The program of some kernels, each compiled as a library would compile it, or with instructions in C."""
@@ -154,6 +184,8 @@ def program(isa: str, specs: tuple[KernelSpec, ...], in_c: bool = False) -> Path
         "table.c": _table(probed, specs),
         **{f"{spec.symbol}.c": render.render_kernel(spec) for spec in specs},
     }
+    if len(specs) >= WORTH_IT and isa != "scalar":
+        flags = (*head(arch, targets.target(probed).flags), *flags)
     units = [
         Unit(file, file.replace(".c", ".o"), flags if file == "probe.c" or file.startswith("bg_") else ())
         for file in sources

@@ -426,6 +426,19 @@ def bench(name: str, choice: int = 0, head: pack.Head = "f16", levels: tuple[str
     return Bench(model, checkpoint, library.for_model(model, lookups), paths)
 
 
+def sanitized(folder: Path, isa: str, main: Path | None = None) -> Path:
+    """A program of a library's sources at one level, with AddressSanitizer and UBSan where the compiler has them, and
+    another main where one is given. What such programs have in common is compiled once."""
+    sources = {path.name: path.read_text() for path in folder.glob("*.[ch]") if not (main and path.name == "runner.c")}
+    if main:
+        sources[main.name] = main.read_text()
+    flags = (*targets.target(isa).flags, f"-DBG_ISA={isa}")
+    units = [compile.Unit(file, file.replace(".c", ".o"), flags) for file in sorted(sources) if file.endswith(".c")]
+    arch = targets.host_arch()
+    has_them = not compile.find_compiler(arch).zig
+    return compile.build("sanitized", arch, sources, units, {}, program=True, sanitize=has_them).path
+
+
 def tokens(model: ModelShape, n: int, seed: int = 0) -> list[int]:
     """Random token ids."""
     return np.random.default_rng(seed).integers(0, model.vocab, n).tolist()

@@ -17,10 +17,9 @@ import pytest
 import runtime_lab as lab
 
 from bitgen import library, pack, reference, targets
-from bitgen.compile import COMMON_FLAGS, find_compiler
+from bitgen.compile import find_compiler
 from bitgen.engine import binding
 from bitgen.engine.model import CACHES, Cache
-from bitgen.errors import CompileError
 
 E = {
     name: getattr(binding.ffi().dlopen(None), name)
@@ -423,28 +422,16 @@ def test_wrong_sampling_is_refused(scores: np.ndarray, wrong: dict[str, float]) 
 # ---- packed files, under the sanitizers ----------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The runner of the flagship's shape at the best level, with AddressSanitizer and UBSan."""
-    folder = tmp_path_factory.mktemp("sanitized")
-    return sanitized_program(folder / "runner", lab.bench("flagship", levels=library.host_isas()[:1]).artefact.folder)
-
-
-def sanitized_program(program: Path, folder: Path, main: Path | None = None) -> Path:
-    """A library's sources with its own runner, or with another main, under the sanitizers."""
-    isa = library.host_isas()[0]
-    try:
-        compiler = find_compiler(targets.host_arch())
-    except CompileError as e:
-        pytest.skip(str(e))
-    if compiler.zig:
+def sanitized_program(bench: lab.Bench, main: Path | None = None) -> Path:
+    """A model's runner at the best level, or with another main, under the sanitizers."""
+    if find_compiler(targets.host_arch()).zig:
         pytest.skip("zig has no AddressSanitizer runtime; install clang")
-    flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1", f"-DBG_ISA={isa}", "-pthread"]
-    sources = sorted(str(path) for path in folder.glob("*.c") if not (main and path.name == "runner.c"))
-    sources += [f"-I{folder}", str(main)] if main else []
-    command = [*compiler.command, *COMMON_FLAGS, *targets.target(isa).flags, *flags, *sources, "-o", str(program)]
-    subprocess.run(command, check=True)
-    return program
+    return lab.sanitized(bench.artefact.folder, library.host_isas()[0], main)
+
+
+@pytest.fixture(scope="module")
+def sanitized() -> Path:
+    return sanitized_program(lab.bench("flagship", levels=library.host_isas()[:1]))
 
 
 def run(program: Path, packed: Path, ids: str = "1 2 3", *options: str) -> subprocess.CompletedProcess[bytes]:
@@ -472,9 +459,9 @@ def test_the_runner_agrees_and_is_clean(sanitized: Path) -> None:
     assert len(greedy) == 5 and int(greedy[0]) == bench.logits([1, 2, 3])[-1].argmax()
 
 
-def test_sequences_together_are_clean(tmp_path: Path) -> None:
+def test_sequences_together_are_clean() -> None:
     bench = lab.bench("wide-heads", 0, "certified", library.host_isas()[:1])
-    program = sanitized_program(tmp_path / "batch", bench.artefact.folder, Path(__file__).parent / "batch_lab.c")
+    program = sanitized_program(bench, Path(__file__).parent / "batch_lab.c")
     for threads in ("1", "3"):
         done = subprocess.run(
             [str(program), str(bench.packed[0]), threads], capture_output=True, text=True, timeout=120

@@ -16,6 +16,7 @@ from typing import Any
 import click.testing
 import numpy as np
 import pytest
+import runtime_lab
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_tokenizer import TEXTS, byte_level, piece_keys, piece_model, repetitive, saved  # noqa: F401 (a fixture)
@@ -445,14 +446,10 @@ def test_help_and_info(story: tuple[list[str], Path]) -> None:
 def careful(model: bitgen.Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped model's program for this CPU alone, with its weights, under the sanitizers."""
     lookups, _ = standalone.shared_layout(model.shape, targets.platform_of())
-    compiler, level = find_compiler(targets.host_arch()), next(x for x in lookups if x.isa in library.host_isas())
+    level = next(x for x in lookups if x.isa in library.host_isas())
     folder = library.for_model(model.shape, [level], program=True, main="story.c").folder
-    sources = sorted(str(path) for path in folder.glob("*.c"))
-    flags = [*compiler.target_flags(targets.host_arch()), *COMMON_FLAGS, *targets.target(level.isa).flags]
-    flags += [f"-DBG_ISA={level.isa}", "-pthread", *([] if compiler.zig else SANITIZERS)]
     program = api.standalone(folder=tmp_path_factory.mktemp("careful")).files[0]
-    subprocess.run([*compiler.command, *flags, *sources, "-o", str(program)], check=True)
-    return program
+    return Path(shutil.copy(runtime_lab.sanitized(folder, level.isa), program))
 
 
 def test_the_program_is_clean(careful: Path, model: bitgen.Model) -> None:
