@@ -260,14 +260,20 @@ def _certificate(
     uppers, residuals, norms = np.zeros((3, *scales.shape), np.float32)
     gamma, up = (head.shape[1] / 16 + 32) * 2.0**-23, 1 + 2.0**-20
     rows, steps = head.astype(np.float64), scales[:n, None].astype(np.float64)
-    length = np.linalg.norm(rows, axis=1)
-    middle = (codes & ~np.int8(3)) + 1.5
-    near, nearly = codes * steps, middle * steps
-    norm = np.maximum(np.linalg.norm(near, axis=1), np.linalg.norm(nearly, axis=1))
+    length, norm = _lengths(rows), np.zeros(n)
+    off = []  # |w - s q|, |w - s u|
+    for approximate in (lambda: codes, lambda: (codes & ~np.int8(3)) + 1.5):  # one after the other: memory may be short
+        near = approximate() * steps
+        norm = np.maximum(norm, _lengths(near))
+        off.append(_lengths(np.subtract(rows, near, out=near)))
     norms[:n] = norm * up
-    residuals[:n] = (np.linalg.norm(rows - near, axis=1) + gamma * (length + norm)) * up
-    uppers[:n] = (np.linalg.norm(rows - nearly, axis=1) + gamma * (length + norm)) * up
+    residuals[:n], uppers[:n] = ((each + gamma * (length + norm)) * up for each in off)
     return uppers, residuals, norms
+
+
+def _lengths(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The Euclidean norm of each row, with no copy of them."""
+    return np.asarray(np.sqrt(np.einsum("ij,ij->i", rows, rows)))
 
 
 def _norm(checkpoint: Checkpoint, name: str, width: int) -> npt.NDArray[np.float32]:
