@@ -21,7 +21,7 @@ from bitgen.lab import stream_bytes
 
 RUNS = 5
 GREEDY = Sampling(temperature=0)
-CHUNK = 128  # tokens that the runtime takes through the layers at once (runtime/session.h)
+CHUNK = 512  # most tokens that the runtime takes through the layers at once (runtime/session.h)
 CACHE_BYTES: dict[Cache, tuple[int, int]] = {"f16": (2, 0), "f32": (4, 0), "int8": (1, 4)}  # of a number, of its scale
 
 
@@ -158,7 +158,8 @@ def runs(model: Model, case: Case, cache: Cache = "f16") -> Iterator[tuple[Sessi
     """The first of the case's sessions, and the seconds of RUNS runs; a run is made when its time is asked for."""
     room = case.context + case.tokens + 1
     with ExitStack() as opened:
-        first = opened.enter_context(model.session(threads=case.threads, context=room, cache=cache))
+        most = min(max(room, case.batch), model.shape.context)  # a pass takes as many rows as the first session holds
+        first = opened.enter_context(model.session(threads=case.threads, context=most, cache=cache))
         sessions = [first, *(opened.enter_context(first.share(room)) for _ in range(case.batch - 1))]
         for session in sessions if case.context else ():
             session.forward(prompt(model, case.context))

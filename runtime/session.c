@@ -280,7 +280,7 @@ static void forward_chunk(state *s) {
 
 // Append to the chunk up to `left` tokens of a session, of whose last ones `last` are wanted.
 static int32_t append_run(state *s, bg_session *session, int32_t ask, int32_t left, int32_t last) {
-  const int32_t n = left < CHUNK - s->n ? left : CHUNK - s->n;
+  const int32_t n = left < s->chunk - s->n ? left : s->chunk - s->n;
   run *r = &s->runs[s->n_runs];
   *r = (run){.session = session, .row0 = s->n, .n = n};
   r->units_end = attend_units(r) + (s->n_runs ? r[-1].units_end : 0);
@@ -347,7 +347,7 @@ int32_t append(bg_session *const *sessions, int32_t count, const int32_t *tokens
   for (int32_t i = 0; i < count; i++)
     for (int32_t left = lengths[i]; left;) {
       left -= append_run(s, sessions[i], i, left, want->asks ? want->asks[i].count : want->last);
-      if (left || s->n == CHUNK || i == count - 1)
+      if (left || s->n == s->chunk || i == count - 1)
         forward_and_advance(s);
     }
   fp_set(callers);
@@ -411,8 +411,8 @@ static products_size place_products(state *s) {
       const bg_kernel *one = s->model->isa->gemv[role], *many = s->model->isa->gemm[role];
       s->y_at[role] = y;
       s->operand_at[role] = operand;
-      y += (size_t)CHUNK * (size_t)most(one->m_pad, many->m_pad);
-      operand += (size_t)CHUNK * larger(one->operand_bytes, many->operand_bytes);
+      y += (size_t)s->chunk * (size_t)most(one->m_pad, many->m_pad);
+      operand += (size_t)s->chunk * larger(one->operand_bytes, many->operand_bytes);
       s->q_row = most(s->q_row, (int32_t)bg_row_bytes(one));
       all.work = larger(all.work, larger(one->scratch_bytes, many->scratch_bytes));
     }
@@ -432,16 +432,16 @@ static int32_t allocate_state(state *s) {
       most(most((1 + c->input_norms) * s->hidden_row, padded(2 * c->kv_heads * d)), padded(c->intermediate));
   const products_size size = place_products(s);
   arena *a = &s->arena;
-  s->x = zeros(a, CHUNK, s->hidden_row * sizeof *s->x);
-  s->query = zeros(a, CHUNK, s->query_row * sizeof *s->query);
-  s->h = zeros(a, CHUNK, s->wide_row * sizeof *s->h);
-  s->q = zeros(a, CHUNK, s->q_row);
-  s->s = zeros(a, CHUNK, BG_ROLES * sizeof *s->s);
+  s->x = zeros(a, s->chunk, s->hidden_row * sizeof *s->x);
+  s->query = zeros(a, s->chunk, s->query_row * sizeof *s->query);
+  s->h = zeros(a, s->chunk, s->wide_row * sizeof *s->h);
+  s->q = zeros(a, s->chunk, s->q_row);
+  s->s = zeros(a, s->chunk, BG_ROLES * sizeof *s->s);
   s->operand = zeros(a, 1, size.operand);
   s->y = zeros(a, size.y, sizeof *s->y);
   s->work = zeros(a, pool_threads(s->pool), size.work);
-  s->cos = zeros(a, CHUNK, d * sizeof *s->cos);
-  s->sin = zeros(a, CHUNK, d * sizeof *s->sin);
+  s->cos = zeros(a, s->chunk, d * sizeof *s->cos);
+  s->sin = zeros(a, s->chunk, d * sizeof *s->sin);
   s->scratch = zeros(a, (uint64_t)pool_threads(s->pool) * 2 * ATTEND_ROWS, partial_floats(d) * sizeof(float));
   s->scores = zeros(a, c->vocab, sizeof *s->scores);
   s->order = zeros(a, c->vocab, sizeof *s->order);
@@ -463,7 +463,7 @@ static void close_state(state *s) {
 }
 
 static int32_t open_state(const bg_model *model, const bg_attention_ops *attention, int32_t threads,
-                          state **out) {
+                          int32_t context, state **out) {
   state *s = calloc(1, sizeof *s);
   if (!s)
     return BG_E_MEMORY;
@@ -472,6 +472,7 @@ static int32_t open_state(const bg_model *model, const bg_attention_ops *attenti
   s->rows = model->isa->gemv[BG_O]->group ? s->ops->floats : s->ops->sums;
   s->attention = attention;
   s->sessions = 1;
+  s->chunk = context < LEAST_CHUNK ? LEAST_CHUNK : context < CHUNK ? context : CHUNK;
   int32_t code = pool_open(threads, &s->pool);
   if (code == BG_OK)
     code = allocate_state(s);
@@ -526,7 +527,7 @@ int32_t bg_session_open(bg_model *model, int32_t threads, int32_t context, int32
   if (cache < 0 || cache >= kinds || context < 1 || context > model->config.context)
     return BG_E_ARGUMENT;
   state *s;
-  const int32_t code = open_state(model, caches[cache], threads, &s);
+  const int32_t code = open_state(model, caches[cache], threads, context, &s);
   return code == BG_OK ? open_session(s, context, out) : code;
 }
 

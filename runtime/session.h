@@ -9,7 +9,8 @@
 #include "pool.h"
 
 enum { ATTEND_ROWS = 16 };   // query rows that share one pass over keys and values
-enum { CHUNK = 128 };        // most tokens of one pass through the layers
+enum { CHUNK = 512 };        // most tokens of one pass through the layers; fewer, but these at the least,
+enum { LEAST_CHUNK = 128 };  // where the state's first session holds fewer
 enum { SPREAD = 8 };         // tokens of a sequence whose attention is divided by blocks of positions too
 enum { CHOICES = 16 };       // tokens that are chosen in one pass over the output matrix
 enum { MOST_KEPT = 320 };    // of the greatest logits; a choice that depends on more takes all
@@ -77,6 +78,8 @@ struct state {
   pool *pool;
   atomic_int sessions; // that share this
 
+  int32_t chunk; // rows at most
+
   // The chunk in flight
   int32_t n; // rows
   int32_t layer;
@@ -98,7 +101,7 @@ struct state {
   int32_t hidden_row, query_row, wide_row, q_row; // of x, query, h and q
   size_t y_at[BG_ROLES], operand_at[BG_ROLES];    // where the role's rows begin in y and operand
 
-  // [CHUNK] rows each
+  // [chunk] rows each
   float *x;         // [hidden_row] the residual stream
   float *query;     // [query_row] the queries of all heads, then what attention makes of them
   float *h;         // [wide_row] the input of the next product; in the end [n_logits][hidden_row]

@@ -179,11 +179,11 @@ def forward_batch(session: lab.Session, handles: list, runs: list[list[int]], ou
 def test_together_as_alone(name: str, threads: int, cache: str) -> None:
     """Sequences at different positions, with runs of one token and of many, some cut by the end of a chunk."""
     bench = lab.bench(name)
-    texts = [lab.tokens(bench.shape, n, seed) for seed, n in enumerate((300, 40, 1, 290, 17, 9, 3))]
+    texts = [lab.tokens(bench.shape, n, seed) for seed, n in enumerate((420, 40, 1, 400, 17, 9, 3))]
     want = [bench.logits(text, cache=cache) for text in texts]
     turns = [  # tokens of each sequence in each call
         (100, 0, 0, 100, 1, 0, 0),
-        (170, 7, 1, 157, 3, 0, 3),
+        (290, 7, 1, 267, 3, 0, 3),
         *[(1, 1, 0, 1, 1, 1, 0)] * 8,
         (22, 25, 0, 25, 5, 1, 0),
     ]
