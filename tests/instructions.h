@@ -92,8 +92,8 @@ static inline void tilestore_in_c(int t, void *to, size_t stride) {
 }
 
 // Line m of the sums gains the products of line m of a and, transposed by fours, b: sum[m][n] gains
-// a[m][4 k + i] * b[k][4 n + i] over k and i, modulo 2^32. Bytes of a are signed, those of b are not.
-static inline void tdpbsud_in_c(int sum, int a, int b) {
+// a[m][4 k + i] * b[k][4 n + i] over k and i, modulo 2^32. All bytes are signed.
+static inline void tdpbssd_in_c(int sum, int a, int b) {
   need_tile(sum), need_tile(a), need_tile(b);
   fault_if(sum == a || sum == b || a == b, "a tile is used twice");
   fault_if(shapes.line_bytes[sum] % 4 || shapes.line_bytes[a] % 4 || shapes.line_bytes[b] % 4,
@@ -107,7 +107,7 @@ static inline void tdpbsud_in_c(int sum, int a, int b) {
     for (int k = 0; k < shapes.lines[b]; k++) {
       const int8_t *x = (const int8_t *)&tiles[a].line[m][4 * k];
       for (int n = 0; n < TILE_LINE_BYTES / 4; n++) { // a line's bytes beyond its shape are 0
-        const uint8_t *w = &tiles[b].line[k][4 * n];
+        const int8_t *w = (const int8_t *)&tiles[b].line[k][4 * n];
         sums[n] += (uint32_t)(x[0] * w[0] + x[1] * w[1] + x[2] * w[2] + x[3] * w[3]);
       }
     }
@@ -121,13 +121,13 @@ static inline void tdpbsud_in_c(int sum, int a, int b) {
 #undef _tile_zero
 #undef _tile_loadd
 #undef _tile_stored
-#undef _tile_dpbsud
+#undef _tile_dpbssd
 #define _mm256_dpbusd_avx_epi32 vpdpbusd_in_c
 #define _tile_loadconfig ldtilecfg_in_c
 #define _tile_release tilerelease_in_c
 #define _tile_zero tilezero_in_c
 #define _tile_loadd tileload_in_c
 #define _tile_stored tilestore_in_c
-#define _tile_dpbsud tdpbsud_in_c
+#define _tile_dpbssd tdpbssd_in_c
 
 #endif

@@ -21,25 +21,26 @@ from bitgen.reference import gemm_int
 from bitgen.spec import GemmShape, KernelSpec, Layout, Tile
 
 EXTREMES = (127, -127, -128)
-TOKENS = (6, 7, 16, 17, 31, 32, 33, 65, 128)  # 6 are left to products; a square has at most 32
-SHAPES = [  # m, k, bm, columns of a cache block: squares of 32 rows, 256 rows at once, blocks of 256 columns
-    (2, 256, 2, 0), (31, 250, 2, 0), (32, 512, 4, 256), (34, 1100, 2, 1024), (66, 700, 2, 512), (90, 300, 8, 256),
-    (260, 520, 4, 256),
+TOKENS = (1, 2, 16, 17, 31, 33, 65, 128, 530)  # a square has at most 32, in two halves above 16, a pass 512
+SHAPES = [  # format, m, k, bm, columns of a cache block: squares of 32 rows, 320 rows at once, blocks of 256 columns
+    ("i2_s", 2, 256, 2, 0), ("i2_s", 31, 250, 2, 0), ("i2_s", 32, 512, 4, 256), ("i2_s", 34, 1100, 2, 1024),
+    ("i2_s", 66, 700, 2, 512), ("i2_s", 90, 300, 8, 256), ("i2_s", 330, 520, 4, 256),
+    ("t5", 1, 256, 5, 0), ("t5", 33, 250, 5, 0), ("t5", 80, 512, 5, 256), ("t5", 330, 1100, 5, 512),
 ]  # fmt: skip
 
 
-def spec(m: int, k: int, bm: int, kc: int) -> KernelSpec:
-    return KernelSpec("gemm", GemmShape(m, k), "amx", Layout("i2_s", bm, 256), Tile(nr=6, kc=kc))
+def spec(format: str, m: int, k: int, bm: int, kc: int) -> KernelSpec:
+    return KernelSpec("gemm", GemmShape(m, k), "amx", Layout(format, bm, 256), Tile(kc=kc))
 
 
 def jobs(lowest: int, counts: tuple[int, ...]) -> list[Job]:
-    """Weights and activations lowest..127, random and at the ends, panels divided over one to three calls."""
+    """Activations lowest..127, and weights max(lowest, -1)..1, random and at the ends; one to three calls share them."""
     made = []
-    for case in SHAPES:
-        rng = np.random.default_rng(case)
-        m, k, _, _ = case
-        codes = rng.integers(-1, 2, (m, k), np.int8)
-        codes[0], codes[-1] = -1, 1
+    for seed, case in enumerate(SHAPES):
+        rng = np.random.default_rng(seed)
+        _, m, k, _, _ = case
+        codes = rng.integers(max(lowest, -1), 2, (m, k), np.int8)
+        codes[0], codes[-1] = max(lowest, -1), 1
         q = rng.integers(lowest, 128, (counts[-1], k), np.int8)
         for row, value in enumerate(v for v in EXTREMES if v >= lowest):
             q[row] = value
@@ -67,7 +68,7 @@ def test_squares_of_tiles_give_the_integers_of_the_oracle() -> None:
 
 
 def test_the_machine_code_runs_on_an_emulated_cpu() -> None:
-    """The very instructions, with activations that are not negative: Bochs takes signed bytes for unsigned ones."""
+    """The very instructions, with bytes that are not negative: Bochs takes signed bytes for unsigned ones."""
     if not emulate_avx512.has_tiles():
         pytest.skip(f"no Bochs with AMX: version 3 has it ({emulate_avx512.available() or 'this one is older'})")
     work = jobs(0, TOKENS)
@@ -83,11 +84,13 @@ def assembly(isa: str, op: str, layout: Layout) -> str:
     return compile.assembly(isa, f"{made.symbol}.c", render.render_kernel(made))
 
 
-def test_the_compiler_emits_tiles() -> None:
-    text = assembly("amx", "gemm", Layout("i2_s", 4, 256))
-    for instruction in ("ldtilecfg", "tileloadd", "tdpbsud", "tilestored", "tilerelease", "vpdpbusd"):
+@pytest.mark.parametrize("layout", [Layout("i2_s", 4, 256), Layout("t5", 5, 256)], ids=str)
+def test_the_compiler_emits_tiles(layout: Layout) -> None:
+    text = assembly("amx", "gemm", layout)
+    for instruction in ("ldtilecfg", "tilezero", "tileloadd", "tdpbssd", "tilestored", "tilerelease"):
         assert re.search(rf"\b{instruction}\b", text), instruction
-    assert not re.search(r"\btdpb|\btile", assembly("amx", "gemv", Layout("i2_s", 4, 256)))
+    text = assembly("amx", "gemv", layout)
+    assert "vpdpbusd" in text and not re.search(r"\btdpb|\btile", text)
 
 
 @pytest.mark.parametrize("op", ["gemv", "gemm"])
@@ -112,15 +115,15 @@ int main(int argc, char **argv) {
     _tile_loadd(0, in.sum, 64);
     _tile_loadd(1, in.a, 64);
     _tile_loadd(2, in.b, 64);
-    _tile_dpbsud(0, 1, 2);
+    _tile_dpbssd(0, 1, 2);
     _tile_stored(0, in.sum, 64);
     fwrite(in.sum, sizeof in.sum, 1, stdout);
   }
   const char fault = argc == 2 ? *argv[1] : 0;
   if (fault == 'r') _tile_release(), _tile_zero(0);
   if (fault == 'u') _tile_zero(3);
-  if (fault == 's') _tile_dpbsud(0, 2, 1);
-  if (fault == 't') _tile_dpbsud(0, 1, 1);
+  if (fault == 's') _tile_dpbssd(0, 2, 1);
+  if (fault == 't') _tile_dpbssd(0, 1, 1);
   if (fault == 'l') shapes.lines[0] = 17, _tile_loadconfig(&shapes);
   if (fault == 'o') shapes.lines[3] = 1, _tile_loadconfig(&shapes);
   return 0;
@@ -140,7 +143,7 @@ def tiles(m: int, n: int, k: int) -> tuple[bytes, npt.NDArray[np.int32]]:
     rng = np.random.default_rng([m, n, k])
     a, b = rng.integers(0, 256, (16, 64), np.uint8), rng.integers(0, 256, (16, 64), np.uint8)
     sums = rng.integers(-(1 << 31), 1 << 31, (16, 16), np.int64).astype(np.int32)
-    columns = b[:k, : 4 * n].reshape(k, n, 4).transpose(0, 2, 1).reshape(4 * k, n).astype(np.int64)
+    columns = b.view(np.int8)[:k, : 4 * n].reshape(k, n, 4).transpose(0, 2, 1).reshape(4 * k, n).astype(np.int64)
     want = sums.astype(np.int64)
     want[:m, :n] += a.view(np.int8)[:m, : 4 * k].astype(np.int64) @ columns
     return np.array([m, n, k], np.int32).tobytes() + a.tobytes() + b.tobytes() + sums.tobytes(), want.astype(np.int32)

@@ -1,8 +1,8 @@
-// bg_i2_s_gemm_m2560_k6912_bm4_bk256_nr6_kc1280__amx
+// bg_i2_s_gemm_m2560_k6912_bm4_bk256_kc512__amx
 //
 // gemm of W [2560, 6912] in layout i2_s_bm4_bk256 on amx.
 // Generated from templates/i2_s/amx.c.j2 by:
-//   bitgen gen bg_i2_s_gemm_m2560_k6912_bm4_bk256_nr6_kc1280__amx
+//   bitgen gen bg_i2_s_gemm_m2560_k6912_bm4_bk256_kc512__amx
 
 #include <immintrin.h>
 #include <string.h>
@@ -12,7 +12,7 @@
 enum { M = 2560, K = 6912, M_PAD = 2560, K_PAD = 6912 };
 enum { BM = 4, BK = 256, PANELS = 640 };
 enum { WEIGHT_BYTES = 4423680, OPERAND_BYTES = 6976 };
-enum { NR = 6, KC = 1280 };
+enum { NR = 1, KC = 512 };
 _Static_assert(M_PAD == PANELS * BM && M <= M_PAD && K <= K_PAD, "whole panels and blocks cover the matrix");
 
 enum { VB = 64, BLOCKS = K_PAD / BK, PANEL_BYTES = BM * K_PAD / 4 };
@@ -51,95 +51,15 @@ static inline void decode(__m512i v, __m512i c[4]) {
   c[3] = _mm512_and_si512(v, low2);
 }
 
-enum { MR = 2 };
-_Static_assert(BM % MR == 0 && KC % BK == 0, "whole pairs of rows and whole blocks");
+// By AMX: a square of at most 32 tokens and 32 rows, its sums in four tiles, gains 64 columns in four
+// products. A tile of activations is 16 tokens as they lie. A tile of weights is transposed: each of its 16
+// lines holds four columns of 16 rows. The weights of STRIP rows over a cache block of columns are expanded
+// once; they and the sums stay in the second-level cache, the activations of a square of tokens in the first.
+enum { SIDE = 16, SQUARE = 2 * SIDE, LINE = 64, STEPS = KC / LINE, STRIP = 320, MOST_TOKENS = 512 };
+_Static_assert(STRIP % SQUARE == 0 && STRIP % BM == 0 && KC % BK == 0, "whole squares, panels and blocks");
 
-// MR rows over `blocks` blocks against `tokens` <= NR tokens, each product's sum in a register: the codes are
-// unpacked once for all tokens and the activations loaded once for all rows. y [t][M_PAD] gains the products.
-static inline __attribute__((always_inline)) void rows_times(const uint8_t *w, const uint8_t *x,
-                                                             int32_t blocks, int tokens, int32_t *y) {
-  __m512i acc[MR][NR] = {0};
-  for (int32_t b = 0; b < blocks; b++, w += BM * VB, x += BK) {
-    __m512i c[MR][4];
-    for (int r = 0; r < MR; r++)
-      decode(load(w + r * VB), c[r]);
-    for (int t = 0; t < tokens; t++) {
-      const uint8_t *q = x + (size_t)t * OPERAND_BYTES;
-      for (int quarter = 0; quarter < 4; quarter++) {
-        const __m512i xt = load(q + quarter * VB);
-        for (int r = 0; r < MR; r++)
-          acc[r][t] = _mm512_dpbusd_epi32(acc[r][t], c[r][quarter], xt);
-      }
-    }
-  }
-  for (int t = 0; t < tokens; t++)
-    for (int r = 0; r < MR; r++)
-      y[(size_t)t * M_PAD + r] += _mm512_reduce_add_epi32(acc[r][t]);
-}
-
-// Panels [p, p_end) over the cache block of columns that starts at k0, for `tokens` <= NR tokens.
-static void panels_times(const uint8_t *w, const uint8_t *x, int32_t tokens, int32_t *y, int32_t p,
-                         int32_t p_end, int32_t k0) {
-  const int32_t blocks = (K_PAD - k0 < KC ? K_PAD - k0 : KC) / BK;
-  x += HEADER + k0;
-  for (int32_t row = p * BM; row < p_end * BM; row += MR) {
-    const uint8_t *wr =
-        w + (size_t)(row / BM) * PANEL_BYTES + (size_t)k0 / BK * (PANEL_BYTES / BLOCKS) + row % BM * VB;
-    switch (tokens) {
-    case 1:
-      rows_times(wr, x, blocks, 1, y + row);
-      break;
-    case 2:
-      rows_times(wr, x, blocks, 2, y + row);
-      break;
-    case 3:
-      rows_times(wr, x, blocks, 3, y + row);
-      break;
-    case 4:
-      rows_times(wr, x, blocks, 4, y + row);
-      break;
-    case 5:
-      rows_times(wr, x, blocks, 5, y + row);
-      break;
-    case 6:
-      rows_times(wr, x, blocks, 6, y + row);
-      break;
-    }
-  }
-}
-
-// As many panels as fill a part of the second-level cache stay there while all tokens pass over them; a cache
-// block of NR tokens' activations stays in the first.
-enum { CACHED = 128 << 10, FIT = CACHED / (BM * KC / 4), PANEL_BLOCK = FIT > 1 ? FIT : 1 };
-
-static void products(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0,
-                     int32_t p1) {
-  const int32_t groups = (n + NR - 1) / NR; // of tokens, as even as can be
-  for (int32_t p = p0; p < p1; p += PANEL_BLOCK) {
-    const int32_t p_end = p1 - p < PANEL_BLOCK ? p1 : p + PANEL_BLOCK;
-    for (int32_t t = 0; t < n; t++) {
-      const int32_t sum = operand_sum(operand + (size_t)t * OPERAND_BYTES);
-      for (int32_t row = p * BM; row < p_end * BM; row++)
-        y[(size_t)t * M_PAD + row] = -sum;
-    }
-    for (int32_t k0 = 0; k0 < K_PAD; k0 += KC) {
-      for (int32_t g = 0, t = 0; g < groups; g++) {
-        const int32_t t_end = (int32_t)((int64_t)n * (g + 1) / groups);
-        panels_times(w, operand + (size_t)t * OPERAND_BYTES, t_end - t, y + (size_t)t * M_PAD, p, p_end, k0);
-        t = t_end;
-      }
-    }
-  }
-}
-
-// More than NR tokens by AMX: a square of at most 32 tokens and 32 rows, its sums in four tiles, gains 64
-// columns in four products. A tile of activations is 16 tokens as they lie. A tile of weights is transposed:
-// each of its 16 lines holds four columns of 16 rows. The codes of 32 rows over a cache block are expanded
-// once and stay in the nearest caches while all tokens pass over them.
-enum { SIDE = 16, LINE = 64, QUARTERS = BK / LINE, ROWS_CACHED = 256 };
-_Static_assert(BM % 2 == 0, "a square of rows has two equal halves");
-
-typedef uint8_t tile[SIDE][LINE];
+typedef int8_t tile[SIDE][LINE];
+typedef int32_t square[SQUARE][SQUARE]; // [token][row]
 
 typedef struct { // what ldtilecfg reads
   uint8_t palette, start_row, reserved[14];
@@ -149,18 +69,38 @@ typedef struct { // what ldtilecfg reads
 _Static_assert(sizeof(tile_shapes) == 64, "as the manual has it");
 
 typedef struct {
-  tile weights[KC / LINE][2]; // of 64 columns, each half of the rows
-  tile_shapes shapes;         // as last configured; all zero at first
+  tile weights[STRIP / SQUARE][STEPS][2]; // of a square's rows, 64 columns of each half
+  square sums[MOST_TOKENS / SQUARE][STRIP / SQUARE];
+  tile_shapes shapes; // as last configured; all zero at first
 } workspace;
 
+typedef struct { // rows [row, row_end), at most STRIP of them, over `blocks` blocks from column k0 on
+  int32_t row, row_end, k0, blocks;
+} strip;
+
+// The weights of a strip, -1..1. Rows beyond its last, up to a whole square, hold any: nothing looks at their
+// sums.
+static void expand(const uint8_t *w, const strip *s, tile (*out)[STEPS][2]);
+
+// From a byte of a panel to the one that expand will read in its place in the next strip: the panel's next
+// cache block, or the first of the rows that follow.
+static inline ptrdiff_t next_strip(const strip *s) {
+  enum { BLOCK_BYTES = PANEL_BYTES / BLOCKS };
+  return s->k0 + KC < K_PAD ? KC / BK * BLOCK_BYTES
+                            : STRIP / BM * PANEL_BYTES - (ptrdiff_t)(s->k0 / BK) * BLOCK_BYTES;
+}
+
+static inline int32_t squares_of(int32_t n) { return (n + SQUARE - 1) / SQUARE; }
+static inline int32_t first_half(int32_t tokens) { return tokens > SIDE ? (tokens + 1) / 2 : tokens; }
+
 // Tiles 0-3 are sums [token][row], 4 and 5 the activations of each half of the tokens, 6 and 7 the weights of
-// each half of the rows. Only what there is has a place in them: nothing beyond n or the rows is touched.
-static void configure(int32_t tokens, int32_t half_rows, tile_shapes *now) {
-  const uint8_t first = (uint8_t)((tokens + 1) / 2), second = (uint8_t)(tokens / 2);
-  const uint16_t row_bytes = (uint16_t)(4 * half_rows);
+// each half of the rows. No token beyond the last has a place in them: it may not be there to read.
+static void configure(int32_t tokens, tile_shapes *now) {
+  const uint8_t first = (uint8_t)first_half(tokens), second = (uint8_t)(tokens - first);
+  const uint16_t line = second ? LINE : 0;
   const tile_shapes wanted = {
       .palette = 1,
-      .line_bytes = {row_bytes, row_bytes, row_bytes, row_bytes, LINE, LINE, row_bytes, row_bytes},
+      .line_bytes = {LINE, LINE, line, line, LINE, line, LINE, LINE},
       .lines = {first, first, second, second, first, second, SIDE, SIDE},
   };
   if (memcmp(now, &wanted, sizeof wanted) != 0) { // it takes hundreds of cycles
@@ -189,100 +129,130 @@ static inline void transpose(const uint8_t *const row[SIDE], size_t at, __m512i 
   v[3] = _mm512_unpackhi_epi64(ab_high, cd_high);
 }
 
-// The codes of `rows` <= 16 rows over `blocks` blocks from column k0 on; lines beyond repeat the last row.
-static void expand(const uint8_t *w, int32_t first_row, int32_t rows, int32_t k0, int32_t blocks, int half,
-                   tile (*out)[2]) {
-  const uint8_t *row[SIDE];
-  for (int i = 0; i < SIDE; i++) {
-    const int32_t r = first_row + (i < rows ? i : rows - 1);
-    row[i] = w + (size_t)(r / BM) * PANEL_BYTES + (size_t)k0 / 4 * BM + r % BM * VB;
+// One square over `steps` times 64 columns: the products are added to `from`, or to zeros where it is NULL.
+// The sums of a token are `stride` bytes behind those of the token before in `to`.
+static inline __attribute__((always_inline)) void square_times(const uint8_t *x, int32_t tokens, tile (*w)[2],
+                                                               int32_t steps, int has_second,
+                                                               const square *from, int32_t *to,
+                                                               size_t stride) {
+  const int32_t first = first_half(tokens);
+  const uint8_t *x1 = x + (size_t)first * OPERAND_BYTES;
+  if (from) {
+    _tile_loadd(0, (*from)[0], sizeof **from);
+    _tile_loadd(1, (*from)[0] + SIDE, sizeof **from);
+    if (has_second) {
+      _tile_loadd(2, (*from)[first], sizeof **from);
+      _tile_loadd(3, (*from)[first] + SIDE, sizeof **from);
+    }
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    if (has_second) {
+      _tile_zero(2);
+      _tile_zero(3);
+    }
   }
-  for (int32_t b = 0; b < blocks; b++, out += QUARTERS) {
+  for (int32_t i = 0; i < steps; i++) {
+    _tile_loadd(4, x + i * LINE, OPERAND_BYTES);
+    _tile_loadd(6, w[i][0], LINE);
+    _tile_dpbssd(0, 4, 6);
+    _tile_loadd(7, w[i][1], LINE);
+    _tile_dpbssd(1, 4, 7);
+    if (has_second) {
+      _tile_loadd(5, x1 + i * LINE, OPERAND_BYTES);
+      _tile_dpbssd(2, 5, 6);
+      _tile_dpbssd(3, 5, 7);
+    }
+  }
+  _tile_stored(0, to, stride);
+  _tile_stored(1, to + SIDE, stride);
+  if (has_second) {
+    to += first * stride / sizeof *to;
+    _tile_stored(2, to, stride);
+    _tile_stored(3, to + SIDE, stride);
+  }
+}
+
+// A square of a strip. Its sums go to y after the last cache block; through its own if some are of no row.
+static void square_of_strip(const uint8_t *x, int32_t tokens, const strip *s, int32_t at, tile (*w)[2],
+                            square *sums, int32_t *y) {
+  const int32_t row = s->row + at * SQUARE, is_last = s->k0 + KC >= K_PAD,
+                is_whole = row + SQUARE <= s->row_end, steps = s->blocks * BK / LINE;
+  const square *from = s->k0 ? sums : NULL;
+  int32_t *to = is_last && is_whole ? y + row : **sums;
+  const size_t stride = is_last && is_whole ? M_PAD * sizeof *y : sizeof **sums;
+  if (tokens > SIDE)
+    square_times(x, tokens, w, steps, 1, from, to, stride);
+  else
+    square_times(x, tokens, w, steps, 0, from, to, stride);
+  if (is_last && !is_whole)
+    for (int32_t t = 0; t < tokens; t++)
+      memcpy(y + (size_t)t * M_PAD + row, (*sums)[t], (size_t)(s->row_end - row) * sizeof *y);
+}
+
+// All tokens times a strip. Their squares are as even as can be, larger ones first.
+static void strip_times(const uint8_t *operand, int32_t n, const strip *s, workspace *work, int32_t *y) {
+  const int32_t squares = squares_of(n);
+  for (int32_t i = 0, t = 0, tokens; i < squares; i++, t += tokens) {
+    tokens = n / squares + (i < n % squares);
+    configure(tokens, &work->shapes);
+    for (int32_t r = 0; r < squares_of(s->row_end - s->row); r++)
+      square_of_strip(operand + (size_t)t * OPERAND_BYTES + HEADER + s->k0, tokens, s, r, work->weights[r],
+                      &work->sums[i][r], y + (size_t)t * M_PAD);
+  }
+}
+
+static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1,
+                void *scratch) {
+  workspace *work = scratch;
+  memset(&work->shapes, 0, sizeof work->shapes);
+  for (int32_t t = 0; t < n; t += MOST_TOKENS) {
+    const int32_t tokens = n - t < MOST_TOKENS ? n - t : MOST_TOKENS;
+    for (int32_t row = p0 * BM; row < p1 * BM; row += STRIP) {
+      strip s = {.row = row, .row_end = p1 * BM - row < STRIP ? p1 * BM : row + STRIP};
+      for (; s.k0 < K_PAD; s.k0 += KC) {
+        s.blocks = (K_PAD - s.k0 < KC ? K_PAD - s.k0 : KC) / BK;
+        expand(w, &s, work->weights);
+        strip_times(operand + (size_t)t * OPERAND_BYTES, tokens, &s, work, y + (size_t)t * M_PAD);
+      }
+    }
+  }
+  _tile_release();
+}
+
+// Four lines at a time, of each quarter of a block.
+static void expand_half(const uint8_t *const row[SIDE], int32_t blocks, ptrdiff_t next, int half,
+                        tile (*out)[2]) {
+  const __m512i one = _mm512_set1_epi8(1);
+  for (int32_t b = 0; b < blocks; b++, out += BK / LINE) {
+    for (int i = 0; i < SIDE; i++)
+      __builtin_prefetch(row[i] + (ptrdiff_t)b * BM * VB + next, 0, 2);
     for (int line = 0; line < SIDE; line += 4) {
-      __m512i v[4], c[QUARTERS];
+      __m512i v[4], c[4];
       transpose(row, (size_t)b * BM * VB + 4 * line, v);
       for (int i = 0; i < 4; i++) {
         decode(v[i], c);
-        for (int quarter = 0; quarter < QUARTERS; quarter++)
-          _mm512_store_si512(out[quarter][half][line + i], c[quarter]);
+        for (int quarter = 0; quarter < 4; quarter++)
+          _mm512_store_si512(out[quarter][half][line + i], _mm512_sub_epi8(c[quarter], one));
       }
     }
   }
 }
 
-// One square over `steps` times 64 columns: y [token][M_PAD] gains the products of codes and activations.
-static void square_times(tile (*w)[2], const uint8_t *x, int32_t steps, int32_t tokens, int32_t half_rows,
-                         int32_t *y) {
-  enum { Y_BYTES = 4 * M_PAD };
-  const int32_t first = (tokens + 1) / 2;
-  const uint8_t *x1 = x + (size_t)first * OPERAND_BYTES;
-  int32_t *y1 = y + (size_t)first * M_PAD;
-  _tile_loadd(0, y, Y_BYTES);
-  _tile_loadd(1, y + half_rows, Y_BYTES);
-  _tile_loadd(2, y1, Y_BYTES);
-  _tile_loadd(3, y1 + half_rows, Y_BYTES);
-  for (int32_t i = 0; i < steps; i++) {
-    _tile_loadd(4, x + i * LINE, OPERAND_BYTES);
-    _tile_loadd(6, w[i][0], LINE);
-    _tile_dpbsud(0, 4, 6);
-    _tile_loadd(7, w[i][1], LINE);
-    _tile_dpbsud(1, 4, 7);
-    _tile_loadd(5, x1 + i * LINE, OPERAND_BYTES);
-    _tile_dpbsud(2, 5, 6);
-    _tile_dpbsud(3, 5, 7);
-  }
-  _tile_stored(0, y, Y_BYTES);
-  _tile_stored(1, y + half_rows, Y_BYTES);
-  _tile_stored(2, y1, Y_BYTES);
-  _tile_stored(3, y1 + half_rows, Y_BYTES);
-}
-
-// All tokens times rows [row, row + 2 * half_rows), over the cache block of columns that starts at k0.
-static void rows_by_tiles(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t row,
-                          int32_t half_rows, int32_t k0, workspace *s) {
-  const int32_t blocks = (K_PAD - k0 < KC ? K_PAD - k0 : KC) / BK;
-  const int32_t squares = (n + 2 * SIDE - 1) / (2 * SIDE); // of tokens, as even as can be, larger ones first
-  for (int half = 0; half < 2; half++)
-    expand(w, row + half * half_rows, half_rows, k0, blocks, half, s->weights);
-  for (int32_t i = 0, t = 0, tokens; i < squares; i++, t += tokens) {
-    tokens = n / squares + (i < n % squares);
-    configure(tokens, half_rows, &s->shapes);
-    square_times(s->weights, operand + (size_t)t * OPERAND_BYTES + HEADER + k0, blocks * QUARTERS, tokens,
-                 half_rows, y + (size_t)t * M_PAD + row);
-  }
-}
-
-// The sums of ROWS_CACHED rows stay in the second-level cache over all cache blocks of columns.
-static void by_tiles(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t row0,
-                     int32_t row_end, workspace *s) {
-  const int32_t squares = (row_end - row0 + 2 * SIDE - 1) / (2 * SIDE), pairs = (row_end - row0) / 2;
-  for (int32_t t = 0; t < n; t++) {
-    const int32_t sum = operand_sum(operand + (size_t)t * OPERAND_BYTES);
-    for (int32_t row = row0; row < row_end; row++)
-      y[(size_t)t * M_PAD + row] = -sum;
-  }
-  for (int32_t k0 = 0; k0 < K_PAD; k0 += KC)
-    for (int32_t i = 0, row = row0, half_rows; i < squares; i++, row += 2 * half_rows) {
-      half_rows = pairs / squares + (i < pairs % squares);
-      rows_by_tiles(w, operand, n, y, row, half_rows, k0, s);
+static void expand(const uint8_t *w, const strip *s, tile (*out)[STEPS][2]) {
+  const int32_t halves = 2 * squares_of(s->row_end - s->row);
+  for (int32_t h = 0; h < halves; h++) {
+    const uint8_t *row[SIDE];
+    for (int i = 0; i < SIDE; i++) {
+      const int32_t at = s->row + h * SIDE + i, r = at < s->row_end ? at : s->row_end - 1;
+      row[i] = w + (size_t)(r / BM) * PANEL_BYTES + (size_t)s->k0 / 4 * BM + r % BM * VB;
     }
-}
-
-static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1,
-                void *scratch) {
-  workspace *s = scratch;
-  if (n <= NR) { // expanding the weights would take longer
-    products(w, operand, n, y, p0, p1);
-    return;
+    expand_half(row, s->blocks, next_strip(s), h % 2, out[h / 2]);
   }
-  memset(&s->shapes, 0, sizeof s->shapes);
-  for (int32_t row = p0 * BM; row < p1 * BM; row += ROWS_CACHED)
-    by_tiles(w, operand, n, y, row, p1 * BM - row < ROWS_CACHED ? p1 * BM : row + ROWS_CACHED, s);
-  _tile_release();
 }
 
-const bg_kernel bg_i2_s_gemm_m2560_k6912_bm4_bk256_nr6_kc1280__amx = {
-    .symbol = "bg_i2_s_gemm_m2560_k6912_bm4_bk256_nr6_kc1280__amx",
+const bg_kernel bg_i2_s_gemm_m2560_k6912_bm4_bk256_kc512__amx = {
+    .symbol = "bg_i2_s_gemm_m2560_k6912_bm4_bk256_kc512__amx",
     .m = M,
     .k = K,
     .m_pad = M_PAD,

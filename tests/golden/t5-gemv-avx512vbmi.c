@@ -73,29 +73,40 @@ static const uint8_t eighth[64] = {0,  0,  1,  1,  2,  2,  3,  3,  4,  4,  5,  5
                                    8,  8,  9,  9,  10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15,
                                    16, 16, 17, 17, 18, 18, 19, 19, 20, 20, 21, 21, 22, 22, 23, 23,
                                    24, 24, 25, 25, 26, 26, 27, 27, 28, 28, 29, 29, 30, 30, 31, 31};
-// By the lower six bits of a byte: the pair where it is not 0, and the first of its codes.
-static const uint8_t pair[64] = {8, 7, 6, 5, 4, 3, 2, 1, 8, 7, 6, 5, 4, 3, 2, 1, 8, 7, 6, 5, 4, 3,
-                                 2, 1, 8, 7, 6, 5, 4, 3, 2, 1, 8, 7, 6, 5, 4, 3, 2, 1, 8, 7, 6, 5,
-                                 4, 3, 2, 1, 8, 7, 6, 5, 4, 3, 2, 1, 8, 7, 6, 5, 4, 3, 2, 1};
+// By the lower six bits of a byte where the pair is not 0.
 static const uint8_t first[64] = {2, 2, 2, 1, 1, 1, 0, 0, 2, 2, 2, 1, 1, 1, 0, 0, 2, 2, 2, 1, 1, 1,
                                   0, 0, 2, 2, 2, 1, 1, 1, 0, 0, 2, 2, 2, 1, 1, 1, 0, 0, 2, 2, 2, 1,
                                   1, 1, 0, 0, 2, 2, 2, 1, 1, 1, 0, 0, 2, 2, 2, 1, 1, 1, 0, 0};
 // By rest.
-static const uint8_t low[64] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 1, 2, 3,
-                                4, 5, 6, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-                                0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
 static const uint8_t fourth[64] = {0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 0, 0, 1,
                                    1, 1, 2, 2, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
                                    0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
 
 // vpermb looks at the lower six bits of an index.
-static inline void decode(__m512i v, __m512i u[PARTS]) {
+static inline __m512i of_pair(__m512i v, const uint8_t *table) {
+  const __mmask64 has_pair = _mm512_cmplt_epu8_mask(v, _mm512_set1_epi8((char)216));
+  return _mm512_maskz_permutexvar_epi8(has_pair, v, load(table));
+}
+
+static inline __m512i rest_of(__m512i v) {
   const __m512i most = _mm512_set1_epi8((char)216);
-  const __mmask64 has_pair = _mm512_cmplt_epu8_mask(v, most);
-  u[PAIR] = _mm512_maskz_permutexvar_epi8(has_pair, v, load(pair));
-  u[FIRST] = _mm512_maskz_permutexvar_epi8(has_pair, v, load(first));
-  u[REST] =
-      _mm512_mask_permutexvar_epi8(_mm512_sub_epi8(v, most), has_pair, _mm512_srli_epi16(v, 2), load(eighth));
+  return _mm512_mask_permutexvar_epi8(_mm512_sub_epi8(v, most), _mm512_cmplt_epu8_mask(v, most),
+                                      _mm512_srli_epi16(v, 2), load(eighth));
+}
+
+// By the lower six bits of a byte.
+static const uint8_t pair[64] = {8, 7, 6, 5, 4, 3, 2, 1, 8, 7, 6, 5, 4, 3, 2, 1, 8, 7, 6, 5, 4, 3,
+                                 2, 1, 8, 7, 6, 5, 4, 3, 2, 1, 8, 7, 6, 5, 4, 3, 2, 1, 8, 7, 6, 5,
+                                 4, 3, 2, 1, 8, 7, 6, 5, 4, 3, 2, 1, 8, 7, 6, 5, 4, 3, 2, 1};
+// By rest.
+static const uint8_t low[64] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 1, 2, 3,
+                                4, 5, 6, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+                                0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+
+static inline void decode(__m512i v, __m512i u[PARTS]) {
+  u[PAIR] = of_pair(v, pair);
+  u[FIRST] = of_pair(v, first);
+  u[REST] = rest_of(v);
   u[LOW] = _mm512_permutexvar_epi8(u[REST], load(low));
   u[FOURTH] = _mm512_permutexvar_epi8(u[REST], load(fourth));
 }

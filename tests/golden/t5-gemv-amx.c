@@ -1,0 +1,158 @@
+// bg_t5_gemv_m2560_k6912_bm5_bk256_pf2048__amx
+//
+// gemv of W [2560, 6912] in layout t5_bm5_bk256 on amx.
+// Generated from templates/t5/amx.c.j2 by:
+//   bitgen gen bg_t5_gemv_m2560_k6912_bm5_bk256_pf2048__amx
+
+#include <immintrin.h>
+#include <string.h>
+
+#include "kernel.h"
+
+enum { M = 2560, K = 6912, M_PAD = 2560, K_PAD = 6912 };
+enum { BM = 5, BK = 256, PANELS = 512 };
+enum { WEIGHT_BYTES = 3538944, OPERAND_BYTES = 6976 };
+enum { PREFETCH = 2048 };
+_Static_assert(M_PAD == PANELS * BM && M <= M_PAD && K <= K_PAD, "whole panels and blocks cover the matrix");
+
+enum { VB = 64 };
+enum { ROWS = 5, BLOCKS = K_PAD / BK, PANEL_BYTES = K_PAD };
+_Static_assert(BM == ROWS && BK == 4 * VB && K_PAD % BK == 0, "a panel is five rows, a block four vectors");
+
+// One token's operand: int32 sum(q) alone on a cache line, then q padded with zeros to K_PAD. The sum undoes
+// the + 1 of the codes: sum (w + 1) q - sum q = sum w q.
+enum { HEADER = 64 };
+
+static void prepare(const int8_t *q, int32_t n, uint8_t *operand) {
+  for (int32_t t = 0; t < n; t++, q += K, operand += OPERAND_BYTES) {
+    int32_t sum = 0;
+    for (int32_t i = 0; i < K; i++)
+      sum += q[i];
+    memset(operand, 0, HEADER);
+    memcpy(operand, &sum, sizeof sum);
+    memcpy(operand + HEADER, q, K);
+    memset(operand + HEADER + K, 0, OPERAND_BYTES - HEADER - K);
+  }
+}
+
+static inline int32_t operand_sum(const uint8_t *operand) {
+  int32_t sum;
+  memcpy(&sum, operand, sizeof sum);
+  return sum;
+}
+
+// A byte holds the codes c = w + 1 of one column of five rows. With pair = 3 c0 + c1, rest = 9 c2 + 3 c3 + c4
+// it is 8 rest + 8 - pair, or 216 + rest where the pair is 0. Since bytes wrap around,
+//   rest = min(byte / 8, byte - 216)   and   pair = max(8 - (byte - 8 rest), 0).
+// The codes need not be taken apart: five parts, linear in the codes and cheap to find, are multiplied with
+// the activations, and the sums of the rows follow from the sums of the parts.
+enum {
+  PAIR,   // 3 c0 + c1, 0..8
+  FIRST,  // c0
+  REST,   // 9 c2 + 3 c3 + c4, 0..26
+  LOW,    // 3 c3 + c4, 0..8
+  FOURTH, // c3
+  PARTS
+};
+
+// y of five rows gains their sums.
+static inline void add_rows(const int32_t s[PARTS], int32_t *y) {
+  y[0] += s[FIRST];
+  y[1] += s[PAIR] - 3 * s[FIRST];
+  y[2] += (s[REST] - s[LOW]) / 9;
+  y[3] += s[FOURTH];
+  y[4] += s[LOW] - 3 * s[FOURTH];
+}
+
+enum { NR = 1 };
+
+static inline __m512i load(const void *p) { return _mm512_loadu_si512(p); }
+
+// By the upper six bits of a byte.
+static const uint8_t eighth[64] = {0,  0,  1,  1,  2,  2,  3,  3,  4,  4,  5,  5,  6,  6,  7,  7,
+                                   8,  8,  9,  9,  10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15,
+                                   16, 16, 17, 17, 18, 18, 19, 19, 20, 20, 21, 21, 22, 22, 23, 23,
+                                   24, 24, 25, 25, 26, 26, 27, 27, 28, 28, 29, 29, 30, 30, 31, 31};
+// By the lower six bits of a byte where the pair is not 0.
+static const uint8_t first[64] = {2, 2, 2, 1, 1, 1, 0, 0, 2, 2, 2, 1, 1, 1, 0, 0, 2, 2, 2, 1, 1, 1,
+                                  0, 0, 2, 2, 2, 1, 1, 1, 0, 0, 2, 2, 2, 1, 1, 1, 0, 0, 2, 2, 2, 1,
+                                  1, 1, 0, 0, 2, 2, 2, 1, 1, 1, 0, 0, 2, 2, 2, 1, 1, 1, 0, 0};
+// By rest.
+static const uint8_t fourth[64] = {0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 0, 0, 1,
+                                   1, 1, 2, 2, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+                                   0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+
+// vpermb looks at the lower six bits of an index.
+static inline __m512i of_pair(__m512i v, const uint8_t *table) {
+  const __mmask64 has_pair = _mm512_cmplt_epu8_mask(v, _mm512_set1_epi8((char)216));
+  return _mm512_maskz_permutexvar_epi8(has_pair, v, load(table));
+}
+
+static inline __m512i rest_of(__m512i v) {
+  const __m512i most = _mm512_set1_epi8((char)216);
+  return _mm512_mask_permutexvar_epi8(_mm512_sub_epi8(v, most), _mm512_cmplt_epu8_mask(v, most),
+                                      _mm512_srli_epi16(v, 2), load(eighth));
+}
+
+// By the lower six bits of a byte.
+static const uint8_t pair[64] = {8, 7, 6, 5, 4, 3, 2, 1, 8, 7, 6, 5, 4, 3, 2, 1, 8, 7, 6, 5, 4, 3,
+                                 2, 1, 8, 7, 6, 5, 4, 3, 2, 1, 8, 7, 6, 5, 4, 3, 2, 1, 8, 7, 6, 5,
+                                 4, 3, 2, 1, 8, 7, 6, 5, 4, 3, 2, 1, 8, 7, 6, 5, 4, 3, 2, 1};
+// By rest.
+static const uint8_t low[64] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 1, 2, 3,
+                                4, 5, 6, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+                                0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+
+static inline void decode(__m512i v, __m512i u[PARTS]) {
+  u[PAIR] = of_pair(v, pair);
+  u[FIRST] = of_pair(v, first);
+  u[REST] = rest_of(v);
+  u[LOW] = _mm512_permutexvar_epi8(u[REST], load(low));
+  u[FOURTH] = _mm512_permutexvar_epi8(u[REST], load(fourth));
+}
+
+// Five rows over `blocks` blocks against `tokens` <= NR tokens: the parts are found once for all of them.
+// y [t][M_PAD] gains the products.
+static inline __attribute__((always_inline)) void rows_times(const uint8_t *w, const uint8_t *x,
+                                                             int32_t blocks, int tokens, int32_t *y) {
+  __m512i acc[NR][PARTS] = {0};
+  for (int32_t i = 0; i < 4 * blocks; i++, w += VB, x += VB) {
+    _mm_prefetch((const char *)w + PREFETCH, _MM_HINT_T0);
+    __m512i u[PARTS];
+    decode(load(w), u);
+    for (int t = 0; t < tokens; t++) {
+      const __m512i xt = load(x + (size_t)t * OPERAND_BYTES);
+      for (int part = 0; part < PARTS; part++)
+        acc[t][part] = _mm512_dpbusd_epi32(acc[t][part], u[part], xt);
+    }
+  }
+  for (int t = 0; t < tokens; t++) {
+    int32_t sums[PARTS];
+    for (int part = 0; part < PARTS; part++)
+      sums[part] = _mm512_reduce_add_epi32(acc[t][part]);
+    add_rows(sums, y + (size_t)t * M_PAD);
+  }
+}
+
+static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1,
+                void *scratch) {
+  (void)n, (void)scratch;
+  for (int32_t p = p0; p < p1; p++) {
+    for (int r = 0; r < ROWS; r++)
+      y[p * ROWS + r] = -operand_sum(operand);
+    rows_times(w + (size_t)p * PANEL_BYTES, operand + HEADER, BLOCKS, NR, y + p * ROWS);
+  }
+}
+
+const bg_kernel bg_t5_gemv_m2560_k6912_bm5_bk256_pf2048__amx = {
+    .symbol = "bg_t5_gemv_m2560_k6912_bm5_bk256_pf2048__amx",
+    .m = M,
+    .k = K,
+    .m_pad = M_PAD,
+    .panels = PANELS,
+    .max_n = 1,
+    .weight_bytes = WEIGHT_BYTES,
+    .operand_bytes = OPERAND_BYTES,
+    .prepare = prepare,
+    .run = run,
+};
