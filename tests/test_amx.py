@@ -34,7 +34,7 @@ def spec(format: str, m: int, k: int, bm: int, kc: int) -> KernelSpec:
 
 
 def jobs(lowest: int, counts: tuple[int, ...]) -> list[Job]:
-    """Activations lowest..127, and weights max(lowest, -1)..1, random and at the ends; one to three calls share them."""
+    """Activations lowest..127, weights max(lowest, -1)..1, random and at the ends, panels in one to three calls."""
     made = []
     for seed, case in enumerate(SHAPES):
         rng = np.random.default_rng(seed)

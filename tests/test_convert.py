@@ -345,6 +345,8 @@ def test_memory_is_that_of_one_matrix(tmp_path: Path, online: bool) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert 4 << 20 < peak < 24 << 20  # the codes of 512 x 8192 weights are 4 MiB, a piece of floats is 4 MiB
+
+
 def test_an_embedding_model(tmp_path: Path) -> None:
     """Its pooling, and the token that its tokenizer puts after a text, go into the GGUF."""
     tiny = replace(BITNET, architecture="Qwen3Model", act="silu", input_norms=True)

@@ -135,9 +135,7 @@ def test_the_evaluation_harness(tmp_path: Path, model: bitgen.Model) -> None:
     from bitgen.integrations.lm_eval import BitgenLM
 
     data = tmp_path / "questions.jsonl"
-    data.write_text(
-        "".join(json.dumps({"text": t, "choices": c, "label": label}) + "\n" for t, c, label in QUESTIONS)
-    )
+    data.write_text("".join(json.dumps({"text": t, "choices": c, "label": label}) + "\n" for t, c, label in QUESTIONS))
     (tmp_path / "which_word.yaml").write_text(TASK.format(data=data))
     manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
     results = lm_eval.simple_evaluate(
