@@ -52,6 +52,8 @@ static inline void decode(__m512i v, __m512i c[4]) {
 }
 
 enum { MR = 2 };
+// Each row asks for its part of the next panel: few tokens leave no time to wait for memory.
+enum { AHEAD = PANEL_BYTES };
 _Static_assert(BM % MR == 0 && KC % BK == 0, "whole pairs of rows and whole blocks");
 
 // MR rows over `blocks` blocks against `tokens` <= NR tokens, each product's sum in a register: the codes are
@@ -61,8 +63,10 @@ static inline __attribute__((always_inline)) void rows_times(const uint8_t *w, c
   __m512i acc[MR][NR] = {0};
   for (int32_t b = 0; b < blocks; b++, w += BM * VB, x += BK) {
     __m512i c[MR][4];
-    for (int r = 0; r < MR; r++)
+    for (int r = 0; r < MR; r++) {
+      _mm_prefetch((const char *)w + r * VB + AHEAD, _MM_HINT_T0);
       decode(load(w + r * VB), c[r]);
+    }
     for (int t = 0; t < tokens; t++) {
       const uint8_t *q = x + (size_t)t * OPERAND_BYTES;
       for (int quarter = 0; quarter < 4; quarter++) {

@@ -66,30 +66,30 @@ static inline void add_rows(const int32_t s[PARTS], int32_t *y) {
 
 static inline __m512i load(const void *p) { return _mm512_loadu_si512(p); }
 
-// By the upper six bits of a byte.
-static const uint8_t eighth[64] = {0,  0,  1,  1,  2,  2,  3,  3,  4,  4,  5,  5,  6,  6,  7,  7,
-                                   8,  8,  9,  9,  10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15,
-                                   16, 16, 17, 17, 18, 18, 19, 19, 20, 20, 21, 21, 22, 22, 23, 23,
-                                   24, 24, 25, 25, 26, 26, 27, 27, 28, 28, 29, 29, 30, 30, 31, 31};
-// By the lower six bits of a byte where the pair is not 0.
-static const uint8_t first[64] = {2, 2, 2, 1, 1, 1, 0, 0, 2, 2, 2, 1, 1, 1, 0, 0, 2, 2, 2, 1, 1, 1,
-                                  0, 0, 2, 2, 2, 1, 1, 1, 0, 0, 2, 2, 2, 1, 1, 1, 0, 0, 2, 2, 2, 1,
-                                  1, 1, 0, 0, 2, 2, 2, 1, 1, 1, 0, 0, 2, 2, 2, 1, 1, 1, 0, 0};
-// By rest.
-static const uint8_t fourth[64] = {0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 0, 0, 1,
-                                   1, 1, 2, 2, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-                                   0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
-
-// vpermb looks at the lower six bits of an index.
-static inline __m512i of_pair(__m512i v, const uint8_t *table) {
-  const __mmask64 has_pair = _mm512_cmplt_epu8_mask(v, _mm512_set1_epi8((char)216));
-  return _mm512_maskz_permutexvar_epi8(has_pair, v, load(table));
+// By bytes below 16.
+static inline __m512i by_table(__m128i table, __m512i v) {
+  return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), v);
 }
 
-static inline __m512i rest_of(__m512i v) {
-  const __m512i most = _mm512_set1_epi8((char)216);
-  return _mm512_mask_permutexvar_epi8(_mm512_sub_epi8(v, most), _mm512_cmplt_epu8_mask(v, most),
-                                      _mm512_srli_epi16(v, 2), load(eighth));
+// A third of the bytes 0..8.
+static inline __m512i third(__m512i v) {
+  return by_table(_mm_setr_epi8(0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 0, 0, 0, 0, 0, 0), v);
+}
+
+// v mod 9 of bytes below 27. One shuffle, not one for each part: Zen 4's units for shuffles also do vpdpbusd.
+static const uint8_t nines[64] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 1, 2, 3, 4,
+                                  5, 6, 7, 8, 0, 1, 2, 3, 4, 5, 6, 7, 8};
+
+static inline __m512i mod9(__m512i v) { return _mm512_permutexvar_epi8(v, load(nines)); }
+
+static inline void decode(__m512i v, __m512i u[PARTS]) {
+  const __m512i eight = _mm512_set1_epi8(8);
+  const __m512i eighth = _mm512_and_si512(_mm512_srli_epi16(v, 3), _mm512_set1_epi8(31));
+  u[REST] = _mm512_min_epu8(eighth, _mm512_sub_epi8(v, _mm512_set1_epi8((char)216)));
+  u[PAIR] = _mm512_subs_epu8(eight, _mm512_sub_epi8(v, _mm512_slli_epi16(u[REST], 3)));
+  u[FIRST] = third(u[PAIR]);
+  u[LOW] = mod9(u[REST]);
+  u[FOURTH] = third(u[LOW]);
 }
 
 // By AMX: a square of at most 32 tokens and 32 rows, its sums in four tiles, gains 64 columns in four
@@ -261,35 +261,31 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
   _tile_release();
 }
 
-// By the lower six bits of a byte where the pair is not 0.
-static const uint8_t second[64] = {2, 1, 0, 2, 1, 0, 2, 1, 2, 1, 0, 2, 1, 0, 2, 1, 2, 1, 0, 2, 1, 0,
-                                   2, 1, 2, 1, 0, 2, 1, 0, 2, 1, 2, 1, 0, 2, 1, 0, 2, 1, 2, 1, 0, 2,
-                                   1, 0, 2, 1, 2, 1, 0, 2, 1, 0, 2, 1, 2, 1, 0, 2, 1, 0, 2, 1};
-// By rest.
-static const uint8_t third[64] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2,
-                                  2, 2, 2, 2, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-                                  0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
-static const uint8_t fifth[64] = {0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0,
-                                  1, 2, 0, 1, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-                                  0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+// By rest: its first code.
+static const uint8_t ninths[64] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1,
+                                   1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2};
 
 // The weights of five rows.
-static inline void decode(__m512i v, int8_t rows[ROWS][LINE]) {
-  const __m512i rest = rest_of(v), one = _mm512_set1_epi8(1);
-  _mm512_store_si512(rows[0], _mm512_sub_epi8(of_pair(v, first), one));
-  _mm512_store_si512(rows[1], _mm512_sub_epi8(of_pair(v, second), one));
-  _mm512_store_si512(rows[2], _mm512_sub_epi8(_mm512_permutexvar_epi8(rest, load(third)), one));
-  _mm512_store_si512(rows[3], _mm512_sub_epi8(_mm512_permutexvar_epi8(rest, load(fourth)), one));
-  _mm512_store_si512(rows[4], _mm512_sub_epi8(_mm512_permutexvar_epi8(rest, load(fifth)), one));
+static inline void decode_rows(const uint8_t *w, int8_t rows[ROWS][LINE]) {
+  const __m128i rest = _mm_setr_epi8(0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 0, 0, 0, 0, 0, 0);
+  __m512i u[PARTS];
+  decode(load(w), u);
+  const __m512i one = _mm512_set1_epi8(1), ninth = _mm512_permutexvar_epi8(u[REST], load(ninths));
+  _mm512_store_si512(rows[0], _mm512_sub_epi8(u[FIRST], one));
+  _mm512_store_si512(rows[1], _mm512_sub_epi8(by_table(rest, u[PAIR]), one));
+  _mm512_store_si512(rows[2], _mm512_sub_epi8(ninth, one));
+  _mm512_store_si512(rows[3], _mm512_sub_epi8(u[FOURTH], one));
+  _mm512_store_si512(rows[4], _mm512_sub_epi8(by_table(rest, u[LOW]), one));
 }
 
 // The weights of a strip's rows over LINE columns; panels beyond the last repeat it.
-static void decode_rows(const uint8_t *w, const strip *s, int32_t column, int32_t rows, int8_t (*out)[LINE]) {
+static void decode_strip(const uint8_t *w, const strip *s, int32_t column, int32_t rows,
+                         int8_t (*out)[LINE]) {
   for (int32_t r = 0; r < rows; r += ROWS) {
     const int32_t at = s->row + r < s->row_end ? s->row + r : s->row_end - ROWS;
     const uint8_t *from = w + (size_t)(at / ROWS) * PANEL_BYTES + column;
     __builtin_prefetch(from + next_strip(s), 0, 2);
-    decode(load(from), out + r);
+    decode_rows(from, out + r);
   }
 }
 
@@ -297,7 +293,7 @@ static void expand(const uint8_t *w, const strip *s, tile (*out)[STEPS][2]) {
   _Alignas(64) int8_t rows[STRIP][LINE];
   const int32_t halves = 2 * squares_of(s->row_end - s->row);
   for (int32_t i = 0; i < s->blocks * BK / LINE; i++) {
-    decode_rows(w, s, s->k0 + i * LINE, halves * SIDE, rows);
+    decode_strip(w, s, s->k0 + i * LINE, halves * SIDE, rows);
     for (int32_t h = 0; h < halves; h++) {
       const uint8_t *row[SIDE];
       for (int j = 0; j < SIDE; j++)

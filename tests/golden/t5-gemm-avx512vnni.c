@@ -66,10 +66,14 @@ static inline void add_rows(const int32_t s[PARTS], int32_t *y) {
 
 static inline __m512i load(const void *p) { return _mm512_loadu_si512(p); }
 
+// By bytes below 16.
+static inline __m512i by_table(__m128i table, __m512i v) {
+  return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), v);
+}
+
 // A third of the bytes 0..8.
 static inline __m512i third(__m512i v) {
-  const __m128i table = _mm_setr_epi8(0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 0, 0, 0, 0, 0, 0);
-  return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), v);
+  return by_table(_mm_setr_epi8(0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 0, 0, 0, 0, 0, 0), v);
 }
 
 // v mod 9 of bytes below 27: where v is less than 9, v - 9 wraps around to more.

@@ -68,47 +68,30 @@ enum { NR = 1 };
 
 static inline __m512i load(const void *p) { return _mm512_loadu_si512(p); }
 
-// By the upper six bits of a byte.
-static const uint8_t eighth[64] = {0,  0,  1,  1,  2,  2,  3,  3,  4,  4,  5,  5,  6,  6,  7,  7,
-                                   8,  8,  9,  9,  10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15,
-                                   16, 16, 17, 17, 18, 18, 19, 19, 20, 20, 21, 21, 22, 22, 23, 23,
-                                   24, 24, 25, 25, 26, 26, 27, 27, 28, 28, 29, 29, 30, 30, 31, 31};
-// By the lower six bits of a byte where the pair is not 0.
-static const uint8_t first[64] = {2, 2, 2, 1, 1, 1, 0, 0, 2, 2, 2, 1, 1, 1, 0, 0, 2, 2, 2, 1, 1, 1,
-                                  0, 0, 2, 2, 2, 1, 1, 1, 0, 0, 2, 2, 2, 1, 1, 1, 0, 0, 2, 2, 2, 1,
-                                  1, 1, 0, 0, 2, 2, 2, 1, 1, 1, 0, 0, 2, 2, 2, 1, 1, 1, 0, 0};
-// By rest.
-static const uint8_t fourth[64] = {0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 0, 0, 1,
-                                   1, 1, 2, 2, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-                                   0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
-
-// vpermb looks at the lower six bits of an index.
-static inline __m512i of_pair(__m512i v, const uint8_t *table) {
-  const __mmask64 has_pair = _mm512_cmplt_epu8_mask(v, _mm512_set1_epi8((char)216));
-  return _mm512_maskz_permutexvar_epi8(has_pair, v, load(table));
+// By bytes below 16.
+static inline __m512i by_table(__m128i table, __m512i v) {
+  return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), v);
 }
 
-static inline __m512i rest_of(__m512i v) {
-  const __m512i most = _mm512_set1_epi8((char)216);
-  return _mm512_mask_permutexvar_epi8(_mm512_sub_epi8(v, most), _mm512_cmplt_epu8_mask(v, most),
-                                      _mm512_srli_epi16(v, 2), load(eighth));
+// A third of the bytes 0..8.
+static inline __m512i third(__m512i v) {
+  return by_table(_mm_setr_epi8(0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 0, 0, 0, 0, 0, 0), v);
 }
 
-// By the lower six bits of a byte.
-static const uint8_t pair[64] = {8, 7, 6, 5, 4, 3, 2, 1, 8, 7, 6, 5, 4, 3, 2, 1, 8, 7, 6, 5, 4, 3,
-                                 2, 1, 8, 7, 6, 5, 4, 3, 2, 1, 8, 7, 6, 5, 4, 3, 2, 1, 8, 7, 6, 5,
-                                 4, 3, 2, 1, 8, 7, 6, 5, 4, 3, 2, 1, 8, 7, 6, 5, 4, 3, 2, 1};
-// By rest.
-static const uint8_t low[64] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 1, 2, 3,
-                                4, 5, 6, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-                                0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+// v mod 9 of bytes below 27. One shuffle, not one for each part: Zen 4's units for shuffles also do vpdpbusd.
+static const uint8_t nines[64] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 1, 2, 3, 4,
+                                  5, 6, 7, 8, 0, 1, 2, 3, 4, 5, 6, 7, 8};
+
+static inline __m512i mod9(__m512i v) { return _mm512_permutexvar_epi8(v, load(nines)); }
 
 static inline void decode(__m512i v, __m512i u[PARTS]) {
-  u[PAIR] = of_pair(v, pair);
-  u[FIRST] = of_pair(v, first);
-  u[REST] = rest_of(v);
-  u[LOW] = _mm512_permutexvar_epi8(u[REST], load(low));
-  u[FOURTH] = _mm512_permutexvar_epi8(u[REST], load(fourth));
+  const __m512i eight = _mm512_set1_epi8(8);
+  const __m512i eighth = _mm512_and_si512(_mm512_srli_epi16(v, 3), _mm512_set1_epi8(31));
+  u[REST] = _mm512_min_epu8(eighth, _mm512_sub_epi8(v, _mm512_set1_epi8((char)216)));
+  u[PAIR] = _mm512_subs_epu8(eight, _mm512_sub_epi8(v, _mm512_slli_epi16(u[REST], 3)));
+  u[FIRST] = third(u[PAIR]);
+  u[LOW] = mod9(u[REST]);
+  u[FOURTH] = third(u[LOW]);
 }
 
 // Five rows over `blocks` blocks against `tokens` <= NR tokens: the parts are found once for all of them.
