@@ -249,7 +249,8 @@ static query query_for(state *s, int32_t i, int32_t t) {
   const bg_choice *ask = &s->want.asks[s->ask_of[i]];
   const size_t n = (size_t)s->hidden_row;
   int8_t *high = s->parts + (size_t)2 * t * s->screen_row, *low = high + s->screen_row;
-  query q = {.ask = ask, .h = s->h + i * n, .high = high, .low = low, .slack = 1e-4f * ask->how->temperature};
+  query q = {
+      .ask = ask, .h = s->states + i * n, .high = high, .low = low, .slack = 1e-4f * ask->how->temperature};
   q.history = ask->n_history - s->left_of[i] + 1;
   q.k = depends_on(s, ask->how, q.history);
   if (!q.k)

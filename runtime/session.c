@@ -18,7 +18,7 @@
 
 static const bg_layer *layer(const state *s) { return &s->model->layers[s->layer]; }
 static float *x_of(const state *s, int32_t t) { return s->x + (size_t)t * s->hidden_row; }
-static float *h_of(const state *s, int32_t t) { return s->h + (size_t)t * s->wide_row; }
+static float *h_of(const state *s, int32_t thread) { return s->h + (size_t)thread * s->wide_row; }
 
 static const bg_kernel *kernel(const state *s, int role) {
   return s->n == 1 ? s->model->isa->gemv[role] : s->model->isa->gemm[role];
@@ -67,7 +67,7 @@ int32_t bg_profile(bg_session *session, int32_t on, bg_step_time *out) {
 
 // ---- work over tokens -----------------------------------------------------------------------------------
 
-typedef void token_step(state *s, int32_t t);
+typedef void token_step(state *s, int32_t t, int32_t thread);
 typedef struct {
   state *state;
   token_step *step;
@@ -77,20 +77,21 @@ static void token_share(void *arg, int32_t thread, int32_t threads) {
   token_work *w = arg;
   const int32_t n = w->state->n, end = share(n, thread + 1, threads);
   for (int32_t t = share(n, thread, threads); t < end; t++)
-    w->step(w->state, t);
+    w->step(w->state, t, thread);
 }
 
 static void each_token(state *s, token_step *step, int timed_as) {
   token_work w = {s, step};
   if (s->n == 1)
-    step(s, 0);
+    step(s, 0, 0);
   else
     pool_run(s->pool, token_share, &w);
   lap(s, timed_as);
 }
 
 // x = embedding row; cos and sin of the position
-static void embed(state *s, int32_t t) {
+static void embed(state *s, int32_t t, int32_t thread) {
+  (void)thread;
   const bg_header *c = &s->model->config;
   const int32_t d = c->head_dim, angles = c->window ? d : d / 2;
   s->ops->widen(s->model->embedding + (size_t)s->tokens[t] * s->hidden_row, s->hidden_row, c->embedding_scale,
@@ -118,15 +119,15 @@ static float quantise_groups(const state *s, const bg_kernel *k, const float *x,
 
 // For each matrix of a stage, which may have a norm of its own: q, s = quantise(row); operand = q as its
 // kernel wants it. Where it has, the row is in h, and h has room for another behind it.
-static void quantise_for(state *s, int stage, int32_t t, const float *row) {
+static void quantise_for(state *s, int stage, int32_t t, int32_t thread, const float *row) {
   const bg_stage *of = &bg_stages[stage][s->model->config.input_norms];
   for (int32_t i = 0; i < of->n; i++) {
     const int role = of->matrices[i].role, norm = of->matrices[i].norm;
     const bg_kernel *k = kernel(s, role);
-    int8_t *q = s->q + (size_t)t * bg_row_bytes(k);
+    int8_t *q = s->q + (size_t)thread * s->q_row;
     const float *input = row;
     if (norm >= 0) {
-      float *normed = h_of(s, t) + s->hidden_row;
+      float *normed = h_of(s, thread) + s->hidden_row;
       normalise(s, norm, row, k->k, normed);
       input = normed;
     }
@@ -136,9 +137,9 @@ static void quantise_for(state *s, int stage, int32_t t, const float *row) {
 }
 
 // x += part's rows, normed where the layer has such a norm
-static void add_to_stream(state *s, int part, int post_norm, int32_t t) {
+static void add_to_stream(state *s, int part, int post_norm, int32_t t, int32_t thread) {
   const int32_t n = s->model->config.hidden;
-  float *x = x_of(s, t), *h = h_of(s, t);
+  float *x = x_of(s, t), *h = h_of(s, thread);
   if (!layer(s)->norms[post_norm]) {
     s->rows->add_dequantised(y_of(s, part, t), n, factor(s, part, t), x);
     return;
@@ -151,17 +152,17 @@ static void add_to_stream(state *s, int part, int post_norm, int32_t t) {
 }
 
 // h = norm(x), for q, k and v
-static void enter_attention(state *s, int32_t t) {
-  normalise(s, NORM_ATTENTION, x_of(s, t), s->model->config.hidden, h_of(s, t));
-  quantise_for(s, BG_QKV, t, h_of(s, t));
+static void enter_attention(state *s, int32_t t, int32_t thread) {
+  normalise(s, NORM_ATTENTION, x_of(s, t), s->model->config.hidden, h_of(s, thread));
+  quantise_for(s, BG_QKV, t, thread, h_of(s, thread));
 }
 
 // query = rope(norm(q)); cache <- rope(norm(k)), v
-static void split_heads(state *s, int32_t t) {
+static void split_heads(state *s, int32_t t, int32_t thread) {
   const bg_header *c = &s->model->config;
   const int32_t d = c->head_dim, kv = c->kv_heads * d, angles = t * d + (s->window < INT32_MAX ? d / 2 : 0);
   const float *cos = s->cos + angles, *sin = s->sin + angles;
-  float *q = query_of(s, t), *k = h_of(s, t), *v = k + kv;
+  float *q = query_of(s, t), *k = h_of(s, thread), *v = k + kv;
   s->rows->dequantise(y_of(s, PART_Q, t), c->heads * d, factor(s, PART_Q, t), q);
   s->rows->dequantise(y_of(s, PART_K, t), kv, factor(s, PART_K, t), k);
   s->rows->dequantise(y_of(s, PART_V, t), kv, factor(s, PART_V, t), v);
@@ -180,26 +181,28 @@ static void split_heads(state *s, int32_t t) {
 }
 
 // x += o; h = norm(x), for gate and up
-static void enter_ffn(state *s, int32_t t) {
-  add_to_stream(s, PART_O, NORM_POST_ATTENTION, t);
-  normalise(s, NORM_FFN, x_of(s, t), s->model->config.hidden, h_of(s, t));
-  quantise_for(s, BG_GATE_UP, t, h_of(s, t));
+static void enter_ffn(state *s, int32_t t, int32_t thread) {
+  add_to_stream(s, PART_O, NORM_POST_ATTENTION, t, thread);
+  normalise(s, NORM_FFN, x_of(s, t), s->model->config.hidden, h_of(s, thread));
+  quantise_for(s, BG_GATE_UP, t, thread, h_of(s, thread));
 }
 
 // h = norm(act(gate) up), for down
-static void activate(state *s, int32_t t) {
+static void activate(state *s, int32_t t, int32_t thread) {
   const bg_header *c = &s->model->config;
   void (*const act[])(const int32_t *, const int32_t *, int32_t, float, float,
                       float *) = {s->rows->silu, s->rows->relu2, s->rows->gelu};
-  float *h = h_of(s, t);
+  float *h = h_of(s, thread);
   act[c->activation](y_of(s, PART_GATE, t), y_of(s, PART_UP, t), c->intermediate, factor(s, PART_GATE, t),
                      factor(s, PART_UP, t), h);
   normalise(s, NORM_DOWN_IN, h, c->intermediate, h);
-  quantise_for(s, BG_DOWN, t, h);
+  quantise_for(s, BG_DOWN, t, thread, h);
 }
 
 // x += down
-static void leave_ffn(state *s, int32_t t) { add_to_stream(s, PART_DOWN, NORM_POST_FFN, t); }
+static void leave_ffn(state *s, int32_t t, int32_t thread) {
+  add_to_stream(s, PART_DOWN, NORM_POST_FFN, t, thread);
+}
 
 // ---- products -------------------------------------------------------------------------------------------
 
@@ -220,21 +223,22 @@ static void multiply(state *s, int stage) {
 }
 
 // query = the heads' contexts; the norm over all of them
-static void leave_attention(state *s, int32_t t) {
+static void leave_attention(state *s, int32_t t, int32_t thread) {
   const bg_header *c = &s->model->config;
   float *context = query_of(s, t);
   merge_blocks(s, t);
   normalise(s, NORM_O_IN, context, c->heads * c->head_dim, context);
-  quantise_for(s, BG_O, t, context);
+  quantise_for(s, BG_O, t, thread, context);
 }
 
-// h [n_logits][hidden_row] = norm(x), of the rows whose logits or states are wanted
-static void final_norm(state *s, int32_t t) {
+// states [n_logits][hidden_row] = norm(x), of the rows whose logits or states are wanted
+static void final_norm(state *s, int32_t t, int32_t thread) {
+  (void)thread;
   const bg_header *c = &s->model->config;
   const int32_t i = s->logits_of[t];
   if (i < 0)
     return;
-  float *h = s->h + (size_t)i * s->hidden_row;
+  float *h = s->states + (size_t)i * s->hidden_row;
   s->ops->rmsnorm(x_of(s, t), s->model->output_norm, c->hidden, c->norm_eps, h);
   if (s->want.states)
     memcpy(s->want.states + (size_t)i * c->hidden, h, (size_t)c->hidden * sizeof *h);
@@ -270,7 +274,7 @@ static void forward_chunk(state *s) {
   if (s->n_logits) {
     each_token(s, final_norm, BG_STEP_FINAL_NORM);
     if (s->want.logits) {
-      output_logits(s, s->h, s->n_logits, s->want.logits);
+      output_logits(s, s->states, s->n_logits, s->want.logits);
       lap(s, BG_STEP_HEAD);
     }
     if (s->want.asks)
@@ -413,7 +417,7 @@ static products_size place_products(state *s) {
       s->operand_at[role] = operand;
       y += (size_t)s->chunk * (size_t)most(one->m_pad, many->m_pad);
       operand += (size_t)s->chunk * larger(one->operand_bytes, many->operand_bytes);
-      s->q_row = most(s->q_row, (int32_t)bg_row_bytes(one));
+      s->q_row = most(s->q_row, (int32_t)round_up(bg_row_bytes(one), 64));
       all.work = larger(all.work, larger(one->scratch_bytes, many->scratch_bytes));
     }
     all.y = larger(all.y, y);
@@ -434,8 +438,9 @@ static int32_t allocate_state(state *s) {
   arena *a = &s->arena;
   s->x = zeros(a, s->chunk, s->hidden_row * sizeof *s->x);
   s->query = zeros(a, s->chunk, s->query_row * sizeof *s->query);
-  s->h = zeros(a, s->chunk, s->wide_row * sizeof *s->h);
-  s->q = zeros(a, s->chunk, s->q_row);
+  s->h = zeros(a, pool_threads(s->pool), s->wide_row * sizeof *s->h);
+  s->q = zeros(a, pool_threads(s->pool), s->q_row);
+  s->states = zeros(a, s->chunk, s->hidden_row * sizeof *s->states);
   s->s = zeros(a, s->chunk, BG_ROLES * sizeof *s->s);
   s->operand = zeros(a, 1, size.operand);
   s->y = zeros(a, size.y, sizeof *s->y);
@@ -489,7 +494,7 @@ static int32_t allocate_session(bg_session *session) {
   const uint64_t caches = (uint64_t)c->layers * c->kv_heads;
   session->attend_blocks = (session->context + ATTEND_BLOCK - 1) / ATTEND_BLOCK;
   const size_t positions = (size_t)session->attend_blocks * ATTEND_BLOCK;
-  session->k_head = positions * (c->head_dim * s->attention->width + s->attention->beside);
+  session->k_head = positions * (round_up(c->head_dim, 4) * s->attention->width + s->attention->beside);
   session->v_head = positions * (padded(c->head_dim) * s->attention->width + s->attention->beside);
   session->k = zeros(&session->arena, caches, session->k_head);
   session->v = zeros(&session->arena, caches, session->v_head);

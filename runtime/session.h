@@ -98,18 +98,21 @@ struct state {
 
   // Sizes of rows
   int32_t screen_row;                             // a row of a certified head's codes
-  int32_t hidden_row, query_row, wide_row, q_row; // of x, query, h and q
+  int32_t hidden_row, query_row, wide_row, q_row; // of x and states, query, h and q
   size_t y_at[BG_ROLES], operand_at[BG_ROLES];    // where the role's rows begin in y and operand
 
   // [chunk] rows each
   float *x;         // [hidden_row] the residual stream
   float *query;     // [query_row] the queries of all heads, then what attention makes of them
-  float *h;         // [wide_row] the input of the next product; in the end [n_logits][hidden_row]
-  int8_t *q;        // [q_row] h in int8, rows packed as the product's bg_row_bytes
-  float *s;         // [BG_ROLES] its scale: q = h s
-  uint8_t *operand; // q as the kernels want it, for each role of a stage
+  float *states;    // [hidden_row] the first n_logits: what the output matrix is multiplied by
+  float *s;         // [BG_ROLES] the scale of a product's input
+  uint8_t *operand; // the inputs as the kernels want them, for each role of a stage
   int32_t *y;       // the products of a stage
   float *cos, *sin; // [head_dim / 2] of the token's position; then the same for layers with a window
+
+  // [threads] rows each, of the token at hand
+  float *h;  // [wide_row] the input of the next product
+  int8_t *q; // [q_row] h in int8, q = h s: as the product's bg_row_bytes
 
   uint8_t *work;  // [threads] what a kernel asks for as scratch
   float *scratch; // [threads][2 * ATTEND_ROWS] partial results
