@@ -7,14 +7,16 @@
 #include "softmax.h"
 
 enum { COARSE = 127, FINE = 16383 }; // greatest codes of what is cached; of queries and of p
-enum { PAIRS = 2 * LANES };          // int8 codes that one vector multiplies
-// Rows and vectors of a tile, whose sums the registers hold.
-#if BG_VEC_AVX512
-enum { TALL = 8, WIDE = 2 };
-#else
-enum { TALL = 4, WIDE = 1 };
+enum { SHARING = 16 };               // rows that walk over a block together, so that it is read once
+#if defined __AMX_INT8__ || defined __AMXINT8__ // so until clang 15
+#define TILES 1
 #endif
-enum { SHARING = 16 }; // rows that walk over a block together, so that it is read once
+// Codes that one lane of an instruction adds up: neighbours in a row of the cache.
+#if TILES
+enum { GROUP = 4 };
+#else
+enum { GROUP = 2 };
+#endif
 _Static_assert(MAX_HEAD_DIM <= INT32_MAX / (COARSE * FINE), "a score's sum would overflow");
 _Static_assert(ATTEND_BLOCK <= INT32_MAX / (COARSE * FINE), "an output's sum would overflow");
 
@@ -46,31 +48,49 @@ VEC float round_copy(const float *x, int32_t n, float top, int16_t *codes) {
 static size_t block_bytes(int32_t width) { return ATTEND_BLOCK * (width + sizeof(float)); }
 
 static void write(const float *k, const float *v, int32_t d, int32_t at, void *kc, void *vc) {
-  const int32_t p = at % ATTEND_BLOCK, block = at / ATTEND_BLOCK, dp = padded(d);
-  int8_t *kb = (int8_t *)kc + block * block_bytes(d), *vb = (int8_t *)vc + block * block_bytes(dp);
+  const int32_t p = at % ATTEND_BLOCK, block = at / ATTEND_BLOCK, dg = (int32_t)round_up(d, GROUP),
+                dp = padded(d);
+  int8_t *kb = (int8_t *)kc + block * block_bytes(dg), *vb = (int8_t *)vc + block * block_bytes(dp);
   int16_t codes[MAX_HEAD_DIM];
   float scale = round_copy(k, d, COARSE, codes);
-  memcpy(kb + ATTEND_BLOCK * d + p * sizeof scale, &scale, sizeof scale);
+  memcpy(kb + ATTEND_BLOCK * dg + p * sizeof scale, &scale, sizeof scale);
   for (int32_t i = 0; i < d; i++)
-    kb[(p / LANES * d + i / 2 * 2) * LANES + p % LANES * 2 + i % 2] = (int8_t)codes[i];
+    kb[(p / LANES * dg + i / GROUP * GROUP) * LANES + p % LANES * GROUP + i % GROUP] = (int8_t)codes[i];
   scale = round_copy(v, d, COARSE, codes);
   memcpy(vb + ATTEND_BLOCK * dp + p * sizeof scale, &scale, sizeof scale);
   for (int32_t i = 0; i < d; i++)
-    vb[(i / LANES * ATTEND_BLOCK + p / 2 * 2) * LANES + i % LANES * 2 + p % 2] = (int8_t)codes[i];
+    vb[(i / LANES * ATTEND_BLOCK + p / GROUP * GROUP) * LANES + i % LANES * GROUP + p % GROUP] =
+        (int8_t)codes[i];
 }
 
-// A product of rows of int16 codes with vectors of int8 codes, [pairs][16][2] each. y[r][16 v ..] is that of
-// row r and vector v, times factor[r] and, where there are, the vector's scales.
+// A product of rows of int16 codes with vectors of int8 codes, [codes / GROUP][16][GROUP] each. y[r][16 v ..]
+// is that of row r and vector v, times factor[r] and, where there are, the vector's scales.
 typedef struct {
   const int16_t *a;
   int32_t row; // codes from one row to the next
   const int8_t *b;
-  int32_t vector, pairs; // bytes from one vector to the next; pairs of codes that are multiplied
-  const float *factor;   // [rows]
-  const float *scales;   // [vectors][16], or NULL
-  const int8_t *next;    // is asked for meanwhile, byte for byte, into the second-level cache
-  float *const *y;       // [rows]
+  int32_t vector, n;   // bytes from one vector to the next; codes that are multiplied, zeros up to a group
+  const float *factor; // [rows]
+  const float *scales; // [vectors][16], or NULL
+  const int8_t *next;  // is asked for meanwhile, byte for byte, into the second-level cache
+  float *const *y;     // [rows]
 } factors;
+
+VEC void put(const factors *f, int32_t r, int32_t v, v16i sums) {
+  const v16 scales = f->scales ? v16_load(f->scales + v * LANES) : v16_set(1);
+  v16_store(f->y[r] + v * LANES, __builtin_convertvector(sums, v16) * v16_set(f->factor[r]) * scales);
+}
+
+#if TILES
+#include "tiles_i8.h"
+#else
+enum { PAIRS = 2 * LANES }; // int8 codes that one vector multiplies
+// Rows and vectors of a tile, whose sums the registers hold.
+#if BG_VEC_AVX512
+enum { TALL = 8, WIDE = 2 };
+#else
+enum { TALL = 4, WIDE = 1 };
+#endif
 
 // `rows` rows and `vectors` vectors, both constants, from row r and vector v on.
 VEC void tile(const int rows, const int vectors, const factors *f, int32_t r0, int32_t v0) {
@@ -79,7 +99,7 @@ VEC void tile(const int rows, const int vectors, const factors *f, int32_t r0, i
   for (int r = 0; r < rows; r++)
     for (int v = 0; v < vectors; v++)
       sum[r][v] = v16i_set(0);
-  for (int32_t i = 0; i < f->pairs; i++) {
+  for (int32_t i = 0; i < (f->n + 1) / 2; i++) {
     v32s b[WIDE];
     for (int v = 0; v < vectors; v++) {
       const int32_t at = (v0 + v) * f->vector + i * PAIRS;
@@ -92,12 +112,9 @@ VEC void tile(const int rows, const int vectors, const factors *f, int32_t r0, i
         sum[r][v] = v16i_add_pairs(sum[r][v], b[v], pair);
     }
   }
-  for (int v = 0; v < vectors; v++) {
-    const v16 scales = f->scales ? v16_load(f->scales + (v0 + v) * LANES) : v16_set(1);
+  for (int v = 0; v < vectors; v++)
     for (int r = 0; r < rows; r++)
-      v16_store(f->y[r0 + r] + (v0 + v) * LANES,
-                __builtin_convertvector(sum[r][v], v16) * v16_set(f->factor[r0 + r]) * scales);
-  }
+      put(f, r0 + r, v0 + v, sum[r][v]);
 }
 
 // All of so many rows, a constant, from row r on.
@@ -120,13 +137,14 @@ static void multiply(const factors *f, int32_t rows, int32_t vectors) {
   for (; r < rows; r++)
     tiles(1, f, r, vectors);
 }
+#endif
 
 // Up to SHARING rows, which walk over the block together.
 static void block_rows(int32_t rows, const float *const *q, const int32_t *begins, const int32_t *ends,
                        int32_t d, float scale, const int8_t *k, const int8_t *v, const int8_t *next,
                        float *const *part) {
-  const int32_t dp = padded(d), end = ends[rows - 1];
-  const float *k_scales = (const float *)(k + ATTEND_BLOCK * d),
+  const int32_t dg = (int32_t)round_up(d, GROUP), dp = padded(d), end = ends[rows - 1];
+  const float *k_scales = (const float *)(k + ATTEND_BLOCK * dg),
               *v_scales = (const float *)(v + ATTEND_BLOCK * dp);
   float space[SHARING * ATTEND_BLOCK], *p[SHARING], factor[SHARING];
   int16_t codes[SHARING * MAX_HEAD_DIM]; // of q [rows][dp], then of p [rows][ATTEND_BLOCK]
@@ -134,8 +152,7 @@ static void block_rows(int32_t rows, const float *const *q, const int32_t *begin
     p[r] = space + r * ATTEND_BLOCK;
     factor[r] = round_copy(q[r], d, FINE, codes + r * dp) * scale;
   }
-  multiply(&(factors){codes, dp, k, d * LANES, d / 2, factor, k_scales, v, p}, rows,
-           (end + LANES - 1) / LANES);
+  multiply(&(factors){codes, dp, k, dg * LANES, d, factor, k_scales, v, p}, rows, (end + LANES - 1) / LANES);
   for (int32_t r = 0; r < rows; r++) {
     softmax(p[r], begins[r], ends[r], &part[r][dp], &part[r][dp + 1]);
     for (int32_t i = 0; i < ends[r]; i += LANES)
@@ -144,16 +161,17 @@ static void block_rows(int32_t rows, const float *const *q, const int32_t *begin
     factor[r] = round_row(p[r], ends[r], FINE, row);
     memset(row + padded(ends[r]), 0, (size_t)(ATTEND_BLOCK - padded(ends[r])) * sizeof *row);
   }
-  multiply(&(factors){codes, ATTEND_BLOCK, v, ATTEND_BLOCK * LANES, (end + 1) / 2, factor, NULL, next, part},
-           rows, dp / LANES);
+  multiply(&(factors){codes, ATTEND_BLOCK, v, ATTEND_BLOCK * LANES, end, factor, NULL, next, part}, rows,
+           dp / LANES);
 }
 
 static void block(const float *const *q, const int32_t *begins, const int32_t *ends, int32_t rows, int32_t d,
                   float scale, const void *kc, const void *vc, int32_t first, int32_t ahead,
                   float *const *part) {
-  const int8_t *k = (const int8_t *)kc + first / ATTEND_BLOCK * block_bytes(d),
+  const int32_t dg = (int32_t)round_up(d, GROUP);
+  const int8_t *k = (const int8_t *)kc + first / ATTEND_BLOCK * block_bytes(dg),
                *v = (const int8_t *)vc + first / ATTEND_BLOCK * block_bytes(padded(d)),
-               *next = k + ahead * block_bytes(d);
+               *next = k + ahead * block_bytes(dg);
   for (int32_t r = 0; r < rows; r += SHARING) {
     const int32_t some = rows - r < SHARING ? rows - r : SHARING;
     block_rows(some, q + r, begins + r, ends + r, d, scale, k, v, next, part + r);

@@ -23,9 +23,10 @@ static inline int32_t padded(int32_t n) { return (int32_t)round_up(n, 16); }
 // The cache of one kv head holds, up to a multiple of ATTEND_BLOCK positions, of halves or floats
 //   k [position / 16][head_dim][16]       so that the scores of 16 positions are one vector
 //   v [position][padded(head_dim)]
-// and of int8, where products of pairs are what machines are good at, for every ATTEND_BLOCK positions
-//   k [position / 16][head_dim / 2][16][2], then a float scale of each position
-//   v [padded(head_dim) / 16][position / 2][16][2], then a float scale of each position
+// and of int8, in the groups of G that the machine's instructions add up (2, with AMX 4), for every
+// ATTEND_BLOCK positions
+//   k [position / 16][head_dim / G][16][G], head_dim rounded up to G, then a float scale of each position
+//   v [padded(head_dim) / 16][position / G][16][G], then a float scale of each position
 // A position's row is nearly its codes times its scale, which is max |row| / 127 (attention_i8.c: round_row).
 // A partial result, float [partial_floats], is sum p v of some positions, with p = exp(score - top); then
 // top, the greatest score, and sum p.

@@ -33,7 +33,7 @@ static inline __m256i vpdpbusd_in_c(__m256i sum, __m256i u, __m256i s) {
   return sum;
 }
 
-enum { TILES = 8, TILE_LINES = 16, TILE_LINE_BYTES = 64 };
+enum { TILE_COUNT = 8, TILE_LINES = 16, TILE_LINE_BYTES = 64 };
 
 typedef struct {
   uint8_t line[TILE_LINES][TILE_LINE_BYTES];
@@ -46,7 +46,7 @@ typedef struct { // 64 bytes in memory; palette 0: tiles are not configured
 } tile_config;
 
 static _Thread_local tile_config shapes;
-static _Thread_local tile_data tiles[TILES];
+static _Thread_local tile_data tiles[TILE_COUNT];
 
 static inline void ldtilecfg_in_c(const void *from) {
   tile_config c;
@@ -55,7 +55,7 @@ static inline void ldtilecfg_in_c(const void *from) {
   for (int i = 0; i < 14; i++)
     fault_if(c.reserved[i], "ldtilecfg: a reserved byte is not 0");
   for (int i = 0; i < 16; i++) {
-    fault_if(i >= TILES && (c.lines[i] || c.line_bytes[i]),
+    fault_if(i >= TILE_COUNT && (c.lines[i] || c.line_bytes[i]),
              "ldtilecfg: a shape for a tile that does not exist");
     fault_if(c.lines[i] > TILE_LINES || c.line_bytes[i] > TILE_LINE_BYTES, "ldtilecfg: a tile too large");
     fault_if(!c.lines[i] != !c.line_bytes[i], "ldtilecfg: a tile with one side only");
@@ -71,7 +71,7 @@ static inline void tilerelease_in_c(void) {
 
 static inline void need_tile(int t) {
   fault_if(shapes.palette == 0, "tiles are not configured");
-  fault_if(t < 0 || t >= TILES || shapes.lines[t] == 0, "this tile is not configured");
+  fault_if(t < 0 || t >= TILE_COUNT || shapes.lines[t] == 0, "this tile is not configured");
 }
 
 static inline void tilezero_in_c(int t) {

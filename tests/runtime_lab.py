@@ -398,12 +398,16 @@ class Session:
 
 
 @functools.cache
-def ops(isa: str) -> tuple[cffi.FFI, Any]:
-    """The float operations of one ISA: a cffi namespace and its `const bg_ops *`."""
+def ops(isa: str, in_c: bool = False) -> tuple[cffi.FFI, Any]:
+    """The float operations of one ISA: a cffi namespace and its `const bg_ops *`.
+
+    in_c: instructions that this CPU may lack are functions in C (instructions.h).
+    """
     runtime, arch = data.folder("runtime"), targets.host_arch()
     compiler, folder = compile.find_compiler(arch), Path(tempfile.mkdtemp(prefix="bitgen-test-"))
     flags = [*compiler.target_flags(arch), *compile.COMMON_FLAGS, *targets.target(isa).flags]
     flags += [f"-DBG_ISA={isa}", "-fvisibility=default", "-shared"]
+    flags += ["-include", str(Path(__file__).parent / "instructions.h")] * in_c
     sources = [str(runtime / file) for file in library.PER_ISA]
     subprocess.run([*compiler.command, *flags, *sources, "-o", str(folder / "ops.so")], check=True)
     ffi = cffi.FFI()
