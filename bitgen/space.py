@@ -53,10 +53,10 @@ _AHEAD = (2048, 1024, 4096, 512, 0)
 TEMPLATES: dict[tuple[str, str], Template] = {
     ("i2_s", "amx"): Template((4, 8, 2), (256,), prefetch=(4096, 2048, 1024, 512, 0), kc=512),
     ("i2_s", "avx512vnni"): Template(
-        (4, 8, 2), (256,), nr=(8, 6, 4, 12), prefetch=_AHEAD, kc=3072, groups=(0, 8), lanes=32
+        (4, 8, 2), (256,), nr=(8, 6, 4, 12), prefetch=_AHEAD, kc=3072, groups=(8, 0), lanes=32
     ),
     ("i2_s", "avxvnni"): Template(
-        (4, 8, 2, 1), (128,), nr=(10, 12, 8, 6), prefetch=_AHEAD, kc=2560, groups=(0, 8), lanes=32
+        (4, 8, 2, 1), (128,), nr=(10, 12, 8, 6), prefetch=_AHEAD, kc=2560, groups=(8, 0), lanes=32
     ),
     ("i2_s", "avx2"): Template(
         (4, 8, 2, 1),
@@ -86,8 +86,8 @@ TEMPLATES: dict[tuple[str, str], Template] = {
     ("i2_g", "neon"): Template((16, 8, 4), (128, 64), nr=(4, 2), prefetch=_AHEAD, int16_columns=GROUP_COLUMNS_VMLAL),
     ("i2_g", "scalar"): Template((16, 4), (128, 64), nr=(4,)),
     ("t5", "amx"): Template((5,), (256,), prefetch=_AHEAD, kc=512),
-    ("t5", "avx512vbmi"): Template((5,), (256,), nr=(4, 2), prefetch=_AHEAD, kc=3072, groups=(0, 8), lanes=32),
-    ("t5", "avx512vnni"): Template((5,), (256,), nr=(4, 2), prefetch=_AHEAD, kc=3072, groups=(0, 8), lanes=32),
+    ("t5", "avx512vbmi"): Template((5,), (256,), nr=(4, 2), prefetch=_AHEAD, kc=3072, groups=(8, 0), lanes=32),
+    ("t5", "avx512vnni"): Template((5,), (256,), nr=(4, 2), prefetch=_AHEAD, kc=3072, groups=(8, 0), lanes=32),
     ("t5", "avx2"): Template(
         (5,),
         (128,),
