@@ -90,6 +90,8 @@ VEC v16 gelu(v16 z) {
   return z / (v16_set(1) + v16_exp(minus_2u));
 }
 
+enum { AHEAD = 512 }; // sums that are asked for early: a row of a prefill comes from the outer cache
+
 #define TYPED(type, suffix)                                                                                  \
   static void dequantise_##suffix(const int32_t *row, int32_t n, float f, float *y) {                        \
     dequantise(type, row, n, f, y);                                                                          \
@@ -110,8 +112,11 @@ VEC v16 gelu(v16 z) {
 #define ACTIVATED(act, type, suffix)                                                                         \
   static void act##_##suffix(const int32_t *gate, const int32_t *up, int32_t n, float fg, float fu,          \
                              float *y) {                                                                     \
-    for (int32_t i = 0; i < n; i += LANES)                                                                   \
+    for (int32_t i = 0; i < n; i += LANES) {                                                                 \
+      __builtin_prefetch(gate + i + AHEAD, 0, 2);                                                            \
+      __builtin_prefetch(up + i + AHEAD, 0, 2);                                                              \
       v16_store(y + i, act(numbers(type, gate + i, n - i, fg)) * numbers(type, up + i, n - i, fu));          \
+    }                                                                                                        \
   }
 TYPED(SUMS, sums)
 TYPED(FLOATS, floats)
