@@ -36,13 +36,17 @@ OUT = Console(width=None if sys.stdout.isatty() else 160)  # a table in a file o
 
 
 class Group(click.Group):
-    """Turns BitgenErrors into one message and exit code 1, an interrupt into 130, a closed pipe into silence."""
+    """Turns BitgenErrors and a lack of memory into one message and exit code 1, an interrupt into 130, a closed pipe
+    into silence."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except BitgenError as e:
             click.echo(f"bitgen: {e}", err=True)
+            ctx.exit(1)
+        except MemoryError:
+            click.echo("bitgen: not enough memory; choose a smaller model or a shorter context, or free some", err=True)
             ctx.exit(1)
         except KeyboardInterrupt:
             click.echo("", err=True)

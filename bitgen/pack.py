@@ -28,6 +28,7 @@ Head = Literal["certified", "f16", "int8"]
 Progress = Callable[[int, int], None]
 
 MAGIC, VERSION, HEADER_BYTES, ALIGN, LANES = b"BITGENPK", 3, 512, 64, 16
+PIECE = 1 << 20  # weights that are packed at once
 _HEADER = struct.Struct("<8sIIQ8i2f4i5i3f256s")
 _ACTIVATION = {"silu": 0, "relu2": 1, "gelu_tanh": 2}  # as in runtime/model.h
 _HEAD_KIND = {
@@ -136,7 +137,7 @@ def _sections(checkpoint: Checkpoint, lookup: Lookup, head: Head) -> Iterator[Se
 
 
 def _fused(checkpoint: Checkpoint, layer: int, role: str, layout: Layout, scales: list[float]) -> Section:
-    """One fused matrix, packed part by part; the scale of each part is appended to `scales`.
+    """One fused matrix, packed piece by piece; the scale of each part is appended to `scales`.
 
     A panel may begin in one part and end in the next, whose rows then wait for it. Scales of groups go with their
     rows, and 1 is appended.
@@ -144,6 +145,7 @@ def _fused(checkpoint: Checkpoint, layer: int, role: str, layout: Layout, scales
     shape, form = checkpoint.shape, FORMATS[layout.format]
     gemm = shape.matrices[role]
     panel = layout.bm if form.by_panels else gemm.m
+    step = max(panel, PIECE // gemm.k // panel * panel)  # rows of a piece
     groups = gemm.k // gemm.group if gemm.group else 0
     waiting, waiting_scales, seen = np.empty((0, gemm.k), np.int8), np.empty((0, groups), np.float32), 0
     for name, rows in zip(FUSED[role], shape.segments[role], strict=True):
@@ -153,13 +155,16 @@ def _fused(checkpoint: Checkpoint, layer: int, role: str, layout: Layout, scales
         scales.append(1.0 if gemm.group else float(scale))
         of_rows = np.asarray(scale, np.float32) if gemm.group else np.empty((rows, 0), np.float32)
         _expect(f"{tensor}'s scales", of_rows, (rows, groups))
-        seen += rows
-        if len(waiting):
-            codes, of_rows = np.concatenate([waiting, codes]), np.concatenate([waiting_scales, of_rows])
-        whole = len(codes) if seen == gemm.m else len(codes) // panel * panel
-        if whole:
-            yield _packed(tensor, form, layout, codes[:whole], of_rows[:whole])
-        waiting, waiting_scales = codes[whole:], of_rows[whole:]
+        while len(codes):
+            more = step - len(waiting)
+            piece, piece_scales = codes[:more], of_rows[:more]
+            codes, of_rows, seen = codes[more:], of_rows[more:], seen + len(piece)
+            if len(waiting):
+                piece, piece_scales = np.concatenate([waiting, piece]), np.concatenate([waiting_scales, piece_scales])
+            whole = len(piece) if seen == gemm.m else len(piece) // panel * panel
+            if whole:
+                yield _packed(tensor, form, layout, piece[:whole], piece_scales[:whole])
+            waiting, waiting_scales = piece[whole:], piece_scales[whole:]
 
 
 def _packed(
