@@ -1,8 +1,8 @@
-// bg_i2_s_gemm_m2560_k6912_bm4_bk256_nr8_kc2304__avx512vnni
+// bg_i2_s_gemm_m2560_k6912_bm4_bk256_nr8_kc2304_g8__avx512vnni
 //
 // gemm of W [2560, 6912] in layout i2_s_bm4_bk256 on avx512vnni.
 // Generated from templates/i2_s/avx512vnni.c.j2 by:
-//   bitgen gen bg_i2_s_gemm_m2560_k6912_bm4_bk256_nr8_kc2304__avx512vnni
+//   bitgen gen bg_i2_s_gemm_m2560_k6912_bm4_bk256_nr8_kc2304_g8__avx512vnni
 
 #include <immintrin.h>
 #include <string.h>
@@ -142,14 +142,201 @@ static void products(const uint8_t *w, const uint8_t *operand, int32_t n, int32_
   }
 }
 
-static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1,
-                void *scratch) {
-  (void)scratch;
-  products(w, operand, n, y, p0, p1);
+// Whole tiles of LANES tokens, by look-up instead of products (the idea of BiQGEMM, arXiv:2005.09904). A
+// table holds, for each of the 81 ways to weight four activations by -1, 0 or +1, the sum in LANES tokens
+// side by side: a load and an add do the work of 4 * LANES multiply-adds. One pass takes every row through
+// the tables of GROUPS groups of four columns, which stay in the nearest caches; then the next are built.
+enum { GROUPS = 8, LANES = 32, ENTRIES = 81, STEP = 16 };
+enum { PASSES = K_PAD / 4 / GROUPS, VECTOR_PASSES = VB / GROUPS };
+enum { MOST_ROWS = M_PAD < 2560 ? M_PAD : 2560 / BM * BM, ROOM = (MOST_ROWS + STEP - 1) / STEP * STEP };
+_Static_assert(GROUPS == 8 && VB % STEP == 0 && LANES % STEP == 0, "a row has a word of entries in a pass");
+
+// After FLUSH passes the int16 sums are added to int32: until then they cannot overflow.
+enum { FLUSH = 252 / 4 / GROUPS };
+_Static_assert(4 * 128 * FLUSH * GROUPS <= INT16_MAX, "int16 sums over FLUSH passes are exact");
+
+typedef int16_t lanes __attribute__((vector_size(2 * LANES)));
+typedef int32_t wide_lanes __attribute__((vector_size(4 * LANES), aligned(64)));
+typedef int8_t bytes __attribute__((vector_size(STEP)));
+typedef int16_t wide_bytes __attribute__((vector_size(2 * STEP)));
+typedef int32_t sums __attribute__((vector_size(4 * STEP)));
+typedef uint8_t columns __attribute__((vector_size(VB)));
+typedef uint64_t words __attribute__((vector_size(VB)));
+
+typedef struct {
+  lanes table[GROUPS][ENTRIES];
+  lanes x[STEP][4];      // the activations of STEP groups
+  lanes part[MOST_ROWS]; // sums since the last flush
+  wide_lanes total[ROOM];
+  uint8_t entry[PASSES][ROOM][GROUPS]; // of each group in its table
+} workspace;
+
+// The elements of 8 vectors shuffled like a deck of cards, its halves riffled. After 3 rounds
+// neighbours are the elements that stood in the same lane.
+static inline void riffle_words(words v[8]) {
+  words u[4][2];
+  for (int i = 0; i < 4; i++) {
+    const words a = v[i], b = v[4 + i];
+    u[i][0] = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+    u[i][1] = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+  }
+  memcpy(v, u, sizeof u);
 }
 
-const bg_kernel bg_i2_s_gemm_m2560_k6912_bm4_bk256_nr8_kc2304__avx512vnni = {
-    .symbol = "bg_i2_s_gemm_m2560_k6912_bm4_bk256_nr8_kc2304__avx512vnni",
+// The entries of eight rows, a vector each: those of a pass become contiguous.
+static inline void place_entries(words v[8], int32_t first_pass, int32_t row, workspace *s) {
+  for (int round = 0; round < 3; round++)
+    riffle_words(v);
+  for (int i = 0; i < VECTOR_PASSES; i++)
+    memcpy(s->entry[first_pass + i][row], (const uint8_t *)v + i * 8 * GROUPS, 8 * GROUPS);
+}
+
+// A byte c0 c1 c2 c3 of base-4 digits becomes the base-3 number of the same digits. Rows beyond the last
+// repeat it; nothing looks at them.
+static void find_entries(const uint8_t *w, int32_t rows, workspace *s) {
+  enum { AHEAD = 8 * PANEL_BYTES };
+  for (int32_t b = 0; b < BLOCKS; b++) {
+    for (int32_t row = 0; row < rows; row += 8) {
+      words entries[8];
+      for (int i = 0; i < 8; i++) {
+        const int32_t r = row + i < rows ? row + i : rows - 1;
+        const uint8_t *from = w + (size_t)(r / BM) * PANEL_BYTES + (b * BM + r % BM) * VB;
+        __builtin_prefetch(from + AHEAD);
+        columns v;
+        memcpy(&v, from, sizeof v);
+        entries[i] = (words)(v - (v >> 2) - 3 * (v >> 4) - 9 * (v >> 6));
+      }
+      place_entries(entries, b * VECTOR_PASSES, row, s);
+    }
+  }
+}
+
+// The elements of 16 vectors shuffled like a deck of cards, its halves riffled. After 4 rounds
+// neighbours are the elements that stood in the same lane.
+static inline void riffle_bytes(bytes v[16]) {
+  bytes u[8][2];
+  for (int i = 0; i < 8; i++) {
+    const bytes a = v[i], b = v[8 + i];
+    u[i][0] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    u[i][1] = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  }
+  memcpy(v, u, sizeof u);
+}
+
+// The elements of 16 vectors shuffled like a deck of cards, its halves riffled. After 4 rounds
+// neighbours are the elements that stood in the same lane.
+static inline void riffle_sums(sums v[16]) {
+  sums u[8][2];
+  for (int i = 0; i < 8; i++) {
+    const sums a = v[i], b = v[8 + i];
+    u[i][0] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    u[i][1] = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  }
+  memcpy(v, u, sizeof u);
+}
+
+// The activations of STEP groups; lanes beyond n repeat the last token and are not stored in the end.
+static void load_activations(const uint8_t *q, int32_t n, workspace *s) {
+  for (int quarter = 0; quarter < 4; quarter++) {
+    for (int t0 = 0; t0 < LANES; t0 += STEP) {
+      bytes v[STEP];
+      for (int t = 0; t < STEP; t++)
+        memcpy(&v[t], q + (size_t)(t0 + t < n ? t0 + t : n - 1) * OPERAND_BYTES + quarter * VB, STEP);
+      for (int round = 0; round < 4; round++)
+        riffle_bytes(v);
+      for (int g = 0; g < STEP; g++) {
+        const wide_bytes x = __builtin_convertvector(v[g], wide_bytes);
+        memcpy((int16_t *)&s->x[g][quarter] + t0, &x, sizeof x);
+      }
+    }
+  }
+}
+
+// Entry 27 c0 + 9 c1 + 3 c2 + c3 is the sum of (c - 1) x over the four.
+static void build_tables(lanes (*x)[4], workspace *s) {
+  for (int g = 0; g < GROUPS; g++) {
+    lanes high[9], low[9];
+    for (int i = 0; i < 9; i++) {
+      const int16_t c = (int16_t)(i / 3 - 1), d = (int16_t)(i % 3 - 1);
+      high[i] = c * x[g][0] + d * x[g][1];
+      low[i] = c * x[g][2] + d * x[g][3];
+    }
+    for (int h = 0; h < 9; h++)
+      for (int l = 0; l < 9; l++)
+        s->table[g][9 * h + l] = high[h] + low[l];
+  }
+}
+
+// One pass. The entries of a row are loaded as one word.
+static inline __attribute__((always_inline)) void look_up(int32_t pass, int32_t rows, int first, int last,
+                                                          workspace *s) {
+  for (int32_t r = 0; r < rows; r++) {
+    lanes sum = first ? (lanes){0} : s->part[r];
+    uint64_t entries;
+    memcpy(&entries, s->entry[pass][r], sizeof entries);
+    for (int g = 0; g < GROUPS; g++)
+      sum += s->table[g][(uint8_t)(entries >> 8 * g)];
+    if (last)
+      s->total[r] += __builtin_convertvector(sum, wide_lanes);
+    else
+      s->part[r] = sum;
+  }
+}
+
+// The sums of STEP rows and STEP tokens, of which some may be beyond the last, go to y [token][M_PAD].
+static inline void store_square(const wide_lanes *total, int32_t token, int32_t rows, int32_t tokens,
+                                int32_t *y) {
+  sums v[STEP];
+  for (int r = 0; r < STEP; r++)
+    memcpy(&v[r], (const int32_t *)&total[r] + token, sizeof v[r]);
+  for (int round = 0; round < 4; round++)
+    riffle_sums(v);
+  for (int32_t t = 0; t < tokens && t < STEP; t++, y += M_PAD)
+    memcpy(y, &v[t], rows < STEP ? (size_t)rows * sizeof *y : sizeof v[t]);
+}
+
+// All passes for one tile of n <= LANES tokens.
+static void tile_times(const uint8_t *x, int32_t n, int32_t rows, int32_t *y, workspace *s) {
+  memset(s->total, 0, (size_t)rows * sizeof *s->total);
+  for (int32_t pass = 0; pass < PASSES; pass++) {
+    const int32_t group = pass * GROUPS, first = pass % FLUSH == 0,
+                  last = pass % FLUSH == FLUSH - 1 || pass == PASSES - 1;
+    if (group % STEP == 0)
+      load_activations(x + group / VB * BK + group % VB, n, s);
+    build_tables(s->x + group % STEP, s);
+    if (first && last)
+      look_up(pass, rows, 1, 1, s);
+    else if (first)
+      look_up(pass, rows, 1, 0, s);
+    else if (last)
+      look_up(pass, rows, 0, 1, s);
+    else
+      look_up(pass, rows, 0, 0, s);
+  }
+  for (int32_t r = 0; r < rows; r += STEP)
+    for (int32_t t = 0; t < n; t += STEP)
+      store_square(s->total + r, t, rows - r, n - t, y + (size_t)t * M_PAD + r);
+}
+
+static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1,
+                void *scratch) {
+  // A few tokens are cheaper as products than as a tile.
+  const int32_t looked_up = n % LANES > LANES / 2 ? n : n - n % LANES;
+  const int32_t parts = looked_up ? ((p1 - p0) * BM + MOST_ROWS - 1) / MOST_ROWS : 0;
+  for (int32_t i = 0; i < parts; i++) {
+    const int32_t p = p0 + (p1 - p0) * i / parts, rows = (p0 + (p1 - p0) * (i + 1) / parts - p) * BM;
+    find_entries(w + (size_t)p * PANEL_BYTES, rows, scratch);
+    for (int32_t t = 0; t < looked_up; t += LANES)
+      tile_times(operand + (size_t)t * OPERAND_BYTES + HEADER, looked_up - t < LANES ? looked_up - t : LANES,
+                 rows, y + (size_t)t * M_PAD + p * BM, scratch);
+  }
+  if (looked_up < n)
+    products(w, operand + (size_t)looked_up * OPERAND_BYTES, n - looked_up, y + (size_t)looked_up * M_PAD, p0,
+             p1);
+}
+
+const bg_kernel bg_i2_s_gemm_m2560_k6912_bm4_bk256_nr8_kc2304_g8__avx512vnni = {
+    .symbol = "bg_i2_s_gemm_m2560_k6912_bm4_bk256_nr8_kc2304_g8__avx512vnni",
     .m = M,
     .k = K,
     .m_pad = M_PAD,
@@ -157,6 +344,8 @@ const bg_kernel bg_i2_s_gemm_m2560_k6912_bm4_bk256_nr8_kc2304__avx512vnni = {
     .max_n = INT32_MAX,
     .weight_bytes = WEIGHT_BYTES,
     .operand_bytes = OPERAND_BYTES,
+    .n_tile = LANES,
+    .scratch_bytes = sizeof(workspace),
     .prepare = prepare,
     .run = run,
 };
