@@ -45,7 +45,10 @@ class Group(click.Group):
         except BitgenError as e:
             click.echo(f"bitgen: {e}", err=True)
             ctx.exit(1)
-        except MemoryError:
+        except (MemoryError, RuntimeError) as e:
+            # A thread without room for its stack is a RuntimeError, and so are click's own exits.
+            if isinstance(e, RuntimeError) and "can't start new thread" not in str(e):
+                raise
             click.echo("bitgen: not enough memory; choose a smaller model or a shorter context, or free some", err=True)
             ctx.exit(1)
         except KeyboardInterrupt:

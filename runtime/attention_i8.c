@@ -8,7 +8,7 @@
 
 enum { COARSE = 127, FINE = 16383 }; // greatest codes of what is cached; of queries and of p
 enum { SHARING = 16 };               // rows that walk over a block together, so that it is read once
-#if defined __AMX_INT8__ || defined __AMXINT8__ // so until clang 15
+#if defined __AMX_INT8__ || defined __AMXINT8__ // as clang 14 calls it
 #define TILES 1
 #endif
 // Codes that one lane of an instruction adds up: neighbours in a row of the cache.
@@ -17,6 +17,7 @@ enum { GROUP = 4 };
 #else
 enum { GROUP = 2 };
 #endif
+_Static_assert(GROUP <= I8_GROUP, "sessions make room for whole groups");
 _Static_assert(MAX_HEAD_DIM <= INT32_MAX / (COARSE * FINE), "a score's sum would overflow");
 _Static_assert(ATTEND_BLOCK <= INT32_MAX / (COARSE * FINE), "an output's sum would overflow");
 

@@ -30,7 +30,7 @@ static inline int32_t padded(int32_t n) { return (int32_t)round_up(n, 16); }
 // A position's row is nearly its codes times its scale, which is max |row| / 127 (attention_i8.c: round_row).
 // A partial result, float [partial_floats], is sum p v of some positions, with p = exp(score - top); then
 // top, the greatest score, and sum p.
-enum { ATTEND_BLOCK = 256, MAX_HEAD_DIM = 1024 };
+enum { ATTEND_BLOCK = 256, MAX_HEAD_DIM = 1024, I8_GROUP = 4 }; // I8_GROUP: the greatest G
 static inline size_t partial_floats(int32_t head_dim) { return (size_t)padded(head_dim) + 16; }
 
 enum { READ_UNIT = 1 << 16 };

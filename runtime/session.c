@@ -494,7 +494,8 @@ static int32_t allocate_session(bg_session *session) {
   const uint64_t caches = (uint64_t)c->layers * c->kv_heads;
   session->attend_blocks = (session->context + ATTEND_BLOCK - 1) / ATTEND_BLOCK;
   const size_t positions = (size_t)session->attend_blocks * ATTEND_BLOCK;
-  session->k_head = positions * (round_up(c->head_dim, 4) * s->attention->width + s->attention->beside);
+  session->k_head =
+      positions * (round_up(c->head_dim, I8_GROUP) * s->attention->width + s->attention->beside);
   session->v_head = positions * (padded(c->head_dim) * s->attention->width + s->attention->beside);
   session->k = zeros(&session->arena, caches, session->k_head);
   session->v = zeros(&session->arena, caches, session->v_head);

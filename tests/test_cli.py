@@ -200,11 +200,11 @@ def test_a_full_disk_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.output == "bitgen: somewhere/plan.json: No space left on device\n"
 
 
-def test_a_lack_of_memory_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def load(*_: object, **__: object) -> None:
-        raise MemoryError
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't start new thread")])
+def test_a_lack_of_memory_is_one_sentence(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def short(_: Path) -> dict[str, str]:
+        raise error
 
-    monkeypatch.setattr(api, "info", load)
-    (tmp_path / "x.gguf").touch()
-    result = CliRunner().invoke(cli.main, ["info", str(tmp_path / "x.gguf")])
+    monkeypatch.setattr(api, "info", short)
+    result = CliRunner().invoke(cli.main, ["info", "x.gguf"])
     assert result.exit_code == 1 and result.output.startswith("bitgen: not enough memory")
