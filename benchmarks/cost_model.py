@@ -64,14 +64,15 @@ def _core(arch: str, cpu: str) -> Core | None:
 
 
 def _specs(arch: str, shape: GemmShape) -> Iterator[KernelSpec]:
-    """Of every template of an architecture: its decode kernel, its products, its look-up."""
+    """Of every template of an architecture: its decode kernel, its products, its look-up, both."""
     for (name, isa), template in space.TEMPLATES.items():
         if targets.target(isa).arch == arch:
             layout = Layout(name, template.bm[0], template.bk[0])
             shape = GemmShape(shape.m, shape.k, layout.bk if FORMATS[name].grouped else 0)
             yield KernelSpec("gemv", shape, isa, layout, space.candidate_tiles("gemv", shape, isa, layout)[0])
-            tiles = {tile.groups: tile for tile in reversed(space.candidate_tiles("gemm", shape, isa, layout))}
-            yield from (KernelSpec("gemm", shape, isa, layout, tiles[groups]) for groups in sorted(tiles))
+            tiles = space.candidate_tiles("gemm", shape, isa, layout)
+            kinds = {(tile.groups, tile.mixed): tile for tile in reversed(tiles)}
+            yield from (KernelSpec("gemm", shape, isa, layout, kinds[kind]) for kind in sorted(kinds))
 
 
 def _estimate(spec: KernelSpec, core: Core) -> Estimate | None:
@@ -86,7 +87,9 @@ def _estimate(spec: KernelSpec, core: Core) -> Estimate | None:
 
 
 def _name(spec: KernelSpec) -> str:
-    how = "decode" if spec.op == "gemv" else "prefill by look-up" if spec.tile.groups else "prefill"
+    how = "decode" if spec.op == "gemv" else "prefill"
+    if spec.tile.groups:
+        how += " by both" if spec.tile.mixed else " by look-up"
     return f"{spec.layout.format} {spec.isa}, {how}"
 
 

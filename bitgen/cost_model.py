@@ -220,7 +220,8 @@ def call_profile(spec: KernelSpec, arch: str) -> Profile:
     program, most = kernel_program(spec, arch)
     panels = FORMATS[spec.layout.format].geometry(spec.shape, spec.layout).panels
     together = panels // -(-panels // most) if spec.tile.groups else min(panels, most)  # even parts, or full ones
-    step = 1 if spec.op == "gemv" else math.lcm(spec.layout.bm, 16) // spec.layout.bm  # loops over rows are unrolled
+    rows = 640 if spec.tile.mixed else 80  # loops over rows are unrolled, or go by strips, or by blocks of half of them
+    step = 1 if spec.op == "gemv" else math.lcm(spec.layout.bm, rows) // spec.layout.bm
     # Look-ups take tokens in tiles, products in blocks of unequal numbers, look-ups of single weights one by one.
     some = space.template_row(spec).lanes if spec.tile.groups else tokens(spec) if spec.tile.nr > 1 else 1
     part = _extrapolate(program, step, together, some, tokens(spec))
@@ -243,7 +244,7 @@ def candidates(shape: GemmShape, isa: str, effort: tune.Effort) -> list[KernelSp
     """The tuner's candidates, one of each set that differs only in what the model cannot see."""
     first: dict[tuple[Any, ...], KernelSpec] = {}
     for spec in tune.candidates(shape, isa, effort):
-        first.setdefault((spec.op, spec.layout, spec.tile.nr, spec.tile.groups > 0), spec)
+        first.setdefault((spec.op, spec.layout, spec.tile.nr, spec.tile.groups > 0, spec.tile.mixed), spec)
     return list(first.values())
 
 

@@ -100,7 +100,7 @@ def _context(spec: KernelSpec) -> dict[str, Any]:
     if template.int16_columns:
         context["int16_columns"] = template.int16_columns
     if template.lanes:
-        context |= {"lanes": template.lanes, "lookup_columns": QUAD_COLUMNS}
+        context |= {"lanes": template.lanes, "lookup_columns": QUAD_COLUMNS, "mixed": spec.tile.mixed}
     return context
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from bitgen.errors import UnsupportedError
-from bitgen.formats import FORMATS
+from bitgen.formats import FORMATS, Geometry
 from bitgen.layout import round_up
 from bitgen.spec import GemmShape, KernelSpec, Layout, MatrixPlan, Op, Tile
 from bitgen.targets import TARGETS, fallbacks
@@ -31,6 +31,8 @@ TRIPLE_COLUMNS = int16_columns(3, -3 * 128, 3 * 128)
 QUAD_COLUMNS = int16_columns(4, -4 * 128, 4 * 128)
 # Where codes are multiplied in place (i2_s/sdot.c.j2), an int32 lane gains 4 * 32 * -128 every 64 columns.
 MOST_COLUMNS = 1 << 22
+# Rows that are multiplied together beside look-ups (i2_s/mixed.c.j2).
+MIXED_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Template:
     prefetch: tuple[int, ...] = (0,)
     kc: int = 0  # columns of a cache block, so that nr tokens' fit the first-level cache; 0: K is not divided
     groups: tuple[int, ...] = (0,)  # of four columns, looked up in one pass (gemm)
+    mixed: tuple[bool, ...] = (False,)  # whether half of the rows are multiplied while the others are looked up
     lanes: int = 0  # tokens that a look-up serves; 0: there is none
     int16_columns: int = 0  # most columns that an int16 partial sum may span; 0: sums are int32
     any_layout: bool = False  # bm and bk are a choice, not a limit
@@ -53,7 +56,7 @@ _AHEAD = (2048, 1024, 4096, 512, 0)
 TEMPLATES: dict[tuple[str, str], Template] = {
     ("i2_s", "amx"): Template((4, 8, 2), (256,), prefetch=(4096, 2048, 1024, 512, 0), kc=512),
     ("i2_s", "avx512vnni"): Template(
-        (4, 8, 2), (256,), nr=(8, 6, 4, 12), prefetch=_AHEAD, kc=3072, groups=(8, 0), lanes=32
+        (4, 8, 2), (256,), nr=(8, 6, 4, 12), prefetch=_AHEAD, kc=3072, groups=(8, 0), mixed=(True, False), lanes=32
     ),
     ("i2_s", "avxvnni"): Template(
         (4, 8, 2, 1), (128,), nr=(10, 12, 8, 6), prefetch=_AHEAD, kc=2560, groups=(8, 0), lanes=32
@@ -86,8 +89,12 @@ TEMPLATES: dict[tuple[str, str], Template] = {
     ("i2_g", "neon"): Template((16, 8, 4), (128, 64), nr=(4, 2), prefetch=_AHEAD, int16_columns=GROUP_COLUMNS_VMLAL),
     ("i2_g", "scalar"): Template((16, 4), (128, 64), nr=(4,)),
     ("t5", "amx"): Template((5,), (256,), prefetch=_AHEAD, kc=512),
-    ("t5", "avx512vbmi"): Template((5,), (256,), nr=(4, 2), prefetch=_AHEAD, kc=3072, groups=(8, 0), lanes=32),
-    ("t5", "avx512vnni"): Template((5,), (256,), nr=(4, 2), prefetch=_AHEAD, kc=3072, groups=(8, 0), lanes=32),
+    ("t5", "avx512vbmi"): Template(
+        (5,), (256,), nr=(4, 2), prefetch=_AHEAD, kc=3072, groups=(8, 0), mixed=(True, False), lanes=32
+    ),
+    ("t5", "avx512vnni"): Template(
+        (5,), (256,), nr=(4, 2), prefetch=_AHEAD, kc=3072, groups=(8, 0), mixed=(True, False), lanes=32
+    ),
     ("t5", "avx2"): Template(
         (5,),
         (128,),
@@ -140,7 +147,7 @@ def legal(spec: KernelSpec) -> str | None:
     geometry = FORMATS[layout.format].geometry(shape, layout)
     if max(geometry.m_pad, geometry.weight_bytes, geometry.operand_bytes) >= 1 << 31:
         return f"{shape.m} x {shape.k} exceeds 2 GiB of packed weights"
-    return _layout_reason(spec) or _tile_reason(spec.op, tile, layout, template_row(spec), geometry.k_pad)
+    return _layout_reason(spec) or _tile_reason(spec.op, tile, layout, template_row(spec), geometry)
 
 
 def _group_reason(shape: GemmShape, layout: Layout) -> str | None:
@@ -170,9 +177,9 @@ def _layout_reason(spec: KernelSpec) -> str | None:
     return None
 
 
-def _tile_reason(op: Op, tile: Tile, layout: Layout, template: Template, k_pad: int) -> str | None:
+def _tile_reason(op: Op, tile: Tile, layout: Layout, template: Template, geometry: Geometry) -> str | None:
     if op == "gemv":
-        if (tile.nr, tile.kc, tile.groups) != (1, 0, 0):
+        if (tile.nr, tile.kc, tile.groups, tile.mixed) != (1, 0, 0, False):
             return "a gemv tile has only a prefetch distance"
         if tile.prefetch < 0 or (tile.prefetch and not any(template.prefetch)):
             return f"prefetch must be 0 here, not {tile.prefetch}"
@@ -183,7 +190,11 @@ def _tile_reason(op: Op, tile: Tile, layout: Layout, template: Template, k_pad: 
         return f"nr must be one of {sorted(template.nr)}, not {tile.nr}"
     if tile.groups not in template.groups:
         return f"groups must be one of {sorted(template.groups)}, not {tile.groups}"
-    if tile.kc and (not template.kc or tile.kc % layout.bk or not 0 < tile.kc < k_pad):
+    if tile.mixed and not (tile.groups and any(template.mixed)):
+        return "mixed goes with look-ups, where the template has it"
+    if tile.mixed and geometry.m_pad < 2 * MIXED_ROWS:
+        return f"mixed needs {2 * MIXED_ROWS} rows, not {geometry.m_pad}"
+    if tile.kc and (not template.kc or tile.kc % layout.bk or not 0 < tile.kc < geometry.k_pad):
         return f"kc must be 0 or, where the template divides K, a multiple of bk={layout.bk} below K, not {tile.kc}"
     return None
 
@@ -214,7 +225,8 @@ def candidate_tiles(op: Op, shape: GemmShape, isa: str, layout: Layout, thorough
         tiles = []
         for groups in template.groups[:keep]:  # with a look-up, nr and kc serve but a rest of few tokens
             products = [(template.nr[0], blocks[0])] if groups else product(template.nr[:keep], blocks)
-            tiles += [Tile(nr, kc, groups=groups) for nr, kc in products]
+            mixed = template.mixed if groups else (False,)
+            tiles += [Tile(nr, kc, groups=groups, mixed=m) for m, (nr, kc) in product(mixed, products)]
     return [t for t in tiles if legal(KernelSpec(op, shape, isa, layout, t)) is None]
 
 

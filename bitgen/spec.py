@@ -187,6 +187,7 @@ class Tile:
 
     nr: tokens of one register block (gemm). kc: columns of one cache block, 0 for all (gemm).
     groups: groups of four columns whose sums one pass over the rows looks up, 0 for products only (gemm).
+    mixed: half of the rows are multiplied while the others are looked up (gemm).
     prefetch: bytes the software prefetch runs ahead, 0 for none (gemv).
     """
 
@@ -194,6 +195,7 @@ class Tile:
     kc: int = 0
     prefetch: int = 0
     groups: int = 0
+    mixed: bool = False
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,7 @@ class KernelSpec:
         lay, t = self.layout, self.tile
         nr = t.nr if t.nr > 1 else 0
         parts = (("nr", nr), ("kc", t.kc), ("g", t.groups), ("pf", t.prefetch))
-        how = "".join(f"_{name}{v}" for name, v in parts if v)
+        how = "".join(f"_{name}{v}" for name, v in parts if v) + "_mixed" * t.mixed
         of = f"m{self.shape.m}_k{self.shape.k}" + (f"_s{self.shape.group}" if self.shape.group else "")
         return f"bg_{lay.format}_{self.op}_{of}_bm{lay.bm}_bk{lay.bk}{how}__{self.isa}"
 
@@ -221,13 +223,13 @@ class KernelSpec:
         """The inverse of `symbol`; None for any other text."""
         found = re.fullmatch(
             r"bg_(\w+)_(gemv|gemm)_m(\d+)_k(\d+)(?:_s(\d+))?_bm(\d+)_bk(\d+)"
-            r"(?:_nr(\d+))?(?:_kc(\d+))?(?:_g(\d+))?(?:_pf(\d+))?__(\w+)",
+            r"(?:_nr(\d+))?(?:_kc(\d+))?(?:_g(\d+))?(?:_pf(\d+))?(_mixed)?__(\w+)",
             symbol,
         )
         if found is None:
             return None
-        format, op, m, k, group, bm, bk, nr, kc, groups, pf, isa = found.groups()
-        tile = Tile(int(nr or 1), int(kc or 0), int(pf or 0), int(groups or 0))
+        format, op, m, k, group, bm, bk, nr, kc, groups, pf, mixed, isa = found.groups()
+        tile = Tile(int(nr or 1), int(kc or 0), int(pf or 0), int(groups or 0), bool(mixed))
         shape = GemmShape(int(m), int(k), int(group or 0))
         return cls(cast(Op, op), shape, isa, Layout(format, int(bm), int(bk)), tile)
 

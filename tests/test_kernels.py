@@ -15,7 +15,7 @@ from kernel_lab import Job, Run
 from bitgen import presets, space
 from bitgen.formats import FORMATS
 from bitgen.layout import round_up
-from bitgen.spec import GemmShape, KernelSpec, Layout, Op
+from bitgen.spec import GemmShape, KernelSpec, Layout, Op, Tile
 from bitgen.targets import TARGETS
 
 TOKENS = (1, 2, 3, 5, 8, 17, 35)
@@ -68,8 +68,16 @@ def _preset_ks(format: str, isa: str) -> Iterator[KernelSpec]:
         yield _spec("gemm" if i % 2 else "gemv", isa, layout, 3 if layout.bm < 3 else layout.bm, k)
 
 
+def _mixed(format: str, isa: str) -> Iterator[KernelSpec]:
+    """Half of the rows multiplied beside look-ups: one block of them, an odd number of blocks, more than one part."""
+    template, layout = space.TEMPLATES[format, isa], _layouts(format, isa)[0]
+    tile = Tile(template.nr[0], groups=template.groups[0], mixed=True)
+    for m, k in ((130, 300), (450, 2500), (4200, 256)) if any(template.mixed) else ():
+        yield KernelSpec("gemm", GemmShape(m, k), isa, layout, tile)
+
+
 def _specs(format: str, isa: str) -> list[KernelSpec]:
-    found = [*_boundary(format, isa), *_tiles(format, isa), *_preset_ks(format, isa)]
+    found = [*_boundary(format, isa), *_tiles(format, isa), *_preset_ks(format, isa), *_mixed(format, isa)]
     if format == "i2_g":  # any group
         groups = [Layout("i2_g", _layouts(format, isa)[0].bm, bk) for bk in (16, 48, 256)]
         found += [_spec(op, isa, layout, 9, 512) for op in ("gemv", "gemm") for layout in groups]
@@ -84,7 +92,7 @@ def _job(spec: KernelSpec) -> Job:
     shape = spec.shape
     rng = np.random.default_rng([shape.m, shape.k])
     codes = rng.integers(-1, 2, (shape.m, shape.k), dtype=np.int8)
-    codes[-1], codes[0] = -1, 1  # in this order: a matrix of one row is all +1
+    codes[1::7], codes[-1], codes[0] = 1, -1, 1  # in this order: a matrix of one row is all +1
     q = rng.integers(-128, 128, (TOKENS[-1], shape.k), dtype=np.int8)
     worst = np.repeat(np.resize(np.array(EXTREMES, np.int8), 18)[:, None], shape.k, axis=1)  # enough for look-up
     if spec.op == "gemv":

@@ -11,6 +11,7 @@ from bitgen.spec import GemmShape, KernelSpec, Layout, Tile
 from bitgen.targets import TARGETS
 
 SHAPES = sorted({s for name in presets.names() for s in presets.load(name).matrices.values()}, key=lambda s: (s.m, s.k))
+MIXED = Tile(nr=8, groups=8, mixed=True)
 GOOD = KernelSpec("gemm", GemmShape(2560, 2560), "avx2", Layout("i2_s", 4, 128), Tile(nr=8, kc=1280))
 
 
@@ -100,6 +101,12 @@ def test_the_good_one_is_legal() -> None:
         ({"tile": Tile(nr=8, kc=1000)}, "multiple of bk"),
         ({"tile": Tile(nr=99, kc=1280)}, "nr must be"),
         ({"tile": Tile(nr=8, kc=1280, prefetch=64)}, "no prefetch"),
+        ({"tile": MIXED}, "where the template has it"),
+        ({"isa": "avx512vnni", "layout": Layout("i2_s", 4, 256), "tile": Tile(nr=8, mixed=True)}, "goes with look-ups"),
+        (
+            {"isa": "avx512vnni", "layout": Layout("i2_s", 4, 256), "shape": GemmShape(9, 9), "tile": MIXED},
+            "128 rows",
+        ),
         ({"op": "gemv"}, "only a prefetch"),
         ({"op": "gemv", "tile": Tile(prefetch=-64)}, "prefetch must be"),
         ({"layout": Layout("tl2", 64, 288), "tile": Tile()}, "may overflow; at most 255"),

@@ -171,7 +171,10 @@ static void products(const uint8_t *w, const uint8_t *operand, int32_t n, int32_
 // the tables of GROUPS groups of four columns, which stay in the nearest caches; then the next are built.
 enum { GROUPS = 8, LANES = 32, ENTRIES = 81, STEP = 16 };
 enum { PASSES = K_PAD / 4 / GROUPS, VECTOR_PASSES = VB / GROUPS };
-enum { MOST_ROWS = M_PAD < 2560 ? M_PAD : 2560 / BM * BM, ROOM = (MOST_ROWS + STEP - 1) / STEP * STEP };
+enum { MOST = 2560, MOST_ROWS = M_PAD < MOST ? M_PAD : MOST / BM * BM };
+enum { MOST_LOOKED_UP = MOST_ROWS };
+
+enum { ROOM = (MOST_LOOKED_UP + STEP - 1) / STEP * STEP, STRIP = 80 };
 _Static_assert(GROUPS == 8 && VB % STEP == 0 && LANES % STEP == 0, "a row has a word of entries in a pass");
 
 // After FLUSH passes the int16 sums are added to int32: until then they cannot overflow.
@@ -187,50 +190,28 @@ typedef uint8_t columns __attribute__((vector_size(VB)));
 typedef uint64_t words __attribute__((vector_size(VB)));
 
 typedef struct {
+  const uint8_t *operand; // [n][OPERAND_BYTES]
+  int32_t n, rows;
+  int32_t *y; // [n][M_PAD]
+} tile;
+
+typedef struct {
   lanes table[GROUPS][ENTRIES];
-  lanes x[STEP][4];      // the activations of STEP groups
-  lanes part[MOST_ROWS]; // sums since the last flush
+  lanes x[STEP][4]; // the activations of STEP groups
+  lanes part[ROOM]; // sums since the last flush
   wide_lanes total[ROOM];
-  uint8_t entry[PASSES][ROOM][GROUPS]; // of each group in its table
+  // Of each group in its table.
+  uint8_t entry[PASSES][ROOM][GROUPS];
 } workspace;
 
-// The elements of 8 vectors shuffled like a deck of cards, its halves riffled. After 3 rounds
-// neighbours are the elements that stood in the same lane.
-static inline void riffle_words(words v[8]) {
-  words u[4][2];
-  for (int i = 0; i < 4; i++) {
-    const words a = v[i], b = v[4 + i];
-    u[i][0] = __builtin_shufflevector(a, b, 0, 4, 1, 5);
-    u[i][1] = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-  }
-  memcpy(v, u, sizeof u);
-}
-
-// The entries of eight rows, a vector each: those of a pass become contiguous.
-static inline void place_entries(words v[8], int32_t first_pass, int32_t row, workspace *s) {
-  for (int round = 0; round < 3; round++)
-    riffle_words(v);
-  for (int i = 0; i < VECTOR_PASSES; i++)
-    memcpy(s->entry[first_pass + i][row], (const uint8_t *)v + i * 8 * GROUPS, 8 * GROUPS);
-}
-
-// A byte c0 c1 c2 c3 of base-4 digits becomes the base-3 number of the same digits. Rows beyond the last
-// repeat it; nothing looks at them.
-static void find_entries(const uint8_t *w, int32_t rows, workspace *s) {
+// The codes of STRIP rows over a block, as they are packed. Rows beyond the last repeat it.
+static void load_codes(const uint8_t *w, int32_t rows, int32_t row, int32_t b, columns v[STRIP]) {
   enum { AHEAD = 8 * PANEL_BYTES };
-  for (int32_t b = 0; b < BLOCKS; b++) {
-    for (int32_t row = 0; row < rows; row += 8) {
-      words entries[8];
-      for (int i = 0; i < 8; i++) {
-        const int32_t r = row + i < rows ? row + i : rows - 1;
-        const uint8_t *from = w + (size_t)(r / BM) * PANEL_BYTES + (b * BM + r % BM) * VB;
-        __builtin_prefetch(from + AHEAD);
-        columns v;
-        memcpy(&v, from, sizeof v);
-        entries[i] = (words)(v - (v >> 2) - 3 * (v >> 4) - 9 * (v >> 6));
-      }
-      place_entries(entries, b * VECTOR_PASSES, row, s);
-    }
+  for (int i = 0; i < STRIP; i++) {
+    const int32_t r = row + i < rows ? row + i : rows - 1;
+    const uint8_t *from = w + (size_t)(r / BM) * PANEL_BYTES + (b * BM + r % BM) * VB;
+    __builtin_prefetch(from + AHEAD);
+    memcpy(&v[i], from, sizeof v[i]);
   }
 }
 
@@ -256,6 +237,46 @@ static inline void riffle_sums(sums v[16]) {
     u[i][1] = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
   }
   memcpy(v, u, sizeof u);
+}
+
+// The elements of 8 vectors shuffled like a deck of cards, its halves riffled. After 3 rounds
+// neighbours are the elements that stood in the same lane.
+static inline void riffle_words(words v[8]) {
+  words u[4][2];
+  for (int i = 0; i < 4; i++) {
+    const words a = v[i], b = v[4 + i];
+    u[i][0] = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+    u[i][1] = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  }
+  memcpy(v, u, sizeof u);
+}
+
+// The entries of STEP rows, of which those of a pass become contiguous: a byte c0 c1 c2 c3 of base-4 digits
+// becomes the base-3 number of the same digits.
+static inline void place_entries(const columns *code, int32_t b, int32_t row, workspace *s) {
+  for (int r = 0; r < STEP; r += 8) {
+    words v[8];
+    for (int i = 0; i < 8; i++) {
+      const columns c = code[r + i];
+      v[i] = (words)(c - (c >> 2) - 3 * (c >> 4) - 9 * (c >> 6));
+    }
+    for (int round = 0; round < 3; round++)
+      riffle_words(v);
+    for (int i = 0; i < VECTOR_PASSES; i++)
+      memcpy(s->entry[b * VECTOR_PASSES + i][row + r], (const uint8_t *)v + i * 8 * GROUPS, 8 * GROUPS);
+  }
+}
+
+static void place(const uint8_t *w, int32_t rows, workspace *s) {
+  for (int32_t b = 0; b < BLOCKS; b++) {
+    for (int32_t strip = 0; strip < rows; strip += STRIP) {
+      columns code[STRIP];
+      load_codes(w, rows, strip, b, code);
+      for (int32_t row = strip; row < strip + STRIP && row < rows; row += STEP) {
+        place_entries(code + row - strip, b, row, s);
+      }
+    }
+  }
 }
 
 // The activations of STEP groups; lanes beyond n repeat the last token and are not stored in the end.
@@ -290,20 +311,24 @@ static void build_tables(lanes (*x)[4], workspace *s) {
   }
 }
 
-// One pass. The entries of a row are loaded as one word.
-static inline __attribute__((always_inline)) void look_up(int32_t pass, int32_t rows, int first, int last,
+// One row in one pass. Its entries are loaded as one word.
+static inline __attribute__((always_inline)) void look_up(int32_t pass, int32_t r, int first, int last,
                                                           workspace *s) {
-  for (int32_t r = 0; r < rows; r++) {
-    lanes sum = first ? (lanes){0} : s->part[r];
-    uint64_t entries;
-    memcpy(&entries, s->entry[pass][r], sizeof entries);
-    for (int g = 0; g < GROUPS; g++)
-      sum += s->table[g][(uint8_t)(entries >> 8 * g)];
-    if (last)
-      s->total[r] += __builtin_convertvector(sum, wide_lanes);
-    else
-      s->part[r] = sum;
-  }
+  lanes sum = first ? (lanes){0} : s->part[r];
+  uint64_t entries;
+  memcpy(&entries, s->entry[pass][r], sizeof entries);
+  for (int g = 0; g < GROUPS; g++)
+    sum += s->table[g][(uint8_t)(entries >> 8 * g)];
+  if (last)
+    s->total[r] += __builtin_convertvector(sum, wide_lanes);
+  else
+    s->part[r] = sum;
+}
+
+static inline __attribute__((always_inline)) void take(const tile *t, int32_t pass, int first, int last,
+                                                       workspace *s) {
+  for (int32_t r = 0; r < t->rows; r++)
+    look_up(pass, r, first, last, s);
 }
 
 // The sums of STEP rows and STEP tokens, of which some may be beyond the last, go to y [token][M_PAD].
@@ -318,43 +343,45 @@ static inline void store_square(const wide_lanes *total, int32_t token, int32_t 
     memcpy(y, &v[t], rows < STEP ? (size_t)rows * sizeof *y : sizeof v[t]);
 }
 
-// All passes for one tile of n <= LANES tokens.
-static void tile_times(const uint8_t *x, int32_t n, int32_t rows, int32_t *y, workspace *s) {
+static void tile_times(const tile *t, workspace *s) {
+  const int32_t skip = 0, rows = t->rows;
   memset(s->total, 0, (size_t)rows * sizeof *s->total);
   for (int32_t pass = 0; pass < PASSES; pass++) {
     const int32_t group = pass * GROUPS, first = pass % FLUSH == 0,
                   last = pass % FLUSH == FLUSH - 1 || pass == PASSES - 1;
     if (group % STEP == 0)
-      load_activations(x + group / VB * BK + group % VB, n, s);
+      load_activations(t->operand + HEADER + group / VB * BK + group % VB, t->n, s);
     build_tables(s->x + group % STEP, s);
     if (first && last)
-      look_up(pass, rows, 1, 1, s);
+      take(t, pass, 1, 1, s);
     else if (first)
-      look_up(pass, rows, 1, 0, s);
+      take(t, pass, 1, 0, s);
     else if (last)
-      look_up(pass, rows, 0, 1, s);
+      take(t, pass, 0, 1, s);
     else
-      look_up(pass, rows, 0, 0, s);
+      take(t, pass, 0, 0, s);
   }
   for (int32_t r = 0; r < rows; r += STEP)
-    for (int32_t t = 0; t < n; t += STEP)
-      store_square(s->total + r, t, rows - r, n - t, y + (size_t)t * M_PAD + r);
+    for (int32_t token = 0; token < t->n; token += STEP)
+      store_square(s->total + r, token, rows - r, t->n - token, t->y + (size_t)token * M_PAD + skip + r);
 }
 
 static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1,
                 void *scratch) {
   // A few tokens are cheaper as products than as a tile.
-  const int32_t looked_up = n % LANES > LANES / 2 ? n : n - n % LANES;
-  const int32_t parts = looked_up ? ((p1 - p0) * BM + MOST_ROWS - 1) / MOST_ROWS : 0;
+  const int32_t in_tiles = n % LANES > LANES / 2 ? n : n - n % LANES;
+  const int32_t parts = in_tiles ? ((p1 - p0) * BM + MOST_ROWS - 1) / MOST_ROWS : 0;
   for (int32_t i = 0; i < parts; i++) {
     const int32_t p = p0 + (p1 - p0) * i / parts, rows = (p0 + (p1 - p0) * (i + 1) / parts - p) * BM;
-    find_entries(w + (size_t)p * PANEL_BYTES, rows, scratch);
-    for (int32_t t = 0; t < looked_up; t += LANES)
-      tile_times(operand + (size_t)t * OPERAND_BYTES + HEADER, looked_up - t < LANES ? looked_up - t : LANES,
-                 rows, y + (size_t)t * M_PAD + p * BM, scratch);
+    place(w + (size_t)p * PANEL_BYTES, rows, scratch);
+    for (int32_t t = 0; t < in_tiles; t += LANES) {
+      const int32_t tokens = in_tiles - t < LANES ? in_tiles - t : LANES;
+      const tile one = {operand + (size_t)t * OPERAND_BYTES, tokens, rows, y + (size_t)t * M_PAD + p * BM};
+      tile_times(&one, scratch);
+    }
   }
-  if (looked_up < n)
-    products(w, operand + (size_t)looked_up * OPERAND_BYTES, n - looked_up, y + (size_t)looked_up * M_PAD, p0,
+  if (in_tiles < n)
+    products(w, operand + (size_t)in_tiles * OPERAND_BYTES, n - in_tiles, y + (size_t)in_tiles * M_PAD, p0,
              p1);
 }
 

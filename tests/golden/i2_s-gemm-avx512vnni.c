@@ -1,8 +1,8 @@
-// bg_i2_s_gemm_m2560_k6912_bm4_bk256_nr8_kc2304_g8__avx512vnni
+// bg_i2_s_gemm_m2560_k6912_bm4_bk256_nr8_kc2304_g8_mixed__avx512vnni
 //
 // gemm of W [2560, 6912] in layout i2_s_bm4_bk256 on avx512vnni.
 // Generated from templates/i2_s/avx512vnni.c.j2 by:
-//   bitgen gen bg_i2_s_gemm_m2560_k6912_bm4_bk256_nr8_kc2304_g8__avx512vnni
+//   bitgen gen bg_i2_s_gemm_m2560_k6912_bm4_bk256_nr8_kc2304_g8_mixed__avx512vnni
 
 #include <immintrin.h>
 #include <string.h>
@@ -148,7 +148,18 @@ static void products(const uint8_t *w, const uint8_t *operand, int32_t n, int32_
 // the tables of GROUPS groups of four columns, which stay in the nearest caches; then the next are built.
 enum { GROUPS = 8, LANES = 32, ENTRIES = 81, STEP = 16 };
 enum { PASSES = K_PAD / 4 / GROUPS, VECTOR_PASSES = VB / GROUPS };
-enum { MOST_ROWS = M_PAD < 2560 ? M_PAD : 2560 / BM * BM, ROOM = (MOST_ROWS + STEP - 1) / STEP * STEP };
+enum { MOST = 4096, MOST_ROWS = M_PAD < MOST ? M_PAD : MOST / BM * BM };
+
+// Loads bind look-ups. Products whose sums stay in registers need few, so half of the rows are multiplied in
+// the shadow of the others: WIDE rows by FEW tokens at a time. A lane is a row, and no lanes are added up.
+enum { WIDE = 64, FEW = 4 };
+enum { MOST_MULTIPLIED = MOST_ROWS / 2 / WIDE * WIDE, MOST_LOOKED_UP = MOST_ROWS / 2 + WIDE };
+_Static_assert(LANES / FEW == VECTOR_PASSES && WIDE == 4 * STEP, "all tokens and rows go through a block");
+
+// The first of so many rows, whole blocks.
+static inline int32_t multiplied(int32_t rows) { return rows / 2 / WIDE * WIDE; }
+
+enum { ROOM = (MOST_LOOKED_UP + STEP - 1) / STEP * STEP, STRIP = 80 };
 _Static_assert(GROUPS == 8 && VB % STEP == 0 && LANES % STEP == 0, "a row has a word of entries in a pass");
 
 // After FLUSH passes the int16 sums are added to int32: until then they cannot overflow.
@@ -164,50 +175,30 @@ typedef uint8_t columns __attribute__((vector_size(VB)));
 typedef uint64_t words __attribute__((vector_size(VB)));
 
 typedef struct {
+  const uint8_t *operand; // [n][OPERAND_BYTES]
+  int32_t n, rows;
+  int32_t *y; // [n][M_PAD]
+} tile;
+
+typedef struct {
   lanes table[GROUPS][ENTRIES];
-  lanes x[STEP][4];      // the activations of STEP groups
-  lanes part[MOST_ROWS]; // sums since the last flush
+  lanes x[STEP][4]; // the activations of STEP groups
+  lanes part[ROOM]; // sums since the last flush
   wide_lanes total[ROOM];
-  uint8_t entry[PASSES][ROOM][GROUPS]; // of each group in its table
+  // Of each group in its table.
+  uint8_t entry[PASSES][ROOM][GROUPS];
+  // Of STEP rows the codes of four columns of every quarter.
+  sums code[BLOCKS][MOST_MULTIPLIED / WIDE][STEP][WIDE / STEP];
 } workspace;
 
-// The elements of 8 vectors shuffled like a deck of cards, its halves riffled. After 3 rounds
-// neighbours are the elements that stood in the same lane.
-static inline void riffle_words(words v[8]) {
-  words u[4][2];
-  for (int i = 0; i < 4; i++) {
-    const words a = v[i], b = v[4 + i];
-    u[i][0] = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
-    u[i][1] = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
-  }
-  memcpy(v, u, sizeof u);
-}
-
-// The entries of eight rows, a vector each: those of a pass become contiguous.
-static inline void place_entries(words v[8], int32_t first_pass, int32_t row, workspace *s) {
-  for (int round = 0; round < 3; round++)
-    riffle_words(v);
-  for (int i = 0; i < VECTOR_PASSES; i++)
-    memcpy(s->entry[first_pass + i][row], (const uint8_t *)v + i * 8 * GROUPS, 8 * GROUPS);
-}
-
-// A byte c0 c1 c2 c3 of base-4 digits becomes the base-3 number of the same digits. Rows beyond the last
-// repeat it; nothing looks at them.
-static void find_entries(const uint8_t *w, int32_t rows, workspace *s) {
+// The codes of STRIP rows over a block, as they are packed. Rows beyond the last repeat it.
+static void load_codes(const uint8_t *w, int32_t rows, int32_t row, int32_t b, columns v[STRIP]) {
   enum { AHEAD = 8 * PANEL_BYTES };
-  for (int32_t b = 0; b < BLOCKS; b++) {
-    for (int32_t row = 0; row < rows; row += 8) {
-      words entries[8];
-      for (int i = 0; i < 8; i++) {
-        const int32_t r = row + i < rows ? row + i : rows - 1;
-        const uint8_t *from = w + (size_t)(r / BM) * PANEL_BYTES + (b * BM + r % BM) * VB;
-        __builtin_prefetch(from + AHEAD);
-        columns v;
-        memcpy(&v, from, sizeof v);
-        entries[i] = (words)(v - (v >> 2) - 3 * (v >> 4) - 9 * (v >> 6));
-      }
-      place_entries(entries, b * VECTOR_PASSES, row, s);
-    }
+  for (int i = 0; i < STRIP; i++) {
+    const int32_t r = row + i < rows ? row + i : rows - 1;
+    const uint8_t *from = w + (size_t)(r / BM) * PANEL_BYTES + (b * BM + r % BM) * VB;
+    __builtin_prefetch(from + AHEAD);
+    memcpy(&v[i], from, sizeof v[i]);
   }
 }
 
@@ -233,6 +224,59 @@ static inline void riffle_sums(sums v[16]) {
     u[i][1] = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
   }
   memcpy(v, u, sizeof u);
+}
+
+// The elements of 8 vectors shuffled like a deck of cards, its halves riffled. After 3 rounds
+// neighbours are the elements that stood in the same lane.
+static inline void riffle_words(words v[8]) {
+  words u[4][2];
+  for (int i = 0; i < 4; i++) {
+    const words a = v[i], b = v[4 + i];
+    u[i][0] = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+    u[i][1] = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+  }
+  memcpy(v, u, sizeof u);
+}
+
+// The entries of STEP rows, of which those of a pass become contiguous: a byte c0 c1 c2 c3 of base-4 digits
+// becomes the base-3 number of the same digits.
+static inline void place_entries(const columns *code, int32_t b, int32_t row, workspace *s) {
+  for (int r = 0; r < STEP; r += 8) {
+    words v[8];
+    for (int i = 0; i < 8; i++) {
+      const columns c = code[r + i];
+      v[i] = (words)(c - (c >> 2) - 3 * (c >> 4) - 9 * (c >> 6));
+    }
+    for (int round = 0; round < 3; round++)
+      riffle_words(v);
+    for (int i = 0; i < VECTOR_PASSES; i++)
+      memcpy(s->entry[b * VECTOR_PASSES + i][row + r], (const uint8_t *)v + i * 8 * GROUPS, 8 * GROUPS);
+  }
+}
+
+// The codes of STEP rows over a block: four columns of every row become a vector.
+static inline void place_codes(const columns *code, int32_t b, int32_t row, workspace *s) {
+  sums v[STEP];
+  memcpy(v, code, sizeof v);
+  for (int round = 0; round < 4; round++)
+    riffle_sums(v);
+  for (int i = 0; i < STEP; i++)
+    s->code[b][row / WIDE][i][row % WIDE / STEP] = v[i];
+}
+
+static void place(const uint8_t *w, int32_t rows, workspace *s) {
+  for (int32_t b = 0; b < BLOCKS; b++) {
+    for (int32_t strip = 0; strip < rows; strip += STRIP) {
+      columns code[STRIP];
+      load_codes(w, rows, strip, b, code);
+      for (int32_t row = strip; row < strip + STRIP && row < rows; row += STEP) {
+        if (row < multiplied(rows))
+          place_codes(code + row - strip, b, row, s);
+        else
+          place_entries(code + row - strip, b, row - multiplied(rows), s);
+      }
+    }
+  }
 }
 
 // The activations of STEP groups; lanes beyond n repeat the last token and are not stored in the end.
@@ -267,19 +311,75 @@ static void build_tables(lanes (*x)[4], workspace *s) {
   }
 }
 
-// One pass. The entries of a row are loaded as one word.
-static inline __attribute__((always_inline)) void look_up(int32_t pass, int32_t rows, int first, int last,
+// One row in one pass. Its entries are loaded as one word.
+static inline __attribute__((always_inline)) void look_up(int32_t pass, int32_t r, int first, int last,
                                                           workspace *s) {
-  for (int32_t r = 0; r < rows; r++) {
-    lanes sum = first ? (lanes){0} : s->part[r];
-    uint64_t entries;
-    memcpy(&entries, s->entry[pass][r], sizeof entries);
-    for (int g = 0; g < GROUPS; g++)
-      sum += s->table[g][(uint8_t)(entries >> 8 * g)];
-    if (last)
-      s->total[r] += __builtin_convertvector(sum, wide_lanes);
-    else
-      s->part[r] = sum;
+  lanes sum = first ? (lanes){0} : s->part[r];
+  uint64_t entries;
+  memcpy(&entries, s->entry[pass][r], sizeof entries);
+  for (int g = 0; g < GROUPS; g++)
+    sum += s->table[g][(uint8_t)(entries >> 8 * g)];
+  if (last)
+    s->total[r] += __builtin_convertvector(sum, wide_lanes);
+  else
+    s->part[r] = sum;
+}
+
+// WIDE rows in one pass, and among them as many others times FEW tokens, over the block of columns that the
+// pass lies in. Four loads of activations serve sixteen vpdpbusd.
+static inline __attribute__((always_inline)) void look_up_and_multiply(int32_t pass, int32_t row, int first,
+                                                                       int last, const int8_t *const x[FEW],
+                                                                       int32_t *const y[FEW], workspace *s) {
+  enum { VECTORS = WIDE / STEP };
+  const sums(*code)[VECTORS] = s->code[pass / VECTOR_PASSES][row / WIDE];
+  __m512i acc[FEW][VECTORS];
+  for (int t = 0; t < FEW; t++)
+    for (int v = 0; v < VECTORS; v++)
+      acc[t][v] = load(y[t] + row + v * STEP);
+  for (int i = 0; i < STEP; i++) {
+    __m512i w[VECTORS];
+    memcpy(w, code[i], sizeof w);
+#pragma clang loop unroll(full)
+    for (int quarter = 0; quarter < 4; quarter++) {
+      look_up(pass, row + 4 * i + quarter, first, last, s);
+      for (int t = 0; t < FEW; t++) {
+        int32_t four;
+        memcpy(&four, x[t] + quarter * VB + 4 * i, sizeof four);
+        for (int v = 0; v < VECTORS; v++) {
+          const __m512i c = _mm512_and_si512(_mm512_srli_epi16(w[v], 6 - 2 * quarter), _mm512_set1_epi8(3));
+          acc[t][v] = _mm512_dpbusd_epi32(acc[t][v], c, _mm512_set1_epi32(four));
+        }
+      }
+    }
+  }
+  for (int t = 0; t < FEW; t++)
+    for (int v = 0; v < VECTORS; v++)
+      _mm512_storeu_si512(y[t] + row + v * STEP, acc[t][v]);
+}
+
+// One pass over the rows. In the passes of a block all tokens go through it, FEW in each; those beyond the
+// last repeat it.
+static inline __attribute__((always_inline)) void take(const tile *t, int32_t pass, int first, int last,
+                                                       workspace *s) {
+  const int32_t token = pass % VECTOR_PASSES * FEW, both = token < t->n ? multiplied(t->rows) : 0;
+  const int8_t *x[FEW];
+  int32_t *y[FEW];
+  for (int i = 0; i < FEW; i++) {
+    const int32_t at = token + i < t->n ? token + i : t->n - 1;
+    x[i] = (const int8_t *)t->operand + (size_t)at * OPERAND_BYTES + HEADER + pass / VECTOR_PASSES * BK;
+    y[i] = t->y + (size_t)at * M_PAD;
+  }
+  for (int32_t row = 0; row < both; row += WIDE)
+    look_up_and_multiply(pass, row, first, last, x, y, s);
+  for (int32_t row = both; row < t->rows - multiplied(t->rows); row++)
+    look_up(pass, row, first, last, s);
+}
+
+static void start_products(const tile *t) {
+  for (int32_t token = 0; token < t->n; token++) {
+    const int32_t sum = operand_sum(t->operand + (size_t)token * OPERAND_BYTES);
+    for (int32_t row = 0; row < multiplied(t->rows); row++)
+      t->y[(size_t)token * M_PAD + row] = -sum;
   }
 }
 
@@ -295,48 +395,51 @@ static inline void store_square(const wide_lanes *total, int32_t token, int32_t 
     memcpy(y, &v[t], rows < STEP ? (size_t)rows * sizeof *y : sizeof v[t]);
 }
 
-// All passes for one tile of n <= LANES tokens.
-static void tile_times(const uint8_t *x, int32_t n, int32_t rows, int32_t *y, workspace *s) {
+static void tile_times(const tile *t, workspace *s) {
+  const int32_t skip = multiplied(t->rows), rows = t->rows - skip;
+  start_products(t);
   memset(s->total, 0, (size_t)rows * sizeof *s->total);
   for (int32_t pass = 0; pass < PASSES; pass++) {
     const int32_t group = pass * GROUPS, first = pass % FLUSH == 0,
                   last = pass % FLUSH == FLUSH - 1 || pass == PASSES - 1;
     if (group % STEP == 0)
-      load_activations(x + group / VB * BK + group % VB, n, s);
+      load_activations(t->operand + HEADER + group / VB * BK + group % VB, t->n, s);
     build_tables(s->x + group % STEP, s);
     if (first && last)
-      look_up(pass, rows, 1, 1, s);
+      take(t, pass, 1, 1, s);
     else if (first)
-      look_up(pass, rows, 1, 0, s);
+      take(t, pass, 1, 0, s);
     else if (last)
-      look_up(pass, rows, 0, 1, s);
+      take(t, pass, 0, 1, s);
     else
-      look_up(pass, rows, 0, 0, s);
+      take(t, pass, 0, 0, s);
   }
   for (int32_t r = 0; r < rows; r += STEP)
-    for (int32_t t = 0; t < n; t += STEP)
-      store_square(s->total + r, t, rows - r, n - t, y + (size_t)t * M_PAD + r);
+    for (int32_t token = 0; token < t->n; token += STEP)
+      store_square(s->total + r, token, rows - r, t->n - token, t->y + (size_t)token * M_PAD + skip + r);
 }
 
 static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1,
                 void *scratch) {
   // A few tokens are cheaper as products than as a tile.
-  const int32_t looked_up = n % LANES > LANES / 2 ? n : n - n % LANES;
-  const int32_t parts = looked_up ? ((p1 - p0) * BM + MOST_ROWS - 1) / MOST_ROWS : 0;
+  const int32_t in_tiles = n % LANES > LANES / 2 ? n : n - n % LANES;
+  const int32_t parts = in_tiles ? ((p1 - p0) * BM + MOST_ROWS - 1) / MOST_ROWS : 0;
   for (int32_t i = 0; i < parts; i++) {
     const int32_t p = p0 + (p1 - p0) * i / parts, rows = (p0 + (p1 - p0) * (i + 1) / parts - p) * BM;
-    find_entries(w + (size_t)p * PANEL_BYTES, rows, scratch);
-    for (int32_t t = 0; t < looked_up; t += LANES)
-      tile_times(operand + (size_t)t * OPERAND_BYTES + HEADER, looked_up - t < LANES ? looked_up - t : LANES,
-                 rows, y + (size_t)t * M_PAD + p * BM, scratch);
+    place(w + (size_t)p * PANEL_BYTES, rows, scratch);
+    for (int32_t t = 0; t < in_tiles; t += LANES) {
+      const int32_t tokens = in_tiles - t < LANES ? in_tiles - t : LANES;
+      const tile one = {operand + (size_t)t * OPERAND_BYTES, tokens, rows, y + (size_t)t * M_PAD + p * BM};
+      tile_times(&one, scratch);
+    }
   }
-  if (looked_up < n)
-    products(w, operand + (size_t)looked_up * OPERAND_BYTES, n - looked_up, y + (size_t)looked_up * M_PAD, p0,
+  if (in_tiles < n)
+    products(w, operand + (size_t)in_tiles * OPERAND_BYTES, n - in_tiles, y + (size_t)in_tiles * M_PAD, p0,
              p1);
 }
 
-const bg_kernel bg_i2_s_gemm_m2560_k6912_bm4_bk256_nr8_kc2304_g8__avx512vnni = {
-    .symbol = "bg_i2_s_gemm_m2560_k6912_bm4_bk256_nr8_kc2304_g8__avx512vnni",
+const bg_kernel bg_i2_s_gemm_m2560_k6912_bm4_bk256_nr8_kc2304_g8_mixed__avx512vnni = {
+    .symbol = "bg_i2_s_gemm_m2560_k6912_bm4_bk256_nr8_kc2304_g8_mixed__avx512vnni",
     .m = M,
     .k = K,
     .m_pad = M_PAD,
