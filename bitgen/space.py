@@ -84,6 +84,8 @@ TEMPLATES: dict[tuple[str, str], Template] = {
         lanes=16,
     ),
     ("i2_s", "scalar"): Template((4, 1, 8), (128, 64), any_layout=True),
+    ("i2_g", "avx512vnni"): Template((64,), (128, 64), nr=(4,), prefetch=_AHEAD),
+    ("i2_g", "avxvnni"): Template((32, 16), (128, 64), nr=(6, 5, 4), prefetch=_AHEAD),
     ("i2_g", "avx2"): Template((16, 8), (128, 64), nr=(6, 4, 2), prefetch=_AHEAD, int16_columns=GROUP_COLUMNS_MADDUBS),
     ("i2_g", "dotprod"): Template((16, 8, 4), (128, 64), nr=(8, 4), prefetch=_AHEAD),
     ("i2_g", "neon"): Template((16, 8, 4), (128, 64), nr=(4, 2), prefetch=_AHEAD, int16_columns=GROUP_COLUMNS_VMLAL),

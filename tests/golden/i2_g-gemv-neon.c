@@ -9,7 +9,7 @@
 
 #include "kernel.h"
 
-enum { ROWS = 4 }; // of a vector
+enum { ROWS = 4, TOGETHER = 1 }; // rows of a vector, vectors that prefill takes together
 enum { M = 2560, K = 6912, M_PAD = 2560, K_PAD = 6912 };
 enum { BM = 16, BK = 128, PANELS = 160 };
 enum { WEIGHT_BYTES = 4700160, OPERAND_BYTES = 7360 };
@@ -19,7 +19,8 @@ _Static_assert(M_PAD == PANELS * BM && M <= M_PAD && K <= K_PAD, "whole panels a
 enum { GROUP = BK, GROUPS = K / GROUP, STEP = 16, VB = ROWS * STEP / 4, VECTORS = BM / ROWS };
 enum { PANEL_SCALES = GROUPS * BM * 2, PANEL_BYTES = PANEL_SCALES + BM * K / 4 };
 _Static_assert(K == K_PAD && GROUP % STEP == 0, "whole groups, and whole steps of four bytes for each row");
-_Static_assert(BM % ROWS == 0, "a step of a panel is whole vectors");
+enum { MV = VECTORS, NR = 1 };
+_Static_assert(BM % ROWS == 0 && VECTORS % MV == 0, "a step is whole vectors, a panel whole passes");
 
 // One token's operand: float steps [GROUPS] of the activations, int32 sums [GROUPS] of q, then q. A sum
 // undoes the + 1 of the codes: sum (w + 1) q - sum q = sum w q.
@@ -82,8 +83,18 @@ static inline sums add_products(sums acc, const vector c[4], const uint8_t *q) {
 
 static inline ints rows(sums acc) { return (ints)vpaddq_s32(vpaddlq_s16(acc.low), vpaddlq_s16(acc.high)); }
 
-enum { MV = VECTORS, NR = 1 };
-_Static_assert(VECTORS % MV == 0, "a panel is whole passes");
+// One step of MV vectors of rows against `tokens` <= NR tokens.
+static inline __attribute__((always_inline)) void add_step(sums acc[NR][MV], const uint8_t *w,
+                                                           const uint8_t *q, int tokens) {
+#pragma unroll
+  for (int v = 0; v < MV; v++) {
+    vector c[4];
+    decode(w + v * VB, c);
+#pragma unroll
+    for (int t = 0; t < tokens; t++)
+      acc[t][v] = add_products(acc[t][v], c, q + (size_t)t * OPERAND_BYTES);
+  }
+}
 
 // MV vectors of a panel's rows against `tokens` <= NR tokens. Within a group sums are exact; then, in float,
 //   total = total + sum * (scale * step)
@@ -95,17 +106,12 @@ static inline __attribute__((always_inline)) void rows_times(const uint8_t *scal
     sums acc[NR][MV] = {0};
     for (int32_t i = g * GROUP; i < (g + 1) * GROUP; i += STEP, w += VECTORS * VB) {
       __builtin_prefetch(w + PREFETCH);
-#pragma unroll
-      for (int v = 0; v < MV; v++) {
-        vector c[4];
-        decode(w + v * VB, c);
-#pragma unroll
-        for (int t = 0; t < tokens; t++)
-          acc[t][v] = add_products(acc[t][v], c, x + (size_t)t * OPERAND_BYTES + HEADER + i);
-      }
+      add_step(acc, w, x + HEADER + i, tokens);
     }
+#pragma clang loop unroll(full)
     for (int v = 0; v < MV; v++) {
       const floats scale = widen(scales + v * ROWS * 2);
+#pragma clang loop unroll(full)
       for (int t = 0; t < tokens; t++) {
         const uint8_t *header = x + (size_t)t * OPERAND_BYTES;
         float step;

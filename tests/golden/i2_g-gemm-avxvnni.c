@@ -1,0 +1,169 @@
+// bg_i2_g_gemm_m2560_k6912_s128_bm32_bk128_nr6__avxvnni
+//
+// gemm of W [2560, 6912] in layout i2_g_bm32_bk128 on avxvnni.
+// Generated from templates/i2_g/avxvnni.c.j2 by:
+//   bitgen gen bg_i2_g_gemm_m2560_k6912_s128_bm32_bk128_nr6__avxvnni
+
+#include <immintrin.h>
+#include <string.h>
+
+#include "kernel.h"
+
+enum { ROWS = 8, TOGETHER = 2 }; // rows of a vector, vectors that prefill takes together
+enum { M = 2560, K = 6912, M_PAD = 2560, K_PAD = 6912 };
+enum { BM = 32, BK = 128, PANELS = 80 };
+enum { WEIGHT_BYTES = 4700160, OPERAND_BYTES = 7360 };
+enum { NR = 6, KC = 6912 };
+_Static_assert(M_PAD == PANELS * BM && M <= M_PAD && K <= K_PAD, "whole panels and blocks cover the matrix");
+
+enum { GROUP = BK, GROUPS = K / GROUP, STEP = 16, VB = ROWS * STEP / 4, VECTORS = BM / ROWS };
+enum { PANEL_SCALES = GROUPS * BM * 2, PANEL_BYTES = PANEL_SCALES + BM * K / 4 };
+_Static_assert(K == K_PAD && GROUP % STEP == 0, "whole groups, and whole steps of four bytes for each row");
+enum { MV = TOGETHER };
+_Static_assert(BM % ROWS == 0 && VECTORS % MV == 0, "a step is whole vectors, a panel whole passes");
+
+// One token's operand: float steps [GROUPS] of the activations, int32 sums [GROUPS] of q, then q. A sum
+// undoes the + 1 of the codes: sum (w + 1) q - sum q = sum w q.
+enum { HEADER = (GROUPS * 8 + 63) / 64 * 64 };
+_Static_assert(HEADER + K <= OPERAND_BYTES, "the operand holds all of it");
+
+static void prepare(const int8_t *q, int32_t n, uint8_t *operand) {
+  const int32_t floats = GROUPS * (int32_t)sizeof(float);
+  for (int32_t t = 0; t < n; t++, q += K + floats, operand += OPERAND_BYTES) {
+    int32_t sums[GROUPS] = {0};
+    for (int32_t g = 0; g < GROUPS; g++)
+      for (int32_t i = 0; i < GROUP; i++)
+        sums[g] += q[g * GROUP + i];
+    memset(operand, 0, OPERAND_BYTES);
+    memcpy(operand, q + K, floats);
+    memcpy(operand + floats, sums, sizeof sums);
+    memcpy(operand + HEADER, q, K);
+  }
+}
+
+// A lane is a row.
+typedef int32_t ints __attribute__((vector_size(4 * ROWS)));
+typedef float floats __attribute__((vector_size(4 * ROWS)));
+typedef __m256i vector, sums;
+_Static_assert(VB == sizeof(vector), "a vector is a step of its rows");
+
+// The codes of a quarter, 0..2: of each row four columns side by side.
+static inline vector decode(vector v, int quarter) {
+  return _mm256_and_si256(_mm256_srli_epi16(v, 6 - 2 * quarter), _mm256_set1_epi8(3));
+}
+
+static inline sums add_products(sums acc, vector c, int32_t four) {
+  return _mm256_dpbusd_avx_epi32(acc, c, _mm256_set1_epi32(four));
+}
+
+static inline floats widen(const uint8_t *halves) {
+  return (floats)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)halves));
+}
+
+// One step of MV vectors of rows against `tokens` <= NR tokens: of each row four columns side by side, times
+// the same four activations, which are loaded once for all rows.
+static inline __attribute__((always_inline)) void add_step(sums acc[NR][MV], const uint8_t *w,
+                                                           const uint8_t *q, int tokens) {
+  vector codes[MV];
+  memcpy(codes, w, sizeof codes);
+#pragma clang loop unroll(full)
+  for (int quarter = 0; quarter < 4; quarter++) {
+#pragma clang loop unroll(full)
+    for (int t = 0; t < tokens; t++) {
+      int32_t four;
+      memcpy(&four, q + (size_t)t * OPERAND_BYTES + 4 * quarter, sizeof four);
+#pragma clang loop unroll(full)
+      for (int v = 0; v < MV; v++)
+        acc[t][v] = add_products(acc[t][v], decode(codes[v], quarter), four);
+    }
+  }
+}
+
+static inline ints rows(sums acc) { return (ints)acc; }
+
+// MV vectors of a panel's rows against `tokens` <= NR tokens. Within a group sums are exact; then, in float,
+//   total = total + sum * (scale * step)
+// with the row's scale and the token's step, group by group, each operation rounded: in every kernel alike.
+static inline __attribute__((always_inline)) void rows_times(const uint8_t *scales, const uint8_t *w,
+                                                             const uint8_t *x, int tokens, int32_t *y) {
+  floats total[NR][MV] = {0};
+  for (int32_t g = 0; g < GROUPS; g++, scales += BM * 2) {
+    sums acc[NR][MV] = {0};
+    for (int32_t i = g * GROUP; i < (g + 1) * GROUP; i += STEP, w += VECTORS * VB) {
+      add_step(acc, w, x + HEADER + i, tokens);
+    }
+#pragma clang loop unroll(full)
+    for (int v = 0; v < MV; v++) {
+      const floats scale = widen(scales + v * ROWS * 2);
+#pragma clang loop unroll(full)
+      for (int t = 0; t < tokens; t++) {
+        const uint8_t *header = x + (size_t)t * OPERAND_BYTES;
+        float step;
+        int32_t sum;
+        memcpy(&step, header + g * 4, sizeof step);
+        memcpy(&sum, header + (GROUPS + g) * 4, sizeof sum);
+        total[t][v] += __builtin_convertvector(rows(acc[t][v]) - sum, floats) * (scale * step);
+      }
+    }
+  }
+  for (int t = 0; t < tokens; t++)
+    memcpy(y + (size_t)t * M_PAD, total[t], sizeof total[t]);
+}
+
+static void panels_times(const uint8_t *w, const uint8_t *x, int32_t tokens, int32_t *y, int32_t p,
+                         int32_t p_end) {
+  for (int32_t i = p * VECTORS; i < p_end * VECTORS; i += MV) {
+    const uint8_t *scales = w + (size_t)(i / VECTORS) * PANEL_BYTES, *codes = scales + PANEL_SCALES;
+    const int32_t v = i % VECTORS;
+    switch (tokens) {
+    case 1:
+      rows_times(scales + v * ROWS * 2, codes + v * VB, x, 1, y + i * ROWS);
+      break;
+    case 2:
+      rows_times(scales + v * ROWS * 2, codes + v * VB, x, 2, y + i * ROWS);
+      break;
+    case 3:
+      rows_times(scales + v * ROWS * 2, codes + v * VB, x, 3, y + i * ROWS);
+      break;
+    case 4:
+      rows_times(scales + v * ROWS * 2, codes + v * VB, x, 4, y + i * ROWS);
+      break;
+    case 5:
+      rows_times(scales + v * ROWS * 2, codes + v * VB, x, 5, y + i * ROWS);
+      break;
+    case 6:
+      rows_times(scales + v * ROWS * 2, codes + v * VB, x, 6, y + i * ROWS);
+      break;
+    }
+  }
+}
+
+// As many panels as fill a part of the second-level cache stay there while all tokens pass over them.
+enum { CACHED = 128 << 10, FIT = CACHED / PANEL_BYTES, PANEL_BLOCK = FIT > 1 ? FIT : 1 };
+
+static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1,
+                void *scratch) {
+  const int32_t groups = (n + NR - 1) / NR; // of tokens, as even as can be
+  (void)scratch;
+  for (int32_t p = p0; p < p1; p += PANEL_BLOCK) {
+    const int32_t p_end = p1 - p < PANEL_BLOCK ? p1 : p + PANEL_BLOCK;
+    for (int32_t g = 0, t = 0, t_end; g < groups; g++, t = t_end) {
+      t_end = (int32_t)((int64_t)n * (g + 1) / groups);
+      panels_times(w, operand + (size_t)t * OPERAND_BYTES, t_end - t, y + (size_t)t * M_PAD, p, p_end);
+    }
+  }
+}
+
+const bg_kernel bg_i2_g_gemm_m2560_k6912_s128_bm32_bk128_nr6__avxvnni = {
+    .symbol = "bg_i2_g_gemm_m2560_k6912_s128_bm32_bk128_nr6__avxvnni",
+    .m = M,
+    .k = K,
+    .group = GROUP,
+    .m_pad = M_PAD,
+    .panels = PANELS,
+    .max_n = INT32_MAX,
+    .weight_bytes = WEIGHT_BYTES,
+    .operand_bytes = OPERAND_BYTES,
+    .prepare = prepare,
+    .run = run,
+};
