@@ -92,17 +92,16 @@ TEMPLATES: dict[tuple[str, str], Template] = {
     ("i2_g", "scalar"): Template((16, 4), (128, 64), nr=(4,)),
     ("t5", "amx"): Template((5,), (256,), prefetch=_AHEAD, kc=512),
     ("t5", "avx512vbmi"): Template(
-        (5,), (256,), nr=(4, 2), prefetch=_AHEAD, kc=3072, groups=(8, 0), mixed=(True, False), lanes=32
+        (5,), (256,), nr=(4, 2), prefetch=_AHEAD, groups=(8, 0), mixed=(True, False), lanes=32
     ),
     ("t5", "avx512vnni"): Template(
-        (5,), (256,), nr=(4, 2), prefetch=_AHEAD, kc=3072, groups=(8, 0), mixed=(True, False), lanes=32
+        (5,), (256,), nr=(4, 2), prefetch=_AHEAD, groups=(8, 0), mixed=(True, False), lanes=32
     ),
     ("t5", "avx2"): Template(
         (5,),
         (128,),
         nr=(2, 1),
         prefetch=_AHEAD,
-        kc=3072,
         int16_columns=T5_COLUMNS,
         groups=(8, 0),
         lanes=32,

@@ -1,8 +1,8 @@
-// bg_t5_gemm_m2560_k6912_bm5_bk128_nr2_kc2304_g8__avx2
+// bg_t5_gemm_m2560_k6912_bm5_bk128_nr2_g8__avx2
 //
 // gemm of W [2560, 6912] in layout t5_bm5_bk128 on avx2.
 // Generated from templates/t5/avx2.c.j2 by:
-//   bitgen gen bg_t5_gemm_m2560_k6912_bm5_bk128_nr2_kc2304_g8__avx2
+//   bitgen gen bg_t5_gemm_m2560_k6912_bm5_bk128_nr2_g8__avx2
 
 #include <immintrin.h>
 #include <string.h>
@@ -12,7 +12,7 @@
 enum { M = 2560, K = 6912, M_PAD = 2560, K_PAD = 6912 };
 enum { BM = 5, BK = 128, PANELS = 512 };
 enum { WEIGHT_BYTES = 3538944, OPERAND_BYTES = 6976 };
-enum { NR = 2, KC = 2304 };
+enum { NR = 2, KC = 6912 };
 _Static_assert(M_PAD == PANELS * BM && M <= M_PAD && K <= K_PAD, "whole panels and blocks cover the matrix");
 
 enum { VB = 32 };
@@ -437,8 +437,8 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
              p1);
 }
 
-const bg_kernel bg_t5_gemm_m2560_k6912_bm5_bk128_nr2_kc2304_g8__avx2 = {
-    .symbol = "bg_t5_gemm_m2560_k6912_bm5_bk128_nr2_kc2304_g8__avx2",
+const bg_kernel bg_t5_gemm_m2560_k6912_bm5_bk128_nr2_g8__avx2 = {
+    .symbol = "bg_t5_gemm_m2560_k6912_bm5_bk128_nr2_g8__avx2",
     .m = M,
     .k = K,
     .m_pad = M_PAD,

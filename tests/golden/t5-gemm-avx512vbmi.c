@@ -1,8 +1,8 @@
-// bg_t5_gemm_m2560_k6912_bm5_bk256_nr4_kc2304_g8_mixed__avx512vbmi
+// bg_t5_gemm_m2560_k6912_bm5_bk256_nr4_g8_mixed__avx512vbmi
 //
 // gemm of W [2560, 6912] in layout t5_bm5_bk256 on avx512vbmi.
 // Generated from templates/t5/avx512vbmi.c.j2 by:
-//   bitgen gen bg_t5_gemm_m2560_k6912_bm5_bk256_nr4_kc2304_g8_mixed__avx512vbmi
+//   bitgen gen bg_t5_gemm_m2560_k6912_bm5_bk256_nr4_g8_mixed__avx512vbmi
 
 #include <immintrin.h>
 #include <string.h>
@@ -12,7 +12,7 @@
 enum { M = 2560, K = 6912, M_PAD = 2560, K_PAD = 6912 };
 enum { BM = 5, BK = 256, PANELS = 512 };
 enum { WEIGHT_BYTES = 3538944, OPERAND_BYTES = 6976 };
-enum { NR = 4, KC = 2304 };
+enum { NR = 4, KC = 6912 };
 _Static_assert(M_PAD == PANELS * BM && M <= M_PAD && K <= K_PAD, "whole panels and blocks cover the matrix");
 
 enum { VB = 64 };
@@ -492,8 +492,8 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
              p1);
 }
 
-const bg_kernel bg_t5_gemm_m2560_k6912_bm5_bk256_nr4_kc2304_g8_mixed__avx512vbmi = {
-    .symbol = "bg_t5_gemm_m2560_k6912_bm5_bk256_nr4_kc2304_g8_mixed__avx512vbmi",
+const bg_kernel bg_t5_gemm_m2560_k6912_bm5_bk256_nr4_g8_mixed__avx512vbmi = {
+    .symbol = "bg_t5_gemm_m2560_k6912_bm5_bk256_nr4_g8_mixed__avx512vbmi",
     .m = M,
     .k = K,
     .m_pad = M_PAD,
