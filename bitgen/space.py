@@ -85,11 +85,11 @@ TEMPLATES: dict[tuple[str, str], Template] = {
     ),
     ("i2_s", "scalar"): Template((4, 1, 8), (128, 64), any_layout=True),
     ("i2_g", "avx512vnni"): Template((64,), (128, 64), nr=(4,), prefetch=_AHEAD),
-    ("i2_g", "avxvnni"): Template((32, 16), (128, 64), nr=(6, 5, 4), prefetch=_AHEAD),
-    ("i2_g", "avx2"): Template((16, 8), (128, 64), nr=(6, 4, 2), prefetch=_AHEAD, int16_columns=GROUP_COLUMNS_MADDUBS),
+    ("i2_g", "avxvnni"): Template((64, 32), (128, 64), nr=(6, 5, 4), prefetch=_AHEAD),
+    ("i2_g", "avx2"): Template((64, 16), (128, 64), nr=(6, 4, 2), prefetch=_AHEAD, int16_columns=GROUP_COLUMNS_MADDUBS),
     ("i2_g", "dotprod"): Template((16, 8, 4), (128, 64), nr=(8, 4), prefetch=_AHEAD),
     ("i2_g", "neon"): Template((16, 8, 4), (128, 64), nr=(4, 2), prefetch=_AHEAD, int16_columns=GROUP_COLUMNS_VMLAL),
-    ("i2_g", "scalar"): Template((16, 4), (128, 64), nr=(4,)),
+    ("i2_g", "scalar"): Template((16, 4, 64), (128, 64), nr=(4,)),
     ("t5", "amx"): Template((5,), (256,), prefetch=_AHEAD, kc=512),
     ("t5", "avx512vbmi"): Template(
         (5,), (256,), nr=(4, 2), prefetch=_AHEAD, groups=(8, 0), mixed=(True, False), lanes=32

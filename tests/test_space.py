@@ -94,7 +94,7 @@ def test_the_good_one_is_legal() -> None:
         ({"layout": Layout("i2_g", 8, 128)}, "i2_g is not for a matrix with one scale"),
         ({"shape": GemmShape(8, 512, 64), "layout": Layout("i2_g", 8, 128)}, "bk must be the group of 64 columns"),
         ({"shape": GemmShape(8, 500, 64), "layout": Layout("i2_g", 8, 64)}, "divide K=500"),
-        ({"shape": GemmShape(8, 272, 272), "layout": Layout("i2_g", 8, 272)}, "may overflow; at most 256"),
+        ({"shape": GemmShape(8, 272, 272), "layout": Layout("i2_g", 16, 272)}, "may overflow; at most 256"),
         ({"tile": Tile(nr=8, kc=2560)}, "below K"),
         ({"tile": Tile(nr=8, kc=-128)}, "below K"),
         ({"isa": "scalar", "tile": Tile(kc=1280)}, "where the template divides K"),

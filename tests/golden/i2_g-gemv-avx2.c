@@ -1,8 +1,8 @@
-// bg_i2_g_gemv_m2560_k6912_s128_bm16_bk128_pf2048__avx2
+// bg_i2_g_gemv_m2560_k6912_s128_bm64_bk128_pf2048__avx2
 //
-// gemv of W [2560, 6912] in layout i2_g_bm16_bk128 on avx2.
+// gemv of W [2560, 6912] in layout i2_g_bm64_bk128 on avx2.
 // Generated from templates/i2_g/avx2.c.j2 by:
-//   bitgen gen bg_i2_g_gemv_m2560_k6912_s128_bm16_bk128_pf2048__avx2
+//   bitgen gen bg_i2_g_gemv_m2560_k6912_s128_bm64_bk128_pf2048__avx2
 
 #include <immintrin.h>
 #include <string.h>
@@ -11,7 +11,7 @@
 
 enum { ROWS = 8, TOGETHER = 1 }; // rows of a vector, vectors that prefill takes together
 enum { M = 2560, K = 6912, M_PAD = 2560, K_PAD = 6912 };
-enum { BM = 16, BK = 128, PANELS = 160 };
+enum { BM = 64, BK = 128, PANELS = 40 };
 enum { WEIGHT_BYTES = 4700160, OPERAND_BYTES = 7360 };
 enum { PREFETCH = 2048 };
 _Static_assert(M_PAD == PANELS * BM && M <= M_PAD && K <= K_PAD, "whole panels and blocks cover the matrix");
@@ -131,8 +131,8 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
     rows_times(w, w + PANEL_SCALES, operand, 1, y + p * BM);
 }
 
-const bg_kernel bg_i2_g_gemv_m2560_k6912_s128_bm16_bk128_pf2048__avx2 = {
-    .symbol = "bg_i2_g_gemv_m2560_k6912_s128_bm16_bk128_pf2048__avx2",
+const bg_kernel bg_i2_g_gemv_m2560_k6912_s128_bm64_bk128_pf2048__avx2 = {
+    .symbol = "bg_i2_g_gemv_m2560_k6912_s128_bm64_bk128_pf2048__avx2",
     .m = M,
     .k = K,
     .group = GROUP,

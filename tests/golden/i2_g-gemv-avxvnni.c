@@ -1,8 +1,8 @@
-// bg_i2_g_gemv_m2560_k6912_s128_bm32_bk128_pf2048__avxvnni
+// bg_i2_g_gemv_m2560_k6912_s128_bm64_bk128_pf2048__avxvnni
 //
-// gemv of W [2560, 6912] in layout i2_g_bm32_bk128 on avxvnni.
+// gemv of W [2560, 6912] in layout i2_g_bm64_bk128 on avxvnni.
 // Generated from templates/i2_g/avxvnni.c.j2 by:
-//   bitgen gen bg_i2_g_gemv_m2560_k6912_s128_bm32_bk128_pf2048__avxvnni
+//   bitgen gen bg_i2_g_gemv_m2560_k6912_s128_bm64_bk128_pf2048__avxvnni
 
 #include <immintrin.h>
 #include <string.h>
@@ -11,7 +11,7 @@
 
 enum { ROWS = 8, TOGETHER = 2 }; // rows of a vector, vectors that prefill takes together
 enum { M = 2560, K = 6912, M_PAD = 2560, K_PAD = 6912 };
-enum { BM = 32, BK = 128, PANELS = 80 };
+enum { BM = 64, BK = 128, PANELS = 40 };
 enum { WEIGHT_BYTES = 4700160, OPERAND_BYTES = 7360 };
 enum { PREFETCH = 2048 };
 _Static_assert(M_PAD == PANELS * BM && M <= M_PAD && K <= K_PAD, "whole panels and blocks cover the matrix");
@@ -120,8 +120,8 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
     rows_times(w, w + PANEL_SCALES, operand, 1, y + p * BM);
 }
 
-const bg_kernel bg_i2_g_gemv_m2560_k6912_s128_bm32_bk128_pf2048__avxvnni = {
-    .symbol = "bg_i2_g_gemv_m2560_k6912_s128_bm32_bk128_pf2048__avxvnni",
+const bg_kernel bg_i2_g_gemv_m2560_k6912_s128_bm64_bk128_pf2048__avxvnni = {
+    .symbol = "bg_i2_g_gemv_m2560_k6912_s128_bm64_bk128_pf2048__avxvnni",
     .m = M,
     .k = K,
     .group = GROUP,

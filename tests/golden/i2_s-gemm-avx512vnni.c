@@ -271,9 +271,9 @@ static void place(const uint8_t *w, int32_t rows, workspace *s) {
       load_codes(w, rows, strip, b, code);
       for (int32_t row = strip; row < strip + STRIP && row < rows; row += STEP) {
         if (row < multiplied(rows))
-          place_codes(code + row - strip, b, row, s);
+          place_codes(code + (row - strip), b, row, s);
         else
-          place_entries(code + row - strip, b, row - multiplied(rows), s);
+          place_entries(code + (row - strip), b, row - multiplied(rows), s);
       }
     }
   }
@@ -311,24 +311,22 @@ static void build_tables(lanes (*x)[4], workspace *s) {
   }
 }
 
-// One row in one pass. Its entries are loaded as one word.
-static inline __attribute__((always_inline)) void look_up(int32_t pass, int32_t r, int first, int last,
-                                                          workspace *s) {
-  lanes sum = first ? (lanes){0} : s->part[r];
+// One row in one pass; in the last before a flush its int16 sums go to the total. A word holds its entries.
+static inline __attribute__((always_inline)) void look_up(int32_t pass, int32_t r, int last, workspace *s) {
+  lanes sum = s->part[r];
   uint64_t entries;
   memcpy(&entries, s->entry[pass][r], sizeof entries);
   for (int g = 0; g < GROUPS; g++)
     sum += s->table[g][(uint8_t)(entries >> 8 * g)];
   if (last)
     s->total[r] += __builtin_convertvector(sum, wide_lanes);
-  else
-    s->part[r] = sum;
+  s->part[r] = last ? (lanes){0} : sum;
 }
 
 // WIDE rows in one pass, and among them as many others times FEW tokens, over the block of columns that the
 // pass lies in. Four loads of activations serve sixteen vpdpbusd.
-static inline __attribute__((always_inline)) void look_up_and_multiply(int32_t pass, int32_t row, int first,
-                                                                       int last, const int8_t *const x[FEW],
+static inline __attribute__((always_inline)) void look_up_and_multiply(int32_t pass, int32_t row, int last,
+                                                                       const int8_t *const x[FEW],
                                                                        int32_t *const y[FEW], workspace *s) {
   enum { VECTORS = WIDE / STEP };
   const sums(*code)[VECTORS] = s->code[pass / VECTOR_PASSES][row / WIDE];
@@ -341,7 +339,7 @@ static inline __attribute__((always_inline)) void look_up_and_multiply(int32_t p
     memcpy(w, code[i], sizeof w);
 #pragma clang loop unroll(full)
     for (int quarter = 0; quarter < 4; quarter++) {
-      look_up(pass, row + 4 * i + quarter, first, last, s);
+      look_up(pass, row + 4 * i + quarter, last, s);
       for (int t = 0; t < FEW; t++) {
         int32_t four;
         memcpy(&four, x[t] + quarter * VB + 4 * i, sizeof four);
@@ -359,8 +357,7 @@ static inline __attribute__((always_inline)) void look_up_and_multiply(int32_t p
 
 // One pass over the rows. In the passes of a block all tokens go through it, FEW in each; those beyond the
 // last repeat it.
-static inline __attribute__((always_inline)) void take(const tile *t, int32_t pass, int first, int last,
-                                                       workspace *s) {
+static inline __attribute__((always_inline)) void take(const tile *t, int32_t pass, int last, workspace *s) {
   const int32_t token = pass % VECTOR_PASSES * FEW, both = token < t->n ? multiplied(t->rows) : 0;
   const int8_t *x[FEW];
   int32_t *y[FEW];
@@ -370,9 +367,9 @@ static inline __attribute__((always_inline)) void take(const tile *t, int32_t pa
     y[i] = t->y + (size_t)at * M_PAD;
   }
   for (int32_t row = 0; row < both; row += WIDE)
-    look_up_and_multiply(pass, row, first, last, x, y, s);
+    look_up_and_multiply(pass, row, last, x, y, s);
   for (int32_t row = both; row < t->rows - multiplied(t->rows); row++)
-    look_up(pass, row, first, last, s);
+    look_up(pass, row, last, s);
 }
 
 static void start_products(const tile *t) {
@@ -398,21 +395,17 @@ static inline void store_square(const wide_lanes *total, int32_t token, int32_t 
 static void tile_times(const tile *t, workspace *s) {
   const int32_t skip = multiplied(t->rows), rows = t->rows - skip;
   start_products(t);
+  memset(s->part, 0, (size_t)rows * sizeof *s->part);
   memset(s->total, 0, (size_t)rows * sizeof *s->total);
   for (int32_t pass = 0; pass < PASSES; pass++) {
-    const int32_t group = pass * GROUPS, first = pass % FLUSH == 0,
-                  last = pass % FLUSH == FLUSH - 1 || pass == PASSES - 1;
+    const int32_t group = pass * GROUPS;
     if (group % STEP == 0)
       load_activations(t->operand + HEADER + group / VB * BK + group % VB, t->n, s);
     build_tables(s->x + group % STEP, s);
-    if (first && last)
-      take(t, pass, 1, 1, s);
-    else if (first)
-      take(t, pass, 1, 0, s);
-    else if (last)
-      take(t, pass, 0, 1, s);
+    if (pass % FLUSH == FLUSH - 1 || pass == PASSES - 1)
+      take(t, pass, 1, s);
     else
-      take(t, pass, 0, 0, s);
+      take(t, pass, 0, s);
   }
   for (int32_t r = 0; r < rows; r += STEP)
     for (int32_t token = 0; token < t->n; token += STEP)

@@ -325,7 +325,7 @@ static void place(const uint8_t *w, int32_t rows, workspace *s) {
       columns code[STRIP];
       load_codes(w, rows, strip, b, code);
       for (int32_t row = strip; row < strip + STRIP && row < rows; row += STEP) {
-        place_entries(code + row - strip, b, row, s);
+        place_entries(code + (row - strip), b, row, s);
       }
     }
   }
@@ -363,24 +363,21 @@ static void build_tables(lanes (*x)[4], workspace *s) {
   }
 }
 
-// One row in one pass. Its entries are loaded as one word.
-static inline __attribute__((always_inline)) void look_up(int32_t pass, int32_t r, int first, int last,
-                                                          workspace *s) {
-  lanes sum = first ? (lanes){0} : s->part[r];
+// One row in one pass; in the last before a flush its int16 sums go to the total. A word holds its entries.
+static inline __attribute__((always_inline)) void look_up(int32_t pass, int32_t r, int last, workspace *s) {
+  lanes sum = s->part[r];
   uint64_t entries;
   memcpy(&entries, s->entry[pass][r], sizeof entries);
   for (int g = 0; g < GROUPS; g++)
     sum += s->table[g][(uint8_t)(entries >> 8 * g)];
   if (last)
     s->total[r] += __builtin_convertvector(sum, wide_lanes);
-  else
-    s->part[r] = sum;
+  s->part[r] = last ? (lanes){0} : sum;
 }
 
-static inline __attribute__((always_inline)) void take(const tile *t, int32_t pass, int first, int last,
-                                                       workspace *s) {
+static inline __attribute__((always_inline)) void take(const tile *t, int32_t pass, int last, workspace *s) {
   for (int32_t r = 0; r < t->rows; r++)
-    look_up(pass, r, first, last, s);
+    look_up(pass, r, last, s);
 }
 
 // The sums of STEP rows and STEP tokens, of which some may be beyond the last, go to y [token][M_PAD].
@@ -397,21 +394,17 @@ static inline void store_square(const wide_lanes *total, int32_t token, int32_t 
 
 static void tile_times(const tile *t, workspace *s) {
   const int32_t skip = 0, rows = t->rows;
+  memset(s->part, 0, (size_t)rows * sizeof *s->part);
   memset(s->total, 0, (size_t)rows * sizeof *s->total);
   for (int32_t pass = 0; pass < PASSES; pass++) {
-    const int32_t group = pass * GROUPS, first = pass % FLUSH == 0,
-                  last = pass % FLUSH == FLUSH - 1 || pass == PASSES - 1;
+    const int32_t group = pass * GROUPS;
     if (group % STEP == 0)
       load_activations(t->operand + HEADER + group / VB * BK + group % VB, t->n, s);
     build_tables(s->x + group % STEP, s);
-    if (first && last)
-      take(t, pass, 1, 1, s);
-    else if (first)
-      take(t, pass, 1, 0, s);
-    else if (last)
-      take(t, pass, 0, 1, s);
+    if (pass % FLUSH == FLUSH - 1 || pass == PASSES - 1)
+      take(t, pass, 1, s);
     else
-      take(t, pass, 0, 0, s);
+      take(t, pass, 0, s);
   }
   for (int32_t r = 0; r < rows; r += STEP)
     for (int32_t token = 0; token < t->n; token += STEP)
