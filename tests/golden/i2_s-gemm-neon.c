@@ -170,6 +170,7 @@ enum { MOST = 2560, MOST_ROWS = M_PAD < MOST ? M_PAD : MOST / BM * BM };
 enum { MOST_LOOKED_UP = MOST_ROWS };
 
 enum { ROOM = (MOST_LOOKED_UP + STEP - 1) / STEP * STEP, STRIP = 80 };
+_Static_assert(STRIP % BM == 0 && STRIP % STEP == 0, "rows are placed by strips of whole panels and steps");
 _Static_assert(GROUPS == 8 && VB % STEP == 0 && LANES % STEP == 0, "a row has a word of entries in a pass");
 
 // After FLUSH passes the int16 sums are added to int32: until then they cannot overflow.
@@ -195,7 +196,7 @@ typedef struct {
   lanes x[STEP][4]; // the activations of STEP groups
   lanes part[ROOM]; // sums since the last flush
   wide_lanes total[ROOM];
-  // Of each group in its table.
+  // Of each group of a row, its place in the table.
   uint8_t entry[PASSES][ROOM][GROUPS];
 } workspace;
 

@@ -180,10 +180,11 @@ enum { WIDE = 64, FEW = 4 };
 enum { MOST_MULTIPLIED = MOST_ROWS / 2 / WIDE * WIDE, MOST_LOOKED_UP = MOST_ROWS / 2 + WIDE };
 _Static_assert(LANES / FEW == VECTOR_PASSES && WIDE == 4 * STEP, "all tokens and rows go through a block");
 
-// The first of so many rows, whole blocks.
+// How many of so many rows are multiplied, the first ones.
 static inline int32_t multiplied(int32_t rows) { return rows / 2 / WIDE * WIDE; }
 
 enum { ROOM = (MOST_LOOKED_UP + STEP - 1) / STEP * STEP, STRIP = 80 };
+_Static_assert(STRIP % BM == 0 && STRIP % STEP == 0, "rows are placed by strips of whole panels and steps");
 _Static_assert(GROUPS == 8 && VB % STEP == 0 && LANES % STEP == 0, "a row has a word of entries in a pass");
 
 // After FLUSH passes the int16 sums are added to int32: until then they cannot overflow.
@@ -209,9 +210,9 @@ typedef struct {
   lanes x[STEP][4]; // the activations of STEP groups
   lanes part[ROOM]; // sums since the last flush
   wide_lanes total[ROOM];
-  // Of each group in its table.
+  // Of each group of a row, its place in the table.
   uint8_t entry[PASSES][ROOM][GROUPS];
-  // Of STEP rows the codes of four columns of every quarter.
+  // Of the rows that are multiplied: a vector is four columns of every quarter, of STEP rows.
   sums code[BLOCKS][MOST_MULTIPLIED / WIDE][STEP][WIDE / STEP];
 } workspace;
 
