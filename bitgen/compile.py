@@ -154,7 +154,7 @@ def build(
         where = platform_of(arch, "musl")  # glibc is not made for static programs
     flags = (*compiler.target_flags(arch, where.system.name), *COMMON_FLAGS)
     if sanitize:
-        flags = (*flags, "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1")
+        flags = (*flags, "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O0")
     product = f"bitgen-runner{where.system.suffix}" if program else where.system.library
     how = where.system.shared if not program else () if sanitize else where.system.program  # sanitized ones: not static
     link = [*flags, *how, "-pthread", "-o", product]
