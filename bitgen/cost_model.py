@@ -220,8 +220,9 @@ def call_profile(spec: KernelSpec, arch: str) -> Profile:
     program, most = kernel_program(spec, arch)
     panels = FORMATS[spec.layout.format].geometry(spec.shape, spec.layout).panels
     together = panels // -(-panels // most) if spec.tile.groups else min(panels, most)  # even parts, or full ones
-    rows = 640 if spec.tile.mixed else 80  # loops over rows are unrolled, or go by strips, or by blocks of half of them
-    step = 1 if spec.op == "gemv" else math.lcm(spec.layout.bm, rows) // spec.layout.bm
+    # Loops over rows are unrolled, or go by strips, or by blocks of half of them.
+    rows = math.lcm(spec.layout.bm, space.STRIP_ROWS, 2 * space.MIXED_ROWS if spec.tile.mixed else 1)
+    step = 1 if spec.op == "gemv" else rows // spec.layout.bm
     # Look-ups take tokens in tiles, products in blocks of unequal numbers, look-ups of single weights one by one.
     some = space.template_row(spec).lanes if spec.tile.groups else tokens(spec) if spec.tile.nr > 1 else 1
     part = _extrapolate(program, step, together, some, tokens(spec))

@@ -16,7 +16,7 @@ from jinja2 import meta
 from bitgen import data, targets
 from bitgen.errors import UnsupportedError
 from bitgen.formats import FORMATS
-from bitgen.space import QUAD_COLUMNS, legal, template_isa, template_row
+from bitgen.space import MIXED_ROWS, QUAD_COLUMNS, STRIP_ROWS, legal, template_isa, template_row
 from bitgen.spec import KernelSpec
 
 
@@ -100,7 +100,8 @@ def _context(spec: KernelSpec) -> dict[str, Any]:
     if template.int16_columns:
         context["int16_columns"] = template.int16_columns
     if template.lanes:
-        context |= {"lanes": template.lanes, "lookup_columns": QUAD_COLUMNS, "mixed": spec.tile.mixed}
+        context |= {"lanes": template.lanes, "lookup_columns": QUAD_COLUMNS, "strip_rows": STRIP_ROWS}
+        context |= {"mixed": spec.tile.mixed, "mixed_rows": MIXED_ROWS}
     return context
 
 

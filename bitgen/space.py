@@ -31,8 +31,8 @@ TRIPLE_COLUMNS = int16_columns(3, -3 * 128, 3 * 128)
 QUAD_COLUMNS = int16_columns(4, -4 * 128, 4 * 128)
 # Where codes are multiplied in place (i2_s/sdot.c.j2), an int32 lane gains 4 * 32 * -128 every 64 columns.
 MOST_COLUMNS = 1 << 22
-# Rows that are multiplied together beside look-ups (i2_s/mixed.c.j2).
-MIXED_ROWS = 64
+# Rows that are placed together for look-ups (i2_s/lookup.c.j2), and multiplied together beside them (mixed.c.j2).
+STRIP_ROWS, MIXED_ROWS = 80, 64
 
 
 @dataclass(frozen=True)
