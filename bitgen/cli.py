@@ -25,6 +25,7 @@ from bitgen.bench import bench as bench_model
 from bitgen.blocks import I2S_LAYOUTS
 from bitgen.chat import Chat
 from bitgen.chat_templates import NAMED
+from bitgen.compile import cache_root
 from bitgen.engine.embed import POOLINGS
 from bitgen.engine.lookup import LOOKUP
 from bitgen.engine.model import SHIPPED, default_threads, shipped_path
@@ -58,7 +59,8 @@ class Group(click.Group):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the exit flush must not complain
             ctx.exit(0)
         except OSError as e:  # a full disk, a missing permission
-            click.echo(f"bitgen: {e.filename or 'writing a file'}: {e.strerror}", err=True)
+            where = e.filename or f"writing a file (the cache is {cache_root()}; BITGEN_CACHE names another)"
+            click.echo(f"bitgen: {where}: {e.strerror}", err=True)
             ctx.exit(1)
 
 

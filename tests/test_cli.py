@@ -200,6 +200,16 @@ def test_a_full_disk_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.output == "bitgen: somewhere/plan.json: No space left on device\n"
 
 
+def test_a_full_cache_says_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def full(_: Path) -> dict[str, str]:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setenv("BITGEN_CACHE", str(tmp_path))
+    monkeypatch.setattr(api, "info", full)
+    result = CliRunner().invoke(cli.main, ["info", "x.gguf"])
+    assert result.exit_code == 1 and f"the cache is {tmp_path}; BITGEN_CACHE" in result.output
+
+
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't start new thread")])
 def test_a_lack_of_memory_is_one_sentence(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def short(_: Path) -> dict[str, str]:
