@@ -37,6 +37,7 @@ COMMON_FLAGS = (
     *["-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-strict-aliasing"],
     *["-fPIC", "-fvisibility=hidden", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Wno-unused-function", "-Wno-psabi"],
     "-Wno-unused-command-line-argument",  # what only the link needs stands in every command
+    "-I.",  # the root of the source tree, from which headers in its folders are named
 )
 BASELINE = {"x86_64": ("-march=x86-64",), "arm64": ("-mcpu=generic",), "riscv64": ("-march=rv64gc",)}
 
@@ -171,8 +172,7 @@ def build(
     if not (folder / product).exists():
         work = _fresh_folder(root, folder.name)
         try:
-            for file, text in sources.items():
-                (work / file).write_text(text, encoding="utf-8", newline="\n")
+            write_sources(work, sources)
             made_by = {"compiler": compiler.version, "flags": list(flags)}
             record = {**spec, "arch": arch, "system": where.system.name, **made_by}
             (work / "spec.json").write_text(json.dumps(record, indent=1, default=str) + "\n")
@@ -199,9 +199,8 @@ def assembly(isa: str, file: str, text: str, system: str | None = None) -> str:
     flags = (*compiler.target_flags(arch, system), *COMMON_FLAGS, *target.flags)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        (work / file).write_text(text, encoding="utf-8", newline="\n")
-        for header in data.folder("runtime").glob("*.h"):
-            shutil.copy(header, work)
+        header = data.folder("runtime") / "kernel.h"  # the only one that kernels include
+        write_sources(work, {file: text, header.name: header.read_text(encoding="utf-8")})
         _run(compiler, [*flags, "-S", file, "-o", "out.s"], work, f"compiling {file}")
         return (work / "out.s").read_text()
 
@@ -220,6 +219,14 @@ def macros(arch: str, flags: tuple[str, ...] = (), cpu: str | None = None) -> fr
         words = [*compiler.target_flags(arch), *flags, "-E", "-dM", "empty.c", "-o", "macros"]
         _run(compiler, words, Path(folder), f"asking for the macros of {arch} {shlex.join(flags)}")
         return frozenset(re.findall(r"^#define (\w+)", (Path(folder) / "macros").read_text(), re.M))
+
+
+def write_sources(folder: Path, sources: Mapping[str, str]) -> None:
+    """Write a source tree, file name -> text; names may lead into folders, which are made."""
+    for name, text in sources.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8", newline="\n")
 
 
 def _fresh_folder(root: Path, name: str) -> Path:
