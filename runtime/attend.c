@@ -48,8 +48,8 @@ static int32_t first_seen(const state *s, const run *r, int32_t row) {
   return first > 0 ? first : 0;
 }
 
-// Of the rows from row0 on, how many see something of this block or an earlier one: the others' windows begin
-// after it.
+// Of the rows from row0 on, how many see something of this block or an earlier one: the windows of the others
+// begin after it.
 static int32_t seeing(const state *s, const run *r, int32_t row0, int32_t rows, int32_t block) {
   while (rows && first_seen(s, r, row0 + rows - 1) >= (block + 1) * ATTEND_BLOCK)
     rows--;

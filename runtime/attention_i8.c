@@ -1,5 +1,5 @@
-// attention_i8.c: softmax attention over a cache of int8, in integers; compiled once per ISA. ops.h has the
-// layout.
+// attention_i8.c: softmax attention over a cache of int8, in integers; compiled once per ISA.
+// ops.h has the layout.
 //
 // Queries, and the softmax's p times the scales of the values, are rounded to 15 bits for every block of
 // positions. Scores and outputs then are sums of int8 times int16: exact in int32 and in any order, twice as
@@ -21,9 +21,8 @@ _Static_assert(GROUP <= I8_GROUP, "sessions make room for whole groups");
 _Static_assert(MAX_HEAD_DIM <= INT32_MAX / (COARSE * FINE), "a score's sum would overflow");
 _Static_assert(ATTEND_BLOCK <= INT32_MAX / (COARSE * FINE), "an output's sum would overflow");
 
-// codes int16 = x (top / greatest), to the nearest, ties to even, and at most `top` in size (NaN is -top),
-// with greatest = max |x|, kept between 2^-64 and 2^64. Returns their scale, greatest / top. x and codes are
-// padded.
+// codes int16 = x (top / greatest), to the nearest, ties to even, at most `top` in size (NaN is -top), with
+// greatest = max |x|, kept between 2^-64 and 2^64; returns their scale, greatest / top. Both are padded.
 VEC float round_row(const float *x, int32_t n, float top, int16_t *codes) {
   v16 most = v16_set(0x1p-64f);
   for (int32_t i = 0; i < n; i += LANES)

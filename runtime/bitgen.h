@@ -19,63 +19,67 @@
 // <cdef>
 enum {
   BG_OK = 0,
-  BG_E_ARGUMENT = -1,   // a null pointer, a count out of range
-  BG_E_MEMORY = -2,     // an allocation or a mapping failed
-  BG_E_IO = -3,         // the file cannot be opened or read
-  BG_E_FORMAT = -4,     // not a packed model, or cut short, or with impossible fields
-  BG_E_LAYOUT = -5,     // packed for other kernels than this library holds
-  BG_E_NO_KERNEL = -6,  // the library lacks a kernel for a matrix of this model
-  BG_E_ISA = -7,        // no such ISA level here, or this CPU cannot execute it
-  BG_E_CONTEXT = -8,    // the tokens do not fit into the session's context
-  BG_E_TOKEN = -9,      // a token id outside the vocabulary
-  BG_E_VALUE = -10,     // NaN or infinity in the file's scales or norms
-  BG_E_THREAD = -11,    // a worker thread cannot be started
+  BG_E_ARGUMENT = -1,  // a null pointer, a count out of range
+  BG_E_MEMORY = -2,    // an allocation or a mapping failed
+  BG_E_IO = -3,        // the file cannot be opened or read
+  BG_E_FORMAT = -4,    // not a packed model, or cut short, or with impossible fields
+  BG_E_LAYOUT = -5,    // packed for other kernels than this library holds
+  BG_E_NO_KERNEL = -6, // the library lacks a kernel for a matrix of this model
+  BG_E_ISA = -7,       // no such ISA level here, or this CPU cannot execute it
+  BG_E_CONTEXT = -8,   // the tokens do not fit into the session's context
+  BG_E_TOKEN = -9,     // a token id outside the vocabulary
+  BG_E_VALUE = -10,    // NaN or infinity in the file's scales or norms
+  BG_E_THREAD = -11,   // a worker thread cannot be started
 };
 
 enum { BG_CACHE_F16 = 0, BG_CACHE_F32 = 1, BG_CACHE_I8 = 2 };
 
-typedef struct bg_model bg_model;      // mapped weights, shared by sessions
-typedef struct bg_session bg_session;  // one sequence: its KV cache, and the buffers and threads that serve it
+typedef struct bg_model bg_model;     // mapped weights, shared by sessions
+typedef struct bg_session bg_session; // one sequence: its KV cache, and what serves it: buffers, threads
 
 // What the library holds. ISA levels are numbered from the best (0) down; -1 asks for the best that runs.
 int32_t bg_isa_count(void);
 const char *bg_isa_name(int32_t isa);
-int32_t bg_isa_runs(int32_t isa);            // 1 when its probe executed on this CPU
-int32_t bg_isa_best(void);                   // the first that runs, or BG_E_ISA
-const char *bg_isa_layout(int32_t isa);      // the layout key its packed model must carry; "" for a bare kernel set
+int32_t bg_isa_runs(int32_t isa); // 1 when its probe executed on this CPU
+int32_t bg_isa_best(void);        // the first that runs, or BG_E_ISA
+// The layout key that a packed model must carry; "" for a bare kernel set.
+const char *bg_isa_layout(int32_t isa);
 const char *bg_strerror(int32_t code);
 
-// A model is opened from a packed file (on Windows its path is UTF-8); weights stay memory-mapped until bg_close.
+// A model is opened from a packed file (on Windows its path is UTF-8); weights stay
+// memory-mapped until bg_close.
 int32_t bg_open(const char *path, int32_t isa, bg_model **out);
 void bg_close(bg_model *model);
 int32_t bg_vocab(const bg_model *model);
-int32_t bg_context(const bg_model *model);   // the longest context the model was made for
+int32_t bg_context(const bg_model *model); // the longest context the model was made for
 
 // The tokenizer that a program's file carries beside the model (tokenizer.h), and its size; or NULL.
 const void *bg_vocabulary(const bg_model *model, size_t *bytes);
 
 // Every buffer that forward touches is made when a session opens; forward allocates nothing.
-// cache: BG_CACHE_F16; BG_CACHE_I8, half the bytes (a scale per position and kv head); or BG_CACHE_F32, twice the bytes,
-// for comparisons with models that do not round keys and values.
+// cache: BG_CACHE_F16; BG_CACHE_I8, half the bytes (a scale per position and kv head); or BG_CACHE_F32, twice
+// the bytes, for comparisons with models that do not round keys and values.
 int32_t bg_session_open(bg_model *model, int32_t threads, int32_t context, int32_t cache, bg_session **out);
-// Another session that shares the buffers and threads of one: for sequences that are taken through the model together.
-// Sessions that share are not for two callers at once; they are closed in any order.
+// Another session that shares the buffers and threads of one: for sequences that are taken through the model
+// together. Sessions that share are not for two callers at once; they are closed in any order.
 int32_t bg_session_share(bg_session *with, int32_t context, bg_session **out);
 void bg_session_close(bg_session *session);
-int32_t bg_position(const bg_session *session);               // tokens in the KV cache
-int32_t bg_rewind(bg_session *session, int32_t position);     // forget tokens after `position`
+int32_t bg_position(const bg_session *session);           // tokens in the KV cache
+int32_t bg_rewind(bg_session *session, int32_t position); // forget tokens after `position`
 
 // Append n tokens. logits: NULL, or float32 [vocab] of the last token (all == 0), or [n][vocab] (all == 1).
 int32_t bg_forward(bg_session *session, const int32_t *tokens, int32_t n, float *logits, int32_t all);
-// Append lengths[i] >= 1 tokens to each of `count` different sessions that share; tokens holds those of one after the
-// other. The weights are read once for all of them. logits: NULL, or float32 [count][vocab] of each one's last token
-// (all == 0), or [sum of lengths][vocab] (all == 1): the same bits as when each runs alone. An error changes nothing.
-int32_t bg_forward_batch(bg_session *const *sessions, int32_t count, const int32_t *tokens, const int32_t *lengths,
-                         float *logits, int32_t all);
+// Append lengths[i] >= 1 tokens to each of `count` different sessions that share; tokens holds those of one
+// after the other. The weights are read once for all of them. logits: NULL, or float32 [count][vocab] of each
+// one's last token (all == 0), or [sum of lengths][vocab] (all == 1): the same bits as when each runs alone.
+// An error changes nothing.
+int32_t bg_forward_batch(bg_session *const *sessions, int32_t count, const int32_t *tokens,
+                         const int32_t *lengths, float *logits, int32_t all);
 
-// The same without the output matrix: states float32 [count][hidden] or [sum of lengths][hidden] after the last norm.
-int32_t bg_states_batch(bg_session *const *sessions, int32_t count, const int32_t *tokens, const int32_t *lengths,
-                        float *states, int32_t all);
+// The same without the output matrix: states float32 [count][hidden] or [sum of lengths][hidden]
+// after the last norm.
+int32_t bg_states_batch(bg_session *const *sessions, int32_t count, const int32_t *tokens,
+                        const int32_t *lengths, float *states, int32_t all);
 
 // Where forward spends its time: the four products, the steps between them, attention, the head.
 enum bg_step {
@@ -84,13 +88,13 @@ enum bg_step {
   BG_STEP_GATE_UP,
   BG_STEP_DOWN,
   BG_STEP_EMBED,
-  BG_STEP_ENTER_ATTENTION,  // norm, quantise
-  BG_STEP_SPLIT_HEADS,      // RoPE, write the cache
+  BG_STEP_ENTER_ATTENTION, // norm, quantise
+  BG_STEP_SPLIT_HEADS,     // RoPE, write the cache
   BG_STEP_ATTENTION,
-  BG_STEP_LEAVE_ATTENTION,  // sub-norm, quantise
-  BG_STEP_ENTER_FFN,        // add, norm, quantise
-  BG_STEP_ACTIVATE,         // activation, sub-norm, quantise
-  BG_STEP_LEAVE_FFN,        // add
+  BG_STEP_LEAVE_ATTENTION, // sub-norm, quantise
+  BG_STEP_ENTER_FFN,       // add, norm, quantise
+  BG_STEP_ACTIVATE,        // activation, sub-norm, quantise
+  BG_STEP_LEAVE_FFN,       // add
   BG_STEP_FINAL_NORM,
   BG_STEP_HEAD,
   BG_STEPS,
@@ -100,15 +104,16 @@ typedef struct {
   int64_t nanoseconds, calls;
 } bg_step_time;
 
-// on != 0: time every step from now on, from zero; 0: stop. out: NULL, or [BG_STEPS] for what was timed until now.
+// on != 0: time every step from now on, from zero; 0: stop. out: NULL, or [BG_STEPS] for what
+// was timed until now.
 int32_t bg_profile(bg_session *session, int32_t on, bg_step_time *out);
 
 typedef struct {
-  float temperature;     // 0: greedy
-  int32_t top_k;         // 0: off
-  float top_p;           // 1: off
-  float min_p;           // 0: off
-  float repeat_penalty;  // 1: off; over the last `repeat_last` tokens given to bg_sample
+  float temperature;    // 0: greedy
+  int32_t top_k;        // 0: off
+  float top_p;          // 1: off
+  float min_p;          // 0: off
+  float repeat_penalty; // 1: off; over the last `repeat_last` tokens given to bg_sample
   int32_t repeat_last;
   uint64_t seed;
 } bg_sampling;
@@ -118,9 +123,9 @@ typedef struct {
 int32_t bg_sample(bg_session *session, const bg_sampling *how, const float *logits, const int32_t *history,
                   int32_t n, uint64_t step);
 
-// Append n tokens and choose what follows each of the last `count`: the tokens that bg_forward and bg_sample would
-// give, into `chosen`, but with a certified head mostly without computing all logits. `history` ends with the
-// appended tokens; the i-th choice sees it up to its own token, and draws at step + i. count <= n.
+// Append n tokens and choose what follows each of the last `count`: the tokens that bg_forward and bg_sample
+// would give, into `chosen`, but with a certified head mostly without computing all logits. `history` ends
+// with the appended tokens; the i-th choice sees it up to its own token, and draws at step + i. count <= n.
 int32_t bg_next(bg_session *session, const int32_t *tokens, int32_t n, const bg_sampling *how,
                 const int32_t *history, int32_t n_history, uint64_t step, int32_t *chosen, int32_t count);
 
@@ -132,20 +137,22 @@ typedef struct {
   uint64_t step;
 } bg_choice;
 
-// The same for `count` different sessions that share, as in bg_forward_batch: each chooses as asks[i] says, by the rules
-// of bg_next. `chosen` gets the choices of one session after the other. The weights and a certified head's codes are read once
-// for many. When a choice fails all tokens are appended nevertheless, and the first error is returned.
-int32_t bg_next_batch(bg_session *const *sessions, int32_t count, const int32_t *tokens, const int32_t *lengths,
-                      const bg_choice *asks, int32_t *chosen);
-int64_t bg_rescored(const bg_session *session);  // rows of the float16 output matrix that bg_next has read so far
+// The same for `count` different sessions that share, as in bg_forward_batch: each chooses as asks[i] says,
+// by the rules of bg_next. `chosen` gets the choices of one session after the other. The weights and a
+// certified head's codes are read once for many. When a choice fails all tokens are appended nevertheless,
+// and the first error is returned.
+int32_t bg_next_batch(bg_session *const *sessions, int32_t count, const int32_t *tokens,
+                      const int32_t *lengths, const bg_choice *asks, int32_t *chosen);
+// Rows of the float16 output matrix that bg_next has read so far.
+int64_t bg_rescored(const bg_session *session);
 
 // Kernels one by one: for tests, tuning and `bitgen bench`.
 typedef struct {
   const char *symbol;
-  int32_t m, k, m_pad;      // logical shape; rows of y as written
-  int32_t panels, max_n;    // units along M that threads divide; most tokens per call (1 for gemv)
-  int64_t weight_bytes, operand_bytes;  // packed matrix; prepared activations of one token
-  int64_t row_bytes;        // q of one token: int8 [k], and in a kernel with groups float steps [k / group]
+  int32_t m, k, m_pad;                 // logical shape; rows of y as written
+  int32_t panels, max_n;               // units along M that threads divide; most tokens per call (1 for gemv)
+  int64_t weight_bytes, operand_bytes; // packed matrix; prepared activations of one token
+  int64_t row_bytes; // q of one token: int8 [k], and in a kernel with groups float steps [k / group]
 } bg_kernel_info;
 
 int32_t bg_kernel_count(int32_t isa);
@@ -153,14 +160,16 @@ int32_t bg_kernel_get(int32_t isa, int32_t index, bg_kernel_info *out);
 // y int32 [n][m_pad] = w (packed) x q int8 [n][k]
 int32_t bg_kernel_run(int32_t isa, int32_t index, const uint8_t *w, const int8_t *q, int32_t n, int32_t *y,
                       int32_t threads);
-// Seconds of each of `reps` runs over `copies` packed matrices laid end to end (64-byte aligned), visited in turn.
-// Operand preparation is inside the time, as it is in a forward pass.
-int32_t bg_kernel_time(int32_t isa, int32_t index, const uint8_t *w, int32_t copies, const int8_t *q, int32_t n,
-                       int32_t threads, int32_t reps, double *seconds);
-// Sequential read bandwidth of `bytes` (64 KiB or more) at `buffer` in bytes per second, best of `reps` passes.
+// Seconds of each of `reps` runs over `copies` packed matrices laid end to end (64-byte aligned), visited in
+// turn. Operand preparation is inside the time, as it is in a forward pass.
+int32_t bg_kernel_time(int32_t isa, int32_t index, const uint8_t *w, int32_t copies, const int8_t *q,
+                       int32_t n, int32_t threads, int32_t reps, double *seconds);
+// Sequential read bandwidth of `bytes` (64 KiB or more) at `buffer` in bytes per second, best
+// of `reps` passes.
 int32_t bg_read_bandwidth(int32_t isa, const void *buffer, size_t bytes, int32_t threads, int32_t reps,
                           double *bytes_per_s);
-// Peak integer operations per second of the ISA's dot product on registers (two per multiply-add), best of `reps`.
+// Peak integer operations per second of the ISA's dot product on registers (two per
+// multiply-add), best of `reps`.
 int32_t bg_peak_ops(int32_t isa, int32_t threads, int32_t reps, double *ops_per_s);
 // </cdef>
 #if defined(_WIN32)

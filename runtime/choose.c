@@ -4,8 +4,8 @@
 // whose interval reaches the k-th greatest lower end are computed in float16, and the sampler sees only
 // those. What greedy and top-k sampling choose from them is what they would choose from all.
 //
-// A row w is kept as codes q and a scale s, the hidden state h is rounded to x step, x an integer. By
-// Cauchy-Schwarz
+// A row w is kept as codes q and a scale s, the hidden state h is rounded to x step, x an integer.
+// By Cauchy-Schwarz
 //   |w.h - s step q.x| <= |w - s q| |h| + |s q| |h - x step|,
 // and float arithmetic, here and in the float16 product, adds less than gamma (|w| + |s q|) |h| with
 // gamma = (hidden / 16 + 32) 2^-23 (Higham, Accuracy and Stability, section 3.1), which pack.py has added to

@@ -79,8 +79,8 @@ static void head_i8(const int8_t *w, const float *scales, int32_t k, int32_t row
       logits[t * stride + row] *= scales[row];
 }
 
-// Of 256 columns of a row's upper codes the 64 at 64 c: four bits each in the first 128 bytes, two in the
-// rest.
+// Of 256 columns of a row's upper codes the 64 at 64 c: four bits each in the first 128 bytes,
+// two in the rest.
 VEC v64u upper_codes(const uint8_t *row, int c) {
   const v64u four = v64u_load(row + c / 2 * 64), two = v64u_load(row + 128);
   return v64u_bits(four, c % 2 * 4, 15) | v64u_bits(two, 2 * c - 4, 48);
@@ -88,8 +88,7 @@ VEC v64u upper_codes(const uint8_t *row, int c) {
 VEC v64u lower_codes(const uint8_t *row, int c) { return v64u_bits(v64u_load(row), 2 * c, 3); }
 
 // sums[t * stride + r] = upper codes of w[r] . x[t]; rows and tokens are constants where this is inlined.
-// Meanwhile `lines` of 64 bytes for each 256 columns are asked for early, one behind the other from `soon`
-// on.
+// Meanwhile `lines` of 64 bytes for each 256 columns are prefetched, one behind the other from `soon` on.
 VEC void screen_tile(const int rows, const int tokens, const uint8_t *w, int32_t k, const int8_t *const *x,
                      const uint8_t *soon, int32_t lines, int32_t *sums, int32_t stride) {
   v16i sum[SCREEN_ROWS][SCREEN_TOKENS] = {{{0}}};

@@ -7,43 +7,46 @@
 
 // One generated kernel: y = W q in exact integers.
 //
-// `prepare` turns n rows of int8 activations q [n][k] into the form the kernel reads (padded, summed, or a
-// look-up table); `run` writes rows [p0 * m_pad / panels, p1 * m_pad / panels) of y int32 [n][m_pad], so that
-// threads divide panels, with scratch_bytes of its own to work in. Rows m..m_pad-1 are padding and are written
-// as 0. A kernel with an n_tile works best on multiples of so many tokens, and rather on many rows than few.
+// `prepare` turns n rows of int8 activations q [n][k] into the form the kernel reads (padded, summed, or
+// a look-up table); `run` writes rows [p0 * m_pad / panels, p1 * m_pad / panels) of y int32 [n][m_pad],
+// so that threads divide panels, with scratch_bytes of its own to work in. Rows m..m_pad-1 are padding
+// and are written as 0. A kernel with an n_tile works best on multiples of so many tokens, and rather on
+// many rows than few.
 //
-// A kernel with groups has the scales of its weights in its matrix, takes rows of q that go on with the float
-// steps [k / group] of the activations, and gives floats: y = W x, every operation defined (run.c.j2 of i2_g).
+// A kernel with groups has the scales of its weights in its matrix, takes rows of q that go on with
+// the float steps [k / group] of the activations, and gives floats: y = W x, every operation
+// defined (run.c.j2 of i2_g).
 typedef struct {
   const char *symbol;
   int32_t m, k, m_pad;
-  int32_t group;          // columns that share a scale in each row; 0: the matrix is codes, and y sums
+  int32_t group; // columns that share a scale in each row; 0: the matrix is codes, and y sums
   int32_t panels;
-  int32_t max_n;          // 1 for gemv, INT32_MAX for gemm
-  size_t weight_bytes;    // of the packed matrix, a multiple of 64
-  size_t operand_bytes;   // of one token's prepared activations, a multiple of 64
+  int32_t max_n;        // 1 for gemv, INT32_MAX for gemm
+  size_t weight_bytes;  // of the packed matrix, a multiple of 64
+  size_t operand_bytes; // of one token's prepared activations, a multiple of 64
   void (*prepare)(const int8_t *q, int32_t n, uint8_t *operand);
-  int32_t n_tile;         // 0: threads should divide rows, not tokens
-  size_t scratch_bytes;   // 64-byte aligned, of each thread
+  int32_t n_tile;       // 0: threads should divide rows, not tokens
+  size_t scratch_bytes; // 64-byte aligned, of each thread
   void (*run)(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1,
               void *scratch);
 } bg_kernel;
 
-// The matrices of a layer. q, k and v are one matrix, and so are gate and up, unless each has an input of its own.
+// The matrices of a layer. q, k and v are one matrix, and so are gate and up, unless each has an
+// input of its own.
 enum { BG_QKV, BG_O, BG_GATE_UP, BG_DOWN, BG_Q, BG_K, BG_V, BG_GATE, BG_UP, BG_ROLES };
 
-typedef struct bg_ops bg_ops;  // the float operations compiled for one ISA: ops.h
+typedef struct bg_ops bg_ops; // the float operations compiled for one ISA: ops.h
 
 // One instruction-set level of a library. The generated registry lists them, best first, NULL at the end.
 typedef struct {
-  const char *name;                 // "avx2"
-  int32_t (*probe)(void);           // executes the ISA's instructions; 1 when the answer is right
-  int64_t (*peak)(int64_t rounds);  // runs the integer dot product at full speed; returns the operations done
+  const char *name;                // "avx2"
+  int32_t (*probe)(void);          // executes the ISA's instructions; 1 when the answer is right
+  int64_t (*peak)(int64_t rounds); // runs the integer dot product at full speed, returns its operations
   const bg_ops *ops;
-  const char *layout;               // key of the packed layouts, "" when no model is bound
-  const bg_kernel *const *kernels;  // [n_kernels]
+  const char *layout;              // key of the packed layouts, "" when no model is bound
+  const bg_kernel *const *kernels; // [n_kernels]
   int32_t n_kernels;
-  const bg_kernel *gemv[BG_ROLES];  // the model's matrices; NULL where not bound
+  const bg_kernel *gemv[BG_ROLES]; // the model's matrices; NULL where not bound
   const bg_kernel *gemm[BG_ROLES];
 } bg_isa;
 
@@ -52,6 +55,6 @@ static inline size_t bg_row_bytes(const bg_kernel *k) {
   return (size_t)k->k + (k->group ? (size_t)(k->k / k->group) * sizeof(float) : 0);
 }
 
-extern const bg_isa *const bg_isas[];  // defined by the generated registry.c
+extern const bg_isa *const bg_isas[]; // defined by the generated registry.c
 
 #endif

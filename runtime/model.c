@@ -1,9 +1,11 @@
 // model.c: opens a packed model: maps the file, checks every field before it is used, finds the sections.
 //
 // After bg_header the file holds these sections, each starting at a multiple of 64 bytes:
-//   embedding, output_norm;  per layer: the norms that it has in the order of NORM_*, its matrices stage by
-//   stage, scales;  then the head: nothing when tied, or float16 rows;  or float scales and int8 rows;  and
-//   behind what a certified head has in float16: residuals, norms, scales, upper and lower bits of codes.
+//   embedding, output_norm;
+//   per layer: the norms that it has in the order of NORM_*, its matrices stage by stage, scales;
+//   then the head: nothing when tied, or float16 rows; or float scales and int8 rows;
+//   and behind what a certified head has in float16: upper residuals, residuals, norms, scales, upper bits of
+//   codes, lower bits of codes.
 // The bytes of a packed matrix are the bound kernel's own business: its weight_bytes.
 #include "model.h"
 
@@ -52,8 +54,8 @@ const bg_stage bg_stages[STAGES][2] = {
     [BG_DOWN] = {{1, {{BG_DOWN, -1}}}, {1, {{BG_DOWN, -1}}}},
 };
 
-// Both kernels of a role are there, compute this matrix and read the same packed bytes; all have groups
-// alike.
+// Both kernels of a role are there, compute this matrix and read the same packed bytes; all
+// have groups alike.
 static int kernels_fit(const bg_isa *isa, int32_t role, int32_t m, int32_t k) {
   const bg_kernel *one = isa->gemv[role], *many = isa->gemm[role];
   return one && many && one->m == m && one->k == k && many->m == m && many->k == k &&

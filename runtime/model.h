@@ -65,8 +65,7 @@ enum {
   NORMS
 };
 
-// The matrices that read the same step's result: one, or the parts of it apart. [BG_QKV ..
-// BG_DOWN][input_norms]
+// The matrices that read the same step's result: one, or the parts of it apart.
 enum { STAGES = BG_DOWN + 1 };
 typedef struct {
   int32_t n;
@@ -74,7 +73,7 @@ typedef struct {
     int8_t role, norm; // norm: of its own input, or -1
   } matrices[3];
 } bg_stage;
-extern const bg_stage bg_stages[STAGES][2];
+extern const bg_stage bg_stages[STAGES][2]; // [BG_QKV .. BG_DOWN][input_norms]
 
 // Where a part of a matrix is: rows `row` and on of the product of `role`.
 typedef struct {

@@ -52,8 +52,8 @@ static float quantise(const float *x, int32_t n, int8_t *q) {
   return s;
 }
 
-// What the rows of a product hold: sums that are to be multiplied by f, or the floats of a kernel with
-// groups.
+// What the rows of a product hold: sums that are to be multiplied by f, or the floats of a
+// kernel with groups.
 typedef enum { SUMS, FLOATS } row_type;
 
 VEC float number(row_type type, const int32_t *y, float f) {

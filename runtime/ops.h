@@ -23,7 +23,7 @@ static inline int32_t padded(int32_t n) { return (int32_t)round_up(n, 16); }
 // The cache of one kv head holds, up to a multiple of ATTEND_BLOCK positions, of halves or floats
 //   k [position / 16][head_dim][16]       so that the scores of 16 positions are one vector
 //   v [position][padded(head_dim)]
-// and of int8, in the groups of G that the machine's instructions add up (2, with AMX 4), for every
+// and of int8, in the groups of G that the machine's instructions add up (2, with AMX 4), for every block of
 // ATTEND_BLOCK positions
 //   k [position / 16][head_dim / G][16][G], head_dim rounded up to G, then a float scale of each position
 //   v [padded(head_dim) / 16][position / G][16][G], then a float scale of each position
@@ -35,10 +35,11 @@ static inline size_t partial_floats(int32_t head_dim) { return (size_t)padded(he
 
 enum { READ_UNIT = 1 << 16 };
 
-// A certified head's codes, -127 to 127, plus 128 are 4 upper + lower. For each 256 columns of a row, column
-// 64 c + j
-//   upper [128] its bits 0 to 3 in byte 64 (c / 2) + j, at 4 (c % 2);  then [64] its bits 4 and 5 in byte j,
-//   at 2 c lower [64] in byte j, at 2 c
+// A certified head's codes, -127 to 127, plus 128 are 4 upper + lower. For each 256 columns of a row, of
+// column 64 c + j
+//   upper  [128]  its bits 0 to 3, in byte 64 (c / 2) + j from bit 4 (c % 2) on
+//           [64]  its bits 4 and 5, in byte j from bit 2 c on
+//   lower   [64]  its bits 0 and 1, in byte j from bit 2 c on
 enum { SCREEN_COLUMNS = 256, SCREENED = 1 << 16 }; // so many products of a code int32 can sum
 #define UPPER_BYTES(columns) ((size_t)(columns) / 4 * 3)
 #define LOWER_BYTES(columns) ((size_t)(columns) / 4)
@@ -85,8 +86,8 @@ typedef struct {
 } bg_row_ops;
 
 struct bg_ops {
-  void (*widen)(const uint16_t *row, int32_t n, float scale,
-                float *x); // x = float16 row times scale, n % 16 == 0
+  // x = float16 row times scale, n % 16 == 0
+  void (*widen)(const uint16_t *row, int32_t n, float scale, float *x);
   // y = g x / sqrt(mean(x^2) + eps); x, g, y padded; y may be x
   void (*rmsnorm)(const float *x, const float *g, int32_t n, float eps, float *y);
   // The same for each head of x float [heads][d], which is not padded, in place; g padded.

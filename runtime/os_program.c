@@ -1,5 +1,5 @@
-// os_program.c: what a program does before anything else and asks of the system. Libraries leave their host's
-// streams alone.
+// os_program.c: what a program does before anything else and asks of the system.
+// Libraries leave their host's streams alone.
 #include "os.h"
 
 #if defined(_WIN32)

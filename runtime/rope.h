@@ -1,15 +1,14 @@
 // rope.h: the angles of rotary positions, in plain double arithmetic: no two mathematics libraries agree on
 // pow, sin and cos to the last bit, and logits must not depend on the host. Errors are below 1e-14, so the
-// floats that come out are the correctly rounded ones but in the rarest of cases, and the same ones
-// everywhere always.
+// floats are the correctly rounded ones but in the rarest of cases, and always the same everywhere.
 #ifndef BITGEN_ROPE_H
 #define BITGEN_ROPE_H
 
 #include <stdint.h>
 #include <string.h>
 
-// ln a for a finite a >= 1: a = m 2^e with m in [0.7, 1.4], ln m = 2 artanh z by its series, z = (m - 1) / (m
-// + 1).
+// ln a for a finite a >= 1: a = m 2^e with m in [0.7, 1.4], and with z = (m - 1) / (m + 1)
+// ln m = 2 artanh z by its series.
 static inline double rope_log(double a) {
   int e = 0;
   for (; a > 1.4; a *= 0.5)

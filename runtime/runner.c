@@ -147,7 +147,8 @@ static int32_t run_call(int32_t isa, int32_t index, int32_t n, int32_t threads) 
   int32_t code = bg_kernel_get(isa, index, &k);
   if (code != BG_OK || n < 1)
     return BG_E_ARGUMENT;
-  const size_t w_bytes = (size_t)k.weight_bytes, q_bytes = (size_t)n * (size_t)k.row_bytes, y_bytes = (size_t)n * k.m_pad * 4;
+  const size_t w_bytes = (size_t)k.weight_bytes, q_bytes = (size_t)n * (size_t)k.row_bytes,
+               y_bytes = (size_t)n * k.m_pad * 4;
   uint8_t *w = malloc(w_bytes);
   int8_t *q = malloc(q_bytes);
   int32_t *y = malloc(y_bytes);

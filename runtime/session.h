@@ -44,8 +44,8 @@ typedef struct {
   int32_t units_end; // units of attention of this run and those before it
 } run;
 
-// What a pass is to give for the last `last` tokens of each session, or of each choice for as many as it
-// asks.
+// What a pass is to give for the last `last` tokens of each session, or of each choice for as
+// many as it asks.
 typedef struct {
   float *logits;         // [..][vocab], or NULL
   float *states;         // [..][hidden] after the last norm, or NULL

@@ -116,8 +116,8 @@ static int32_t verify(const int64_t *a) {
   if (!y)
     return BG_E_MEMORY;
   memset(y, 0xA5, y_bytes); // an element that is not written shows
-  code = bg_kernel_run(0, (int32_t)a[0], weights.at, (const int8_t *)activations.at + row * k.row_bytes, (int32_t)n,
-                       y, (int32_t)a[3]);
+  code = bg_kernel_run(0, (int32_t)a[0], weights.at, (const int8_t *)activations.at + row * k.row_bytes,
+                       (int32_t)n, y, (int32_t)a[3]);
   uint32_t crc = UINT32_MAX;
   for (int64_t i = 0; i < n; i++)
     crc = crc32(crc, y + i * k.m_pad, (size_t)k.m * sizeof *y);

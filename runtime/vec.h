@@ -272,8 +272,7 @@ VEC v16 v16_load_f16(const uint16_t *p) {
   v16h half;
   memcpy(&half, p, sizeof half);
   v16i h = __builtin_convertvector(half, v16i);
-  // exponent and fraction in a float's place, rebased from 15 to 127 by an exact product (subnormals
-  // included)
+  // exponent and fraction in a float's place, rebased from 15 to 127 by an exact product (subnormals too)
   v16 a = (v16)((h & v16i_set(0x7fff)) << 13) * v16_set(0x1p112f);
   v16i special = (h & v16i_set(0x7c00)) == v16i_set(0x7c00); // infinity and NaN keep an all-ones exponent
   return (v16)((v16i)a | (special & v16i_set(0x7f800000)) | (h & v16i_set(0x8000)) << 16);

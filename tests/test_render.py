@@ -112,13 +112,14 @@ def test_the_text_explains_itself(format: str, isa: str, op: Op) -> None:
 
 
 def test_clang_format_finds_nothing_to_do(tmp_path: Path) -> None:
+    """In what is generated, and in the runtime."""
     tool = shutil.which("clang-format")
     if tool is None:
         pytest.skip("no clang-format here (apt-get install clang-format)")
     for name, text in all_texts().items():
         (tmp_path / name).write_text(text)
     style = Path(__file__).parent.parent / ".clang-format"
-    files = sorted(map(str, tmp_path.glob("*.c")))
+    files = sorted(map(str, [*tmp_path.glob("*.c"), *data.folder("runtime").rglob("*.[ch]")]))
     command = [tool, f"--style=file:{style}", "--dry-run", "-Werror", *files]
     out = subprocess.run(command, capture_output=True, text=True)
     assert out.returncode == 0, out.stderr[:4000]
