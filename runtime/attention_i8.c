@@ -6,17 +6,13 @@
 // many to an instruction as float multiply-adds, and open to every dot product that a machine may have.
 #include "softmax.h"
 
-enum { COARSE = 127, FINE = 16383 }; // greatest codes of what is cached; of queries and of p
-enum { SHARING = 16 };               // rows that walk over a block together, so that it is read once
 #if defined __AMX_INT8__ || defined __AMXINT8__ // as clang 14 calls it
-#define TILES 1
-#endif
-// Codes that one lane of an instruction adds up: neighbours in a row of the cache.
-#if TILES
-enum { GROUP = 4 };
+#include "product_i8_amx.h"
 #else
-enum { GROUP = 2 };
+#include "product_i8_simd.h"
 #endif
+
+enum { COARSE = 127, FINE = 16383 }; // greatest codes of what is cached; of queries and of p
 _Static_assert(GROUP <= I8_GROUP, "sessions make room for whole groups");
 _Static_assert(MAX_HEAD_DIM <= INT32_MAX / (COARSE * FINE), "a score's sum would overflow");
 _Static_assert(ATTEND_BLOCK <= INT32_MAX / (COARSE * FINE), "an output's sum would overflow");
@@ -62,82 +58,6 @@ static void write(const float *k, const float *v, int32_t d, int32_t at, void *k
     vb[(i / LANES * ATTEND_BLOCK + p / GROUP * GROUP) * LANES + i % LANES * GROUP + p % GROUP] =
         (int8_t)codes[i];
 }
-
-// A product of rows of int16 codes with vectors of int8 codes, [codes / GROUP][16][GROUP] each. y[r][16 v ..]
-// is that of row r and vector v, times factor[r] and, where there are, the vector's scales.
-typedef struct {
-  const int16_t *a;
-  int32_t row; // codes from one row to the next
-  const int8_t *b;
-  int32_t vector, n;   // bytes from one vector to the next; codes that are multiplied, zeros up to a group
-  const float *factor; // [rows]
-  const float *scales; // [vectors][16], or NULL
-  const int8_t *next;  // is asked for meanwhile, byte for byte, into the second-level cache
-  float *const *y;     // [rows]
-} factors;
-
-VEC void put(const factors *f, int32_t r, int32_t v, v16i sums) {
-  const v16 scales = f->scales ? v16_load(f->scales + v * LANES) : v16_set(1);
-  v16_store(f->y[r] + v * LANES, __builtin_convertvector(sums, v16) * v16_set(f->factor[r]) * scales);
-}
-
-#if TILES
-#include "tiles_i8.h"
-#else
-enum { PAIRS = 2 * LANES }; // int8 codes that one vector multiplies
-// Rows and vectors of a tile, whose sums the registers hold.
-#if BG_VEC_AVX512
-enum { TALL = 8, WIDE = 2 };
-#else
-enum { TALL = 4, WIDE = 1 };
-#endif
-
-// `rows` rows and `vectors` vectors, both constants, from row r and vector v on.
-VEC void tile(const int rows, const int vectors, const factors *f, int32_t r0, int32_t v0) {
-  const int16_t *a = f->a + r0 * f->row;
-  v16i sum[TALL][WIDE];
-  for (int r = 0; r < rows; r++)
-    for (int v = 0; v < vectors; v++)
-      sum[r][v] = v16i_set(0);
-  for (int32_t i = 0; i < (f->n + 1) / 2; i++) {
-    v32s b[WIDE];
-    for (int v = 0; v < vectors; v++) {
-      const int32_t at = (v0 + v) * f->vector + i * PAIRS;
-      __builtin_prefetch(f->next + at, 0, 2);
-      b[v] = v32s_load_i8(f->b + at);
-    }
-    for (int r = 0; r < rows; r++) {
-      const v32s pair = v32s_set_pair(a + r * f->row + 2 * i);
-      for (int v = 0; v < vectors; v++)
-        sum[r][v] = v16i_add_pairs(sum[r][v], b[v], pair);
-    }
-  }
-  for (int v = 0; v < vectors; v++)
-    for (int r = 0; r < rows; r++)
-      put(f, r0 + r, v0 + v, sum[r][v]);
-}
-
-// All of so many rows, a constant, from row r on.
-VEC void tiles(const int rows, const factors *f, int32_t r, int32_t vectors) {
-  int32_t v = 0;
-  for (; v + WIDE <= vectors; v += WIDE)
-    tile(rows, WIDE, f, r, v);
-  for (; v < vectors; v++)
-    tile(rows, 1, f, r, v);
-}
-
-static void multiply(const factors *f, int32_t rows, int32_t vectors) {
-  int32_t r = 0;
-  for (; r + TALL <= rows; r += TALL)
-    tiles(TALL, f, r, vectors);
-  for (; r + 4 <= rows; r += 4)
-    tiles(4, f, r, vectors);
-  for (; r + 2 <= rows; r += 2)
-    tiles(2, f, r, vectors);
-  for (; r < rows; r++)
-    tiles(1, f, r, vectors);
-}
-#endif
 
 // Up to SHARING rows, which walk over the block together.
 static void block_rows(int32_t rows, const float *const *q, const int32_t *begins, const int32_t *ends,

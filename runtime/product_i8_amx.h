@@ -1,12 +1,15 @@
-// tiles_i8.h: products of int16 codes with int8 codes on AMX tiles; a part of attention_i8.c.
+// product_i8_amx.h: product_i8.h on AMX tiles.
 //
 // A code of 15 bits is two digits, 128 high + low, and tiles multiply each by int8: 16 rows by 16 columns by
 // 64 codes in an instruction. The int32 sums are those of any other way.
-#ifndef BITGEN_TILES_I8_H
-#define BITGEN_TILES_I8_H
+#ifndef BITGEN_PRODUCT_I8_AMX_H
+#define BITGEN_PRODUCT_I8_AMX_H
 
 #include <immintrin.h>
 
+#include "product_i8.h"
+
+enum { GROUP = 4 }; // codes that one lane of an instruction adds up: neighbours in a row of the cache
 enum { LINE = 64, MOST_CODES = MAX_HEAD_DIM }; // bytes of a line of a tile; codes of a row
 _Static_assert(MOST_CODES >= ATTEND_BLOCK && MOST_CODES % LINE == 0, "room for positions, and whole lines");
 
@@ -42,7 +45,7 @@ static void split(const factors *f, int32_t rows, digits high, digits low) {
     }
 }
 
-static void ask_for(const int8_t *tile) {
+static void prefetch_tile(const int8_t *tile) {
   for (int line = 0; line < LANES; line++)
     __builtin_prefetch(tile + line * LINE, 0, 2);
 }
@@ -61,12 +64,12 @@ static void sum_digits(const factors *f, digits high, digits low, int32_t v, int
     _tile_dpbssd(0, 4, 6);
     _tile_loadd(5, low[0] + i, MOST_CODES);
     _tile_dpbssd(1, 5, 6);
-    ask_for(f->next + at);
+    prefetch_tile(f->next + at);
     if (two) {
       _tile_loadd(7, f->b + at + f->vector, LINE);
       _tile_dpbssd(2, 4, 7);
       _tile_dpbssd(3, 5, 7);
-      ask_for(f->next + at + f->vector);
+      prefetch_tile(f->next + at + f->vector);
     }
   }
   _tile_stored(0, sums[0][0], LINE);
