@@ -5,12 +5,8 @@
 #include "bitgen.h"
 #include "tokenizer.h"
 
-enum {
-  S_BASE = 0xac00,
-  L_BASE = 0x1100,
-  V_BASE = 0x1161,
-  T_BASE = 0x11a7
-}; // Hangul syllables and their parts
+// Hangul syllables and their parts.
+enum { S_BASE = 0xac00, L_BASE = 0x1100, V_BASE = 0x1161, T_BASE = 0x11a7 };
 enum { L_COUNT = 19, V_COUNT = 21, T_COUNT = 28, S_COUNT = L_COUNT * V_COUNT * T_COUNT };
 
 // A code point with its rank above and its place between: marks in order are numbers in order.

@@ -1,13 +1,15 @@
 // runner.c: a small program around the library, for boards and emulators without Python.
 //
-//   runner info                                      ISA levels: name, whether it runs here, layout key
-//   runner logits MODEL [options] < ids              logits float32 [n][vocab] of the token ids on stdin, raw
-//   runner generate MODEL COUNT [options] < ids      COUNT greedy token ids after those on stdin
-//   runner kernels ISA [--threads N] < calls         raw results y of raw calls {int32 index, n; w; q}, as
-//   they come
+//   runner info                                   ISA levels: name, whether it runs here, layout key
+//   runner logits MODEL [options] < ids           logits float32 [n][vocab] of the token ids on stdin, raw
+//   runner generate MODEL COUNT [options] < ids   COUNT greedy token ids after those on stdin
+//   runner kernels ISA [--threads N] < calls      raw results y of raw calls {int32 index, n; w; q}
 //
-// options: --isa NAME, --threads N, --context N, --chunk N (tokens given to one forward call), --cache f16 |
-// f32 | int8
+//   --isa NAME                  [the best that runs here]
+//   --threads N                 [1]
+//   --context N                 positions of the KV cache [the model's]
+//   --chunk N                   tokens given to one forward call [all]
+//   --cache f16 | f32 | int8    type of keys and values [f16]
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -301,7 +301,7 @@ static int all_bytes_are_tokens(const tokenizer *t, const uint8_t *bytes, size_t
 }
 
 // A SentencePiece text. A character that is no token becomes its bytes, if those are; else unknown, one for
-// many.
+// many in a row.
 // (`tokenizers` puts an unknown before the next known character: behind bytes that come between.)
 static int32_t encode_characters(encoder *e, const uint8_t *text, size_t bytes) {
   const tokenizer *t = e->t;

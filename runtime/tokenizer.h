@@ -1,8 +1,7 @@
 // tokenizer.h: text to token ids and back, by the vocabulary that bitgen/engine/vocabulary.py wrote.
 //
-// The ids are those that the Python package `tokenizers` gives. Two kinds: byte-level BPE, where words are
-// cut by patterns (words.c), and SentencePiece BPE, where all of a text is one word and spaces are spelt
-// U+2581.
+// The ids are those of the Python package `tokenizers`. Two kinds: byte-level BPE, where patterns cut words
+// (words.c), and SentencePiece BPE, where all of a text is one word and spaces are spelt U+2581.
 #ifndef BITGEN_TOKENIZER_H
 #define BITGEN_TOKENIZER_H
 
@@ -12,7 +11,8 @@
 
 // ---- the vocabulary as written ----------------------------------------------------------------------------
 
-enum {         // elements of each section, and what they are sorted by
+// Elements of each section, and what they are sorted by.
+enum {
   STRINGS,     // uint8: the bytes that the others point into
   PIECES,      // span [tokens]: what a token says
   SPELLINGS,   // entry, by spelling: token ids
@@ -55,8 +55,7 @@ enum { BYTE_LEVEL = 1, WHOLE_WORDS = 2, NFC = 4, SPACE_PREFIX = 8, ADD_BOS = 16,
 enum { LETTER = 1, NUMBER = 2, PUNCTUATION = 4, SPACE = 8, OTHER = 16 }; // OTHER: no letter, number or space
 enum { MAX_SPLITS = 8, MAX_DECOMPOSED = 8, LAST_CODE = 0x10ffff };
 
-// Little-endian; sections lie at multiples of 64 bytes. A step is the value << 24 | the code point it starts
-// at.
+// Little-endian; sections lie at multiples of 64 bytes. A step is value << 24 | the code point it starts at.
 typedef struct {
   char magic[8]; // "BITGENTK"
   uint32_t version, bytes;
@@ -87,8 +86,8 @@ typedef struct {
   uint8_t begins_special[256]; // whether a special token starts with this byte
 } tokenizer;
 
-// Check a vocabulary and point into it; it must outlive the tokenizer, which owns nothing. BG_OK or
-// BG_E_FORMAT.
+// Check a vocabulary and point into it; it must outlive the tokenizer, which owns nothing.
+// BG_OK or BG_E_FORMAT.
 int32_t tokenizer_open(tokenizer *t, const void *blob, size_t bytes);
 
 // The ids of a text, with the begin-of-text token where the model wants it. *ids is the caller's to free.
@@ -118,8 +117,8 @@ size_t utf8_put(uint32_t code, uint8_t *out);
 // The value of the last step that starts at or before a code point.
 uint32_t step_value(const uint32_t *steps, uint32_t n, uint32_t code);
 
-// words.c: cut a text by the vocabulary's patterns; `take` gets the words in order. Stops at the first
-// negative code.
+// words.c: cut a text by the vocabulary's patterns; `take` gets the words in order.
+// Stops at the first negative code.
 typedef int32_t word_taker(void *arg, const uint8_t *word, size_t bytes);
 int32_t split_words(const tokenizer *t, const uint8_t *text, size_t bytes, word_taker *take, void *arg);
 enum {
@@ -133,8 +132,8 @@ enum {
   SPLITS
 };
 
-// nfc.c: Unicode normalisation form C of valid UTF-8. *out is the caller's to free. The bytes, or
-// BG_E_MEMORY.
+// nfc.c: Unicode normalisation form C of valid UTF-8. *out is the caller's to free.
+// The number of bytes, or BG_E_MEMORY.
 int64_t normalize(const tokenizer *t, const uint8_t *text, size_t bytes, uint8_t **out);
 
 #endif

@@ -1,20 +1,21 @@
 // tuner.c: the far side of `bitgen tune --remote`: runs and times the kernels of this program where it is.
 //
-// It says "bitgen-tuner 1" and answers requests until its input ends. A request is a line on stdin, a word
-// and numbers; the answer is a line on stdout, "ok" and words or "error" and why. Kernels are those of level
-// 0.
+// It says "bitgen-tuner 1" and answers requests until its input ends. A request is a line on stdin, a word and
+// numbers; the answer is a line on stdout, "ok" and words or "error" and why. Kernels are those of level 0.
 //
-//   levels                         ok NAME=1 NAME=0 ...  the ISA levels, best first; 1 where the probe ran
-//   cpus                           ok COUNT              that this process may use
-//   file PATH                      ok BYTES              and then the bytes of the file; 0 when there is none
-//   weights BYTES                  ok                    the request goes on with spans: u64 n, n bytes, u64
-//                                                        times, a byte that is repeated so often; until BYTES
-//   activations BYTES              ok                    the request goes on with the bytes, int8 [rows][k]
-//   verify KERNEL ROW N THREADS    ok CRC                CRC-32 of y int32 [n][m] = weights x rows ROW,
-//   ROW+1.. stream BYTES                   ok                    random bytes, for the requests below time
-//   KERNEL AT COPIES N THREADS REPS   ok SECONDS ...   of each of REPS runs, weights at AT in the stream
-//   bandwidth THREADS              ok BYTES_PER_S
-//   peak THREADS                   ok OPERATIONS_PER_S
+//   request                               answer
+//   levels                                ok NAME=1 NAME=0 ...  ISA levels, best first; 1 where the probe ran
+//   cpus                                  ok COUNT              CPUs that this process may use
+//   file PATH                             ok BYTES              then the file's bytes; 0 when there is none
+//   weights BYTES                         ok                    spans (below) follow the request, until BYTES
+//   activations BYTES                     ok                    int8 [rows][k] follows the request
+//   verify KERNEL ROW N THREADS           ok CRC                CRC-32 of y int32 [N][m], of N rows from ROW
+//   stream BYTES                          ok                    random bytes for the requests below
+//   time KERNEL AT COPIES N THREADS REPS  ok SECONDS ...        of each of REPS runs; weights at AT in the stream
+//   bandwidth THREADS                     ok BYTES_PER_S        of reading the stream
+//   peak THREADS                          ok OPERATIONS_PER_S
+//
+// A span is uint64 n, n bytes, uint64 times, and one byte that is repeated `times` times.
 #include <inttypes.h>
 #include <sched.h>
 #include <stdio.h>

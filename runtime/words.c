@@ -60,8 +60,7 @@ static size_t spaces(const tokenizer *t, const uint8_t *at, const uint8_t *end, 
   return (size_t)((last > at ? last : stop) - at);
 }
 
-// (?i:'s|'t|'re|'ve|'m|'ll|'d) | [^\r\n\p{L}\p{N}]?\p{L}+ | \p{N}{1,digits} | ?[^\s\p{L}\p{N}]+[\r\n]* |
-// spaces
+// (?i:'s|'t|'re|'ve|'m|'ll|'d) | [^\r\n\p{L}\p{N}]?\p{L}+ | \p{N}{1,digits} | ?[^\s\p{L}\p{N}]+[\r\n]* | spaces
 static size_t modern(const tokenizer *t, const uint8_t *at, const uint8_t *end, int digits) {
   const uint8_t *next, *stop, *p;
   const uint32_t first = look(t, at, end, &next);
