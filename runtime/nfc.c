@@ -4,6 +4,7 @@
 
 #include "bitgen.h"
 #include "tokenizer.h"
+#include "utf8.h"
 
 // Hangul syllables and their parts.
 enum { S_BASE = 0xac00, L_BASE = 0x1100, V_BASE = 0x1161, T_BASE = 0x11a7 };

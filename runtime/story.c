@@ -252,10 +252,10 @@ static int32_t generate(bg_session *s, int32_t *history, int32_t n, int32_t limi
       break;
     history[n + step] = id;
     p->tokens++;
-    stream_token(&stream, &words, id, stdout);
+    tokenizer_decode(&words, id, &stream, stdout);
     fflush(stdout);
   }
-  stream_end(&stream, stdout);
+  text_stream_end(&stream, stdout);
   puts("");
   return code;
 }

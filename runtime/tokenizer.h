@@ -9,6 +9,8 @@
 #include <stdint.h>
 #include <stdio.h>
 
+#include "utf8.h"
+
 // ---- the vocabulary as written ----------------------------------------------------------------------------
 
 // Elements of each section, and what they are sorted by.
@@ -97,22 +99,10 @@ int32_t tokenizer_encode(const tokenizer *t, const char *text, size_t bytes, int
 // Whether a model has nothing more to say after this token.
 int tokenizer_stops(const tokenizer *t, int32_t id);
 
-// Text from ids as they come, held back until its characters are complete; what is not UTF-8 becomes U+FFFD.
-typedef struct {
-  uint8_t held[4];
-  int32_t n;
-} text_stream;
-void stream_token(text_stream *s, const tokenizer *t, int32_t id, FILE *out);
-void stream_end(text_stream *s, FILE *out);
+// Write what a token says. One that the vocabulary lacks becomes U+FFFD.
+void tokenizer_decode(const tokenizer *t, int32_t id, text_stream *stream, FILE *out);
 
 // ---- within the tokenizer ---------------------------------------------------------------------------------
-
-// Length of the character at p; 0 when the n bytes are the beginning of one; -k when k bytes begin none.
-int32_t utf8_length(const uint8_t *p, size_t n);
-// The code point at *p, which is valid UTF-8; *p moves behind it.
-uint32_t utf8_next(const uint8_t **p);
-// Write a code point; the number of bytes.
-size_t utf8_put(uint32_t code, uint8_t *out);
 
 // The value of the last step that starts at or before a code point.
 uint32_t step_value(const uint32_t *steps, uint32_t n, uint32_t code);

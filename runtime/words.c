@@ -3,6 +3,7 @@
 // Each function returns the bytes that its pattern matches at `at`, as a backtracking engine would, or 0.
 #include "bitgen.h"
 #include "tokenizer.h"
+#include "utf8.h"
 
 static uint32_t class_of(const tokenizer *t, uint32_t code) {
   const uint32_t bits =

@@ -39,8 +39,8 @@ static void decode(const tokenizer *t, const int32_t *ids, int32_t n) {
   FILE *out = open_memstream(&text, &bytes);
   text_stream stream = {.n = 0};
   for (int32_t i = 0; i < n; i++)
-    stream_token(&stream, t, ids[i], out);
-  stream_end(&stream, out);
+    tokenizer_decode(t, ids[i], &stream, out);
+  text_stream_end(&stream, out);
   fclose(out);
   const int32_t length = (int32_t)bytes;
   fwrite(&length, sizeof length, 1, stdout);
