@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from bitgen import compile, render, space, targets, trace, tune
-from bitgen import plan as plans
 from bitgen.errors import BitgenError, CompileError, UnsupportedError
 from bitgen.formats import FORMATS
 from bitgen.lab import PREFILL_TOKENS, weight_bytes
@@ -263,7 +262,7 @@ def estimate_plan(
     come. Without it only computation counts.
     """
     compiler = compile.find_compiler(core.arch).version
-    plan = Plan(isa, core.cpu, plans.template_stamp(), compiler, core.basis)
+    plan = Plan(isa, core.cpu, compiler, core.basis)
     for shape in dict.fromkeys(shapes):
         plan.decisions[shape] = decide(shape, isa, core, effort, bytes_per_cycle, listener)
     return plan
@@ -306,7 +305,7 @@ def decide(
             "instructions_per_weight": cost.instructions / cost.products,
             "tried": tried,
         }
-    return Decision(MatrixPlan(gemv.layout, gemv.tile, gemm.tile), evidence)
+    return Decision.of(MatrixPlan(gemv.layout, gemv.tile, gemm.tile), shape, isa, evidence)
 
 
 def _try(spec: KernelSpec, core: Core) -> Estimate | BitgenError:

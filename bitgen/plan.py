@@ -2,14 +2,17 @@
 
 A plan belongs to a CPU model and an ISA and maps matrix shapes to decisions, so models that share a shape
 share its tuning. Look-up order for a shape: the plan of this host, the plan that ships for the ISA or else for
-the nearest level below it, the static default of `space`. A decision that has become illegal, or that was made
-with other templates, is passed over and replanned; it is never an error.
+the nearest level below it, the static default of `space`.
+
+Each decision carries a stamp of the kernels it was made for, as FFTW's wisdom does, and is stale when today's templates
+render others. A stale or illegal decision of this host, and every decision of a plan file of an earlier version, is
+passed over and replanned; it is never an error. A stale decision that ships still serves, and its source says so: the
+choice among older kernels beats none.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import os
@@ -20,12 +23,12 @@ from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bitgen import data, space, targets
+from bitgen import data, render, space, targets
 from bitgen.compile import cache_root
 from bitgen.errors import BitgenError
 from bitgen.spec import GemmShape, Layout, MatrixPlan, ModelShape, Tile
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,26 @@ class Decision:
 
     plan: MatrixPlan
     evidence: dict[str, Any] = field(default_factory=dict)
+    stamp: str = ""  # of the kernels that the evidence is about; "": not known
+
+    @classmethod
+    def of(cls, plan: MatrixPlan, shape: GemmShape, isa: str, evidence: dict[str, Any]) -> Decision:
+        """A decision about a matrix with the kernels of today's templates."""
+        return cls(plan, evidence, stamp(plan, shape, isa))
+
+    def is_legal(self, shape: GemmShape, isa: str) -> bool:
+        """Whether both kernels of a matrix can be generated."""
+        return not any(space.legal(spec) for spec in self.plan.specs(shape, isa))
+
+    def is_current(self, shape: GemmShape, isa: str) -> bool:
+        """Whether today's templates render the kernels that were measured."""
+        return self.stamp != "" and self.is_legal(shape, isa) and self.stamp == stamp(self.plan, shape, isa)
+
+
+def stamp(plan: MatrixPlan, shape: GemmShape, isa: str) -> str:
+    """Hash of the C of a matrix's two kernels: edits of comments and of other kernels keep it."""
+    code = "\n".join(render.kernel_code(spec) for spec in plan.specs(shape, isa))
+    return hashlib.sha256(code.encode()).hexdigest()[:16]
 
 
 @dataclass
@@ -42,7 +65,6 @@ class Plan:
 
     isa: str
     cpu: str
-    stamp: str = ""  # hash of the templates the decisions were measured with
     compiler: str = ""
     basis: str = ""  # where the times come from, in words
     decisions: dict[GemmShape, Decision] = field(default_factory=dict)
@@ -51,23 +73,25 @@ class Plan:
         """The plan as plain data, matrices keyed "MxK" or "MxK_sGROUP"."""
         head = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "decisions"}
         matrices = {
-            str(shape): {**dataclasses.asdict(d.plan), "evidence": d.evidence}
+            str(shape): {"stamp": d.stamp, **dataclasses.asdict(d.plan), "evidence": d.evidence}
             for shape, d in sorted(self.decisions.items(), key=lambda item: astuple(item[0]))
         }
         return {"version": VERSION, **head, "matrices": matrices}
 
     @classmethod
     def from_json(cls, raw: dict[str, Any], where: Path) -> Plan:
-        """The inverse of to_json; BitgenError names the file when it is not a plan."""
+        """The inverse of to_json; BitgenError names the file when it is not a plan.
+
+        Of an earlier version it keeps no decision: it is not known which kernels those were about.
+        """
         try:
-            if raw["version"] != VERSION:
+            if raw["version"] > VERSION:
                 raise ValueError(f"plan version {raw['version']}, this bitgen reads {VERSION}")
-            head = {f.name: raw[f.name] for f in dataclasses.fields(cls) if f.name not in ("decisions", "basis")}
-            decisions = {}
-            for key, entry in raw["matrices"].items():
+            plan = cls(raw["isa"], raw["cpu"], raw["compiler"], raw.get("basis", ""))
+            for key, entry in raw["matrices"].items() if raw["version"] == VERSION else ():
                 matrix = MatrixPlan(Layout(**entry["layout"]), Tile(**entry["gemv"]), Tile(**entry["gemm"]))
-                decisions[GemmShape.parse(key)] = Decision(matrix, entry["evidence"])
-            return cls(**head, basis=raw.get("basis", ""), decisions=decisions)
+                plan.decisions[GemmShape.parse(key)] = Decision(matrix, entry["evidence"], entry["stamp"])
+            return plan
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise BitgenError(f"{where} is not a bitgen plan ({e}); delete it and tune again") from e
 
@@ -81,15 +105,6 @@ def cpu_name(cpuinfo: str | None = None) -> str:
             return platform.processor() or "unknown CPU"
     fields = dict(re.findall(r"^(model name|cpu family|model|CPU implementer|CPU part)\s*:\s*(.+)$", cpuinfo, re.M))
     return " ".join(fields[k] for k in sorted(fields)) or "unknown CPU"
-
-
-@functools.cache
-def template_stamp() -> str:
-    """Hash of all template text: measurements of other templates' kernels say nothing about these."""
-    digest = hashlib.sha256()
-    for file in sorted(data.folder("templates").rglob("*.j2")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def path_of(cpu: str, isa: str) -> Path:
@@ -127,7 +142,7 @@ class Lookup:
 
     isa: str
     matrices: dict[str, MatrixPlan]
-    sources: dict[str, str]  # role -> "given, ..." | "tuned on this host" | "shipped" | "default"
+    sources: dict[str, str]  # role -> "given, ..." | "tuned on this host" | "shipped..." | "default"
     threads: int | None  # the count that decodes fastest, where this host has measured it
 
     @property
@@ -150,10 +165,11 @@ def for_build(file: Path, shape: ModelShape, isas: Sequence[str]) -> Plan:
         raise BitgenError(f"there is no plan at {file}; bitgen tune -o {file} makes one")
     if plan.isa not in isas:
         raise BitgenError(f"{file} is a plan for {plan.isa}, which is not built here; only {', '.join(isas)}")
-    if plan.stamp != template_stamp():
-        raise BitgenError(f"{file} was measured with the kernels of another bitgen; tune again")
-    if not plan.decisions.keys() & set(shape.matrices.values()):
+    known = plan.decisions.keys() & set(shape.matrices.values())
+    if plan.decisions and not known:
         raise BitgenError(f"{file} decides no matrix of {shape.name}; tune for this model")
+    if not known or not all(plan.decisions[gemm].is_current(gemm, plan.isa) for gemm in known):
+        raise BitgenError(f"{file} was measured with the kernels of another bitgen; tune again")
     return plan
 
 
@@ -163,17 +179,23 @@ def lookup(shape: ModelShape, isa: str, given: Sequence[Plan] = ()) -> Lookup:
     folder = data.folder("presets") / "plans"
     shipped = next((found for level in targets.fallbacks(isa) if (found := load(folder / f"{level}.json"))), None)
     tables = [(plan, f"given, {plan.basis}") for plan in given if plan.isa == isa]
-    if host is not None and host.stamp == template_stamp():
-        tables.append((host, "tuned on this host"))
-    if shipped is not None:
-        tables.append((shipped, "shipped"))
-    matrices, sources = {}, {}
-    for role, gemm in shape.matrices.items():
-        matrices[role], sources[role] = space.default_plan(gemm, isa), "default"
-        for plan, source in tables:
-            decision = plan.decisions.get(gemm)
-            if decision and not any(space.legal(spec) for spec in decision.plan.specs(gemm, isa)):
-                matrices[role], sources[role] = decision.plan, source
-                break
+    tables += [(plan, source) for plan, source in ((host, "tuned on this host"), (shipped, "shipped")) if plan]
+    decided = {role: _decided(gemm, isa, tables, shipped) for role, gemm in shape.matrices.items()}
+    matrices = {role: matrix for role, (matrix, _) in decided.items()}
+    sources = {role: source for role, (_, source) in decided.items()}
     tuned = [host.decisions[g] for r, g in shape.matrices.items() if host and sources[r] == "tuned on this host"]
     return Lookup(isa, matrices, sources, best_threads(tuned))
+
+
+def _decided(
+    gemm: GemmShape, isa: str, tables: Sequence[tuple[Plan, str]], shipped: Plan | None
+) -> tuple[MatrixPlan, str]:
+    """The plan of one matrix, and its source: the first current decision, else a stale one that ships, else none."""
+    for plan, source in tables:
+        decision = plan.decisions.get(gemm)
+        if decision and decision.is_current(gemm, isa):
+            return decision.plan, source
+    decision = shipped.decisions.get(gemm) if shipped else None
+    if decision and decision.is_legal(gemm, isa):
+        return decision.plan, "shipped, chosen among other kernels"
+    return space.default_plan(gemm, isa), "default"

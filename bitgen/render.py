@@ -7,6 +7,7 @@ key of which some line must use, and no other name is known to it.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -46,6 +47,19 @@ def render_kernel(spec: KernelSpec) -> str:
     if reason:
         raise UnsupportedError(f"{spec.symbol}: {reason}")
     return _render(template_of(spec), _context(spec))
+
+
+_STRING_OR_COMMENT = re.compile(r'"(?:\\.|[^"\\])*"|//[^\n]*|/\*.*?\*/', re.DOTALL)
+
+
+def kernel_code(spec: KernelSpec) -> str:
+    """The C of one kernel without comments, and with white space only where it parts words: the same code is the same
+    kernel. Names of other files, like kernel.h, stand for their contents."""
+    text = _STRING_OR_COMMENT.sub(lambda found: found[0] if found[0].startswith('"') else " ", render_kernel(spec))
+    text = " ".join(text.split())
+    for bracket in "()[]{},;":
+        text = text.replace(f" {bracket}", bracket).replace(f"{bracket} ", bracket)
+    return text
 
 
 def render_probe(isa: str) -> str:

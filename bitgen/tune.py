@@ -106,18 +106,19 @@ def tune(
     """Decide every shape that the plan of a site (this host) does not decide yet; the plan is saved after each.
 
     So an interrupted run resumes where it was, and a second run with nothing changed returns at once. What was
-    measured on a disturbed machine is measured again. The plan is kept in `path`, else where builds look for it.
+    measured on a disturbed machine, or with kernels that are rendered otherwise today, is measured again; with another
+    compiler all is. The plan is kept in `path`, else where builds look for it.
     """
     site = site or Host()
     path = path or plans.path_of(site.cpu, isa)
     plan = plans.load(path)
     if plan is not None and (plan.isa, plan.cpu) != (isa, site.cpu):
         raise BitgenError(f"{path} is the plan of {plan.isa} on {plan.cpu}, not {isa} on {site.cpu}; name another file")
-    if plan is None or plan.stamp != plans.template_stamp() or plan.compiler != site.compiler:
-        plan = Plan(isa, site.cpu, plans.template_stamp(), site.compiler, site.basis)
+    if plan is None or plan.compiler != site.compiler:
+        plan = Plan(isa, site.cpu, site.compiler, site.basis)
     for shape in dict.fromkeys(shapes):
         known = plan.decisions.get(shape)
-        if known and _serves(known.evidence, threads, effort):
+        if known and known.is_current(shape, isa) and _serves(known.evidence, threads, effort):
             continue
         plan.decisions[shape] = decide(shape, isa, threads, effort, listener, site)
         plans.save(plan, path)
@@ -200,4 +201,4 @@ def _decide(lab: Lab, specs: Sequence[KernelSpec], threads: int, listener: Liste
             "tried": {s.symbol: t for s, t in prefill.items()},
         },
     }
-    return Decision(MatrixPlan(gemv.layout, gemv.tile, gemm.tile), evidence)
+    return Decision.of(MatrixPlan(gemv.layout, gemv.tile, gemm.tile), gemv.shape, gemv.isa, evidence)

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitgen import compile, gguf_io, library, pack, plan, reference, space, targets
+from bitgen import compile, data, gguf_io, library, pack, plan, reference, space, targets
 from bitgen.checkpoint import ALL, Checkpoint
 from bitgen.compile import Artefact
 from bitgen.engine import binding
@@ -333,8 +333,16 @@ def _machine() -> dict[str, Any]:
         "cpu": plan.cpu_name(),
         "system": f"{platform.system()} {platform.machine()}",
         "compiler": compile.find_compiler(targets.host_arch()).version,
-        "templates": plan.template_stamp(),
+        "templates": _templates(),
     }
+
+
+def _templates() -> str:
+    """Hash of all template text."""
+    digest = hashlib.sha256()
+    for file in sorted(data.folder("templates").rglob("*.j2")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _model(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:

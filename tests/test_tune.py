@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -184,10 +186,31 @@ def test_an_interrupted_run_resumes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(FakeLab.made) == len(SHAPES)
 
 
-def test_a_stale_plan_is_replanned(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_stale_decisions_are_measured_again() -> None:
+    first = tune.tune(SHAPES, "avx2", 2)
+    path = plans.path_of(FakeSite.cpu, "avx2")
+    first.decisions[SHAPES[0]].evidence["mark"] = first.decisions[SHAPES[1]].evidence["mark"] = "kept"
+    first.decisions[SHAPES[0]] = dataclasses.replace(first.decisions[SHAPES[0]], stamp="older")
+    plans.save(first, path)
+    second = tune.tune(SHAPES, "avx2", 2)
+    assert len(FakeLab.made) == len(SHAPES) + 1
+    assert [second.decisions[s].evidence.get("mark") for s in SHAPES] == [None, "kept"]
+    assert all(second.decisions[s].is_current(s, "avx2") for s in SHAPES)
+    assert plans.load(path) == second
+
+
+def test_a_plan_of_an_earlier_version_is_made_anew() -> None:
+    made = tune.tune(SHAPES, "avx2", 2)
+    path = plans.path_of(FakeSite.cpu, "avx2")
+    path.write_text(json.dumps(made.to_json() | {"version": 1, "stamp": "of all templates"}))
+    assert tune.tune(SHAPES, "avx2", 2).to_json() == made.to_json()
+    assert len(FakeLab.made) == 2 * len(SHAPES)
+
+
+def test_another_compiler_measures_all_again(monkeypatch: pytest.MonkeyPatch) -> None:
     tune.tune(SHAPES, "avx2", 2)
-    monkeypatch.setattr(plans, "template_stamp", lambda: "other templates")
-    tune.tune(SHAPES, "avx2", 2)
+    monkeypatch.setattr(FakeSite, "compiler", "none 2")
+    assert tune.tune(SHAPES, "avx2", 2).compiler == "none 2"
     assert len(FakeLab.made) == 2 * len(SHAPES)
 
 
