@@ -41,6 +41,13 @@ class Case:
         return cls(**{field.name: row[field.name] for field in fields(cls)})
 
 
+def case_name(row: Mapping[str, Any]) -> str:
+    """ "decode 64", "decode 64 x 4", "prefill 128 at 3500"."""
+    batch = f" x {row['batch']}" if row["batch"] > 1 else ""
+    context = f" at {row['context']}" if row["context"] else ""
+    return f"{row['kind']} {row['tokens']}{batch}{context}"
+
+
 @dataclass(frozen=True)
 class Result:
     """One row: tokens per second over RUNS runs, and shares of what the machine was measured to do.

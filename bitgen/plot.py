@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitgen.bench import Case
+from bitgen.bench import Case, case_name
 from bitgen.errors import BitgenError
-from bitgen.show import case_name
 
 SUFFIXES = (".png", ".svg", ".pdf")
 OURS, THEIRS, LIMIT, GREY = "#1f6f8b", ("#c9803a", "#8a6fae", "#6b8f4e"), "#dfe9ed", "#66737a"

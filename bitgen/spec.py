@@ -7,8 +7,14 @@ row-major, with ternary entries {-1, 0, +1} times one float scale, or one for ea
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, cast
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total) as a job goes on."""
+Listener = Callable[[str, int, int], None]
+"""Called with (stage, done, total) as a job of several stages goes on; total 0: not known."""
 
 Op = Literal["gemv", "gemm"]
 Activation = Literal["relu2", "silu", "gelu_tanh"]

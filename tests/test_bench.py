@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from bitgen import Model, bench, cli, energy, peer_engines, peers, plot, profile, show
+from bitgen import Model, bench, cli, energy, peer_engines, peers, plot, profile
 from bitgen.bench import Case
 from bitgen.engine import binding
 from bitgen.errors import BitgenError, UnsupportedError
@@ -310,5 +310,5 @@ def test_the_optional_parts_of_the_report(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_names_of_cases() -> None:
-    names = [show.case_name(asdict(Case("decode", 64, 1, *more))) for more in ((), (4,), (1, 3500))]
+    names = [bench.case_name(asdict(Case("decode", 64, 1, *more))) for more in ((), (4,), (1, 3500))]
     assert names == ["decode 64", "decode 64 x 4", "decode 64 at 3500"]

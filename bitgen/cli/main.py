@@ -1,0 +1,53 @@
+"""The group of all commands, and what becomes of errors."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import click
+
+from bitgen import __version__
+from bitgen.cli.build import build, gen, tune
+from bitgen.cli.measure import bench, verify
+from bitgen.cli.models import convert, info, synth
+from bitgen.cli.run import chat, embed, perplexity, run
+from bitgen.compile import cache_root
+from bitgen.errors import BitgenError
+
+COMMANDS = [run, embed, chat, verify, perplexity, tune, build, synth, convert, bench, gen, info]
+
+
+class Group(click.Group):
+    """Turns BitgenErrors and a lack of memory into one message and exit code 1, an interrupt into 130, a closed pipe
+    into silence."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BitgenError as e:
+            click.echo(f"bitgen: {e}", err=True)
+            ctx.exit(1)
+        except (MemoryError, RuntimeError) as e:
+            # A thread without room for its stack is a RuntimeError, and so are click's own exits.
+            if isinstance(e, RuntimeError) and "can't start new thread" not in str(e):
+                raise
+            click.echo("bitgen: not enough memory; choose a smaller model or a shorter context, or free some", err=True)
+            ctx.exit(1)
+        except KeyboardInterrupt:
+            click.echo("", err=True)
+            ctx.exit(130)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the exit flush must not complain
+            ctx.exit(0)
+        except OSError as e:  # a full disk, a missing permission
+            where = e.filename or f"writing a file (the cache is {cache_root()}; BITGEN_CACHE names another)"
+            click.echo(f"bitgen: {where}: {e.strerror}", err=True)
+            ctx.exit(1)
+
+
+@click.group(cls=Group, commands=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="bitgen")
+def main() -> None:
+    """Run ternary (BitNet b1.58) language models on CPUs, with kernels generated and tuned for this one."""

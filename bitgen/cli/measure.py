@@ -1,0 +1,91 @@
+"""Commands that measure a model and prove it right: bench, verify."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bitgen import Model, energy, peers, plot, profile
+from bitgen import verify as verification
+from bitgen.bench import bench as bench_model
+from bitgen.cli import tables
+from bitgen.cli.console import OUT, progress_bar
+from bitgen.cli.options import cache_option, head_option, isa_option, model_option, numbers, reading_options
+from bitgen.engine.model import default_threads, shipped_path
+from bitgen.errors import BitgenError
+
+
+@click.command()
+@model_option
+@click.option("-t", "--threads", callback=numbers, default=str(default_threads()), show_default=True,
+              help="Thread counts, like 1,2.")  # fmt: skip
+@click.option("--prompt", callback=numbers, default="128", show_default=True, help="Prefill lengths, like 128,512.")
+@click.option("--gen", type=click.IntRange(min=0), default=64, show_default=True, help="Tokens to decode.")
+@click.option("--context", callback=numbers, default="0", show_default=True,
+              help="Tokens in the cache before, like 0,3500.")  # fmt: skip
+@click.option("--batch", callback=numbers, default="1", show_default=True,
+              help="Sequences to decode together, like 1,4,16.")  # fmt: skip
+@isa_option
+@head_option
+@cache_option
+@click.option("--profile", "profiled", is_flag=True, help="Show where the time of a token goes, step by step.")
+@click.option(
+    "--vs",
+    multiple=True,
+    type=click.Choice(list(peers.PEERS)),
+    help="Run this engine on the same shape in alternation; repeatable. Needs its package from PyPI.",
+)
+@click.option("--energy", "energetic", is_flag=True, help="Joules per token, where RAPL counters can be read.")
+@click.option("--plot", "picture", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path),
+              help="Draw the results (.png, .svg, .pdf).")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
+def bench(model: str | None, threads: list[int], prompt: list[int], gen: int, context: list[int], batch: list[int],
+          isa: str | None, head: Any, cache: Any, profiled: bool, vs: tuple[str, ...], energetic: bool,
+          picture: Path | None, as_json: bool) -> None:  # fmt: skip
+    """Measure prefill and decode, beside the machine's own limits measured in the same run."""
+    peers.require(vs)  # what is missing is said before anything is measured
+    if picture:
+        plot.require(picture)
+    with progress_bar() as listen:
+        loaded = Model.load(model, isa=isa, head=head, progress=listen)
+        report = bench_model(loaded, threads, prompt, gen, listen, contexts=context, batches=batch, cache=cache)
+        if profiled:
+            report["profile"] = profile.profile(loaded, report, listen)
+        if vs:
+            report["peers"] = peers.compare(loaded, vs, report, listen)
+        if energetic:
+            report["energy"] = energy.energy(loaded, report, listen)
+    if picture:
+        plot.draw(report, picture)
+    if as_json:
+        click.echo(json.dumps(report, indent=1))
+        return
+    OUT.print(tables.rates(report))
+    for line in tables.limits(report):
+        click.echo(line)
+    for extra in tables.extras(report):
+        OUT.print(extra)
+    if picture:
+        click.echo(f"plot: {picture}")
+
+
+@click.command()
+@model_option
+@click.option("--against", metavar="hf:DIR", help="Also compare with transformers in float32 on this checkpoint.")
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the receipt, as JSON.")
+@reading_options
+def verify(model: str | None, against: str | None, output: Path | None, **reading: Any) -> None:
+    """Prove on this machine that kernels, logits and choices are right, at every level that its CPU executes."""
+    if output and not output.parent.is_dir():
+        raise BitgenError(f"there is no folder {output.parent} for the receipt")
+    with progress_bar() as listen:
+        receipt = verification.verify(Path(model) if model else shipped_path(), against, listen, **reading)
+    OUT.print(tables.receipt(receipt))
+    if output:
+        output.write_text(json.dumps(receipt.to_json(), indent=1) + "\n")
+        click.echo(output)
+    if not receipt.ok:
+        raise BitgenError("verification failed: please report it with the receipt (-o receipt.json)")

@@ -1,0 +1,152 @@
+"""Commands that run a model: run, embed, chat, perplexity."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bitgen import Model, Sampling, api, score
+from bitgen.chat import Chat
+from bitgen.chat_templates import NAMED
+from bitgen.cli import tables, terminal
+from bitgen.cli.console import progress_bar, warn
+from bitgen.cli.options import (
+    cache_option,
+    head_option,
+    isa_option,
+    model_option,
+    reading_options,
+    sampling_options,
+    threads_option,
+)
+from bitgen.engine.embed import POOLINGS
+from bitgen.engine.lookup import LOOKUP
+from bitgen.errors import BitgenError
+
+
+@click.command()
+@click.option("-p", "--prompt", required=True, help="Text to continue; - reads it from standard input.")
+@model_option
+@click.option("-n", "--max-tokens", type=click.IntRange(min=0), default=256, show_default=True)
+@threads_option
+@sampling_options
+@click.option("--ignore-eos", is_flag=True, help="Go on after the model's stop tokens.")
+@click.option(
+    "--prompt-lookup",
+    type=click.IntRange(min=0),
+    is_flag=False,
+    flag_value=LOOKUP,
+    default=0,
+    metavar="[N]",
+    help=f"Try up to N tokens at once that once followed the last few: same text, sooner if it repeats. [N: {LOOKUP}]",
+)
+@click.option("--logprobs", type=click.IntRange(min=0), metavar="K",
+              help="After the text, each token's log probability and the K likeliest, on stderr.")  # fmt: skip
+@isa_option
+@head_option
+@cache_option
+@reading_options
+def run(prompt: str, model: str | None, max_tokens: int, threads: int | None, sampling: Sampling, ignore_eos: bool,
+        prompt_lookup: int, logprobs: int | None, isa: str | None, head: Any, cache: Any,
+        **reading: Any) -> None:  # fmt: skip
+    """Continue a prompt. Text goes to stdout as it comes, timing to stderr."""
+    text = sys.stdin.read() if prompt == "-" else prompt
+    with progress_bar() as listen:
+        loaded = Model.load(model, threads=threads, isa=isa, head=head, progress=listen, **reading)
+    warn(loaded.doubt)
+    generation = loaded.generate(
+        text, max_tokens, stop=not ignore_eos, sampling=sampling, cache=cache, lookup=prompt_lookup, logprobs=logprobs
+    )
+    try:
+        click.echo(text, nl=False)
+        for piece in generation:
+            click.echo(piece, nl=False)
+        click.echo()
+    finally:
+        for line in tables.logprobs(loaded.tokenizer, generation.choices):
+            click.echo(line, err=True)
+        click.echo(f"{generation.timing} | {loaded.about}, seed {sampling.seed}", err=True)
+
+
+@click.command()
+@click.argument("texts", nargs=-1)
+@model_option
+@click.option("-f", "--file", type=click.File(encoding="utf-8"), help="Take the lines of a file as texts; -: of stdin.")
+@click.option("--pooling", type=click.Choice(list(POOLINGS)), help="[default: what the file says, else last]")
+@click.option("--npy", type=click.Path(dir_okay=False, path_type=Path), help="Write float32 [texts, hidden] here.")
+@click.option("--json", "as_json", is_flag=True, help="Print one object with the texts and the model's name.")
+@threads_option
+@isa_option
+def embed(texts: tuple[str, ...], model: str | None, file: Any, pooling: str | None, npy: Path | None, as_json: bool,
+          threads: int | None, isa: str | None) -> None:  # fmt: skip
+    """Turn texts into vectors of length one: a line of numbers each. Without texts the lines of stdin are taken."""
+    if texts and file:
+        raise click.UsageError("give texts or --file, not both")
+    lines = list(texts) if texts else [line.rstrip("\r\n") for line in file or sys.stdin]
+    with progress_bar() as listen:
+        loaded = Model.load(model, threads=threads, isa=isa, head="f16", progress=listen)
+    vectors = loaded.embed(lines, pooling=pooling)
+    if npy:
+        api.save_array(npy, vectors)
+        click.echo(npy)
+        return
+    rows = [[float(str(value)) for value in row] for row in vectors]
+    if as_json:
+        pairs = [{"text": text, "vector": row} for text, row in zip(lines, rows, strict=True)]
+        click.echo(json.dumps({"model": loaded.shape.name, "pooling": pooling or loaded.pooling, "embeddings": pairs}))
+        return
+    for row in rows:
+        click.echo(json.dumps(row))
+
+
+@click.command()
+@model_option
+@click.option("--system", metavar="TEXT", help="What the model is told before the conversation.")
+@click.option("-n", "--max-tokens", type=click.IntRange(min=1), default=1024, show_default=True, help="Of an answer.")
+@click.option("--chat-template", metavar="NAME|FILE", help=f"{', '.join(NAMED)}, or a Jinja file. [default: its own]")
+@click.option("--context", type=click.IntRange(min=16), help="Tokens to remember. [default: the model's]")
+@sampling_options
+@threads_option
+@isa_option
+@cache_option
+@reading_options
+def chat(model: str | None, system: str | None, max_tokens: int, chat_template: str | None, context: int | None,
+         sampling: Sampling, threads: int | None, isa: str | None, cache: Any, **reading: Any) -> None:  # fmt: skip
+    """Talk with a model. Ctrl-C stops an answer, Ctrl-D ends; /help has the rest."""
+    with progress_bar() as listen:
+        loaded = Model.load(model, threads=threads, isa=isa, progress=listen, **reading)
+    warn(loaded.doubt)
+    terminal.run(Chat(loaded, system, chat_template, context, cache), max_tokens, sampling)
+
+
+@click.command()
+@model_option
+@click.option("-f", "--file", type=click.File(encoding="utf-8"), required=True, help="A text; -: standard input.")
+@click.option("--ctx", type=int, default=512, show_default=True, help="Tokens of a window.")
+@click.option("--stride", type=int, default=0, show_default=True,
+              help="Tokens between windows' starts, each scoring what is new to it; 0: apart, each scoring its "
+              "second half.")  # fmt: skip
+@threads_option
+@isa_option
+@cache_option
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@reading_options
+def perplexity(model: str | None, file: Any, ctx: int, stride: int, threads: int | None, isa: str | None, cache: Any,
+               as_json: bool, **reading: Any) -> None:  # fmt: skip
+    """How well a model predicts a text, with the standard error: comparable with llama-perplexity."""
+    try:
+        text = file.read()
+    except UnicodeDecodeError as e:
+        raise BitgenError(f"{file.name} is not UTF-8 text ({e.reason} at byte {e.start})") from None
+    with progress_bar() as listen:
+        loaded = Model.load(model, threads=threads, isa=isa, progress=listen, **reading)
+        warn(loaded.doubt)
+        progress = lambda done, of, ppl: listen(f"perplexity {ppl:.3f}", done, of)  # noqa: E731
+        found = score.perplexity(loaded, text, ctx, stride, cache, progress=progress)
+    click.echo(json.dumps(asdict(found)) if as_json else found)
+    click.echo(loaded.about, err=True)

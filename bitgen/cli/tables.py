@@ -1,0 +1,177 @@
+"""Tables for the terminal: what was tuned, estimated, measured and verified; and lines of log probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import RenderableType
+from rich.table import Table
+
+from bitgen.api import EstimateReport, TuneReport
+from bitgen.bench import case_name
+from bitgen.engine.tokenizer import Tokenizer
+from bitgen.score import TokenChoice
+from bitgen.verify import Receipt
+
+BAR = 20
+"""Characters of a bar that stands for all of the time."""
+
+
+def _table(title: str, columns: Sequence[str], left: Collection[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table of numbers, flush right, except in the columns named in `left`."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for column in columns:
+        table.add_column(column, justify="left" if column in left else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)
+
+
+# ---- tune ---------------------------------------------------------------------------------------------------
+
+KERNEL = ("matrix", "shape", "phase", "kernel")
+KERNEL_WORDS = ("matrix", "phase", "kernel")
+
+
+def tuned(report: TuneReport) -> Table:
+    """A row for each matrix and phase: its kernel, as measured."""
+    title = f"{report.model} on {report.isa}, {report.threads} threads; {report.cpu}"
+    return _table(title, (*KERNEL, "time", "rate", "share", "vs default"), KERNEL_WORDS, report.rows)
+
+
+def estimated(report: EstimateReport) -> Table:
+    """A row for each matrix and phase: its kernel, by the cost model."""
+    title = f"{report.model} on {report.isa}, {report.basis}"
+    columns = (*KERNEL, "cycles/token", "/weight", "instr./weight", "vs default")
+    return _table(title, columns, KERNEL_WORDS, report.rows)
+
+
+# ---- bench --------------------------------------------------------------------------------------------------
+
+
+def rates(report: Mapping[str, Any]) -> Table:
+    """A row for each case: tokens per second, and shares of what the machine can do."""
+    model = report["model"]
+    title = f"{model['name']} on {model['isa']}, {model['head']} head, {model['cache']} cache; {report['host']['cpu']}"
+    columns = ("test", "threads", "tok/s", "min - max", "MB/token", "GB/s", "of bandwidth", "of peak ops")
+    return _table(title, columns, ("test",), map(_rate, report["results"]))
+
+
+def _rate(row: Mapping[str, Any]) -> tuple[str, ...]:
+    context = f" at {row['context']}" if row["context"] else ""
+    batch = f" x {row['batch']}" if row["batch"] > 1 else ""
+    return (
+        f"{row['kind']} {row['tokens']}{context}{batch}",
+        str(row["threads"]),
+        f"{row['tok_s']:.1f}",
+        f"{row['tok_s_min']:.1f} - {row['tok_s_max']:.1f}",
+        f"{row['bytes_per_token'] / 1e6:.1f}",
+        f"{row['gb_s']:.1f}",
+        f"{row['bandwidth_share']:.0%}",
+        f"{row['ops_share']:.0%}",
+    )
+
+
+def limits(report: Mapping[str, Any]) -> Iterator[str]:
+    """A sentence for each number of threads: the machine's limits; and one if it had other work."""
+    host = report["host"]
+    for count, rate in host["read_gb_s"].items():
+        yield f"{count} thread(s): reads {rate:.1f} GB/s, peak {host['peak_gop_s'][count]:.0f} GOP/s"
+    if host["load_before"] > 0.5:
+        yield f"the machine was busy before this began (load {host['load_before']:.1f}): expect noise"
+
+
+def extras(report: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """A table for every optional part of a report, and a sentence for what could not be measured."""
+    for entry in report.get("profile", ()):
+        yield _profile(entry)
+    if "peers" in report:
+        yield _peers(report["peers"], report["model"]["activation"])
+    if "energy" in report:
+        yield _energy(report["energy"])
+
+
+def _profile(entry: Mapping[str, Any]) -> Table:
+    title = f"where the time of {case_name(entry)} on {entry['threads']} thread(s) goes"
+    columns = ("step", "share", "ms/token", "calls", "GB/s", "of bandwidth", "GOP/s", "of peak ops", "")
+    return _table(title, columns, ("step", ""), map(_step, entry["steps"]))
+
+
+def _step(step: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        step["step"].replace("_", " "),
+        f"{step['share']:.1%}",
+        f"{step['ms_per_token']:.3f}",
+        f"{step['calls']:.0f}",
+        _number(step["gb_s"], "{:.1f}"),
+        _number(step["bandwidth_share"], "{:.0%}"),
+        _number(step["gop_s"], "{:.0f}"),
+        _number(step["ops_share"], "{:.0%}"),
+        "█" * round(step["share"] * BAR),
+    )
+
+
+def _peers(rows: Sequence[Mapping[str, Any]], activation: str) -> Table:
+    columns = ("test", "threads", "tok/s", "min - max", "bitgen tok/s", "bitgen is", "engine")
+    rows_of_text = (_peer(row, activation) for row in rows)
+    return _table("beside other engines, in alternation", columns, ("test", "engine"), rows_of_text)
+
+
+def _peer(row: Mapping[str, Any], activation: str) -> tuple[str, ...]:
+    other = "" if row["activation"] == activation else f", {row['activation']} for {activation}"
+    wrong = row["error"]
+    return (
+        case_name(row),
+        str(row["threads"]),
+        _number(row["tok_s"], "{:.1f}"),
+        "" if wrong else f"{row['tok_s_min']:.1f} - {row['tok_s_max']:.1f}",
+        _number(row["bitgen_tok_s"], "{:.1f}"),
+        _number(row["ratio"], "{:.2f} x"),
+        f"{row['about']}{other}" + (f": {wrong}" if wrong else ""),
+    )
+
+
+def _energy(energy: Mapping[str, Any]) -> RenderableType:
+    if energy["reason"]:
+        return f"no energy: {energy['reason']}"
+    rows = (
+        (case_name(row), str(row["threads"]), f"{row['joules_per_token']:.3f}", f"{row['watts']:.1f}")
+        for row in energy["results"]
+    )
+    return _table(f"energy of {', '.join(energy['zones'])}", ("test", "threads", "J/token", "W"), ("test",), rows)
+
+
+# ---- run, verify --------------------------------------------------------------------------------------------
+
+
+def logprobs(tokenizer: Tokenizer, choices: Iterable[TokenChoice]) -> Iterator[str]:
+    """A line for each generated token: its text and log probability, then the likeliest ones."""
+    for choice in choices:
+        likeliest = "  ".join(f"{tokenizer.decode([id])!r} {p:.3f}" for id, p in choice.likeliest)
+        yield f"{tokenizer.decode([choice.token])!r:>16} {choice.logprob:8.3f}  |  {likeliest}".rstrip(" |")
+
+
+def receipt(found: Receipt) -> Table:
+    """A row for each group of checks that held, and one for every check that did not."""
+    title = f"{found.model['name']}, {found.model['sha256'][:16]}, on {', '.join(found.levels['plans'])}"
+    columns = ("", "checks", "verdict", "seconds", "what was found")
+    table = _table(title, columns, ("", "verdict", "what was found"), _verdicts(found))
+    table.caption, table.caption_justify = f"{'pass' if found.ok else 'FAIL'}: {len(found.checks)} checks", "left"
+    return table
+
+
+def _verdicts(found: Receipt) -> Iterator[tuple[str, ...]]:
+    for group in dict.fromkeys(check.group for check in found.checks):
+        checks = [check for check in found.checks if check.group == group]
+        bad = [check for check in checks if not check.ok]
+        seconds = f"{sum(check.seconds for check in checks):.1f}"
+        details = "; ".join(dict.fromkeys(check.detail for check in checks if check.ok))
+        yield group, str(len(checks)), "FAIL" if bad else "pass", seconds, details
+        for check in bad:
+            yield "", "", "FAIL", "", f"{check.subject}: {check.detail}"
