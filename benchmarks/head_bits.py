@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from bitgen import Model
 from bitgen.engine.model import Sampling, states_batch
-from bitgen.gguf_io import open as open_gguf
+from bitgen.gguf.reader import read_gguf
 
 Floats = npt.NDArray[np.float32]
 SAMPLES = 24
@@ -126,7 +126,7 @@ def stories() -> tuple[Floats, Floats]:
     list(run)
     with model.session() as session:
         states = states_batch([session], [run.history], every=True)
-    checkpoint = open_gguf(model.path)
+    checkpoint = read_gguf(model.path)
     name = "token_embd.weight" if model.shape.tied else "output.weight"
     return np.asarray(checkpoint.dense(name)).astype(np.float16).astype(np.float32), states
 

@@ -12,18 +12,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitgen import compile, cost_model, gguf_io, i2s_guess, library, pack, plan, presets, render, space, targets
+from bitgen import compile, cost_model, i2s_guess, library, pack, plan, presets, render, space, targets
 from bitgen import info as _info
 from bitgen import standalone as _standalone
-from bitgen import synth as _synth
 from bitgen import tune as _tune
 from bitgen.compile import Artefact
 from bitgen.convert import source as _source
 from bitgen.engine.model import SHIPPED, shipped_path
 from bitgen.errors import BitgenError, UnsupportedError
+from bitgen.gguf.reader import GgufCheckpoint, read_gguf
+from bitgen.gguf.writer import TernaryType, write_gguf
 from bitgen.lab import Host
 from bitgen.remote import Device
 from bitgen.spec import KernelSpec, ModelShape
+from bitgen.synth import SynthCheckpoint
 
 Progress = Callable[[int, int], None]
 
@@ -32,7 +34,7 @@ def shape_of(model: str | Path) -> ModelShape:
     """The shape of a GGUF file (anything that exists or ends in .gguf) or of a preset."""
     path = Path(model)
     if path.suffix == ".gguf" or path.is_file():
-        return gguf_io.open(path).shape
+        return read_gguf(path).shape
     return presets.load(str(model))
 
 
@@ -172,10 +174,10 @@ def standalone(
 ) -> _standalone.Program:
     """Write a program that needs nothing else, and its weights: DIR/<model> and DIR/<model>.bgpk.
 
-    arch, system, plans: as of `build`. reading: what the file does not say, as in gguf_io.open.
+    arch, system, plans: as of `build`. reading: what the file does not say, as in read_gguf.
     """
     source = shipped_path() if model in (None, SHIPPED) else Path(str(model))
-    checkpoint = gguf_io.open(source, **reading)
+    checkpoint = read_gguf(source, **reading)
     where = targets.platform_of(None if arch == "native" else arch, system)
     levels = _standalone.shared_layout(checkpoint.shape, where, isa, plans)
     return _standalone.write(
@@ -188,11 +190,11 @@ def synth(
     output: Path,
     *,
     seed: int = 0,
-    type: gguf_io.TernaryType | None = None,
+    type: TernaryType | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Write a model of a preset's shape with random ternary weights."""
-    _synth.write(presets.load(preset), output, seed, type=type, progress=progress)
+    write_gguf(output, SynthCheckpoint(presets.load(preset), seed), type, progress)
 
 
 open_source = _source.open_source
@@ -202,7 +204,7 @@ def convert(
     source: str | Path | _source.Source,
     output: Path,
     *,
-    type: gguf_io.TernaryType | None = None,
+    type: TernaryType | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Convert a checkpoint to GGUF: a folder, a GGUF, "hf:owner/name", a preset's name, or what open_source gave."""
@@ -211,7 +213,7 @@ def convert(
 
 def doubt(checkpoint: _source.Source) -> str | None:
     """Why a file may have been read by the wrong I2_S layout, or None."""
-    return i2s_guess.doubt(checkpoint) if isinstance(checkpoint, gguf_io.GgufCheckpoint) else None
+    return i2s_guess.doubt(checkpoint) if isinstance(checkpoint, GgufCheckpoint) else None
 
 
 def save_array(path: Path, array: npt.NDArray[np.float32]) -> None:
@@ -232,7 +234,7 @@ def info(file: Path) -> dict[str, Any]:
     facts = _info.describe(file)
     if "unsupported" in facts:
         return facts
-    lookup = plan.lookup(gguf_io.open(file).shape, library.host_isa())
+    lookup = plan.lookup(read_gguf(file).shape, library.host_isa())
     runs = {role: f"{p.layout} ({lookup.sources[role]})" for role, p in lookup.matrices.items()}
     return {**facts, "runs on": lookup.isa, **{f"{role} kernel": text for role, text in runs.items()}}
 

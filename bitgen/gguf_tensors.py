@@ -31,6 +31,11 @@ class Reading:
             raise UnsupportedError(f"unknown I2_S layout {self.i2s_layout!r}; known: {known}")
 
 
+def scale_name(name: str) -> str:
+    """blk.0.attn_q.weight -> blk.0.attn_q.scale: where it exists, the matrix's output is multiplied by it."""
+    return name.removesuffix("weight") + "scale"
+
+
 # ---- ternary -------------------------------------------------------------------------------------------------------
 
 TERNARY: dict[str, Callable[[Bytes, int, int, Reading], Scaled]] = {

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from bitgen import layout
 from bitgen.blocks import I2S_LAYOUTS, i2s_block
 from bitgen.errors import FormatError
-from bitgen.gguf_io import GgufCheckpoint
+from bitgen.gguf.reader import GgufCheckpoint
 from bitgen.spec import GemmShape
 
 Profile = npt.NDArray[np.floating[Any]]

@@ -6,9 +6,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from bitgen import gguf_io, i2s_guess
+from bitgen import i2s_guess
+from bitgen.checkpoints.tensors import is_ternary
 from bitgen.engine.tokenizer import Tokenizer
 from bitgen.errors import BitgenError, UnsupportedError
+from bitgen.gguf.reader import GgufCheckpoint
 from bitgen.gguf_container import Container
 from bitgen.spec import ModelShape
 
@@ -27,7 +29,7 @@ def describe(path: str | Path) -> dict[str, Any]:
         "tensors": _tensors(container),
     }
     try:
-        checkpoint = gguf_io.GgufCheckpoint(container)
+        checkpoint = GgufCheckpoint(container)
     except UnsupportedError as error:
         return facts | {"unsupported": str(error)}
     if doubt := i2s_guess.doubt(checkpoint):
@@ -62,7 +64,7 @@ def _shape(s: ModelShape, why: str) -> dict[str, Any]:
 
 def _weights(container: Container) -> dict[str, Any]:
     """Ternary weights, all parameters, and the bits they take."""
-    ternary = [t for t in container.tensors.values() if gguf_io.is_ternary(t.name)]
+    ternary = [t for t in container.tensors.values() if is_ternary(t.name)]
     weights, nbytes = sum(t.elements for t in ternary), sum(t.nbytes or 0 for t in ternary)
     parameters = sum(t.elements for t in container.tensors.values())
     return {

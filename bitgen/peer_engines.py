@@ -28,9 +28,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from bitgen import gguf_io
 from bitgen.checkpoint import ALL, Checkpoint, Scale
 from bitgen.errors import BitgenError, EngineError, UnsupportedError
+from bitgen.gguf.reader import read_gguf
+from bitgen.gguf.writer import write_gguf
 from bitgen.spec import ModelShape
 
 
@@ -112,7 +113,7 @@ class LlamaCpp:
         """TQ2_0 by bitgen's writer; embedding and head to q6_K by llama.cpp's own quantiser."""
         api, f16_head = _llama_api(), to.with_name(f".{to.name}.f16-head")
         try:
-            gguf_io.write(f16_head, _ForLlama(gguf_io.open(source)), type="tq2_0")
+            write_gguf(f16_head, _ForLlama(read_gguf(source)), type="tq2_0")
             params = api.llama_model_quantize_default_params()
             params.ftype = api.LLAMA_FTYPE_MOSTLY_TQ2_0
             params.token_embedding_type = params.output_tensor_type = api.GGML_TYPE_Q6_K
@@ -166,7 +167,7 @@ class Litespark:
         from litespark_inference.torchless import kernel, loader, runtime
         from litespark_inference.torchless import model as parts
 
-        source = gguf_io.open(path)
+        source = read_gguf(path)
         s = source.shape
         if not (s.sub_norms and s.tied and s.activation == "relu2" and s.heads * s.head_dim == s.hidden):
             raise UnsupportedError("Litespark's BitNet has relu2, sub-norms, and its embedding for a head")

@@ -27,12 +27,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitgen import bench, gguf_io, synth
+from bitgen import bench, synth
 from bitgen.bench import Case
 from bitgen.checkpoint import ALL
 from bitgen.compile import cache_root
 from bitgen.engine.model import Model
 from bitgen.errors import BitgenError, EngineError
+from bitgen.gguf.writer import write_gguf
 from bitgen.spec import Activation, ModelShape
 
 Listener = Callable[[str, int, int], None]
@@ -227,7 +228,7 @@ def small_model(shape: ModelShape, context: int) -> Iterator[tuple[Path, Model]]
     small = replace(shape, name="check", layers=layers, vocab=vocab, context=context)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "check.gguf"
-        gguf_io.write(path, _Coarse(small))
+        write_gguf(path, _Coarse(small))
         model = Model.load(path)
         model.packed.unlink()  # mapped already, and of no further use
         yield path, model

@@ -9,14 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bitgen import gguf_io
 from bitgen.checkpoint import ALL, Scale
+from bitgen.checkpoints.tensors import is_ternary, tensor_shapes
 from bitgen.errors import FormatError
 from bitgen.spec import ModelShape
 
@@ -39,7 +38,7 @@ class SynthCheckpoint:
 
     def __init__(self, shape: ModelShape, seed: int = 0) -> None:
         self._shape, self._seed = shape, seed
-        self._tensors = gguf_io.tensor_shapes(shape)
+        self._tensors = tensor_shapes(shape)
         self._reading = ("", 0, np.random.SFC64())  # a tensor, draws made, the generator that goes on from there
 
     @property
@@ -87,7 +86,7 @@ class SynthCheckpoint:
         return values.reshape(-1, dims[1])
 
     def _dims(self, name: str, axes: int | None = None) -> tuple[int, ...]:
-        if name not in self._tensors or (axes and not gguf_io.is_ternary(name)):
+        if name not in self._tensors or (axes and not is_ternary(name)):
             raise FormatError(f"a synthetic {self._shape.name} has no such tensor: {name}")
         return self._tensors[name]
 
@@ -109,17 +108,6 @@ class SynthCheckpoint:
     def _uniform(self, name: str) -> float:
         """A number in [0, 1)."""
         return float(self._bits(name).random_raw() >> 11) / (1 << 53)
-
-
-def write(
-    shape: ModelShape,
-    path: str | Path,
-    seed: int = 0,
-    type: str | None = None,
-    progress: gguf_io.Progress | None = None,
-) -> None:
-    """Write a synthetic model as a GGUF file; memory stays at a few of its largest tensors' size."""
-    gguf_io.write(path, SynthCheckpoint(shape, seed), type=type, progress=progress)
 
 
 def vocabulary(size: int) -> dict[str, Any]:

@@ -26,12 +26,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitgen import compile, data, gguf_io, library, pack, plan, reference, space, targets
+from bitgen import compile, data, library, pack, plan, reference, space, targets
 from bitgen.checkpoint import ALL, Checkpoint
 from bitgen.compile import Artefact
 from bitgen.engine import binding
 from bitgen.engine.model import Model, Sampling
 from bitgen.errors import BitgenError, UnsupportedError
+from bitgen.gguf.reader import read_gguf
 from bitgen.lab import VERIFY_TOKENS, Trial, differs
 from bitgen.plan import Lookup
 from bitgen.spec import GemmShape, KernelSpec, MatrixPlan, ModelShape
@@ -88,9 +89,9 @@ def verify(path: Path, against: str | None = None, listener: Listener = lambda *
     """Verify a GGUF file's model with every ISA level that this CPU executes.
 
     against: "hf:DIR", a transformers checkpoint of the same model. Failed comparisons are verdicts; errors are raised
-    where nothing could be compared (a file that cannot be read, no compiler, no torch). reading: as gguf_io.open takes.
+    where nothing could be compared (a file that cannot be read, no compiler, no torch). reading: as read_gguf takes.
     """
-    checkpoint = gguf_io.open(path, **reading)
+    checkpoint = read_gguf(path, **reading)
     theirs = _transformers(against) if against is not None else None
     lookups = [plan.lookup(checkpoint.shape, isa) for isa in library.host_isas()]
     artefact = library.for_model(checkpoint.shape, lookups, progress=lambda d, t: listener("compiling", d, t))

@@ -12,10 +12,12 @@ import numpy.typing as npt
 import pytest
 
 import bitgen
-from bitgen import compile, gguf_io, library, pack, plan, space, synth, targets
+from bitgen import compile, library, pack, plan, space, synth, targets
 from bitgen.compile import Unit
 from bitgen.engine.model import Cache
 from bitgen.formats import FORMATS
+from bitgen.gguf.reader import read_gguf
+from bitgen.gguf.writer import write_gguf
 from bitgen.reference import gemm_int
 from bitgen.spec import GemmShape, KernelSpec, ModelShape
 
@@ -140,7 +142,7 @@ class Runner:
 
     def __init__(self, model: bitgen.Model) -> None:
         self.source, self.head = model.path, model.head
-        self.checkpoint = gguf_io.open(self.source)
+        self.checkpoint = read_gguf(self.source)
         self.lookups = {isa: plan.lookup(self.checkpoint.shape, isa) for isa in (ISA, "avx2")}
         self.program = library.for_model(
             self.checkpoint.shape, list(self.lookups.values()), arch="x86_64", program=True
@@ -161,14 +163,14 @@ class Runner:
 @pytest.mark.parametrize("shape", [BITNET, LLAMA], ids=["bitnet", "llama"])
 def test_logits_are_the_bits_of_this_cpu(tmp_path: Path, shape: ModelShape, head: pack.Head, chunk: int) -> None:
     """A seed for which no key or value lies midway between two halves: Bochs 2.7 rounds those up, not to even."""
-    synth.write(shape, tmp_path / "model.gguf", seed=0)
+    write_gguf(tmp_path / "model.gguf", synth.SynthCheckpoint(shape, 0))
     model = bitgen.Model.load(tmp_path / "model.gguf", head=head)
     assert np.array_equal(Runner(model).logits(ISA, chunk), model.logits(TOKENS))
 
 
 @pytest.mark.parametrize("chunk", [len(TOKENS), 1])
 def test_int8_cache_has_the_bits_of_this_cpu(tmp_path: Path, chunk: int) -> None:
-    synth.write(BITNET, tmp_path / "model.gguf", seed=0)
+    write_gguf(tmp_path / "model.gguf", synth.SynthCheckpoint(BITNET, 0))
     model = bitgen.Model.load(tmp_path / "model.gguf")
     assert np.array_equal(Runner(model).logits(ISA, chunk, "int8"), model.logits(TOKENS, cache="int8"))
 

@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 
 import bitgen
-from bitgen import gguf_io
 from bitgen.chat import Chat, ChatTemplate, source_of
 from bitgen.chat_templates import NAMED
 from bitgen.engine.model import Sampling, shipped_path
 from bitgen.errors import BitgenError, FormatError, UnsupportedError
+from bitgen.gguf.reader import read_gguf
+from bitgen.gguf.writer import write_gguf
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ m['role'] | capitalize }}: {{ m['content'] | trim }}<|eot_id|>"
@@ -44,7 +45,7 @@ class Renamed:
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped model with a chat template: it answers nonsense, in the right frame."""
     path = tmp_path_factory.mktemp("chat") / "talker.gguf"
-    gguf_io.write(path, Renamed(gguf_io.open(shipped_path()), {"tokenizer.chat_template": TEMPLATE}))
+    write_gguf(path, Renamed(read_gguf(shipped_path()), {"tokenizer.chat_template": TEMPLATE}))
     return path
 
 

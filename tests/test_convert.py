@@ -21,10 +21,12 @@ from hf_models import VOCAB, Tiny  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from tokenizers import Tokenizer, processors  # noqa: E402
 
-from bitgen import gguf_io  # noqa: E402
+from bitgen.checkpoints.tensors import is_ternary, tensor_shapes  # noqa: E402
 from bitgen.convert import HfCheckpoint, convert  # noqa: E402
 from bitgen.convert.safetensors import open_file, widen_bf16  # noqa: E402
 from bitgen.errors import BitgenError, FormatError, UnsupportedError  # noqa: E402
+from bitgen.gguf.reader import read_gguf  # noqa: E402
+from bitgen.gguf.writer import FILE_TYPES  # noqa: E402
 
 BITNET = Tiny("BitNetForCausalLM", "autobitlinear", hidden=128, inter=256, layers=1, heads=2, kv_heads=1)
 LLAMA = replace(BITNET, architecture="LlamaForCausalLM", linear="bitlinear", act="silu", tied=False)
@@ -160,10 +162,10 @@ def test_the_gguf_holds_the_same_model(tiny: Tiny, type: str, tmp_path: Path) ->
     directory = hf_models.save(tiny, tmp_path / "model")
     seen: list[tuple[int, int]] = []
     convert(directory, tmp_path / "m.gguf", type, progress=lambda done, total: seen.append((done, total)))
-    written, source = gguf_io.open(tmp_path / "m.gguf"), HfCheckpoint(directory)
+    written, source = read_gguf(tmp_path / "m.gguf"), HfCheckpoint(directory)
     assert written.shape == source.shape
-    for name in gguf_io.tensor_shapes(source.shape):
-        if gguf_io.is_ternary(name):
+    for name in tensor_shapes(source.shape):
+        if is_ternary(name):
             (codes, scale), (want, want_scale) = written.ternary(name), source.ternary(name)
             assert (codes == want).all() and np.float32(scale) == np.float32(want_scale)
         else:
@@ -184,13 +186,13 @@ def test_the_wrong_template_of_2b4t_is_put_right(directory: Path, tmp_path: Path
     settings = json.loads((directory / "tokenizer_config.json").read_text())
     (directory / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": LEGACY}))
     convert(directory, tmp_path / "m.gguf")
-    template = gguf_io.open(tmp_path / "m.gguf").metadata["tokenizer.chat_template"]
+    template = read_gguf(tmp_path / "m.gguf").metadata["tokenizer.chat_template"]
     messages = [{"role": "system", "content": "Be brief. "}, {"role": "user", "content": "Hi"}]
     text = SandboxedEnvironment().from_string(template)
     asked = text.render(messages=messages, bos_token="<B>", eos_token="<E>", add_generation_prompt=True)
     assert asked == "<B>System: Be brief.<|eot_id|>User: Hi<|eot_id|>Assistant: "
     convert(tmp_path / "m.gguf", tmp_path / "again.gguf")
-    assert gguf_io.open(tmp_path / "again.gguf").metadata["tokenizer.chat_template"] == template
+    assert read_gguf(tmp_path / "again.gguf").metadata["tokenizer.chat_template"] == template
 
 
 # ---- interrupted, and in little memory ----
@@ -216,7 +218,7 @@ def reads(checkpoint: HfCheckpoint, monkeypatch: pytest.MonkeyPatch) -> list[str
     return read
 
 
-@pytest.mark.parametrize("type", [type for type in gguf_io.FILE_TYPES if type != "q2_0"])  # of scales in groups
+@pytest.mark.parametrize("type", [type for type in FILE_TYPES if type != "q2_0"])  # of scales in groups
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.8])
 def test_an_interrupted_conversion_goes_on(
     tmp_path: Path, type: str, share: float, monkeypatch: pytest.MonkeyPatch
@@ -313,7 +315,7 @@ def test_two_conversions_into_one_file_do_not_mix(directory: Path, tmp_path: Pat
         refused.append(done)
 
     convert(directory, tmp_path / "m.gguf", progress=another)
-    assert refused and gguf_io.open(tmp_path / "m.gguf").ternary("blk.0.attn_q.weight")
+    assert refused and read_gguf(tmp_path / "m.gguf").ternary("blk.0.attn_q.weight")
 
 
 def test_a_full_disk_keeps_what_is_done(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,7 +361,7 @@ def test_an_embedding_model(tmp_path: Path) -> None:
     pooling = {"word_embedding_dimension": 128, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
     (directory / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
     convert(directory, tmp_path / "m.gguf")
-    keys = gguf_io.open(tmp_path / "m.gguf").metadata
+    keys = read_gguf(tmp_path / "m.gguf").metadata
     assert keys["qwen3.pooling_type"] == 1
     assert keys["tokenizer.ggml.add_eos_token"] is True and keys["tokenizer.ggml.eos_token_id"] == VOCAB - 2
     (directory / "1_Pooling" / "config.json").write_text(json.dumps(pooling | {"pooling_mode_cls_token": True}))
@@ -470,7 +472,7 @@ def test_windows(config: dict[str, Any], want: tuple[int, int, float], tmp_path:
     assert (shape.window, shape.window_period, shape.window_theta) == want
     assert shape.embedding_scale == 128**0.5 and shape.attention_scale == 256**-0.5  # 256: transformers' default
     convert(tmp_path, tmp_path / "m.gguf")
-    assert gguf_io.open(tmp_path / "m.gguf").shape == shape
+    assert read_gguf(tmp_path / "m.gguf").shape == shape
 
 
 def test_a_plain_model_must_be_ternary(tmp_path: Path) -> None:

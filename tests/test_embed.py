@@ -14,7 +14,7 @@ from bitgen.cli import main
 from bitgen.engine import embed as embedding
 from bitgen.engine.model import states_batch
 from bitgen.errors import BitgenError, EngineError, UnsupportedError
-from bitgen.gguf_io import open as open_gguf
+from bitgen.gguf.reader import read_gguf
 
 TEXTS = ["The dog ran to the park.", "A", "Once upon a time, there was a cat. " * 9, "The dog went to the park.", "x y"]
 
@@ -36,10 +36,10 @@ def unit(x: np.ndarray) -> np.ndarray:
 def test_states_are_what_the_output_matrix_multiplies(model: bitgen.Model) -> None:
     tokens = model.tokenizer.encode(TEXTS[0])
     got = states(model, TEXTS[0])
-    want = reference.states(open_gguf(model.path), tokens, np.float16)
+    want = reference.states(read_gguf(model.path), tokens, np.float16)
     assert got.shape == want.shape == (len(tokens), model.shape.hidden)
     assert np.median(np.abs(got - want).max(axis=1)) < 0.05 * want.std()
-    head = open_gguf(model.path).dense("token_embd.weight").astype(np.float32)
+    head = read_gguf(model.path).dense("token_embd.weight").astype(np.float32)
     assert np.allclose(got @ head.T, model.logits(tokens), atol=1e-4)
 
 

@@ -15,7 +15,7 @@ from bitgen.checkpoint import ALL
 from bitgen.engine.lookup import PromptLookup
 from bitgen.engine.model import Cache, shipped_path
 from bitgen.errors import BitgenError, EngineError
-from bitgen.gguf_io import open as open_gguf
+from bitgen.gguf.reader import read_gguf
 from bitgen.spec import MatrixPlan, ModelShape
 
 TOKENS = [1, 17, 300, 299, 5, 4, 1000, 64, 2, 3, 77, 78, 79, 80, 81, 82, 83, 84]
@@ -34,7 +34,7 @@ def expected(model: bitgen.Model) -> np.ndarray:
 def test_logits_agree_with_the_reference(model: bitgen.Model) -> None:
     """Short prompts, each from an empty context. Float noise of one ulp can turn an int8 rounding tie the other way,
     which moves all later logits by a few hundredths: most prompts meet none, and those agree to 1e-4."""
-    checkpoint, rng = open_gguf(model.path), np.random.default_rng(0)
+    checkpoint, rng = read_gguf(model.path), np.random.default_rng(0)
     worst = []
     for _ in range(16):
         tokens = rng.integers(0, model.shape.vocab, 3).tolist()
@@ -344,9 +344,9 @@ def test_wrong_sampling_is_refused(wrong: dict[str, float]) -> None:
 
 
 def test_a_damaged_packed_model_is_refused_and_named(tmp_path: Path) -> None:
-    found = plan.lookup(open_gguf(shipped_path()).shape, library.host_isa())
+    found = plan.lookup(read_gguf(shipped_path()).shape, library.host_isa())
     packed = tmp_path / "m.bgpk"
-    pack.write(packed, open_gguf(shipped_path()), found)
+    pack.write(packed, read_gguf(shipped_path()), found)
     whole = packed.read_bytes()
     model = bitgen.Model.load()
     for size in (0, 100, 256, len(whole) // 2, len(whole) - 1):
@@ -362,7 +362,7 @@ def test_a_failed_packing_leaves_nothing(tmp_path: Path) -> None:
                 raise BitgenError("a damaged tensor")
             return super().dense(name, rows)
 
-    shape = open_gguf(shipped_path()).shape
+    shape = read_gguf(shipped_path()).shape
     with pytest.raises(BitgenError, match="damaged"):
         pack.write(tmp_path / "m.bgpk", Broken(shape, 0), plan.lookup(shape, library.host_isa()))
     assert list(tmp_path.iterdir()) == []

@@ -13,7 +13,7 @@ import bitgen
 from bitgen import api, compile, data, library, pack, plan, targets
 from bitgen.compile import Artefact, Unit
 from bitgen.engine.model import Cache
-from bitgen.gguf_io import open as open_gguf
+from bitgen.gguf.reader import read_gguf
 
 pytestmark = pytest.mark.qemu
 TOKENS = [1, 17, 300, 299, 5, 4, 1000]
@@ -51,7 +51,7 @@ def emulate(runner: Artefact, cpu: str, *args: str, stdin: str = "") -> bytes:
 
 def packed_for(model: bitgen.Model, isa: str, folder: Path) -> str:
     path = folder / f"{isa}.bgpk"
-    pack.write(path, open_gguf(model.path), plan.lookup(model.shape, isa))
+    pack.write(path, read_gguf(model.path), plan.lookup(model.shape, isa))
     return str(path)
 
 

@@ -17,10 +17,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bitgen import gguf_container as container
-from bitgen import gguf_io, gguf_tensors, gguf_types, i2s_guess, info, layout, synth, tl_tiles
+from bitgen import gguf_tensors, gguf_types, i2s_guess, info, layout, synth, tl_tiles
 from bitgen.checkpoint import ALL
+from bitgen.checkpoints.tensors import is_ternary, tensor_shapes
 from bitgen.engine.tokenizer import Tokenizer
 from bitgen.errors import BitgenError, FormatError, UnsupportedError
+from bitgen.gguf.reader import GgufCheckpoint, read_gguf
+from bitgen.gguf.writer import FILE_TYPES, write_gguf
 
 DATA = Path(__file__).parent / "data"
 Q = "blk.0.attn_q.weight"
@@ -45,7 +48,7 @@ def truth() -> dict[str, np.ndarray]:
 # ---- what other engines wrote ----
 
 
-def assert_truth(checkpoint: gguf_io.GgufCheckpoint, truth: dict[str, np.ndarray]) -> None:
+def assert_truth(checkpoint: GgufCheckpoint, truth: dict[str, np.ndarray]) -> None:
     matrices = [name for name in truth if not name.endswith(".scale")]
     assert len(matrices) == 7
     for name in matrices:
@@ -55,7 +58,7 @@ def assert_truth(checkpoint: gguf_io.GgufCheckpoint, truth: dict[str, np.ndarray
 
 
 def test_bitnet_cpp_i2_s(truth: dict[str, np.ndarray]) -> None:
-    checkpoint = gguf_io.open(DATA / "bitnetcpp-i2_s.gguf")
+    checkpoint = read_gguf(DATA / "bitnetcpp-i2_s.gguf")
     assert_truth(checkpoint, truth)
     s = checkpoint.shape
     assert (s.hidden, s.intermediate, s.layers, s.heads, s.kv_heads, s.head_dim) == (256, 640, 1, 4, 2, 64)
@@ -66,20 +69,20 @@ def test_bitnet_cpp_i2_s(truth: dict[str, np.ndarray]) -> None:
 
 
 def test_ternary_floats_of_another_engine(fixtures: Path, truth: dict[str, np.ndarray]) -> None:
-    checkpoint = gguf_io.open(fixtures / "src-b158-f32.gguf")
+    checkpoint = read_gguf(fixtures / "src-b158-f32.gguf")
     assert_truth(checkpoint, truth)
     assert checkpoint.shape.activation == "relu2"
 
 
 @pytest.mark.parametrize("file", ["ik-iq1_bn", "ik-iq2_bn", "ik-iq2_bn_r4"])
 def test_ik_llama_cpp(fixtures: Path, truth: dict[str, np.ndarray], file: str) -> None:
-    checkpoint = gguf_io.open(fixtures / f"{file}.gguf")
+    checkpoint = read_gguf(fixtures / f"{file}.gguf")
     assert_truth(checkpoint, truth)
     assert info.describe(fixtures / f"{file}.gguf")["tensors"][file[3:].upper()] == 7
-    exact = gguf_io.open(fixtures / "src-b158-f32.gguf")
+    exact = read_gguf(fixtures / "src-b158-f32.gguf")
     assert checkpoint.shape == exact.shape
-    for name in gguf_io.tensor_shapes(exact.shape):
-        if not gguf_io.is_ternary(name) and name != "token_embd.weight":  # which that tool made Q6_K
+    for name in tensor_shapes(exact.shape):
+        if not is_ternary(name) and name != "token_embd.weight":  # which that tool made Q6_K
             assert np.array_equal(checkpoint.dense(name), exact.dense(name))
     theirs, ours = checkpoint.dense("token_embd.weight"), exact.dense("token_embd.weight")
     assert np.abs(theirs - ours).max() < np.abs(ours).max() / 32
@@ -98,12 +101,12 @@ def test_tl_tensors_of_bitnet_cpp(tmp_path: Path, foreign: dict[str, np.ndarray]
     m, k = foreign[f"{name}/trits"].shape
     path = placed(tmp_path / "m.gguf", m, k, getattr(gguf_types, name[:3].upper()), foreign[f"{name}/data"].tobytes())
     with pytest.raises(UnsupportedError, match=f"attn_q.weight: .* pass --tl-tiles {m}x{k}=BM/BK/bm"):
-        gguf_io.open(path)
+        read_gguf(path)
     tile = "/".join(str(foreign[f"{name}/{part}"]) for part in ("BM", "BK", "bm"))
-    codes, scale = gguf_io.open(path, tl_tiles=f"1x1=2/3,{m}x{k}={tile}").ternary(Q)
+    codes, scale = read_gguf(path, tl_tiles=f"1x1=2/3,{m}x{k}={tile}").ternary(Q)
     assert np.array_equal(codes, foreign[f"{name}/trits"]) and scale == foreign[f"{name}/scale"]
     with pytest.raises(UnsupportedError, match=r"attn_q.weight: TL[12] tiles of 96 x 96 do not"):
-        gguf_io.open(path, tl_tiles=f"{m}x{k}=96/96").ternary(Q)
+        read_gguf(path, tl_tiles=f"{m}x{k}=96/96").ternary(Q)
 
 
 @pytest.mark.parametrize("group", [64, 128])
@@ -116,7 +119,7 @@ def test_q2_0_is_told_apart_by_its_size(tmp_path: Path, foreign: dict[str, np.nd
     metadata, tensors = contents(shape)
     second = Q.replace("attn_q", "attn_k")
     tensors[second] = ((96, 512), gguf_types.Q2_0, data.tobytes())
-    checkpoint = gguf_io.open(store(tmp_path / "m.gguf", metadata, tensors))
+    checkpoint = read_gguf(store(tmp_path / "m.gguf", metadata, tensors))
     codes, got = checkpoint.scaled(second)
     assert np.array_equal(codes, trits) and np.array_equal(got, scales) and checkpoint.shape.group == 0
     with pytest.raises(UnsupportedError, match=f"attn_k.weight: it has a scale for every {group} weights of a row"):
@@ -124,7 +127,7 @@ def test_q2_0_is_told_apart_by_its_size(tmp_path: Path, foreign: dict[str, np.nd
     same = data.reshape(-1, 2 + group // 4).copy()
     same[:, :2] = np.array([0.5], "<f2").view(np.uint8)
     tensors[Q] = ((96, 512), gguf_types.Q2_0, same.tobytes())
-    codes, scale = gguf_io.open(store(tmp_path / "m.gguf", metadata, tensors)).ternary(Q)
+    codes, scale = read_gguf(store(tmp_path / "m.gguf", metadata, tensors)).ternary(Q)
     assert np.array_equal(codes, trits) and scale == 0.5
 
 
@@ -135,7 +138,7 @@ def test_tq_tensors_of_the_gguf_package(fixtures: Path, tmp_path: Path, name: st
     shape = dataclasses.replace(TINY, hidden=512, heads=3, kv_heads=3, layers=1)
     metadata, tensors = contents(shape)
     tensors[Q] = ((192, 512), getattr(gguf_types, name.upper()), stored["data"].tobytes())
-    codes, scale = gguf_io.open(store(tmp_path / "m.gguf", metadata, tensors)).ternary(Q)
+    codes, scale = read_gguf(store(tmp_path / "m.gguf", metadata, tensors)).ternary(Q)
     assert np.array_equal(codes, stored["trits"])
     assert scale == np.float16(stored["scale"])
 
@@ -152,7 +155,7 @@ def test_worked_example_in_both_i2_s_layouts(tmp_path: Path) -> None:
         m, k = tensors[Q][0]
         data = bytes(packed) * (m * k // 128) + struct.pack("<f", 0.75) + bytes(28)
         tensors[Q] = ((m, k), gguf_types.I2_S, data)
-        codes, scale = gguf_io.open(store(tmp_path / "m.gguf", metadata, tensors), i2s_layout=name).ternary(Q)
+        codes, scale = read_gguf(store(tmp_path / "m.gguf", metadata, tensors), i2s_layout=name).ternary(Q)
         assert np.array_equal(codes.reshape(-1, 128), np.tile(wanted, (m * k // 128, 1)))
         assert scale == 0.75
 
@@ -163,7 +166,7 @@ def test_filler_after_the_i2_s_scale_is_ignored(tmp_path: Path) -> None:
         tensors[Q] = (shape, type, data[:-28] + b"\xff" * 28)
 
     want = synth.SynthCheckpoint(TINY, 1).ternary(Q)
-    codes, scale = gguf_io.open(changed(tmp_path / "m.gguf", fill)).ternary(Q)
+    codes, scale = read_gguf(changed(tmp_path / "m.gguf", fill)).ternary(Q)
     assert np.array_equal(codes, want[0]) and scale == want[1]
 
 
@@ -178,7 +181,7 @@ def test_ternary_floats(tmp_path: Path, type: int, beside: float | None) -> None
         if beside is not None:
             tensors["blk.0.attn_q.scale"] = floats(np.array([beside]), gguf_types.F32)
 
-    got, scale = gguf_io.open(changed(tmp_path / "m.gguf", change)).ternary(Q)
+    got, scale = read_gguf(changed(tmp_path / "m.gguf", change)).ternary(Q)
     assert np.array_equal(got, codes)
     assert scale == np.float32(s) * np.float32(1 if beside is None else beside)
 
@@ -195,7 +198,7 @@ def test_floats_that_are_not_ternary(tmp_path: Path, odd: float) -> None:
         values[200, 7] = odd
         tensors[Q] = floats(values, gguf_types.F32)
 
-    checkpoint = gguf_io.open(changed(tmp_path / "m.gguf", change))
+    checkpoint = read_gguf(changed(tmp_path / "m.gguf", change))
     with pytest.raises(FormatError, match=r"blk\.0\.attn_q\.weight.*(0\.5|0\.99|NaN)"):
         checkpoint.ternary(Q)
 
@@ -210,7 +213,7 @@ def test_float_types_agree(tmp_path: Path) -> None:
             tensors["token_embd.weight"] = floats(values, type)
             tensors["blk.1.ffn_norm.weight"] = floats(values[0], gguf_types.F16)
 
-        checkpoint = gguf_io.open(changed(tmp_path / "m.gguf", change))
+        checkpoint = read_gguf(changed(tmp_path / "m.gguf", change))
         assert np.array_equal(checkpoint.dense("token_embd.weight"), values)
         assert np.array_equal(checkpoint.dense("blk.1.ffn_norm.weight"), values[0])
 
@@ -227,7 +230,7 @@ def test_quantised_embeddings(tmp_path: Path, name: str, monkeypatch: pytest.Mon
         tensors["token_embd.weight"] = ((rows, TINY.hidden), int(type), data.tobytes())
 
     monkeypatch.setattr("bitgen.checkpoint.AT_ONCE", 1000)
-    got = gguf_io.open(changed(tmp_path / "m.gguf", change)).dense("token_embd.weight")
+    got = read_gguf(changed(tmp_path / "m.gguf", change)).dense("token_embd.weight")
     assert got.dtype == np.float32 and np.array_equal(got, gguf.quants.dequantize(data, type))
 
 
@@ -239,7 +242,7 @@ def test_an_embedding_of_ternary_groups(tmp_path: Path, foreign: dict[str, np.nd
     def change(metadata: dict, tensors: dict) -> None:
         tensors["token_embd.weight"] = ((96, 512), gguf_types.Q2_0, data.tobytes())
 
-    got = gguf_io.open(changed(tmp_path / "m.gguf", change, shape=shape)).dense("token_embd.weight")
+    got = read_gguf(changed(tmp_path / "m.gguf", change, shape=shape)).dense("token_embd.weight")
     assert got.dtype == np.float16 and np.array_equal(got, trits * np.repeat(scales, group, axis=1))
 
 
@@ -247,15 +250,15 @@ def test_an_embedding_of_ternary_groups(tmp_path: Path, foreign: dict[str, np.nd
 
 
 @pytest.mark.parametrize("name", SHAPES)
-@pytest.mark.parametrize("type", [type for type in gguf_io.FILE_TYPES if type != "q2_0"])
+@pytest.mark.parametrize("type", [type for type in FILE_TYPES if type != "q2_0"])
 def test_written_files_are_read_back_identically(tmp_path: Path, name: str, type: str) -> None:
     original, path = synth.SynthCheckpoint(SHAPES[name], 7), tmp_path / "m.gguf"
     steps: list[tuple[int, int]] = []
-    gguf_io.write(path, original, type, progress=lambda done, total: steps.append((done, total)))
-    back = gguf_io.open(path)
+    write_gguf(path, original, type, progress=lambda done, total: steps.append((done, total)))
+    back = read_gguf(path)
     assert back.shape == original.shape
-    for tensor in gguf_io.tensor_shapes(original.shape):
-        if gguf_io.is_ternary(tensor):
+    for tensor in tensor_shapes(original.shape):
+        if is_ternary(tensor):
             (codes, scale), (want, want_scale) = back.ternary(tensor), original.ternary(tensor)
             assert np.array_equal(codes, want) and scale == want_scale
         else:
@@ -268,7 +271,7 @@ def test_written_files_are_read_back_identically(tmp_path: Path, name: str, type
 
 def test_a_file_copied_through_write_keeps_the_bits_of_bitnet_cpp(tmp_path: Path) -> None:
     ours, theirs = tmp_path / "m.gguf", DATA / "bitnetcpp-i2_s.gguf"
-    gguf_io.write(ours, gguf_io.open(theirs))
+    write_gguf(ours, read_gguf(theirs))
     a, b = container.Container(ours), container.Container(theirs)
     assert a.tensors.keys() == b.tensors.keys()
     for name, tensor in a.tensors.items():
@@ -284,12 +287,12 @@ def test_files_of_other_engines_are_converted_without_loss(
     fixtures: Path, tmp_path: Path, source: str, type: str
 ) -> None:
     """Codes and scales are the same, norms too, and the embedding keeps its bytes, whatever their type."""
-    theirs, path = gguf_io.open(fixtures / f"{source}.gguf"), tmp_path / "m.gguf"
-    gguf_io.write(path, theirs, type)
-    ours = gguf_io.open(path)
+    theirs, path = read_gguf(fixtures / f"{source}.gguf"), tmp_path / "m.gguf"
+    write_gguf(path, theirs, type)
+    ours = read_gguf(path)
     assert ours.shape == dataclasses.replace(theirs.shape, name=ours.shape.name)
-    for name in gguf_io.tensor_shapes(theirs.shape):
-        if gguf_io.is_ternary(name):
+    for name in tensor_shapes(theirs.shape):
+        if is_ternary(name):
             (codes, scale), (want, want_scale) = ours.ternary(name), theirs.ternary(name)
             assert np.array_equal(codes, want) and scale == want_scale
         else:
@@ -302,9 +305,9 @@ def test_files_of_other_engines_are_converted_without_loss(
 
 def test_conversions_there_and_back_give_the_same_file(tmp_path: Path) -> None:
     paths = [tmp_path / f"{n}.gguf" for n in range(5)]
-    gguf_io.write(paths[0], synth.SynthCheckpoint(TINY_LLAMA, 4), "i2_s")
+    write_gguf(paths[0], synth.SynthCheckpoint(TINY_LLAMA, 4), "i2_s")
     for before, after, type in zip(paths, paths[1:], ("tq1_0", "t5", "tq2_0", "i2_s"), strict=False):
-        gguf_io.write(after, gguf_io.open(before), type)
+        write_gguf(after, read_gguf(before), type)
     assert paths[4].read_bytes() == paths[0].read_bytes()
 
 
@@ -315,9 +318,9 @@ def test_an_embedding_of_ternary_groups_becomes_f16(tmp_path: Path, foreign: dic
     def change(metadata: dict, tensors: dict) -> None:
         tensors["token_embd.weight"] = ((96, 512), gguf_types.Q2_0, foreign["q2_0-g128-96x512/data"].tobytes())
 
-    source = gguf_io.open(changed(tmp_path / "a.gguf", change, shape=shape))
-    gguf_io.write(tmp_path / "b.gguf", source)
-    copy = gguf_io.open(tmp_path / "b.gguf")
+    source = read_gguf(changed(tmp_path / "a.gguf", change, shape=shape))
+    write_gguf(tmp_path / "b.gguf", source)
+    copy = read_gguf(tmp_path / "b.gguf")
     assert copy.container.tensors["token_embd.weight"].type == gguf_types.F16
     assert np.array_equal(copy.dense("token_embd.weight"), source.dense("token_embd.weight"))
 
@@ -325,7 +328,7 @@ def test_an_embedding_of_ternary_groups_becomes_f16(tmp_path: Path, foreign: dic
 def test_a_copy_of_spoilt_floats_is_refused(tmp_path: Path) -> None:
     path = changed(tmp_path / "a.gguf", spoil("token_embd.weight", slice(4, 6), b"\xff\xff"))
     with pytest.raises(FormatError, match=r"token_embd\.weight holds NaN"):
-        gguf_io.write(tmp_path / "b.gguf", gguf_io.open(path))
+        write_gguf(tmp_path / "b.gguf", read_gguf(path))
     assert [p.name for p in tmp_path.iterdir()] == ["a.gguf"]
 
 
@@ -334,7 +337,7 @@ def test_a_copy_of_spoilt_floats_is_refused(tmp_path: Path) -> None:
 def test_the_gguf_package_reads_our_tq_files(tmp_path: Path, name: str, type: str) -> None:
     """As llama.cpp would: offsets are the running sum of padded sizes, the scale is beside the matrix."""
     original, path = synth.SynthCheckpoint(SHAPES[name], 3), tmp_path / "m.gguf"
-    gguf_io.write(path, original, type)
+    write_gguf(path, original, type)
     reader = gguf.GGUFReader(path)
     assert reader.fields["general.architecture"].contents() == name
     tensors = {t.name: t for t in reader.tensors}
@@ -343,7 +346,7 @@ def test_the_gguf_package_reads_our_tq_files(tmp_path: Path, name: str, type: st
         assert tensor.data_offset == at
         at += -(-tensor.n_bytes // 32) * 32
     assert at == path.stat().st_size
-    for tensor_name in filter(gguf_io.is_ternary, gguf_io.tensor_shapes(original.shape)):
+    for tensor_name in filter(is_ternary, tensor_shapes(original.shape)):
         codes, scale = original.ternary(tensor_name)
         tensor = tensors[tensor_name]
         assert np.array_equal(gguf.quants.dequantize(tensor.data, tensor.tensor_type), codes.astype(np.float32))
@@ -351,7 +354,7 @@ def test_the_gguf_package_reads_our_tq_files(tmp_path: Path, name: str, type: st
 
 
 def test_metadata_types_are_those_other_readers_insist_on(tmp_path: Path) -> None:
-    gguf_io.write(tmp_path / "m.gguf", synth.SynthCheckpoint(TINY, 1), "tq2_0")
+    write_gguf(tmp_path / "m.gguf", synth.SynthCheckpoint(TINY, 1), "tq2_0")
     fields = gguf.GGUFReader(tmp_path / "m.gguf").fields
     types = gguf.GGUFValueType
     for key, type in (
@@ -394,7 +397,7 @@ def test_every_kind_of_metadata_value_comes_back(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_written_is_refused(tmp_path: Path, change: dict, type: str, reason: str) -> None:
     with pytest.raises(UnsupportedError, match=reason):
-        gguf_io.write(tmp_path / "m.gguf", synth.SynthCheckpoint(dataclasses.replace(TINY, **change)), type)
+        write_gguf(tmp_path / "m.gguf", synth.SynthCheckpoint(dataclasses.replace(TINY, **change)), type)
     assert not list(tmp_path.iterdir())
 
 
@@ -427,14 +430,14 @@ class Spoilt(synth.SynthCheckpoint):
 def test_spoilt_weights_are_refused_and_leave_nothing_behind(tmp_path: Path, name: str, wrong: object) -> None:
     (tmp_path / "m.gguf").write_bytes(b"before")
     with pytest.raises(FormatError):
-        gguf_io.write(tmp_path / "m.gguf", Spoilt(name, wrong))
+        write_gguf(tmp_path / "m.gguf", Spoilt(name, wrong))
     assert [p.name for p in tmp_path.iterdir()] == ["m.gguf"]
     assert (tmp_path / "m.gguf").read_bytes() == b"before"
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(BitgenError, match="cannot write"):
-        gguf_io.write(tmp_path / "none" / "m.gguf", synth.SynthCheckpoint(TINY))
+        write_gguf(tmp_path / "none" / "m.gguf", synth.SynthCheckpoint(TINY))
 
 
 # ---- what the metadata says ----
@@ -478,13 +481,13 @@ def test_activation_rule(
 ) -> None:
     shape = dataclasses.replace(SMALLEST, vocab=vocab)
     path = changed(tmp_path / "m.gguf", renamed(architecture, **keys), shape=shape)
-    checkpoint = gguf_io.open(path, activation=override)
+    checkpoint = read_gguf(path, activation=override)
     assert checkpoint.shape.activation == activation and reason in checkpoint.activation_reason
     assert checkpoint.shape.sub_norms and not checkpoint.shape.rope_interleaved
 
 
 def test_llama_files_turn_adjacent_pairs(tmp_path: Path) -> None:
-    shape = gguf_io.open(changed(tmp_path / "m.gguf", lambda m, t: None, shape=TINY_LLAMA)).shape
+    shape = read_gguf(changed(tmp_path / "m.gguf", lambda m, t: None, shape=TINY_LLAMA)).shape
     assert shape == TINY_LLAMA and shape.rope_interleaved and shape.activation == "silu" and not shape.tied
 
 
@@ -502,7 +505,7 @@ def test_windows_of_gemma3(keys: dict, window: tuple, tmp_path: Path) -> None:
     def change(metadata: dict, tensors: dict) -> None:
         metadata |= {f"gemma3.{key}": value for key, value in keys.items()}
 
-    shape = gguf_io.open(changed(tmp_path / "m.gguf", change, shape=SHAPES["gemma3"])).shape
+    shape = read_gguf(changed(tmp_path / "m.gguf", change, shape=SHAPES["gemma3"])).shape
     assert (shape.window, shape.window_period, shape.window_theta) == window
     assert shape.embedding_scale == 16 and shape.qk_norm and shape.post_norms and not shape.input_norms
 
@@ -521,7 +524,7 @@ def test_variants_are_refused(name: str, key: str, value: object, tmp_path: Path
     shape = dataclasses.replace(SHAPES[name], window=9 * (name == "gemma3"))
     path = changed(tmp_path / "m.gguf", lambda m, t: m.update({f"{name}.{key}": value}), shape=shape)
     with pytest.raises(UnsupportedError, match="not supported"):
-        gguf_io.open(path)
+        read_gguf(path)
 
 
 def test_norms_may_be_halves(tmp_path: Path) -> None:
@@ -531,7 +534,7 @@ def test_norms_may_be_halves(tmp_path: Path) -> None:
     def change(metadata: dict, tensors: dict) -> None:
         tensors[name] = floats(np.linspace(0.5, 1.5, TINY.hidden), gguf_types.F16)
 
-    checkpoint = gguf_io.open(changed(tmp_path / "m.gguf", change, shape=shape))
+    checkpoint = read_gguf(changed(tmp_path / "m.gguf", change, shape=shape))
     assert checkpoint.shape == dataclasses.replace(shape, name=checkpoint.shape.name)
     assert checkpoint.dense(name).dtype == np.float16
 
@@ -543,7 +546,7 @@ def test_defaults_where_keys_are_absent(tmp_path: Path) -> None:
         del metadata["general.name"]
 
     shape = dataclasses.replace(TINY, kv_heads=4)
-    assert gguf_io.open(changed(tmp_path / "tiny.gguf", change, shape=shape)).shape == shape
+    assert read_gguf(changed(tmp_path / "tiny.gguf", change, shape=shape)).shape == shape
 
 
 @pytest.mark.parametrize(
@@ -580,22 +583,22 @@ def test_defaults_where_keys_are_absent(tmp_path: Path) -> None:
 def test_wrong_keys_are_named(tmp_path: Path, key: str, value: object, error: type, reason: str) -> None:
     path = changed(tmp_path / "m.gguf", lambda metadata, tensors: metadata.update({key: value}))
     with pytest.raises(error, match=reason) as caught:
-        gguf_io.open(path)
+        read_gguf(path)
     assert str(path) in str(caught.value)
 
 
 @pytest.mark.parametrize("key", ["rope.scaling.type", "rope.scaling.factor"])
 def test_a_rope_scaling_that_does_nothing_is_accepted(tmp_path: Path, key: str) -> None:
     value = "linear" if key.endswith("type") else 1.0
-    gguf_io.open(changed(tmp_path / "m.gguf", lambda m, t: m.update({f"bitnet-b1.58.{key}": value})))
+    read_gguf(changed(tmp_path / "m.gguf", lambda m, t: m.update({f"bitnet-b1.58.{key}": value})))
 
 
 def test_unknown_options_are_errors(tmp_path: Path) -> None:
     path = changed(tmp_path / "m.gguf", lambda m, t: None)
     with pytest.raises(UnsupportedError, match="I2_S layout 'avx'"):
-        gguf_io.open(path, i2s_layout="avx")  # type: ignore[arg-type]
+        read_gguf(path, i2s_layout="avx")  # type: ignore[arg-type]
     with pytest.raises(UnsupportedError, match="'gelu' \\(chosen by the caller\\)"):
-        gguf_io.open(path, activation="gelu")
+        read_gguf(path, activation="gelu")
 
 
 # ---- what the tensors say ----
@@ -617,19 +620,19 @@ def spoil(name: str, at: slice, data: bytes):
 def test_wrong_scales_are_errors(tmp_path: Path, scale: float) -> None:
     path = changed(tmp_path / "m.gguf", spoil(Q, slice(-32, -28), struct.pack("<f", scale)))
     with pytest.raises(FormatError, match=r"blk\.0\.attn_q\.weight: the scale is"):
-        gguf_io.open(path).ternary(Q)
+        read_gguf(path).ternary(Q)
 
 
 def test_the_unused_code_is_an_error(tmp_path: Path) -> None:
     path = changed(tmp_path / "m.gguf", spoil(Q, slice(5, 6), b"\xff"))
     with pytest.raises(FormatError, match=r"blk\.0\.attn_q\.weight: .*code 3"):
-        gguf_io.open(path).ternary(Q)
+        read_gguf(path).ternary(Q)
 
 
 def test_t5_is_laid_out_as_documented(tmp_path: Path) -> None:
     """docs/formats.md: a byte is a column of five rows; the last rows are filled with zeros; the scale ends it."""
     original, path = synth.SynthCheckpoint(TINY, 7), tmp_path / "m.gguf"
-    gguf_io.write(path, original, "t5")
+    write_gguf(path, original, "t5")
     file = container.Container(path)
     codes, scale = original.ternary(Q)
     raw = file.bytes_of(file.tensors[Q])
@@ -646,14 +649,14 @@ def test_t5_is_laid_out_as_documented(tmp_path: Path) -> None:
 def test_a_byte_that_no_t5_holds_is_an_error(tmp_path: Path) -> None:
     path = changed(tmp_path / "m.gguf", spoil(Q, slice(5, 6), b"\xf3"), type="t5")
     with pytest.raises(FormatError, match=r"blk\.0\.attn_q\.weight: .*above 242"):
-        gguf_io.open(path).ternary(Q)
+        read_gguf(path).ternary(Q)
 
 
 @pytest.mark.parametrize("name", ["token_embd.weight", "blk.1.ffn_sub_norm.weight"])
 def test_nan_in_float_tensors_is_an_error(tmp_path: Path, name: str) -> None:
     path = changed(tmp_path / "m.gguf", spoil(name, slice(4, 8), b"\xff" * 4))
     with pytest.raises(FormatError, match=f"{name} holds NaN"):
-        gguf_io.open(path).dense(name)
+        read_gguf(path).dense(name)
 
 
 @pytest.mark.parametrize("type", ["tq1_0", "tq2_0"])
@@ -661,7 +664,7 @@ def test_tq_blocks_of_different_scales_are_refused(tmp_path: Path, type: str) ->
     half = np.float16(0.5).tobytes()
     path = changed(tmp_path / "m.gguf", spoil(Q, slice(-2, None), half), type=type)
     with pytest.raises(UnsupportedError, match=r"attn_q\.weight: it has a scale for every row, from"):
-        gguf_io.open(path).ternary(Q)
+        read_gguf(path).ternary(Q)
 
 
 @pytest.mark.parametrize(
@@ -678,7 +681,7 @@ def test_tq_blocks_of_different_scales_are_refused(tmp_path: Path, type: str) ->
 def test_types_that_cannot_be_read_are_named(tmp_path: Path, type: int, size: int, named: str) -> None:
     path = changed(tmp_path / "m.gguf", lambda _, tensors: tensors.update({Q: ((256, 256), type, bytes(size))}))
     with pytest.raises(UnsupportedError, match=f"blk.0.attn_q.weight {named}"):
-        gguf_io.open(path)
+        read_gguf(path)
     assert "unsupported" in info.describe(path)
 
 
@@ -702,7 +705,7 @@ def test_types_of_several_forms_need_a_size_that_fits(
 ) -> None:
     path = changed(tmp_path / "m.gguf", lambda _, tensors: tensors.update({Q: ((256, 256), type, bytes(size))}))
     with pytest.raises(error, match=reason):
-        gguf_io.open(path)
+        read_gguf(path)
 
 
 def test_a_form_that_sizes_do_not_tell_is_refused(tmp_path: Path) -> None:
@@ -748,7 +751,7 @@ def test_an_embedding_in_a_ternary_type_is_refused(tmp_path: Path) -> None:
         tensors["token_embd.weight"] = (dims, gguf_types.I2_S, bytes(dims[0] * dims[1] // 4 + 32))
 
     with pytest.raises(UnsupportedError, match=r"token_embd\.weight is of type I2_S"):
-        gguf_io.open(changed(tmp_path / "m.gguf", change))
+        read_gguf(changed(tmp_path / "m.gguf", change))
 
 
 @pytest.mark.parametrize(
@@ -775,13 +778,13 @@ def test_wrong_rows_of_the_tensor_table(
         tensors[name] = (shape, type, bytes(nbytes) if nbytes else tensors[name][2])
 
     with pytest.raises(BitgenError, match=reason):
-        gguf_io.open(changed(tmp_path / "m.gguf", change))
+        read_gguf(changed(tmp_path / "m.gguf", change))
 
 
 def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
     for name in contents()[1]:
         with pytest.raises(FormatError, match=f"{name} is missing"):
-            gguf_io.open(changed(tmp_path / "m.gguf", lambda m, t, name=name: t.pop(name)))
+            read_gguf(changed(tmp_path / "m.gguf", lambda m, t, name=name: t.pop(name)))
 
 
 # ---- what the bytes say ----
@@ -797,7 +800,7 @@ def smallest_of_others(path: Path) -> bytes:
     """The like with a type of another engine in every matrix: the same bytes over and over, which all of them allow."""
     metadata, tensors = contents(SMALLEST)
     types = ("IQ1_BN", "IQ2_BN", "IQ2_BN_R4", "Q2_0", "TL1", "TL2", "F16")
-    for name, type in zip(filter(gguf_io.is_ternary, list(tensors)), types, strict=True):
+    for name, type in zip(filter(is_ternary, list(tensors)), types, strict=True):
         m, k = tensors[name][0]
         if type == "TL2":  # which has no rows of fewer than 256
             continue
@@ -813,10 +816,10 @@ TILES = "64x64=64/64/32"
 def use(path: Path) -> bool:
     """Read everything there is to read; False when it was refused. Any other exception is a bug."""
     try:
-        checkpoint = gguf_io.open(path, tl_tiles=TILES)
+        checkpoint = read_gguf(path, tl_tiles=TILES)
         i2s_guess.doubt(checkpoint)
-        for name in gguf_io.tensor_shapes(checkpoint.shape):
-            checkpoint.ternary(name) if gguf_io.is_ternary(name) else checkpoint.dense(name)
+        for name in tensor_shapes(checkpoint.shape):
+            checkpoint.ternary(name) if is_ternary(name) else checkpoint.dense(name)
         tokenizer = Tokenizer.from_metadata(checkpoint.metadata)
         tokenizer.decode(tokenizer.encode("a <|eot_id|> b", parse_special=False))
     except BitgenError as error:
@@ -828,9 +831,9 @@ def use(path: Path) -> bool:
 def test_not_a_model_at_all(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     with pytest.raises(FormatError, match="no such file"):
-        gguf_io.open(path)
+        read_gguf(path)
     with pytest.raises(FormatError, match="cannot be read"):
-        gguf_io.open(tmp_path)
+        read_gguf(tmp_path)
     for raw, reason in (
         (b"", "empty"),
         (b"GG", "ends within the magic"),
@@ -858,7 +861,7 @@ def test_not_a_model_at_all(tmp_path: Path) -> None:
     ):
         path.write_bytes(raw)
         with pytest.raises(FormatError, match=reason) as caught:
-            gguf_io.open(path)
+            read_gguf(path)
         assert str(path) in str(caught.value)
 
 
@@ -867,12 +870,12 @@ def test_duplicate_and_overlapping_tensors(tmp_path: Path) -> None:
     raw = smallest(path)
     path.write_bytes(raw.replace(b"blk.0.attn_k.weight", b"blk.0.attn_v.weight"))
     with pytest.raises(FormatError, match=r"'blk\.0\.attn_v\.weight' appears twice"):
-        gguf_io.open(path)
+        read_gguf(path)
     at = raw.index(b"blk.0.attn_v.weight") + 19 + 4 + 16 + 4
     for offset, reason in ((0, "overlap"), (1, "not a multiple of the alignment"), (1 << 50, "cut short")):
         path.write_bytes(raw[:at] + struct.pack("<Q", offset) + raw[at + 8 :])
         with pytest.raises(FormatError, match=reason):
-            gguf_io.open(path)
+            read_gguf(path)
 
 
 def test_version_2_is_the_same_format(tmp_path: Path) -> None:

@@ -12,8 +12,11 @@ import pytest
 import runtime_lab as lab
 
 import bitgen
-from bitgen import gguf_io, gguf_types, library, pack, plan, reference, targets
+from bitgen import gguf_types, library, pack, plan, reference, targets
+from bitgen.checkpoints.tensors import is_ternary, tensor_shapes
 from bitgen.errors import FormatError, UnsupportedError
+from bitgen.gguf.reader import read_gguf
+from bitgen.gguf.writer import write_gguf
 from bitgen.gguf_container import Container
 from bitgen.shapes import shape_from
 from bitgen.spec import ModelShape
@@ -54,7 +57,7 @@ def test_scales_that_kernels_cannot_hold_are_refused(tmp_path: Path, bad: float)
     with pytest.raises(UnsupportedError, match=r"attn_q.weight: a scale of a group is not a finite float16 number"):
         pack.write(tmp_path / "m.bgpk", checkpoint, plan.lookup(SHAPES[0], "scalar"))
     with pytest.raises((FormatError, UnsupportedError), match=r"scale"):
-        gguf_io.write(tmp_path / "m.gguf", checkpoint)
+        write_gguf(tmp_path / "m.gguf", checkpoint)
     assert not list(tmp_path.iterdir())
 
 
@@ -80,18 +83,18 @@ def test_groups_are_whole(change: dict[str, int], message: str) -> None:
 @pytest.fixture(scope="module", params=SHAPES, ids=lambda s: str(s.group))
 def file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelShape, Path]:
     path = tmp_path_factory.mktemp("groups") / "m.gguf"
-    gguf_io.write(path, SynthCheckpoint(request.param, 3))
+    write_gguf(path, SynthCheckpoint(request.param, 3))
     return request.param, path
 
 
 def test_q2_0_comes_back(file: tuple[ModelShape, Path], tmp_path: Path) -> None:
     """Also through a copy. Blocks of 64 and 128 have one id and their own size."""
     shape, path = file
-    gguf_io.write(tmp_path / "copy.gguf", gguf_io.open(path))
+    write_gguf(tmp_path / "copy.gguf", read_gguf(path))
     assert (tmp_path / "copy.gguf").read_bytes() == path.read_bytes()
-    original, back = SynthCheckpoint(shape, 3), gguf_io.open(path)
+    original, back = SynthCheckpoint(shape, 3), read_gguf(path)
     assert back.shape == shape
-    for name in filter(gguf_io.is_ternary, gguf_io.tensor_shapes(shape)):
+    for name in filter(is_ternary, tensor_shapes(shape)):
         (codes, scales), (want, want_scales) = back.ternary(name), original.ternary(name)
         assert np.array_equal(codes, want) and np.array_equal(scales, want_scales)
         tensor = Container(path).tensors[name]
@@ -112,7 +115,7 @@ def test_types_that_cannot_hold_the_scales_are_refused(
     tmp_path: Path, group: int, type: str | None, message: str
 ) -> None:
     with pytest.raises(UnsupportedError, match=message):
-        gguf_io.write(tmp_path / "m.gguf", SynthCheckpoint(dataclasses.replace(SHAPES[0], group=group)), type)
+        write_gguf(tmp_path / "m.gguf", SynthCheckpoint(dataclasses.replace(SHAPES[0], group=group)), type)
 
 
 def test_the_engine_runs_the_file(file: tuple[ModelShape, Path]) -> None:
@@ -134,7 +137,7 @@ def test_logits_of_transformers(file: tuple[ModelShape, Path]) -> None:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     shape, path = file
-    theirs = qwen3(torch, transformers, gguf_io.open(path))
+    theirs = qwen3(torch, transformers, read_gguf(path))
     model, close = bitgen.Model.load(path), []
     rng = np.random.default_rng(0)
     for _ in range(16):
@@ -165,10 +168,10 @@ def qwen3(torch, transformers, checkpoint):  # type: ignore[no-untyped-def]
     }  # fmt: skip
     top = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
     state = {}
-    for name in gguf_io.tensor_shapes(s):
+    for name in tensor_shapes(s):
         parts = name.split(".")
         key = f"model.layers.{parts[1]}.{names[parts[2]]}" if parts[0] == "blk" else top[parts[0]]
-        if gguf_io.is_ternary(name):
+        if is_ternary(name):
             codes, scales = checkpoint.ternary(name)
             values = codes * np.repeat(scales, s.group, axis=1)
         else:

@@ -18,8 +18,8 @@ import hf_models  # noqa: E402
 from hf_models import Tiny  # noqa: E402
 from hub_server import COMMIT, TOKEN, Hub  # noqa: E402
 
-from bitgen import gguf_io  # noqa: E402
 from bitgen.convert import HfCheckpoint  # noqa: E402
+from bitgen.gguf.reader import read_gguf  # noqa: E402
 
 REPO = "microsoft/bitnet-b1.58-2B-4T"  # the preset 2B4T's
 BITNET = Tiny("BitNetForCausalLM", "autobitlinear", hidden=128, inter=256, layers=1, heads=2, kv_heads=1)
@@ -53,7 +53,7 @@ def test_a_model_is_downloaded_and_converted(hub: Hub, tmp_path: Path, source: s
         *(f"model-0000{i}-of-00002.safetensors" for i in (1, 2)),
         *("model.safetensors.index.json", "config.json", "tokenizer.json", "tokenizer_config.json"),
     }
-    written, want = gguf_io.open(tmp_path / "m.gguf"), HfCheckpoint(hub.folder)
+    written, want = read_gguf(tmp_path / "m.gguf"), HfCheckpoint(hub.folder)
     assert written.metadata["general.name"] == "bitnet-b1.58-2B-4T"
     (codes, scale), (want_codes, want_scale) = (c.ternary("blk.0.attn_q.weight") for c in (written, want))
     assert np.array_equal(codes, want_codes) and scale == np.float32(want_scale)
@@ -73,7 +73,7 @@ def test_a_dropped_connection_is_resumed(hub: Hub, tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     ranges = [r for method, path, r in hub.asked if method == "GET" and path.endswith("/model.safetensors")]
     assert ranges == [None, f"bytes={10 << 20}-"]
-    codes, _ = gguf_io.open(tmp_path / "m.gguf").ternary("blk.0.ffn_down.weight")
+    codes, _ = read_gguf(tmp_path / "m.gguf").ternary("blk.0.ffn_down.weight")
     assert np.array_equal(codes, HfCheckpoint(hub.folder).ternary("blk.0.ffn_down.weight")[0])
 
 

@@ -10,8 +10,9 @@ import pytest
 from click.testing import CliRunner
 from gguf_files import TINY, changed, contents, store
 
-from bitgen import api, blocks, cli, gguf_io, i2s_guess, layout
+from bitgen import api, blocks, cli, i2s_guess, layout
 from bitgen.engine.model import shipped_path
+from bitgen.gguf.reader import I2sLayout, read_gguf
 from bitgen.gguf_container import Container
 
 SHIPPED = shipped_path()
@@ -19,7 +20,7 @@ SHIPPED = shipped_path()
 
 def rewritten(source: Path, to: Path, i2s_layout: str) -> Path:
     """The same model with its I2_S tensors in another layout: every tensor keeps its place and its scale."""
-    raw, checkpoint = bytearray(source.read_bytes()), gguf_io.open(source)
+    raw, checkpoint = bytearray(source.read_bytes()), read_gguf(source)
     for tensor in Container(source).tensors.values():
         if tensor.type_name == "I2_S":
             codes, _ = checkpoint.ternary(tensor.name)
@@ -30,32 +31,32 @@ def rewritten(source: Path, to: Path, i2s_layout: str) -> Path:
 
 
 @pytest.mark.parametrize("written", blocks.I2S_LAYOUTS)
-def test_a_trained_model_in_every_layout(tmp_path: Path, written: gguf_io.I2sLayout) -> None:
+def test_a_trained_model_in_every_layout(tmp_path: Path, written: I2sLayout) -> None:
     path = rewritten(SHIPPED, tmp_path / "m.gguf", written)
     for declared in blocks.I2S_LAYOUTS:
-        doubt = i2s_guess.doubt(gguf_io.open(path, i2s_layout=declared))  # type: ignore[arg-type]
+        doubt = i2s_guess.doubt(read_gguf(path, i2s_layout=declared))  # type: ignore[arg-type]
         if declared == written:
             assert doubt is None
         else:
             assert doubt is not None and f"as {written}, not as {declared}" in doubt
             assert doubt.endswith(f"try --i2s-layout {written}") and str(path) in doubt
-    codes = gguf_io.open(path, i2s_layout=written).ternary("blk.3.ffn_down.weight")
-    want = gguf_io.open(SHIPPED).ternary("blk.3.ffn_down.weight")
+    codes = read_gguf(path, i2s_layout=written).ternary("blk.3.ffn_down.weight")
+    want = read_gguf(SHIPPED).ternary("blk.3.ffn_down.weight")
     assert np.array_equal(codes[0], want[0]) and codes[1] == want[1]
 
 
 @pytest.mark.parametrize("declared", blocks.I2S_LAYOUTS)
-def test_random_weights_are_no_evidence(tmp_path: Path, declared: gguf_io.I2sLayout) -> None:
+def test_random_weights_are_no_evidence(tmp_path: Path, declared: I2sLayout) -> None:
     for name, shape in (("tiny", TINY), ("odd", replace(TINY, intermediate=544))):
         path = changed(tmp_path / f"{name}.gguf", lambda m, t: None, shape=shape)
-        checkpoint = gguf_io.open(path, i2s_layout=declared)
+        checkpoint = read_gguf(path, i2s_layout=declared)
         assert all(i2s_guess.evidence(checkpoint, each) < 30 for each in blocks.I2S_LAYOUTS)
         assert i2s_guess.doubt(checkpoint) is None
 
 
 def test_other_types_are_not_looked_at(tmp_path: Path) -> None:
     metadata, tensors = contents(type="tq2_0")
-    assert i2s_guess.doubt(gguf_io.open(store(tmp_path / "m.gguf", metadata, tensors))) is None
+    assert i2s_guess.doubt(read_gguf(store(tmp_path / "m.gguf", metadata, tensors))) is None
 
 
 def test_no_variation_is_no_evidence() -> None:

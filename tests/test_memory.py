@@ -16,9 +16,11 @@ import pytest
 from gguf_files import TINY, changed, floats
 
 from bitgen import checkpoint as checkpoints
-from bitgen import gguf_io, gguf_types, library, pack, plan, presets, synth
+from bitgen import gguf_types, library, pack, plan, presets, synth
 from bitgen.convert import HfCheckpoint
 from bitgen.formats import FORMATS
+from bitgen.gguf.reader import read_gguf
+from bitgen.gguf.writer import write_gguf
 from bitgen.spec import Layout
 
 MIB = 1 << 20
@@ -48,7 +50,7 @@ def run_with_room(model: Path, room: int) -> subprocess.CompletedProcess[str]:
 
     RLIMIT_DATA counts the memory that no file backs, which is what a small machine runs out of.
     """
-    shape = gguf_io.open(model).shape
+    shape = read_gguf(model).shape
     library.for_model(shape, [plan.lookup(shape, library.host_isa())])  # the compiler is not limited
     model.touch()  # no packed form of it is cached
     command = [sys.executable, "-c", RUN, str(model), str(room)]
@@ -58,7 +60,7 @@ def run_with_room(model: Path, room: int) -> subprocess.CompletedProcess[str]:
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA and /proc are Linux's")
 def test_a_model_loads_and_runs_in_less_room_than_its_head(tmp_path: Path) -> None:
     """The head has 64 MiB; of the room, 16 MiB are buffers for 128 choices. With less the limit is noticed."""
-    synth.write(WIDE, tmp_path / "m.gguf")
+    write_gguf(tmp_path / "m.gguf", synth.SynthCheckpoint(WIDE))
     done = run_with_room(tmp_path / "m.gguf", 60 * MIB)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["packed"] > 96 * MIB
@@ -69,7 +71,7 @@ def test_a_model_loads_and_runs_in_less_room_than_its_head(tmp_path: Path) -> No
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA and /proc are Linux's")
 def test_2b4t_runs_in_its_packed_size(tmp_path: Path) -> None:
     """1.2 GB are packed, loaded and run in 144 MiB beside the maps; resident at most: packed file and cache, + 15%."""
-    synth.write(presets.load("2B4T"), tmp_path / "m.gguf")
+    write_gguf(tmp_path / "m.gguf", synth.SynthCheckpoint(presets.load("2B4T")))
     done = run_with_room(tmp_path / "m.gguf", 144 * MIB)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -95,7 +97,7 @@ def test_8b_converts_in_less_than_two_gibibytes(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=3600, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.splitlines()[-1]) < 2 << 30
-    written, original = gguf_io.open(out), HfCheckpoint(source)
+    written, original = read_gguf(out), HfCheckpoint(source)
     for name in ("blk.0.attn_q.weight", "blk.31.ffn_down.weight"):
         (codes, scale), (want, want_scale) = written.ternary(name), original.ternary(name)
         assert np.array_equal(codes, want) and scale == np.float32(want_scale) and codes.any()
@@ -112,7 +114,7 @@ def test_packing_holds_pieces(tmp_path: Path, type: int, head: Any) -> None:
         values = np.frombuffer(data, "<f2").reshape(size)
         tensors["token_embd.weight"] = floats(values, type) if type != gguf_types.Q6_K else six_bits(size)
 
-    checkpoint = gguf_io.open(changed(tmp_path / "m.gguf", store_as, shape=shape))
+    checkpoint = read_gguf(changed(tmp_path / "m.gguf", store_as, shape=shape))
     found = plan.lookup(shape, "scalar")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoints, "AT_ONCE", 1 << 16)

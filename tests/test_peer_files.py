@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from gguf_files import TINY_LLAMA, floats, store
 
-from bitgen import Model, gguf_io, gguf_types, synth
+from bitgen import Model, gguf_types, synth
 from bitgen.checkpoint import ALL, Checkpoint
 from bitgen.engine.model import shipped_path
+from bitgen.gguf.reader import read_gguf
+from bitgen.gguf.writer import write_gguf
 from bitgen.gguf_container import Container
 from bitgen.spec import ModelShape
 
@@ -27,7 +29,7 @@ def like(source: Path, other: Path, to: Path) -> Path:
     """`source` with the embedding of `other`: some tools quantise it."""
     file = Container(source)
     tensors = {t.name: (t.shape, t.type, file.bytes_of(t).tobytes()) for t in file.tensors.values()}
-    tensors["token_embd.weight"] = floats(gguf_io.open(other).dense("token_embd.weight"), gguf_types.F32)
+    tensors["token_embd.weight"] = floats(read_gguf(other).dense("token_embd.weight"), gguf_types.F32)
     return store(to, file.metadata, tensors)
 
 
@@ -106,7 +108,7 @@ def assert_same_choices(ours: np.ndarray, theirs: np.ndarray) -> None:
 @pytest.mark.parametrize("type", ["tq1_0", "tq2_0"])
 def test_llama_cpp_continues_our_files_alike(tmp_path: Path, type: str) -> None:
     """The same tokens of a prompt, and the same greedy text, but for one prompt that has a near tie on its way."""
-    gguf_io.write(tmp_path / "m.gguf", AsBitnet(gguf_io.open(shipped_path())), type)
+    write_gguf(tmp_path / "m.gguf", AsBitnet(read_gguf(shipped_path())), type)
     theirs, ours = llama(tmp_path / "m.gguf"), Model.load(tmp_path / "m.gguf")
     equal = 0
     for prompt in PROMPTS:
@@ -124,7 +126,7 @@ def test_llama_cpp_continues_our_files_alike(tmp_path: Path, type: str) -> None:
 @pytest.mark.parametrize("type", ["tq1_0", "tq2_0"])
 def test_llama_cpp_agrees_on_the_llama_architecture(tmp_path: Path, type: str) -> None:
     """Permuted rows of q and k, an output matrix, scales beside the matrices."""
-    gguf_io.write(tmp_path / "m.gguf", synth.SynthCheckpoint(TINY_LLAMA, 1), type)
+    write_gguf(tmp_path / "m.gguf", synth.SynthCheckpoint(TINY_LLAMA, 1), type)
     theirs, ours = llama(tmp_path / "m.gguf"), Model.load(tmp_path / "m.gguf")
     tokens = [1, 7, 200, 31, 5, 299]
     assert_same_choices(ours.logits(tokens), logits(theirs, tokens))

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitgen import reference
-from bitgen.gguf_io import is_ternary, tensor_shapes
+from bitgen.checkpoints.tensors import is_ternary, tensor_shapes
 from bitgen.spec import ModelShape
 
 SHAPE = ModelShape(

@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 from gguf_files import SMALLEST, TINY, TINY_LLAMA
 
-from bitgen import gguf_io, presets, synth
+from bitgen import presets, synth
+from bitgen.checkpoints.tensors import is_ternary, tensor_shapes
 from bitgen.engine.tokenizer import Tokenizer
 from bitgen.errors import FormatError
+from bitgen.gguf.reader import read_gguf
+from bitgen.gguf.writer import tensor_table, write_gguf
 
 UP = "blk.1.ffn_up.weight"
 
@@ -25,9 +28,9 @@ def digest(path: Path) -> str:
 
 def test_a_seed_is_a_file(tmp_path: Path) -> None:
     """The digest is of this file on every host and with every NumPy: only raw generator bits go into it."""
-    synth.write(SMALLEST, tmp_path / "a.gguf", seed=5)
-    synth.write(SMALLEST, tmp_path / "b.gguf", seed=5)
-    synth.write(SMALLEST, tmp_path / "c.gguf", seed=6)
+    write_gguf(tmp_path / "a.gguf", synth.SynthCheckpoint(SMALLEST, 5))
+    write_gguf(tmp_path / "b.gguf", synth.SynthCheckpoint(SMALLEST, 5))
+    write_gguf(tmp_path / "c.gguf", synth.SynthCheckpoint(SMALLEST, 6))
     assert digest(tmp_path / "a.gguf") == digest(tmp_path / "b.gguf") != digest(tmp_path / "c.gguf")
     assert digest(tmp_path / "a.gguf") == "7cff8cc86b9788080505f1ba9792ca2c043c7c17e44e1ac0202c59600e7b9b36"
 
@@ -35,7 +38,7 @@ def test_a_seed_is_a_file(tmp_path: Path) -> None:
 def test_tensors_do_not_depend_on_the_order_they_are_asked_for() -> None:
     a, b = synth.SynthCheckpoint(TINY, 1), synth.SynthCheckpoint(TINY, 1)
     last = a.ternary(UP)
-    for name in filter(gguf_io.is_ternary, gguf_io.tensor_shapes(TINY)):
+    for name in filter(is_ternary, tensor_shapes(TINY)):
         b.ternary(name)
     assert np.array_equal(last[0], b.ternary(UP)[0]) and last[1] == b.ternary(UP)[1]
     assert not np.array_equal(a.ternary("blk.0.ffn_up.weight")[0], last[0])
@@ -79,8 +82,8 @@ def test_the_embedding_is_not_degenerate() -> None:
 
 @pytest.mark.parametrize("name", presets.names())
 def test_every_preset_has_a_file(name: str) -> None:
-    entries = gguf_io._entries(presets.load(name), "q2_0" if presets.load(name).group else "i2_s")
-    assert [e.name for e in entries] == list(gguf_io.tensor_shapes(presets.load(name)))
+    entries = tensor_table(presets.load(name), "q2_0" if presets.load(name).group else "i2_s")
+    assert [e.name for e in entries] == list(tensor_shapes(presets.load(name)))
 
 
 @pytest.mark.parametrize("size", [1, 40, 256, 257, 258, 259, 1000])
@@ -113,14 +116,15 @@ def test_2b4t_is_written_in_little_memory(tmp_path: Path) -> None:
     code = (
         "import dataclasses, re, sys\n"
         "from bitgen import presets, synth\n"
+        "from bitgen.gguf.writer import write_gguf\n"
         "shape = dataclasses.replace(presets.load('2B4T'), layers=2)\n"
-        "synth.write(shape, sys.argv[1], seed=1)\n"
+        "write_gguf(sys.argv[1], synth.SynthCheckpoint(shape, 1))\n"
         "status = open('/proc/self/status').read()\n"  # ru_maxrss would begin with that of the parent
         "print(re.search(r'VmHWM:\\s+(\\d+) kB', status)[1])\n"
     )
     path = tmp_path / "m.gguf"
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 1.2 * 1024**2  # KiB; 2 GiB are allowed
-    shape = gguf_io.open(path).shape
+    shape = read_gguf(path).shape
     assert shape == dataclasses.replace(presets.load("2B4T"), layers=2)
     assert path.stat().st_size < 900e6

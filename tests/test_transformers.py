@@ -26,10 +26,11 @@ import hf_models  # noqa: E402
 from hf_models import VOCAB, Tiny  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
-from bitgen import gguf_io, reference  # noqa: E402
+from bitgen import reference  # noqa: E402
 from bitgen.checkpoint import Checkpoint  # noqa: E402
 from bitgen.convert import HfCheckpoint, convert  # noqa: E402
 from bitgen.engine.model import Model, shipped_path  # noqa: E402
+from bitgen.gguf.reader import read_gguf  # noqa: E402
 from bitgen.gguf_container import Container  # noqa: E402
 
 pytestmark = pytest.mark.transformers
@@ -269,7 +270,7 @@ def test_through_gguf(tiny: tuple[Path, Torch], tmp_path: Path) -> None:
     convert(directory, tmp_path / "m.gguf")
     tokens = prompts(1, 12)[0]
     want = reference.forward(HfCheckpoint(directory), tokens)
-    assert (reference.forward(gguf_io.open(tmp_path / "m.gguf"), tokens) == want).all()
+    assert (reference.forward(read_gguf(tmp_path / "m.gguf"), tokens) == want).all()
 
 
 def differences(forward: Callable[[list[int]], np.ndarray], model: Torch | OneBitLLM, vocab: int = VOCAB) -> np.ndarray:
@@ -403,7 +404,7 @@ def test_the_model_that_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, r
     prompt = model.tokenizer.encode("Once upon a time")
     new = oracle.greedy(prompt, 20)
     want = oracle.logits(prompt + new)
-    got = reference_logits(monkeypatch, gguf_io.open(shipped_path()), prompt + new, oracle.integers)
+    got = reference_logits(monkeypatch, read_gguf(shipped_path()), prompt + new, oracle.integers)
     record_property(LARGEST, f"{np.abs(got - want).max():.1e}")
     assert np.abs(got - want).max() < 1e-3
     assert follows(new, got[len(prompt) - 1 : -1])
@@ -535,7 +536,7 @@ def test_1bitllm(model: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, r
     checkpoint = HfCheckpoint(hf_models.save(model, tmp_path))
     check_logits(checkpoint, OneBitLLM(model), monkeypatch, record_property)
     convert(tmp_path, tmp_path / "m.gguf")
-    again, tokens = gguf_io.open(tmp_path / "m.gguf"), prompts(1, 6)[0]
+    again, tokens = read_gguf(tmp_path / "m.gguf"), prompts(1, 6)[0]
     assert again.shape.activation == "silu"
     assert (reference.forward(again, tokens) == reference.forward(checkpoint, tokens)).all()
     check_runtime(Model.load(tmp_path / "m.gguf"), OneBitLLM(model), tokens, record_property)

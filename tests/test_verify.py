@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from bitgen import cli, gguf_io, library, pack, reference, verify
+from bitgen import cli, library, pack, reference, verify
 from bitgen.engine.model import shipped_path
 from bitgen.errors import BitgenError, UnsupportedError
 from bitgen.formats import FORMATS, Format
+from bitgen.gguf.reader import read_gguf
 from bitgen.verify import Receipt
 
 
@@ -79,7 +80,7 @@ def test_a_wrong_model_is_noticed(best_level_only: None, monkeypatch: pytest.Mon
 
 
 def test_a_large_model_is_compared_in_a_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint = gguf_io.open(shipped_path())
+    checkpoint = read_gguf(shipped_path())
     assert verify.cut(checkpoint) is checkpoint
     monkeypatch.setattr(verify, "CUT_WEIGHTS", 4_000_000)
     monkeypatch.setattr(verify, "CUT_VOCAB", 100)

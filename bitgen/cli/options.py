@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
-from bitgen import Sampling, gguf_io
+from bitgen import Sampling
 from bitgen.blocks import I2S_LAYOUTS
+from bitgen.gguf.writer import FILE_TYPES
 
 
 def numbers(_: click.Context, __: click.Parameter, text: str) -> list[int]:
@@ -48,7 +49,7 @@ cache_option = click.option(
 type_option = click.option(
     "--type",
     "type_",
-    type=click.Choice(list(gguf_io.FILE_TYPES)),
+    type=click.Choice(list(FILE_TYPES)),
     default=None,
     help="i2_s, the default, for bitnet.cpp; tq1_0 or tq2_0 for llama.cpp, 1.7 or 2.1 bits a weight; t5, bitgen's own, "
     "1.6 bits; q2_0 (llama.cpp), for models with a scale for every 64 or 128 weights, whose default it is.",
@@ -77,7 +78,7 @@ READING = (
 
 
 def reading_options(command: Any) -> Any:
-    """What a GGUF file does not say of itself, or says wrongly: keyword arguments of gguf_io.open."""
+    """What a GGUF file does not say of itself, or says wrongly: keyword arguments of read_gguf."""
     for option in READING:
         command = option(command)
     return command

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitgen import gguf_io
 from bitgen.checkpoint import ALL, row_pieces
+from bitgen.checkpoints.tensors import is_ternary, tensor_shapes
 from bitgen.convert.hf_config import Config, Storage
 from bitgen.convert.safetensors import StoredTensor, open_directory
 from bitgen.errors import FormatError, UnsupportedError
@@ -79,7 +79,7 @@ class HfCheckpoint:
         self._storage = config.storage(self._family, input_norms)
         shape = config.shape(self._family, input_norms)
         self._shape = shape if name is None else replace(shape, name=name)
-        self._dims = gguf_io.tensor_shapes(self._shape)
+        self._dims = tensor_shapes(self._shape)
         self._tensors = self._tensors or open_directory(self.directory)
         self._check_tensors()
         if self._storage == "values":
@@ -147,7 +147,7 @@ class HfCheckpoint:
         return f"{at}{(LAYER | self._family.norms)[part]}.weight", ALL, self._dims[name]
 
     def _tensor(self, name: str, ternary: bool) -> StoredTensor:
-        if name not in self._dims or gguf_io.is_ternary(name) != ternary:
+        if name not in self._dims or is_ternary(name) != ternary:
             raise FormatError(f"{self.directory}: this model has no {'ternary' if ternary else 'float'} tensor {name}")
         return self._tensors[self._place(name)[0]]
 
@@ -157,7 +157,7 @@ class HfCheckpoint:
         for name in self._dims:
             stored, _, dims = self._place(name)
             expected[stored] = {dims}
-            if gguf_io.is_ternary(name) and self._storage in ("multiply", "divide"):
+            if is_ternary(name) and self._storage in ("multiply", "divide"):
                 expected[stored + "_scale"] = {(1,), ()}
                 if dims[0] % 4 == 0:  # else only unpacked, as transformers 4 saves a loaded model
                     expected[stored].add((dims[0] // 4, dims[1]))

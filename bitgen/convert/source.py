@@ -6,20 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import bitgen
-from bitgen import gguf_io, presets
+from bitgen import presets
 from bitgen.convert import hub
 from bitgen.convert.hf import HfCheckpoint
 from bitgen.errors import BitgenError, UnsupportedError
+from bitgen.gguf.reader import GgufCheckpoint, read_gguf
+from bitgen.gguf.writer import Progress, write_gguf
 
 HUB = "hf:"
-Source = HfCheckpoint | gguf_io.GgufCheckpoint
+Source = HfCheckpoint | GgufCheckpoint
 
 
 def convert(
     source: str | Path | Source,
     out: str | Path,
     type: str | None = None,
-    progress: gguf_io.Progress | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Write a source as a GGUF file, its matrices in `type`, with one of them in memory at a time.
 
@@ -30,20 +32,20 @@ def convert(
     files = checkpoint.files if isinstance(checkpoint, HfCheckpoint) else [checkpoint.path]
     reading = "" if isinstance(checkpoint, HfCheckpoint) else f" {checkpoint.reading} {checkpoint.shape}"
     seen = [f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
-    gguf_io.write(out, checkpoint, type, progress, identity=f"{bitgen.__version__} {seen}{reading}")
+    write_gguf(out, checkpoint, type, progress, identity=f"{bitgen.__version__} {seen}{reading}")
 
 
 def open_source(source: str, **reading: Any) -> Source:
     """The checkpoint that a source names; downloads it where it must.
 
     source: a folder, a GGUF file, "hf:owner/name" with or without "@revision", or a preset's name. What exists as a
-    path is that path. reading: of a GGUF file, the options of gguf_io.open.
+    path is that path. reading: of a GGUF file, the options of read_gguf.
     """
     path = Path(source)
     if path.is_dir():
         return HfCheckpoint(path)
     if path.is_file() or path.suffix == ".gguf":
-        return gguf_io.open(path, **reading)
+        return read_gguf(path, **reading)
     id = source.removeprefix(HUB) if source.startswith(HUB) else _id_of_preset(source)
     return HfCheckpoint(hub.download(id), name=id.partition("@")[0].rpartition("/")[2])
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from bitgen import data, gguf_io, i2s_guess, library, pack
+from bitgen import data, i2s_guess, library, pack
 from bitgen import plan as plans
 from bitgen.compile import Artefact
 from bitgen.engine import binding
@@ -23,6 +23,7 @@ from bitgen.engine.lookup import PromptLookup
 from bitgen.engine.tokenizer import Stream, Tokenizer
 from bitgen.errors import BitgenError, EngineError
 from bitgen.formats import FORMATS
+from bitgen.gguf.reader import I2sLayout, read_gguf
 from bitgen.score import Score, TokenChoice, score
 from bitgen.spec import ModelShape
 
@@ -347,7 +348,7 @@ class Model:
         threads: int | None = None,
         isa: str | None = None,
         head: pack.Head = "certified",
-        i2s_layout: gguf_io.I2sLayout = "x86",
+        i2s_layout: I2sLayout = "x86",
         activation: str | None = None,
         tl_tiles: str = "",
         progress: Callable[[str, int, int], None] | None = None,
@@ -357,12 +358,12 @@ class Model:
         head: "certified" chooses tokens from int8 codes of the head, of most rows only six bits, and exact float16 rows
             for those that can win: the same tokens as "f16", at 3/8 of the bytes per token. "f16" saves the codes'
             room on disk. "int8" has codes alone: logits within their rounding.
-        i2s_layout, activation, tl_tiles: what the file does not say, or says wrongly; as in gguf_io.open.
+        i2s_layout, activation, tl_tiles: what the file does not say, or says wrongly; as in read_gguf.
         progress: called as (stage, done, total) while kernels compile and weights are packed.
         """
         started = time.perf_counter()
         source = Path(path) if path is not None else shipped_path()
-        checkpoint = gguf_io.open(source, i2s_layout, activation, tl_tiles)
+        checkpoint = read_gguf(source, i2s_layout, activation, tl_tiles)
         lookup = plans.lookup(checkpoint.shape, isa or library.host_isa())
         report = progress or (lambda *_: None)
         artefact = library.for_model(checkpoint.shape, [lookup], progress=lambda d, t: report("compiling", d, t))

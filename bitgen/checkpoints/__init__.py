@@ -1,0 +1,1 @@
+"""Models as shapes and weights, whatever file they come from."""

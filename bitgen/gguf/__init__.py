@@ -1,0 +1,1 @@
+"""GGUF files: container, metadata, tensor types; read as a Checkpoint, and written from one."""

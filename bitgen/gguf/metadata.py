@@ -1,0 +1,242 @@
+"""A file's key-values as a ModelShape, and a checkpoint's as key-values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bitgen.chat_templates import corrected
+from bitgen.checkpoint import Checkpoint
+from bitgen.errors import FormatError, UnsupportedError
+from bitgen.gguf_container import Container
+from bitgen.gguf_tensors import GROUPED, TERNARY, Reading
+from bitgen.shapes import Architecture, architecture, shape_from, window_period
+from bitgen.spec import Activation, ModelShape
+
+HIDDEN_ACTIVATIONS: dict[str, Activation] = {
+    "relu2": "relu2",
+    "relu_squared": "relu2",
+    "silu": "silu",
+    "swish": "silu",
+    "gelu_tanh": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+"""Values of the key <arch>.hidden_activation."""
+
+GEMMA3_PERIOD, GEMMA3_WINDOW_THETA = 6, 10000.0
+"""What a file of gemma3 that gives a window means where it is silent about the rest, as in llama.cpp."""
+
+VOCAB_1BITLLM = 32002
+"""Tokens of the first BitNet models, whose FFN is SiLU even under the newer name bitnet-b1.58."""
+
+
+# ---- reading ----------------------------------------------------------------------------------------------
+
+
+def model_shape(container: Container, reading: Reading, activation: str | None = None) -> tuple[ModelShape, str]:
+    """The shape that a file's key-values and tensor table state, and why it has its activation.
+
+    activation: "relu2" or "silu" overrules the file. Errors name the file and the key.
+    """
+    return _Keys(container, reading).shape(activation)
+
+
+class _Keys:
+    """A file's metadata, looked up key by key."""
+
+    def __init__(self, container: Container, reading: Reading) -> None:
+        self.container, self.reading = container, reading
+        self.where, self.tensors, self.values = str(container.path), container.tensors, container.metadata
+        self.arch = self.get("general.architecture", str)
+        self.kind: Architecture = architecture(self.arch, self.where)
+
+    def shape(self, override: str | None) -> tuple[ModelShape, str]:
+        """The shape, and why it has its activation."""
+        self._refuse_variants()
+        vocab = self._vocab()
+        heads, hidden = self.own("attention.head_count", int), self.own("embedding_length", int)
+        activation, reason = self._activation(override, vocab)
+        values = {
+            "name": self.get("general.name", str, Path(self.where).stem) or Path(self.where).stem,
+            "architecture": self.arch,
+            "hidden": hidden,
+            "intermediate": self.own("feed_forward_length", int),
+            "layers": self.own("block_count", int),
+            "heads": heads,
+            "kv_heads": self.own("attention.head_count_kv", int, heads),
+            "head_dim": self._head_dim(hidden, heads),
+            "vocab": vocab,
+            "context": self.own("context_length", int),
+            "rope_theta": _shortest(self.own("rope.freq_base", float, 10000.0)),
+            "norm_eps": _shortest(self.own("attention.layer_norm_rms_epsilon", float)),
+            "activation": activation,
+            "sub_norms": self.kind.sub_norms,
+            "tied": "output.weight" not in self.tensors,
+            "rope_interleaved": self.kind.rope_interleaved,
+            "input_norms": "blk.0.attn_q_norm_in.weight" in self.tensors,
+            "attention_scale": _shortest(self.own("attention.scale", float, 0.0)),
+            "group": self._group(),
+        }
+        return shape_from(values | self._window(), self.where), reason
+
+    def own(self, key: str, type: type, default: Any = None) -> Any:
+        """The value of <architecture>.<key>."""
+        return self.get(f"{self.arch}.{key}", type, default)
+
+    def get(self, key: str, type: type, default: Any = None) -> Any:
+        """A value of a type; integers serve as floats. Without a default the key must be there."""
+        value = self.values.get(key, default)
+        if value is None:
+            raise FormatError(f"{self.where}: the key {key} is missing")
+        if type is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if not isinstance(value, type) or (type is int and isinstance(value, bool)):
+            raise FormatError(f"{self.where}: {key} is {_brief(value)}; expected {type.__name__}")
+        return value
+
+    def _vocab(self) -> int:
+        """Rows of the embedding, which the key and the tokenizer must not contradict."""
+        embedding = self.tensors.get("token_embd.weight")
+        if embedding is None:
+            raise FormatError(f"{self.where}: the tensor token_embd.weight is missing")
+        rows = embedding.shape[0]
+        stated = self.own("vocab_size", int, rows)
+        tokens = self.values.get("tokenizer.ggml.tokens", [])
+        if stated != rows:
+            raise FormatError(f"{self.where}: vocab_size is {stated}, but token_embd.weight has {rows} rows")
+        if isinstance(tokens, list) and len(tokens) > rows:
+            raise FormatError(f"{self.where}: {len(tokens)} tokens, but token_embd.weight has {rows} rows")
+        return rows
+
+    def _head_dim(self, hidden: int, heads: int) -> int:
+        """attention.key_length, else rope.dimension_count, else hidden / heads."""
+        if heads < 1:
+            raise FormatError(f"{self.where}: {self.arch}.attention.head_count is {heads}")
+        rope = self.own("rope.dimension_count", int, 0)
+        dim = int(self.own("attention.key_length", int, rope or hidden // heads))
+        value_dim = self.own("attention.value_length", int, dim)
+        if (rope or dim) != dim or value_dim != dim:
+            raise UnsupportedError(
+                f"{self.where}: heads of {dim} with RoPE over {rope or dim} and values of {value_dim}; "
+                "all three must be equal"
+            )
+        return dim
+
+    def _group(self) -> int:
+        """Weights of a row that share a scale: a block of Q2_0; 0 where the blocks of the first matrix agree on one."""
+        first = self.tensors.get("blk.0.attn_q.weight")
+        if first is None or first.type_name not in GROUPED or len(first.shape) != 2:
+            return 0
+        try:
+            codes, scales = TERNARY[first.type_name](self.container.bytes_of(first), *first.shape, self.reading)
+        except FormatError as error:
+            raise FormatError(f"{self.where}: tensor {first.name}: {error}") from None
+        one = len(np.unique(scales[codes.reshape(*scales.shape, -1).any(axis=2)])) <= 1
+        return 0 if one else codes.shape[1] // scales.shape[1]
+
+    def _window(self) -> dict[str, Any]:
+        """Which layers see a window of positions, and the RoPE of those; nothing where all see all."""
+        window = self.own("attention.sliding_window", int, 0) if self.kind.windows else 0
+        if not window:
+            return {}
+        pattern = self.values.get(f"{self.arch}.attention.sliding_window_pattern")
+        if isinstance(pattern, np.ndarray):  # a flag for each layer
+            period = window_period(pattern.tolist()[: self.own("block_count", int)], self.where)
+        else:
+            period = self.own("attention.sliding_window_pattern", int, GEMMA3_PERIOD)
+        return {
+            "window": window,
+            "window_period": period,
+            "window_theta": _shortest(self.own("rope.freq_base_swa", float, GEMMA3_WINDOW_THETA)),
+        }
+
+    def _activation(self, override: str | None, vocab: int) -> tuple[Activation, str]:
+        """The FFN's activation and the reason: the caller, the file's key, or the architecture's rule."""
+        key = f"{self.arch}.hidden_activation"
+        stated = override or self.get(key, str, "")
+        if stated:
+            by = "chosen by the caller" if override else f"the key {key}"
+            if stated not in HIDDEN_ACTIVATIONS:
+                known = ", ".join(dict.fromkeys(HIDDEN_ACTIVATIONS.values()))
+                raise UnsupportedError(f"{self.where}: activation {stated!r} ({by}) is unknown; known: {known}")
+            return HIDDEN_ACTIVATIONS[stated], by
+        if self.kind.activation == "relu2" and vocab == VOCAB_1BITLLM:
+            return "silu", f"a vocabulary of {VOCAB_1BITLLM}: a 1bitLLM model under a newer architecture name"
+        return self.kind.activation, f"architecture {self.arch}"
+
+    def _refuse_variants(self) -> None:
+        """Refuse keys that change the arithmetic, unless their value says that nothing changes."""
+        for key, neutral in (
+            ("rope.scaling.type", ("none", "linear")),
+            ("rope.scaling.factor", (0.0, 1.0)),
+            ("rope.scale_linear", (0.0, 1.0)),
+            ("expert_count", (0,)),
+            *([] if self.kind.windows else [("attention.sliding_window", (0,))]),
+            ("attention.causal", (True,)),
+            ("attn_logit_softcapping", (0.0,)),
+            ("final_logit_softcapping", (0.0,)),
+        ):
+            value = self.values.get(f"{self.arch}.{key}", neutral[0])
+            if isinstance(value, list | np.ndarray) or value not in neutral:
+                raise UnsupportedError(f"{self.where}: {self.arch}.{key} = {_brief(value)} is not supported")
+
+
+def _shortest(value: float) -> float:
+    """A float32 as the decimal it was written from: 1e-05, not 9.999999747378752e-06. Same float32."""
+    with np.errstate(over="ignore"):
+        return float(str(np.float32(value)))
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+# ---- writing ----------------------------------------------------------------------------------------------
+
+CHAT_TEMPLATE = "tokenizer.chat_template"
+
+
+def key_values(checkpoint: Checkpoint, file_type: int) -> dict[str, Any]:
+    """Dimensions from the shape; tokenizer and general notes from the checkpoint's own, put right."""
+    s, arch = checkpoint.shape, checkpoint.shape.architecture
+    ours = {
+        "general.architecture": arch,
+        "general.name": s.name,
+        "general.file_type": file_type,
+        "general.quantization_version": 2,
+    }
+    notes = {
+        key: value
+        for key, value in checkpoint.metadata.items()
+        if (key.startswith(("general.", "tokenizer.")) and key not in ours and key != "general.alignment")
+        or key == f"{arch}.pooling_type"
+    }
+    if template := notes.get(CHAT_TEMPLATE):
+        notes[CHAT_TEMPLATE] = corrected(str(template))
+    dimensions = {
+        "vocab_size": s.vocab,
+        "context_length": s.context,
+        "embedding_length": s.hidden,
+        "block_count": s.layers,
+        "feed_forward_length": s.intermediate,
+        "rope.dimension_count": s.head_dim,
+        "attention.head_count": s.heads,
+        "attention.head_count_kv": s.kv_heads,
+        "attention.layer_norm_rms_epsilon": s.norm_eps,
+        "rope.freq_base": s.rope_theta,
+        "hidden_activation": s.activation,
+    }
+    if s.heads * s.head_dim != s.hidden:
+        dimensions |= {"attention.key_length": s.head_dim, "attention.value_length": s.head_dim}
+    if s.attention_scale:
+        dimensions["attention.scale"] = s.attention_scale
+    if s.window:
+        dimensions |= {
+            "attention.sliding_window": s.window,
+            "attention.sliding_window_pattern": s.window_period,
+            "rope.freq_base_swa": s.window_theta,
+        }
+    return ours | {f"{arch}.{key}": value for key, value in dimensions.items()} | notes

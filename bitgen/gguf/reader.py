@@ -1,0 +1,167 @@
+"""GGUF files as Checkpoints: canonical ternary codes and scales, of whatever type an engine wrote.
+
+The container is gguf_container.py's concern, the key-values metadata.py's, the bits of each type blocks.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from bitgen import blocks
+from bitgen.checkpoint import ALL, Scale, row_pieces
+from bitgen.checkpoints.tensors import is_ternary, tensor_shapes
+from bitgen.errors import FormatError, UnsupportedError
+from bitgen.gguf.metadata import model_shape
+from bitgen.gguf_container import Container, Tensor
+from bitgen.gguf_tensors import EMBEDDINGS, TERNARY, VECTORS, WHY_NOT, Reading, floats, scale_name
+from bitgen.gguf_types import F32, FORMS
+from bitgen.spec import ModelShape
+from bitgen.tl_tiles import SCRIPTS, tile_of
+from bitgen.tl_tiles import parse as parse_tiles
+
+I2sLayout = Literal["x86", "arm", "rows4"]
+
+
+def read_gguf(
+    path: str | Path, i2s_layout: I2sLayout = "x86", activation: str | None = None, tl_tiles: str = ""
+) -> GgufCheckpoint:
+    """A GGUF file as a Checkpoint; see GgufCheckpoint for what is checked and raised.
+
+    i2s_layout: "arm" and "rows4" read the I2_S of other builds of bitnet.cpp (blocks.i2s_block).
+    activation: "relu2" or "silu" overrules the file.
+    tl_tiles: "MxK=BM/BK/bm,...", the tiles of TL1 and TL2 tensors where tl_tiles.SCRIPTS does not know them.
+    """
+    return GgufCheckpoint(Container(path), Reading(i2s_layout, parse_tiles(tl_tiles)), activation)
+
+
+class GgufCheckpoint:
+    """A Checkpoint over a GGUF file. Opening checks every name, shape and type; weights are read on demand.
+
+    FormatError: the file contradicts itself or its architecture, or a tensor is not what its type says.
+    UnsupportedError: a sound file that asks for what bitgen does not do.
+    Both name the file and the tensor or key.
+    """
+
+    def __init__(self, container: Container, reading: Reading | None = None, activation: str | None = None) -> None:
+        self.container, self.reading = container, reading or Reading()
+        self.path, self._tensors = container.path, container.tensors
+        self._shape, self.activation_reason = model_shape(container, self.reading, activation)
+        self._check_tensors()
+
+    @property
+    def shape(self) -> ModelShape:
+        """Dimensions and architecture, from the metadata."""
+        return self._shape
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The file's key-values."""
+        return self.container.metadata
+
+    def ternary(self, name: str) -> tuple[npt.NDArray[np.int8], Scale]:
+        """Codes {-1, 0, +1} int8 [M, K] and the multiplier: W = scale * codes; of groups, float32 [M, K/group].
+
+        FormatError where the values are not ternary or a scale is not a finite number of at least 0,
+        UnsupportedError where the matrix has other scales than the model's shape says.
+        """
+        codes, scales = self.scaled(name)
+        with self._about(name):
+            if self._shape.group:
+                return codes, blocks.group_scales(codes, scales, self._shape.group)
+            scale = blocks.one_scale(codes, scales)
+            if scale == 0 and codes.any():
+                raise FormatError("the scale is 0; the file is corrupt")
+        return codes, scale
+
+    def scaled(self, name: str) -> blocks.Scaled:
+        """Codes {-1, 0, +1} int8 [M, K] and the multipliers float32 [R, G], as blocks.py has them."""
+        tensor, beside = self._tensor(name), self._tensors.get(scale_name(name))
+        m, k = tensor.shape
+        with self._about(name):
+            codes, scales = TERNARY[tensor.type_name](self.container.bytes_of(tensor), m, k, self.reading)
+            if beside is not None:
+                scales = scales * self._floats(beside, ALL)
+            wrong = ~(np.isfinite(scales) & (scales >= 0))
+            if wrong.any():
+                raise FormatError(f"the scale is {scales[wrong][0]}; the file is corrupt")
+        return codes, scales
+
+    def dense(self, name: str, rows: slice = ALL) -> npt.NDArray[np.floating[Any]]:
+        """Rows of a float tensor: float16 where its values are, else float32. FormatError where one is not finite."""
+        values = self._floats(self._tensor(name), rows)
+        for piece in row_pieces(values.shape):
+            if not np.isfinite(values[piece]).all():
+                raise FormatError(f"{self.path}: tensor {name} holds NaN or infinite values; the file is corrupt")
+        return values
+
+    @property
+    def kept(self) -> dict[str, int]:
+        """Name -> type of the embedding and the head, which a copy keeps as they are stored, if one id says how."""
+        matrices = (t for t in self._tensors.values() if len(t.shape) == 2 and not is_ternary(t.name))
+        return {t.name: t.type for t in matrices if len(FORMS[t.type]) == 1}
+
+    def stored(self, name: str) -> Iterator[npt.NDArray[np.uint8]]:
+        """The bytes of a float tensor, some rows at a time and once their values are known to be finite."""
+        tensor = self._tensor(name)
+        raw = self.container.bytes_of(tensor).reshape(tensor.shape[0], -1)
+        for rows in row_pieces(tensor.shape):
+            self.dense(name, rows)
+            yield raw[rows]
+
+    def _tensor(self, name: str) -> Tensor:
+        if name not in self._tensors:
+            raise FormatError(f"{self.path}: the tensor {name} is missing")
+        return self._tensors[name]
+
+    def _floats(self, tensor: Tensor, rows: slice) -> npt.NDArray[np.floating[Any]]:
+        raw = self.container.bytes_of(tensor).reshape(tensor.shape[0], -1)[rows]
+        with self._about(tensor.name):
+            return floats(tensor.type_name, raw.reshape(-1), (len(raw), *tensor.shape[1:]))
+
+    @contextmanager
+    def _about(self, name: str) -> Iterator[None]:
+        """Errors that do not know the tensor are given its name; NumPy does not warn of NaN, which is looked for."""
+        try:
+            with np.errstate(invalid="ignore", over="ignore"):
+                yield
+        except (FormatError, UnsupportedError) as error:
+            raise type(error)(f"{self.path}: tensor {name}: {error}") from None
+
+    def _check_tensors(self) -> None:
+        """All tensors of the architecture in shape and in a readable type; none that would go unused."""
+        expected = tensor_shapes(self._shape)
+        for name, dims in expected.items():
+            tensor = self._tensor(name)
+            if tensor.shape != dims:
+                raise FormatError(
+                    f"{self.path}: tensor {name} is {list(tensor.shape)}; the metadata asks for {list(dims)}"
+                )
+            self._check_type(tensor)
+        scales = {scale_name(name) for name in expected if is_ternary(name)}
+        for name, tensor in self._tensors.items():
+            if name in scales:
+                if tensor.shape != (1,) or tensor.type != F32:
+                    raise FormatError(f"{self.path}: tensor {name}: expected one F32 value")
+            elif name not in expected:
+                raise UnsupportedError(
+                    f"{self.path}: the tensor {name} has no place in a model of architecture "
+                    f"{self._shape.architecture}; running without it would give wrong results"
+                )
+
+    def _check_type(self, tensor: Tensor) -> None:
+        form = tensor.type_name
+        readable = TERNARY if is_ternary(tensor.name) else EMBEDDINGS if len(tensor.shape) == 2 else VECTORS
+        if form not in readable:
+            reason = WHY_NOT.get(form, "which cannot be read here")
+            named = form.removeprefix("type ")
+            raise UnsupportedError(f"{self.path}: tensor {tensor.name} is of type {named}: {reason}")
+        if form in SCRIPTS:  # said when the file opens, not when its turn comes
+            with self._about(tensor.name):
+                m, k = tensor.shape
+                tile_of(form, m, k, self.reading.tiles)
