@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitgen import Model
-from bitgen.engine.model import Sampling, states_batch
+from bitgen.engine.session import Sampling, states_batch
 from bitgen.gguf.reader import read_gguf
 
 Floats = npt.NDArray[np.float32]

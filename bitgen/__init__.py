@@ -9,7 +9,9 @@
 `bitgen.api` has the verbs of the command line: tune, build, synth, convert, bench, gen, info.
 """
 
-from bitgen.engine.model import Choice, Generation, Model, Sampling, Session, forward_batch, next_batch
+from bitgen.engine.generate import Generation
+from bitgen.engine.model import Model
+from bitgen.engine.session import Choice, Sampling, Session, forward_batch, next_batch
 from bitgen.errors import BitgenError, CompileError, EngineError, FormatError, RemoteError, UnsupportedError
 
 __version__ = "0.1.0"

@@ -15,7 +15,8 @@ import numpy as np
 
 from bitgen import library, plan
 from bitgen.engine import binding
-from bitgen.engine.model import CHOICES, Cache, Choice, Model, Sampling, Session, next_batch
+from bitgen.engine.model import Model
+from bitgen.engine.session import CHOICES, Cache, Choice, Sampling, Session, next_batch
 from bitgen.errors import BitgenError
 from bitgen.lab import stream_bytes
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from bitgen import bench
 from bitgen.bench import Case, Limits
-from bitgen.engine.model import Cache, Model
+from bitgen.engine.model import Model
+from bitgen.engine.session import Cache
 from bitgen.formats import FORMATS
 
 OUTSIDE = "outside"

@@ -30,7 +30,8 @@ from bitgen import compile, data, library, pack, plan, reference, space, targets
 from bitgen.checkpoint import ALL, Checkpoint
 from bitgen.compile import Artefact
 from bitgen.engine import binding
-from bitgen.engine.model import Model, Sampling
+from bitgen.engine.model import Model
+from bitgen.engine.session import Sampling
 from bitgen.errors import BitgenError, UnsupportedError
 from bitgen.gguf.reader import read_gguf
 from bitgen.lab import VERIFY_TOKENS, Trial, differs

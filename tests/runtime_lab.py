@@ -22,7 +22,7 @@ import numpy.typing as npt
 from bitgen import compile, data, library, pack, plan, space, targets
 from bitgen.compile import Artefact
 from bitgen.engine import binding
-from bitgen.engine.model import CACHES, Cache
+from bitgen.engine.session import CACHES, Cache
 from bitgen.reference import gemm_int, group_linear, quantise
 from bitgen.spec import MatrixPlan, ModelShape
 from bitgen.synth import SynthCheckpoint

@@ -14,7 +14,7 @@ import pytest
 import bitgen
 from bitgen import compile, library, pack, plan, space, synth, targets
 from bitgen.compile import Unit
-from bitgen.engine.model import Cache
+from bitgen.engine.session import Cache
 from bitgen.formats import FORMATS
 from bitgen.gguf.reader import read_gguf
 from bitgen.gguf.writer import write_gguf

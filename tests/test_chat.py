@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 
 import bitgen
-from bitgen.chat import Chat, ChatTemplate, source_of
 from bitgen.chat_templates import NAMED
-from bitgen.engine.model import Sampling, shipped_path
+from bitgen.engine.chat import Chat, ChatTemplate, source_of
+from bitgen.engine.model import shipped_path
+from bitgen.engine.session import Sampling
 from bitgen.errors import BitgenError, FormatError, UnsupportedError
 from bitgen.gguf.reader import read_gguf
 from bitgen.gguf.writer import write_gguf
@@ -163,7 +164,7 @@ def test_the_command_reads_lines_and_blocks(path: Path, model: bitgen.Model) -> 
 SLOWLY = """
 import time
 from bitgen import cli
-from bitgen.chat import Chat
+from bitgen.engine.chat import Chat
 say = Chat.say
 def slowly(self, *args):
     for piece in say(self, *args):

@@ -12,7 +12,7 @@ import bitgen
 from bitgen import reference
 from bitgen.cli import main
 from bitgen.engine import embed as embedding
-from bitgen.engine.model import states_batch
+from bitgen.engine.session import states_batch
 from bitgen.errors import BitgenError, EngineError, UnsupportedError
 from bitgen.gguf.reader import read_gguf
 

@@ -12,8 +12,9 @@ import pytest
 import bitgen
 from bitgen import library, pack, plan, reference, space, synth
 from bitgen.checkpoint import ALL
-from bitgen.engine.lookup import PromptLookup
-from bitgen.engine.model import Cache, shipped_path
+from bitgen.engine.model import shipped_path
+from bitgen.engine.prompt_lookup import PromptLookup
+from bitgen.engine.session import Cache
 from bitgen.errors import BitgenError, EngineError
 from bitgen.gguf.reader import read_gguf
 from bitgen.spec import MatrixPlan, ModelShape

@@ -12,7 +12,7 @@ import pytest
 import bitgen
 from bitgen import api, compile, data, library, pack, plan, targets
 from bitgen.compile import Artefact, Unit
-from bitgen.engine.model import Cache
+from bitgen.engine.session import Cache
 from bitgen.gguf.reader import read_gguf
 
 pytestmark = pytest.mark.qemu

@@ -12,7 +12,7 @@ import pytest
 import runtime_lab as lab
 
 from bitgen import library, pack, reference, targets
-from bitgen.engine.model import CACHES, Cache
+from bitgen.engine.session import CACHES, Cache
 
 F32 = np.float32
 WIDTHS = (1, 4, 15, 16, 17, 100, 256, 2560)

@@ -19,7 +19,7 @@ import runtime_lab as lab
 from bitgen import library, pack, reference, targets
 from bitgen.compile import find_compiler
 from bitgen.engine import binding
-from bitgen.engine.model import CACHES, Cache
+from bitgen.engine.session import CACHES, Cache
 
 E = {
     name: getattr(binding.ffi().dlopen(None), name)

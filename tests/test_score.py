@@ -11,7 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 import bitgen
-from bitgen import cli, score
+from bitgen import cli
+from bitgen.engine import score
 from bitgen.errors import BitgenError
 
 STORY = (

@@ -26,7 +26,7 @@ from bitgen import api, cli, data, library, plan, presets, standalone, synth, ta
 from bitgen.compile import COMMON_FLAGS, find_compiler
 from bitgen.convert.hf_tokenizer import metadata_from_hf
 from bitgen.engine import vocabulary
-from bitgen.engine.tokenizer import WORDS, Stream, Tokenizer, Words
+from bitgen.engine.tokenizer import WORDS, TextStream, Tokenizer, Words
 from bitgen.errors import BitgenError, CompileError, UnsupportedError
 
 # ---- the tokenizer -------------------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ def test_any_text(lab: Lab, text: str) -> None:
 @settings(max_examples=200, deadline=None)
 @given(ids=st.lists(st.integers(-3, 700), max_size=40))
 def test_any_ids(lab: Lab, ids: list[int]) -> None:
-    stream = Stream(lab.tokenizer)
+    stream = TextStream(lab.tokenizer)
     assert lab.decode(ids) == "".join(map(stream.push, ids)) + stream.flush()
 
 
@@ -187,7 +187,7 @@ def test_bytes_that_are_not_utf8_stream_as_in_python(program: Path, tmp_path: Pa
     for lab in piped(program, tmp_path, tokenizer):
         for _ in range(2000):
             ids = rng.choices(pool, k=9)
-            stream = Stream(tokenizer)
+            stream = TextStream(tokenizer)
             assert lab.decode(ids) == "".join(map(stream.push, ids)) + stream.flush()
 
 
@@ -228,7 +228,7 @@ def test_sentencepiece_of_every_kind(
                 "".join(rng.choice("lo ab\U0001f642é\u07ff\u0600日hA<s>") for _ in range(rng.randrange(20)))
             )
             ids = rng.choices(range(len(tokens)), k=20)
-            stream = Stream(tokenizer)
+            stream = TextStream(tokenizer)
             assert lab.decode(ids) == "".join(map(stream.push, ids)) + stream.flush()
 
 

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer as Backend
 
 from bitgen import synth
 from bitgen.convert.hf_tokenizer import PROBE, metadata_from_hf
-from bitgen.engine.tokenizer import GPT2, LLAMA3, QWEN2, Stream, Tokenizer
+from bitgen.engine.tokenizer import GPT2, LLAMA3, QWEN2, TextStream, Tokenizer
 from bitgen.errors import BitgenError, FormatError, UnsupportedError
 
 SPECIALS = ("<|begin|>", "<|end_of_text|>", "<|eot_id|>")
@@ -276,7 +276,7 @@ def test_sentencepiece_space_before_the_text(piece_model: sentencepiece.Sentence
     tokenizer = Tokenizer.from_metadata(keys)
     ids = tokenizer.encode("hello", add_bos=False)
     assert tokenizer.decode(ids) == "hello" and tokenizer.decode([1, *ids]) == "hello"
-    stream = Stream(tokenizer)
+    stream = TextStream(tokenizer)
     assert "".join(map(stream.push, ids)) + stream.flush() == " hello"
     bare = Tokenizer.from_metadata(keys | {"tokenizer.ggml.add_space_prefix": False})
     ids = bare.encode(" hello", add_bos=False)
@@ -321,23 +321,23 @@ BYTES = Tokenizer.from_metadata(synth.vocabulary(300))
 def test_any_text_comes_back(text: str) -> None:
     ids = BYTES.encode(text, add_bos=False)
     assert BYTES.decode(ids) == text
-    stream = Stream(BYTES)
+    stream = TextStream(BYTES)
     assert "".join([stream.push(id) for id in ids]) + stream.flush() == text
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(-5, 400), max_size=40))
 def test_any_ids_stream_to_the_text_they_decode_to(ids: list[int]) -> None:
-    stream = Stream(BYTES, start=True)
+    stream = TextStream(BYTES, start=True)
     assert "".join([stream.push(id) for id in ids]) + stream.flush() == BYTES.decode(ids)
 
 
 def test_characters_come_whole() -> None:
     ids = BYTES.encode("a😀é", add_bos=False)
-    stream = Stream(BYTES)
+    stream = TextStream(BYTES)
     assert [stream.push(id) for id in ids] == ["a", "", "", "", "😀", "", "é"]
     assert stream.flush() == ""
-    stream = Stream(BYTES)
+    stream = TextStream(BYTES)
     assert [stream.push(id) for id in ids[:3]] == ["a", "", ""] and stream.flush() == "\ufffd"
 
 

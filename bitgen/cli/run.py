@@ -10,8 +10,7 @@ from typing import Any
 
 import click
 
-from bitgen import Model, Sampling, api, score
-from bitgen.chat import Chat
+from bitgen import Model, Sampling, api
 from bitgen.chat_templates import NAMED
 from bitgen.cli import tables, terminal
 from bitgen.cli.console import progress_bar, warn
@@ -24,8 +23,10 @@ from bitgen.cli.options import (
     sampling_options,
     threads_option,
 )
+from bitgen.engine.chat import Chat
 from bitgen.engine.embed import POOLINGS
-from bitgen.engine.lookup import LOOKUP
+from bitgen.engine.prompt_lookup import LOOKUP
+from bitgen.engine.score import perplexity as measure_perplexity
 from bitgen.errors import BitgenError
 
 
@@ -147,6 +148,6 @@ def perplexity(model: str | None, file: Any, ctx: int, stride: int, threads: int
         loaded = Model.load(model, threads=threads, isa=isa, progress=listen, **reading)
         warn(loaded.doubt)
         progress = lambda done, of, ppl: listen(f"perplexity {ppl:.3f}", done, of)  # noqa: E731
-        found = score.perplexity(loaded, text, ctx, stride, cache, progress=progress)
+        found = measure_perplexity(loaded, text, ctx, stride, cache, progress=progress)
     click.echo(json.dumps(asdict(found)) if as_json else found)
     click.echo(loaded.about, err=True)

@@ -11,8 +11,8 @@ from rich.table import Table
 
 from bitgen.api import EstimateReport, TuneReport
 from bitgen.bench import case_name
+from bitgen.engine.score import TokenChoice
 from bitgen.engine.tokenizer import Tokenizer
-from bitgen.score import TokenChoice
 from bitgen.verify import Receipt
 
 BAR = 20

@@ -7,8 +7,8 @@ import sys
 
 import click
 
-from bitgen.chat import Chat
-from bitgen.engine.model import Sampling
+from bitgen.engine.chat import Chat
+from bitgen.engine.session import Sampling
 from bitgen.errors import BitgenError
 
 PROMPT, MORE, QUOTES = ">>> ", "... ", '"""'

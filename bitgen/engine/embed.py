@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from bitgen.engine.session import FloatArray, OpenedModel, Session, states_batch
 from bitgen.errors import BitgenError, UnsupportedError
-
-if TYPE_CHECKING:
-    from bitgen.engine.model import Model, Session
-
-FloatArray = npt.NDArray[np.float32]
 
 POOLINGS: dict[str, int] = {"mean": 1, "cls": 2, "last": 3}
 """How a text's vectors become one -> GGUF's <architecture>.pooling_type. cls: that of the first token."""
@@ -29,9 +24,8 @@ def pooling_of(metadata: Any) -> str:
     return next((name for name, number in POOLINGS.items() if number == type), "last" if type == 0 else f"type {type}")
 
 
-def embed(model: Model, texts: Sequence[str], pooling: str | None = None) -> FloatArray:
+def embed(model: OpenedModel, texts: Sequence[str], pooling: str) -> FloatArray:
     """Vectors float32 [len(texts), hidden] of length one; see `Model.embed`."""
-    pooling = model.pooling if pooling is None else pooling
     if pooling not in POOLINGS:
         raise UnsupportedError(f"pooling {pooling!r} is not supported; known: {', '.join(POOLINGS)}")
     ids = [_ids(model, i, text) for i, text in enumerate(texts)]
@@ -41,16 +35,15 @@ def embed(model: Model, texts: Sequence[str], pooling: str | None = None) -> Flo
         for group in _groups(ids):
             for i in group[len(sessions) :]:  # the longest texts come first: a session's first is its longest
                 context = len(ids[i])
-                sessions.append(
-                    opened.enter_context(sessions[0].share(context) if sessions else model.session(context=context))
-                )
+                session = sessions[0].share(context) if sessions else Session(model, context=context)
+                sessions.append(opened.enter_context(session))
             vectors[group] = _pooled(sessions[: len(group)], [ids[i] for i in group], pooling)
     norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
     unit: FloatArray = (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
     return unit
 
 
-def _ids(model: Model, number: int, text: str) -> list[int]:
+def _ids(model: OpenedModel, number: int, text: str) -> list[int]:
     """The tokens of a text, with those that the model was trained to see around it."""
     tokenizer = model.tokenizer
     ids = tokenizer.encode(text)
@@ -81,8 +74,6 @@ def _groups(ids: Sequence[Sequence[int]]) -> Iterator[list[int]]:
 
 def _pooled(sessions: Sequence[Session], ids: Sequence[Sequence[int]], pooling: str) -> FloatArray:
     """One vector [hidden] per text, from sessions of their own. The mean is taken in float64."""
-    from bitgen.engine.model import states_batch
-
     for session in sessions:
         session.rewind(0)
     if pooling == "last":

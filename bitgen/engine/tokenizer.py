@@ -135,7 +135,7 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids. Control tokens have none; bytes that are not UTF-8 become U+FFFD."""
-        stream = Stream(self, start=True)
+        stream = TextStream(self, start=True)
         return "".join([stream.push(id) for id in ids]) + stream.flush()
 
     def piece(self, id: int) -> bytes:
@@ -152,7 +152,7 @@ class Tokenizer:
         return self.vocabulary.backend(parse_special=False)
 
 
-class Stream:
+class TextStream:
     """Text from ids as they come, held back until its characters are complete.
 
     start: the first id begins the text, so that the space an encoder puts before it is dropped; a model's

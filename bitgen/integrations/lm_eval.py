@@ -18,8 +18,10 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from tqdm import tqdm
 
-from bitgen.engine.model import Cache, Generation, Model
-from bitgen.score import score_ids
+from bitgen.engine.generate import Generation
+from bitgen.engine.model import Model
+from bitgen.engine.score import score_ids
+from bitgen.engine.session import Cache
 
 
 @register_model("bitgen")

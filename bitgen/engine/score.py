@@ -6,15 +6,13 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from bitgen.engine.session import Cache, OpenedModel, Session
 from bitgen.errors import BitgenError
-
-if TYPE_CHECKING:
-    from bitgen.engine.model import Cache, Model, Session
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -88,7 +86,7 @@ def score_ids(session: Session, ids: Sequence[int], first: int) -> Score:
     return Score(list(ids[first:]), np.concatenate(logprobs), np.concatenate(greedy))
 
 
-def score(model: Model, text: str, context: str = "", cache: Cache = "f16") -> Score:
+def score(model: OpenedModel, text: str, context: str = "", cache: Cache = "f16") -> Score:
     """Score a text that follows a context. Without one, a model with a begin-of-text token scores every token;
     another cannot score the first, and leaves it out.
 
@@ -100,12 +98,12 @@ def score(model: Model, text: str, context: str = "", cache: Cache = "f16") -> S
         raise BitgenError(f"the text has {len(ids)} tokens, the model's context holds {model.shape.context}")
     if first == len(ids):
         return Score([], np.empty(0), np.empty(0, bool))
-    with model.session(context=len(ids), cache=cache) as session:
+    with Session(model, context=len(ids), cache=cache) as session:
         return score_ids(session, ids, first)
 
 
 def perplexity(
-    model: Model,
+    model: OpenedModel,
     text: str,
     ctx: int = 512,
     stride: int = 0,
@@ -132,7 +130,7 @@ def perplexity(
         raise BitgenError(f"the text has {len(ids)} tokens, fewer than one window of {ctx}; take a smaller --ctx")
     windows = list(_strided(ids, ctx, stride) if stride else _disjoint(ids, ctx, model))
     started, scores = time.perf_counter(), []
-    with model.session(context=ctx, cache=cache) as session:
+    with Session(model, context=ctx, cache=cache) as session:
         for done, (window, first) in enumerate(windows, 1):
             session.rewind(0)
             scores.append(score_ids(session, window, first).logprobs)
@@ -140,7 +138,7 @@ def perplexity(
     return Perplexity.of(np.concatenate(scores), len(windows), time.perf_counter() - started)
 
 
-def _disjoint(ids: list[int], ctx: int, model: Model) -> Iterator[tuple[list[int], int]]:
+def _disjoint(ids: list[int], ctx: int, model: OpenedModel) -> Iterator[tuple[list[int], int]]:
     """(window, first scored index): each scores the half of its tokens that has the other half before it."""
     bos = [model.tokenizer.bos] if model.tokenizer.add_bos and model.tokenizer.bos is not None else None
     for at in range(0, len(ids) - ctx + 1, ctx):

@@ -13,14 +13,15 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 import jinja2
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from bitgen.chat_templates import MISSING, NAMED, corrected
-from bitgen.engine.model import Cache, Generation, Model, Sampling
+from bitgen.engine.generate import Generation
+from bitgen.engine.session import Cache, OpenedModel, Sampling, Session
 from bitgen.engine.tokenizer import Tokenizer
 from bitgen.errors import BitgenError, FormatError, UnsupportedError
 
@@ -30,7 +31,19 @@ MARKS = range(0xE000, 0xF8FF)
 """Private-use characters, of which one that no message holds marks what must stay text."""
 
 
-def source_of(model: Model, chosen: str | None = None) -> str:
+class ChatModel(OpenedModel, Protocol):
+    """What a dialogue needs of a model."""
+
+    @property
+    def about(self) -> str:
+        """One line that says what it is."""
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template in its file, if there is one."""
+
+
+def source_of(model: ChatModel, chosen: str | None = None) -> str:
     """The text of a model's template: `chosen` (a name of NAMED or a file), else what its file carries, unless that is
     known to be wrong. UnsupportedError where there is none."""
     if chosen in NAMED:
@@ -55,7 +68,7 @@ class ChatTemplate:
 
     def __init__(self, source: str, tokenizer: Tokenizer) -> None:
         env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-        env.filters["tojson"] = lambda x, **how: json.dumps(x, ensure_ascii=False, **how)
+        env.filters["tojson"] = lambda x, **options: json.dumps(x, ensure_ascii=False, **options)
         env.globals |= {"raise_exception": _refuse, "strftime_now": lambda f: datetime.datetime.now().strftime(f)}
         self._tokenizer = tokenizer
         try:
@@ -115,7 +128,7 @@ class Chat:
     system message is not); `dropped` counts them.
     """
 
-    model: Model
+    model: ChatModel
     system: str | None = None
     template: str | None = None  # a name of NAMED, or a file; None: the model's
     context: int | None = None
@@ -126,7 +139,7 @@ class Chat:
 
     def __post_init__(self) -> None:
         self._template = ChatTemplate(source_of(self.model, self.template), self.model.tokenizer)
-        self._session = self.model.session(context=self.context, cache=self.cache)
+        self._session = Session(self.model, context=self.context, cache=self.cache)
         self._held: list[int] = []  # what the cache holds
 
     def say(self, text: str, max_tokens: int = 1024, sampling: Sampling | None = None) -> Generator[str, None, None]:
@@ -135,11 +148,10 @@ class Chat:
         ids = self._fit(max_tokens)
         shared = next((i for i, (a, b) in enumerate(zip(ids, self._held, strict=False)) if a != b), len(self._held))
         self._session.rewind(min(shared, len(ids) - 1, self._session.position))
-        how = sampling or Sampling()
+        first = sampling or Sampling()
         turn = sum(m["role"] == "user" for m in self.messages) + self.dropped
-        self.answer = generation = self.model.generate(
-            ids, max_tokens, sampling=replace(how, seed=(how.seed + turn - 1) % 2**64), session=self._session
-        )
+        own = replace(first, seed=(first.seed + turn - 1) % 2**64)
+        self.answer = generation = Generation(self.model, ids, max_tokens, sampling=own, session=self._session)
         try:
             yield from generation
         finally:

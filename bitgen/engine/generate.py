@@ -1,0 +1,163 @@
+"""One text in the making: prefill, then a token or a few at a time, with prompt lookup or log probabilities."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+from bitgen.engine.prompt_lookup import PromptLookup
+from bitgen.engine.score import TokenChoice
+from bitgen.engine.session import Cache, OpenedModel, Sampling, Session
+from bitgen.engine.tokenizer import TextStream
+from bitgen.errors import BitgenError
+
+PREFILL_AT_ONCE = 512  # tokens of one call, so that an interrupt is heard between two
+
+
+@dataclass
+class Timing:
+    """Seconds and token counts of one generation."""
+
+    load_s: float = 0.0
+    prompt_tokens: int = 0
+    prefill_s: float = 0.0
+    tokens: int = 0
+    decode_s: float = 0.0
+    proposed: int = 0  # tokens, by prompt lookup
+    accepted: int = 0
+    stopped: str = "length"  # or "stop token"
+
+    def __str__(self) -> str:
+        prefill = f"prefill {self.prompt_tokens} tokens at {self.prompt_tokens / max(self.prefill_s, 1e-9):.0f} tok/s"
+        steps = max(self.tokens - 1, 0)  # the first new token comes out of the prefill
+        decode = f"decode {self.tokens} tokens at {steps / max(self.decode_s, 1e-9):.1f} tok/s"
+        lookup = f", lookup {self.accepted} of {self.proposed} accepted" if self.proposed else ""
+        return f"load {self.load_s:.2f} s | {prefill} | {decode}{lookup}"
+
+
+@dataclass
+class Generation:
+    """Text in the making. Iterate for the pieces; `timing` and `token_ids` hold what happened so far."""
+
+    model: OpenedModel
+    prompt: str | Sequence[int]
+    max_tokens: int
+    stop: bool = True
+    sampling: Sampling = field(default_factory=Sampling)
+    cache: Cache = "f16"
+    lookup: int = 0  # most tokens to propose at a time
+    logprobs: int | None = None  # likeliest tokens to keep at each place; None: and no log probabilities
+    session: Session | None = None  # holds the first `position` tokens of the prompt; None: one of its own
+    timing: Timing = field(init=False)
+    prompt_ids: list[int] = field(init=False)
+    token_ids: list[int] = field(default_factory=list)
+    choices: list[TokenChoice] = field(default_factory=list)  # of token_ids and the stop token, with logprobs
+
+    def __post_init__(self) -> None:
+        self.timing = Timing(self.model.load_s)
+        prompt = self.prompt
+        self.prompt_ids = self.model.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        context = self._most
+        if not self.prompt_ids:
+            raise BitgenError("the prompt is empty and this model has no begin-of-text token; give it some text")
+        if len(self.prompt_ids) >= context:
+            raise BitgenError(f"the prompt has {len(self.prompt_ids)} tokens, the model's context holds {context}")
+        if self.lookup < 0 or (self.logprobs or 0) < 0:
+            raise BitgenError(f"lookup is {self.lookup}, logprobs {self.logprobs}; both must be 0 or more")
+        if self.lookup and self.logprobs is not None:
+            raise BitgenError("prompt lookup computes no log probabilities; ask for one of the two")
+
+    @property
+    def limit(self) -> int:
+        """Most tokens to generate; the last of them need not fit into the context."""
+        return min(self.max_tokens, self._most - len(self.prompt_ids) + 1)
+
+    @property
+    def context(self) -> int:
+        """Positions that the session needs."""
+        return min(self._most, len(self.prompt_ids) + self.limit)
+
+    @property
+    def _most(self) -> int:
+        """Positions that there can be."""
+        return self.session.context if self.session else self.model.shape.context
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is no more to come."""
+        return self.timing.stopped == "stop token" or len(self.token_ids) >= self.limit
+
+    @property
+    def text(self) -> str:
+        """The text so far, without the prompt."""
+        stream = TextStream(self.model.tokenizer)
+        return "".join(map(stream.push, self.token_ids)) + stream.flush()
+
+    @property
+    def history(self) -> list[int]:
+        """The prompt's tokens and those that followed."""
+        return self.prompt_ids + self.token_ids
+
+    def accept(self, chosen: Sequence[int], proposed: Sequence[int] = ()) -> list[int]:
+        """Take the first chosen token, and each further one if the one before it is as proposed.
+
+        Returns the tokens that the text gained.
+        """
+        stops = self.model.tokenizer.stop_ids if self.stop else frozenset()
+        before = len(self.token_ids)
+        for token, guess in zip(chosen, [*proposed, None], strict=True):
+            if token in stops:
+                self.timing.stopped = "stop token"
+                break
+            self.token_ids.append(token)
+            if token != guess or self.finished:
+                break
+        self.timing.tokens = len(self.token_ids)
+        return self.token_ids[before:]
+
+    def __iter__(self) -> Iterator[str]:
+        model, timing, prompt = self.model, self.timing, self.prompt_ids
+        stream, lookup = TextStream(model.tokenizer), PromptLookup(self.lookup, prompt)
+        opened: AbstractContextManager[Session] = (
+            nullcontext(self.session) if self.session else Session(model, context=self.context, cache=self.cache)
+        )
+        with opened as session:
+            if not self.finished:
+                started = time.perf_counter()
+                timing.prompt_tokens = len(prompt) - session.position
+                while len(prompt) - session.position > PREFILL_AT_ONCE:
+                    session.append(prompt[session.position : session.position + PREFILL_AT_ONCE])
+                tokens = self.accept(self._choose(session, prompt[session.position :], prompt))
+                timing.prefill_s = time.perf_counter() - started
+                yield from map(stream.push, tokens)
+            while not self.finished:
+                started = time.perf_counter()
+                lookup.extend(tokens)
+                tokens = self._step(session, lookup)
+                timing.decode_s += time.perf_counter() - started
+                yield from map(stream.push, tokens)
+        yield stream.flush()
+
+    def _choose(self, session: Session, tokens: Sequence[int], history: Sequence[int], count: int = 1) -> list[int]:
+        """Append tokens, the end of the history, and choose what follows each of the last `count`."""
+        if self.logprobs is None:
+            return session.next(tokens, self.sampling, history, len(self.token_ids), count)
+        logits = session.forward(tokens)
+        token = session.sample(self.sampling, logits, history, len(self.token_ids))
+        self.choices.append(TokenChoice.of(logits, token, self.logprobs))
+        return [token]
+
+    def _step(self, session: Session, lookup: PromptLookup) -> list[int]:
+        """One forward pass: at least one token, unless the text ends."""
+        proposed = lookup.propose(self.limit - len(self.token_ids) - 1)
+        history = self.history + proposed
+        chosen = self._choose(session, history[-len(proposed) - 1 :], history, len(proposed) + 1)
+        tokens = self.accept(chosen, proposed)
+        accepted = sum(a == b for a, b in zip(tokens, proposed, strict=False))
+        session.rewind(session.position - (len(proposed) - accepted))
+        lookup.learn(len(proposed), accepted)
+        self.timing.proposed += len(proposed)
+        self.timing.accepted += accepted
+        return tokens
