@@ -22,7 +22,7 @@ from bitgen.lab import stream_bytes
 
 RUNS = 5
 GREEDY = Sampling(temperature=0)
-CHUNK = 512  # most tokens that the runtime takes through the layers at once (runtime/session.h)
+CHUNK = 512  # most tokens that the runtime takes through the layers at once (runtime/state.h)
 CACHE_BYTES: dict[Cache, tuple[int, int]] = {"f16": (2, 0), "f32": (4, 0), "int8": (1, 4)}  # of a number, of its scale
 
 

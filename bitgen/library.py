@@ -23,7 +23,10 @@ from bitgen.plan import Lookup
 from bitgen.spec import KernelSpec, ModelShape
 
 PER_ISA = ("ops.c", "attention.c", "attention_i8.c", "head.c")
-ONCE = ("isa.c", "model.c", "session.c", "attend.c", "choose.c", "kernels.c", "pool.c", "sampler.c")
+ONCE = (
+    *("model.c", "state.c", "forward.c", "session.c", "attention_tasks.c", "certified_head.c", "logits.c", "sampler.c"),
+    *("isa.c", "pool.c", "kernels.c"),
+)
 SYSTEM = ("os_posix.c", "os_windows.c")  # each is empty elsewhere
 PROGRAMS: dict[str, tuple[str, ...]] = {
     "runner.c": (),

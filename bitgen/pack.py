@@ -254,8 +254,8 @@ def _int8_rows(rows: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], npt.NDA
 def _certificate(
     head: npt.NDArray[np.float16], scales: npt.NDArray[np.float32], codes: npt.NDArray[np.int8]
 ) -> tuple[npt.NDArray[np.float32], ...]:
-    """Residuals of the upper bits, residuals and norms, float32 [p(n)] of n rows, rounded up: what runtime/choose.c
-    bounds logits with.
+    """Residuals of the upper bits, residuals and norms, float32 [p(n)] of n rows, rounded up: what
+    runtime/certified_head.c bounds logits with.
 
     For a row w with scale s and codes q, the norm is |s q| and the residual |w - s q| + gamma (|w| + |s q|), gamma
     being more than float arithmetic can add: (hidden / 16 + 32) 2^-23. The upper bits are codes u of their own, in

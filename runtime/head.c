@@ -6,8 +6,9 @@
 typedef enum { F16, I8 } row_type;
 enum { AHEAD = 4, STREAM_AHEAD = 1 << 15 }; // groups of screened rows, or bytes, that are asked for early
 
-// Rows in flight for one token; rows and tokens whose sums stay in registers where there are more; both
-// digits of one token (choose.c) are done before memory is, and rows that come one by one come fastest.
+// Rows in flight for one token; rows and tokens whose sums stay in registers where there are
+// more; both digits of one token (certified_head.c) are done before memory is, and rows that come
+// one by one come fastest.
 #if BG_VEC_AVX512
 enum { ROWS = 4, SHARED_ROWS = 4, TOKENS = 4, SCREEN_ROWS = 4, SCREEN_TOKENS = 4, STREAMED = 2 };
 #elif BG_VEC_AVX2

@@ -50,7 +50,8 @@ typedef struct {
 static void prepare(void *arg, int32_t thread, int32_t threads) {
   bench *b = arg;
   const bg_kernel *k = b->product.kernel;
-  int32_t t0 = share(b->product.n, thread, threads), t1 = share(b->product.n, thread + 1, threads);
+  int32_t t0 = range_begin(b->product.n, thread, threads),
+          t1 = range_begin(b->product.n, thread + 1, threads);
   if (t0 < t1)
     k->prepare(b->q + (size_t)t0 * bg_row_bytes(k), t1 - t0, b->operand + t0 * k->operand_bytes);
 }
@@ -60,7 +61,7 @@ static void multiply(bench *b) {
     prepare(b, 0, 1);
   else
     pool_run(b->pool, prepare, b);
-  pool_run(b->pool, product_share, &b->product);
+  pool_run(b->pool, product_task, &b->product);
 }
 
 static void bench_close(bench *b) {
@@ -167,7 +168,7 @@ static int32_t best_rate(int32_t isa, int32_t threads, int32_t reps, pool_task *
   return BG_OK;
 }
 
-static void read_share(void *arg, int32_t thread, int32_t threads) {
+static void read_task(void *arg, int32_t thread, int32_t threads) {
   effort *e = arg;
   const int64_t units = (int64_t)(e->bytes / READ_UNIT);
   const int64_t first = units * thread / threads, last = units * (thread + 1) / threads;
@@ -179,15 +180,15 @@ int32_t bg_read_bandwidth(int32_t isa, const void *buffer, size_t bytes, int32_t
                           double *bytes_per_s) {
   if (!buffer || bytes < READ_UNIT)
     return BG_E_ARGUMENT;
-  return best_rate(isa, threads, reps, read_share, &(effort){.buffer = buffer, .bytes = bytes}, bytes_per_s);
+  return best_rate(isa, threads, reps, read_task, &(effort){.buffer = buffer, .bytes = bytes}, bytes_per_s);
 }
 
-static void multiply_share(void *arg, int32_t thread, int32_t threads) {
+static void multiply_task(void *arg, int32_t thread, int32_t threads) {
   effort *e = arg;
   (void)thread, (void)threads;
   e->done += e->level->peak(1 << 20);
 }
 
 int32_t bg_peak_ops(int32_t isa, int32_t threads, int32_t reps, double *ops_per_s) {
-  return best_rate(isa, threads, reps, multiply_share, &(effort){0}, ops_per_s);
+  return best_rate(isa, threads, reps, multiply_task, &(effort){0}, ops_per_s);
 }

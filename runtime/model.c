@@ -141,7 +141,7 @@ static int32_t find_layer(cursor *at, const bg_model *m, bg_layer *l) {
   return ok ? BG_OK : BG_E_VALUE;
 }
 
-// What choose.c screens with.
+// What certified_head.c screens with.
 static int32_t find_certificate(cursor *at, bg_model *m) {
   const int32_t vocab = m->config.vocab;
   const uint64_t columns = (uint64_t)round_up(m->config.hidden, SCREEN_COLUMNS);

@@ -97,7 +97,7 @@ struct bg_model {
   const int8_t *head_i8;     // int8 [vocab][p(hidden)], or NULL
   const float *head_scales;  // [p(vocab)] of the int8 rows, or of the codes
   const uint8_t *head_upper, *head_lower; // [vocab][..] a certified head's codes (ops.h), or NULL
-  const float *head_upper_residuals, *head_residuals, *head_norms; // [p(vocab)] of these: choose.c
+  const float *head_upper_residuals, *head_residuals, *head_norms; // [p(vocab)] of these: certified_head.c
   bg_part parts[PARTS];
   float attention_scale;
   float *rope_frequency; // [2][head_dim / 2], of layers that see all and of those with a window

@@ -17,8 +17,8 @@ void pool_close(pool *p); // NULL is nothing to close
 void pool_run(pool *p, pool_task *task, void *arg);
 int32_t pool_threads(const pool *p);
 
-// Where the share of `thread` begins when n items are divided; that of threads is n.
-static inline int32_t share(int32_t n, int32_t thread, int32_t threads) {
+// Where the range of `thread` begins when threads divide n items; that of `threads` is n.
+static inline int32_t range_begin(int32_t n, int32_t thread, int32_t threads) {
   return (int32_t)((int64_t)n * thread / threads);
 }
 

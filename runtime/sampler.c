@@ -1,8 +1,7 @@
 // sampler.c: logits -> the next token. The same logits, seed and step give the same token on every host:
 // exponentials are ours, sums are in double in a fixed order, ties go to the lowest id, and draws are
 // numbered, not remembered.
-#include "fpstate.h"
-#include "session.h"
+#include "sampler.h"
 
 #include <string.h>
 
@@ -57,20 +56,20 @@ static uint64_t take_greatest(uint64_t *heap, int32_t n) {
 }
 
 // Put the tokens with p >= bound into `order`; their number, and the sum of their p.
-static int32_t gather(state *s, const options *of, float bound, double *sum) {
+static int32_t gather(state *s, const token_logits *of, float bound, double *sum) {
   int32_t n = 0;
   *sum = 0;
   for (int32_t i = 0; i < of->n; i++)
-    if (s->scores[i] >= bound) {
-      s->order[n++] = candidate(s->scores[i], of->ids ? of->ids[i] : i);
-      *sum += s->scores[i];
+    if (s->choosing.scores[i] >= bound) {
+      s->choosing.order[n++] = candidate(s->choosing.scores[i], of->ids ? of->ids[i] : i);
+      *sum += s->choosing.scores[i];
     }
   return n;
 }
 
 // The tokens that top-k, then top-p leave, as a part of `order`. Only those above a bound are looked at more
 // closely; the bound sinks until they are enough.
-static uint64_t *shortlist(state *s, const options *of, int32_t top_k, float top_p, int32_t *kept) {
+static uint64_t *shortlist(state *s, const token_logits *of, int32_t top_k, float top_p, int32_t *kept) {
   const float bounds[] = {0x1p-8f, 0x1p-16f, 0};
   double enough = __builtin_inf(), sum, covered = 0;
   int32_t n = 0, rest;
@@ -83,17 +82,17 @@ static uint64_t *shortlist(state *s, const options *of, int32_t top_k, float top
     if (top_k ? n >= top_k : sum >= enough)
       break;
   }
-  make_heap(s->order, n);
+  make_heap(s->choosing.order, n);
   for (rest = n; rest > 0 && (!top_k || n - rest < top_k) && covered < enough; rest--)
-    covered += p_of(take_greatest(s->order, rest));
+    covered += p_of(take_greatest(s->choosing.order, rest));
   if (top_k) { // top-p of those: again from the greatest down
     enough = top_p * covered;
     covered = 0;
     for (rest = n; covered < enough; rest--)
-      covered += p_of(s->order[rest - 1]);
+      covered += p_of(s->choosing.order[rest - 1]);
   }
   *kept = n - rest;
-  return s->order + rest;
+  return s->choosing.order + rest;
 }
 
 // The candidate in which the draw u falls, of those with p >= min_p.
@@ -113,52 +112,38 @@ static int32_t draw(const uint64_t *list, int32_t n, float min_p, double u) {
 
 static int finite(float a) { return a - a == 0; }
 
-int sampling_is_sane(const bg_sampling *how) {
-  return how->temperature >= 0 && finite(how->temperature) && how->top_k >= 0 && how->top_p > 0 &&
-         how->top_p <= 1 && how->min_p >= 0 && how->min_p <= 1 && how->repeat_penalty > 0 &&
-         finite(how->repeat_penalty) && how->repeat_last >= 0;
-}
-
-int32_t place_of(const int32_t *ids, int32_t n, int32_t id) {
-  int32_t from = 0;
-  while (n > 0) {
-    const int32_t half = n / 2;
-    if (ids[from + half] < id) {
-      from += half + 1;
-      n -= half + 1;
-    } else {
-      n = half;
-    }
-  }
-  return from;
+int sampling_is_sane(const bg_sampling *s) {
+  return s->temperature >= 0 && finite(s->temperature) && s->top_k >= 0 && s->top_p > 0 && s->top_p <= 1 &&
+         s->min_p >= 0 && s->min_p <= 1 && s->repeat_penalty > 0 && finite(s->repeat_penalty) &&
+         s->repeat_last >= 0;
 }
 
 // scores = logits, but those of recent tokens are moved down, once each
-static int32_t penalise(state *s, const bg_sampling *how, const options *of, const int32_t *history,
+static int32_t penalise(state *s, const bg_sampling *sampling, const token_logits *of, const int32_t *history,
                         int32_t n) {
-  memcpy(s->scores, of->logits, (size_t)of->n * sizeof *of->logits);
-  for (int32_t i = n > how->repeat_last ? n - how->repeat_last : 0; i < n; i++) {
+  memcpy(s->choosing.scores, of->logits, (size_t)of->n * sizeof *of->logits);
+  for (int32_t i = n > sampling->repeat_last ? n - sampling->repeat_last : 0; i < n; i++) {
     const int32_t id = history[i];
     if (id < 0 || id >= s->model->config.vocab)
       return BG_E_TOKEN;
-    const int32_t at = of->ids ? place_of(of->ids, of->n, id) : id;
+    const int32_t at = of->ids ? lower_bound(of->ids, of->n, id) : id;
     if (at < of->n && (!of->ids || of->ids[at] == id))
-      s->scores[at] =
-          of->logits[at] > 0 ? of->logits[at] / how->repeat_penalty : of->logits[at] * how->repeat_penalty;
+      s->choosing.scores[at] = of->logits[at] > 0 ? of->logits[at] / sampling->repeat_penalty
+                                                  : of->logits[at] * sampling->repeat_penalty;
   }
   return BG_OK;
 }
 
 // Temperature, top-k, top-p, min-p, draw.
-static int32_t choose(state *s, const bg_sampling *how, const options *of, float top, double u) {
+static int32_t choose(state *s, const bg_sampling *sampling, const token_logits *of, float top, double u) {
   const float possible = 1e-38f; // what exp_row gives is greater, or 0
-  const float least = how->min_p > possible ? how->min_p : possible;
-  uint64_t *list = s->order;
+  const float least = sampling->min_p > possible ? sampling->min_p : possible;
+  uint64_t *list = s->choosing.order;
   int32_t n;
   double sum;
-  s->ops->exp_row(s->scores, of->n, top, how->temperature, s->scores);
-  if (how->top_k || how->top_p < 1)
-    list = shortlist(s, of, how->top_k, how->top_p, &n);
+  s->ops->exp_row(s->choosing.scores, of->n, top, sampling->temperature, s->choosing.scores);
+  if (sampling->top_k || sampling->top_p < 1)
+    list = shortlist(s, of, sampling->top_k, sampling->top_p, &n);
   else
     n = gather(s, of, least, &sum);
   return draw(list, n, least, u);
@@ -172,27 +157,16 @@ static int32_t first_of(const float *scores, float greatest) {
   return at;
 }
 
-int32_t sample(state *s, const bg_sampling *how, const options *of, const int32_t *history, int32_t n,
-               uint64_t step) {
-  const int32_t code = penalise(s, how, of, history, n);
+int32_t sample(state *s, const bg_sampling *sampling, const token_logits *of, const int32_t *history,
+               int32_t n, uint64_t step) {
+  const int32_t code = penalise(s, sampling, of, history, n);
   if (code != BG_OK)
     return code;
-  const float greatest = s->ops->greatest(s->scores, of->n);
+  const float greatest = s->ops->greatest(s->choosing.scores, of->n);
   if (!finite(greatest))
     return BG_E_VALUE;
-  if (how->temperature > 0)
-    return choose(s, how, of, greatest, uniform(how->seed, step));
-  const int32_t at = first_of(s->scores, greatest);
+  if (sampling->temperature > 0)
+    return choose(s, sampling, of, greatest, uniform(sampling->seed, step));
+  const int32_t at = first_of(s->choosing.scores, greatest);
   return of->ids ? of->ids[at] : at;
-}
-
-int32_t bg_sample(bg_session *session, const bg_sampling *how, const float *logits, const int32_t *history,
-                  int32_t n, uint64_t step) {
-  if (!session || !how || !logits || n < 0 || (n && !history) || !sampling_is_sane(how))
-    return BG_E_ARGUMENT;
-  const uint64_t callers = fp_default();
-  const options all = {logits, NULL, session->state->model->config.vocab};
-  const int32_t token = sample(session->state, how, &all, history, n, step);
-  fp_set(callers);
-  return token;
 }

@@ -1,11 +1,11 @@
-// attend.c: which thread attends to what. The arithmetic of a block is attention*.c's.
+// attention_tasks.c: which thread attends to what. The arithmetic of a block is attention*.c's.
 //
 // The queries of a run that read one kv head are rows: row r is head kv_head * group + r % group of the run's
 // token r / group. Threads take units of work: up to ATTEND_ROWS rows of a kv head over all positions, which
 // merge blocks as they come; or, of a run of few tokens, all rows of a kv head over one block, so that a long
 // context keeps many threads busy. Either way the blocks of a row are merged in order.
 
-#include "session.h"
+#include "attention_tasks.h"
 
 enum { ATTEND_ALONE = 1 << 16 }; // multiply-adds of attention that are not worth waking a thread for
 
@@ -15,8 +15,14 @@ static int32_t row_groups(const run *r) {
   return (r->n * group(r->session->state) + ATTEND_ROWS - 1) / ATTEND_ROWS;
 }
 static int32_t is_spread(const run *r) { return r->n <= SPREAD && blocks(r) >= row_groups(r); }
-int32_t attend_units(const run *r) {
-  return r->session->state->model->config.kv_heads * (is_spread(r) ? blocks(r) : row_groups(r));
+
+void plan_attention(state *s) {
+  int32_t units = 0;
+  for (int32_t i = 0; i < s->chunk.n_runs; i++) {
+    run *r = &s->chunk.runs[i];
+    units += s->model->config.kv_heads * (is_spread(r) ? blocks(r) : row_groups(r));
+    r->units_end = units;
+  }
 }
 
 static int32_t head_of(const state *s, int32_t kv_head, int32_t row) {
@@ -34,26 +40,25 @@ static float *partial(const state *s, const run *r, int32_t token, int32_t head,
              partial_floats(s->model->config.head_dim);
 }
 
-// Of the rows from row0 on, how many belong to tokens before this block.
-static int32_t blind(const state *s, const run *r, int32_t row0, int32_t rows, int32_t block) {
-  int32_t skip = 0;
-  while (skip < rows && r->session->position + (row0 + skip) / group(s) < block * ATTEND_BLOCK)
-    skip++;
-  return skip;
-}
-
 // The first position that a run's row sees: all of them, or as many as the layer's window holds.
 static int32_t first_seen(const state *s, const run *r, int32_t row) {
-  const int32_t first = r->session->position + row / group(s) + 1 - s->window;
+  const int32_t first = r->session->position + row / group(s) + 1 - s->chunk.window;
   return first > 0 ? first : 0;
 }
 
-// Of the rows from row0 on, how many see something of this block or an earlier one: the windows of the others
-// begin after it.
-static int32_t seeing(const state *s, const run *r, int32_t row0, int32_t rows, int32_t block) {
-  while (rows && first_seen(s, r, row0 + rows - 1) >= (block + 1) * ATTEND_BLOCK)
-    rows--;
-  return rows;
+// Rows [row0, row0 + rows) without those for which the block is fully masked: the tokens of the first rows
+// lie before it, the windows of the last begin after it (they see neither this block nor an earlier one).
+typedef struct {
+  int32_t begin, end;
+} row_range;
+
+static row_range unmasked(const state *s, const run *r, int32_t row0, int32_t rows, int32_t block) {
+  row_range of = {row0, row0 + rows};
+  while (of.begin < of.end && r->session->position + of.begin / group(s) < block * ATTEND_BLOCK)
+    of.begin++;
+  while (of.end > of.begin && first_seen(s, r, of.end - 1) >= (block + 1) * ATTEND_BLOCK)
+    of.end--;
+  return of;
 }
 
 // parts[i] = the partial result of row row0 + i over a block of which each row sees some.
@@ -80,11 +85,12 @@ static void attend_rows(const state *s, const run *r, int32_t kv_head, int32_t r
   for (int32_t i = 0; i < rows; i++)
     sums[i] = scratch + 2 * i * partial_floats(d);
   for (int32_t block = first_seen(s, r, row0) / ATTEND_BLOCK; block <= last / ATTEND_BLOCK; block++) {
-    const int32_t skip = blind(s, r, row0, rows, block), end = seeing(s, r, row0, rows, block);
-    for (int32_t i = skip; i < end; i++) // a row's first block goes to its sum, the others beside it
+    const row_range of = unmasked(s, r, row0, rows, block);
+    const int32_t begin = of.begin - row0, end = of.end - row0;
+    for (int32_t i = begin; i < end; i++) // a row's first block goes to its sum, the others beside it
       parts[i] = sums[i] + (block > first_seen(s, r, row0 + i) / ATTEND_BLOCK ? partial_floats(d) : 0);
-    attend_block(s, r, kv_head, row0 + skip, end - skip, block, 1, parts + skip);
-    for (int32_t i = skip; i < end; i++)
+    attend_block(s, r, kv_head, of.begin, end - begin, block, 1, parts + begin);
+    for (int32_t i = begin; i < end; i++)
       if (parts[i] != sums[i])
         s->attention->merge(sums[i], parts[i], d);
   }
@@ -93,9 +99,9 @@ static void attend_rows(const state *s, const run *r, int32_t kv_head, int32_t r
 }
 
 static void attend_spread(const state *s, const run *r, int32_t kv_head, int32_t block) {
-  const int32_t end = seeing(s, r, 0, r->n * group(s), block);
-  for (int32_t row0 = blind(s, r, 0, r->n * group(s), block); row0 < end; row0 += ATTEND_ROWS) {
-    const int32_t rows = end - row0 < ATTEND_ROWS ? end - row0 : ATTEND_ROWS;
+  const row_range of = unmasked(s, r, 0, r->n * group(s), block);
+  for (int32_t row0 = of.begin; row0 < of.end; row0 += ATTEND_ROWS) {
+    const int32_t rows = of.end - row0 < ATTEND_ROWS ? of.end - row0 : ATTEND_ROWS;
     float *parts[ATTEND_ROWS];
     for (int32_t i = 0; i < rows; i++)
       parts[i] = partial(s, r, (row0 + i) / group(s), head_of(s, kv_head, row0 + i), block);
@@ -114,12 +120,13 @@ static void attend_unit(const state *s, const run *r, int32_t unit, float *scrat
   attend_rows(s, r, kv_head, row0, rest < ATTEND_ROWS ? rest : ATTEND_ROWS, scratch);
 }
 
-static void attend_share(void *arg, int32_t thread, int32_t threads) {
+static void attend_task(void *arg, int32_t thread, int32_t threads) {
   (void)threads;
   state *s = arg;
-  const run *r = s->runs;
-  const int32_t end = s->runs[s->n_runs - 1].units_end;
-  float *scratch = s->scratch + (size_t)thread * 2 * ATTEND_ROWS * partial_floats(s->model->config.head_dim);
+  const run *r = s->chunk.runs;
+  const int32_t end = r[s->chunk.n_runs - 1].units_end;
+  float *scratch =
+      s->attend_scratch + (size_t)thread * 2 * ATTEND_ROWS * partial_floats(s->model->config.head_dim);
   int32_t unit, begin = 0; // of this run
   while ((unit = atomic_fetch_add_explicit(&s->next_unit, 1, memory_order_relaxed)) < end) {
     for (; unit >= r->units_end; r++)
@@ -131,10 +138,10 @@ static void attend_share(void *arg, int32_t thread, int32_t threads) {
 void attend(state *s) {
   const bg_header *c = &s->model->config;
   atomic_store_explicit(&s->next_unit, 0, memory_order_relaxed);
-  if (s->n == 1 && (int64_t)(position_of(s, 0) + 1) * c->heads * c->head_dim * 2 < ATTEND_ALONE)
-    attend_share(s, 0, 1);
+  if (s->chunk.n == 1 && (int64_t)(position_of(s, 0) + 1) * c->heads * c->head_dim * 2 < ATTEND_ALONE)
+    attend_task(s, 0, 1);
   else
-    pool_run(s->pool, attend_share, s);
+    pool_run(s->pool, attend_task, s);
 }
 
 void merge_blocks(state *s, int32_t t) {
