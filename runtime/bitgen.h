@@ -53,7 +53,7 @@ void bg_close(bg_model *model);
 int32_t bg_vocab(const bg_model *model);
 int32_t bg_context(const bg_model *model); // the longest context the model was made for
 
-// The tokenizer that a program's file carries beside the model (tokenizer.h), and its size; or NULL.
+// The tokenizer that a program's file carries beside the model (vocabulary.h), and its size; or NULL.
 const void *bg_vocabulary(const bg_model *model, size_t *bytes);
 
 // Every buffer that forward touches is made when a session opens; forward allocates nothing.

@@ -39,7 +39,7 @@ _Static_assert(sizeof(bg_header) == 512, "the header as written");
 typedef struct {
   char magic[8]; // "BITGENST"
   uint64_t model_offset, model_bytes;
-  uint64_t vocabulary_offset, vocabulary_bytes; // tokenizer.h
+  uint64_t vocabulary_offset, vocabulary_bytes; // vocabulary.h
   uint8_t zero[24];
 } bg_trailer;
 _Static_assert(sizeof(bg_trailer) == 64, "the trailer as written");

@@ -15,29 +15,28 @@ typedef uint64_t item;
 static uint32_t code_of(item i) { return (uint32_t)i & 0x1fffff; }
 static uint32_t rank_of(item i) { return (uint32_t)(i >> 56); }
 
-static uint32_t rank(const tokenizer *t, uint32_t code) {
-  return step_value(t->ranks, t->v->sections[RANKS].count, code);
+static uint32_t rank(const vocabulary *v, uint32_t code) {
+  return step_value(v->ranks, count_of(v, RANKS), code);
 }
 
-static const decomposition *find_decomposition(const tokenizer *t, uint32_t code) {
-  uint32_t low = 0, high = t->v->sections[DECOMPOSED].count;
+static const decomposition *find_decomposition(const vocabulary *v, uint32_t code) {
+  uint32_t low = 0, high = count_of(v, DECOMPOSED);
   while (low < high) {
     const uint32_t middle = low + (high - low) / 2;
-    if (t->decomposed[middle].code < code)
+    if (v->decomposed[middle].code < code)
       low = middle + 1;
     else
       high = middle;
   }
-  return low < t->v->sections[DECOMPOSED].count && t->decomposed[low].code == code ? t->decomposed + low
-                                                                                   : NULL;
+  return low < count_of(v, DECOMPOSED) && v->decomposed[low].code == code ? v->decomposed + low : NULL;
 }
 
 // The code points of one, fully decomposed, into out; their number. out: NULL only to count.
-static size_t decompose(const tokenizer *t, uint32_t code, uint32_t *out) {
+static size_t decompose(const vocabulary *v, uint32_t code, uint32_t *out) {
   uint32_t hangul[3];
   const uint32_t *codes = &code, s = code - S_BASE;
   size_t n = 1;
-  const decomposition *found = find_decomposition(t, code);
+  const decomposition *found = find_decomposition(v, code);
   if (code >= S_BASE && s < S_COUNT) {
     hangul[0] = L_BASE + s / (V_COUNT * T_COUNT);
     hangul[1] = V_BASE + s / T_COUNT % V_COUNT;
@@ -45,7 +44,7 @@ static size_t decompose(const tokenizer *t, uint32_t code, uint32_t *out) {
     codes = hangul;
     n = s % T_COUNT ? 3 : 2;
   } else if (found) {
-    codes = t->codes + found->start;
+    codes = v->codes + found->start;
     n = found->length;
   }
   if (out)
@@ -54,16 +53,16 @@ static size_t decompose(const tokenizer *t, uint32_t code, uint32_t *out) {
 }
 
 // What two code points compose to, or 0.
-static uint32_t compose(const tokenizer *t, uint32_t first, uint32_t second) {
-  const uint32_t l = first - L_BASE, v = second - V_BASE, s = first - S_BASE, tail = second - T_BASE;
-  if (first >= L_BASE && l < L_COUNT && second >= V_BASE && v < V_COUNT)
-    return S_BASE + (l * V_COUNT + v) * T_COUNT;
+static uint32_t compose(const vocabulary *v, uint32_t first, uint32_t second) {
+  const uint32_t l = first - L_BASE, vowel = second - V_BASE, s = first - S_BASE, tail = second - T_BASE;
+  if (first >= L_BASE && l < L_COUNT && second >= V_BASE && vowel < V_COUNT)
+    return S_BASE + (l * V_COUNT + vowel) * T_COUNT;
   if (first >= S_BASE && s < S_COUNT && s % T_COUNT == 0 && second > T_BASE && tail < T_COUNT)
     return first + tail;
-  uint32_t low = 0, high = t->v->sections[COMPOSED].count;
+  uint32_t low = 0, high = count_of(v, COMPOSED);
   while (low < high) {
     const uint32_t middle = low + (high - low) / 2;
-    const composition *c = t->composed + middle;
+    const composition *c = v->composed + middle;
     if (c->first == first && c->second == second)
       return c->code;
     if (c->first < first || (c->first == first && c->second < second))
@@ -91,14 +90,14 @@ static void order_marks(item *items, size_t n) {
 
 // Join each mark or letter with the last letter before it, unless something of its rank or a higher one
 // stands between; the number of items left.
-static size_t compose_all(const tokenizer *t, item *items, size_t n) {
+static size_t compose_all(const vocabulary *v, item *items, size_t n) {
   size_t kept = 0, letter = 0;
   uint32_t last = 0; // rank of the mark before
   int open = 0;      // whether there is a letter to join with
   for (size_t i = 0; i < n; i++) {
     const uint32_t r = rank_of(items[i]);
     const uint32_t joined =
-        open && (kept == letter + 1 || last < r) ? compose(t, code_of(items[letter]), code_of(items[i])) : 0;
+        open && (kept == letter + 1 || last < r) ? compose(v, code_of(items[letter]), code_of(items[i])) : 0;
     if (joined) {
       items[letter] = joined;
       continue;
@@ -111,11 +110,11 @@ static size_t compose_all(const tokenizer *t, item *items, size_t n) {
   return kept;
 }
 
-int64_t normalize(const tokenizer *t, const uint8_t *text, size_t bytes, uint8_t **out) {
+int64_t normalize(const vocabulary *v, const uint8_t *text, size_t bytes, uint8_t **out) {
   const uint8_t *end = text + bytes;
   size_t n = 0, written = 0, room = 0;
   for (const uint8_t *p = text; p < end;)
-    room += decompose(t, utf8_next(&p), NULL);
+    room += decompose(v, utf8_next(&p), NULL);
   item *items = malloc((room + 1) * sizeof *items);
   uint8_t *made = malloc(4 * room + 1);
   if (!items || !made) {
@@ -125,12 +124,12 @@ int64_t normalize(const tokenizer *t, const uint8_t *text, size_t bytes, uint8_t
   }
   for (const uint8_t *p = text; p < end;) {
     uint32_t codes[MAX_DECOMPOSED];
-    const size_t some = decompose(t, utf8_next(&p), codes);
+    const size_t some = decompose(v, utf8_next(&p), codes);
     for (size_t i = 0; i < some; i++, n++)
-      items[n] = (item)rank(t, codes[i]) << 56 | (item)n << 21 | codes[i];
+      items[n] = (item)rank(v, codes[i]) << 56 | (item)n << 21 | codes[i];
   }
   order_marks(items, n);
-  n = compose_all(t, items, n);
+  n = compose_all(v, items, n);
   for (size_t i = 0; i < n; i++)
     written += utf8_put(code_of(items[i]), made + written);
   free(items);

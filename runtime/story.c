@@ -13,6 +13,7 @@
 #include "model.h"
 #include "os.h"
 #include "tokenizer.h"
+#include "vocabulary.h"
 
 // ---- options ----------------------------------------------------------------------------------------------
 
@@ -151,7 +152,7 @@ static uint32_t random_seed(void) {
 // ---- the model --------------------------------------------------------------------------------------------
 
 static bg_model *model;
-static tokenizer words;
+static vocabulary words;
 static int32_t isa = -1;
 static char weights[4104];
 
@@ -180,8 +181,8 @@ static int open_model(const char *self) {
   if (code != BG_OK)
     return fail(code == BG_E_ISA && o.isa ? o.isa : weights, bg_strerror(code));
   size_t bytes;
-  const void *vocabulary = bg_vocabulary(model, &bytes);
-  if (tokenizer_open(&words, vocabulary, bytes) != BG_OK)
+  const void *file = bg_vocabulary(model, &bytes);
+  if (vocabulary_open(&words, file, bytes) != BG_OK)
     return fail(weights, "holds no tokenizer; write it with `bitgen build --standalone`");
   return 0;
 }
@@ -197,8 +198,8 @@ static void print_info(void) {
   printf("shape: %d layers, hidden %d, heads %d (%d of keys and values), FFN %d, vocabulary %d, context %d\n",
          c->layers, c->hidden, c->heads, c->kv_heads, c->intermediate, c->vocab, c->context);
   printf("head: %s\n", head_name());
-  printf("tokenizer: %s, %u tokens\n", words.v->flags & BYTE_LEVEL ? "byte-level BPE" : "SentencePiece BPE",
-         words.v->tokens);
+  printf("tokenizer: %s, %u tokens\n",
+         words.header->flags & BYTE_LEVEL ? "byte-level BPE" : "SentencePiece BPE", words.header->tokens);
   for (int32_t i = 0; i < bg_isa_count(); i++)
     printf("level: %s, %s\n", bg_isa_name(i),
            i == isa         ? "taken"
@@ -248,7 +249,7 @@ static int32_t generate(bg_session *s, int32_t *history, int32_t n, int32_t limi
     const int32_t fresh = step ? 1 : n; // tokens that the model has not seen
     code = bg_next(s, history + n + step - fresh, fresh, how, history, n + step, (uint64_t)step, &id, 1);
     *(step ? &p->decode_s : &p->prefill_s) += now() - started;
-    if (code != BG_OK || (!o.ignore_eos && tokenizer_stops(&words, id)))
+    if (code != BG_OK || (!o.ignore_eos && is_stop(&words, id)))
       break;
     history[n + step] = id;
     p->tokens++;

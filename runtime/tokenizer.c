@@ -7,97 +7,7 @@
 
 #include "bitgen.h"
 
-enum { VERSION = 1, MAX_TEXT = 1 << 28 };
-
-// ---- look-up ----------------------------------------------------------------------------------------------
-
-uint32_t step_value(const uint32_t *steps, uint32_t n, uint32_t code) {
-  uint32_t low = 0, high = n; // steps[low] starts at or before, steps[high] behind
-  while (high - low > 1) {
-    const uint32_t middle = low + (high - low) / 2;
-    if ((steps[middle] & 0xffffff) <= code)
-      low = middle;
-    else
-      high = middle;
-  }
-  return steps[low] >> 24;
-}
-
-// The token that is spelt so, or -1.
-static int32_t find_token(const tokenizer *t, const uint8_t *spelling, size_t bytes) {
-  uint32_t low = 0, high = t->v->sections[SPELLINGS].count;
-  while (low < high) {
-    const uint32_t middle = low + (high - low) / 2;
-    const entry *e = t->spellings + middle;
-    const size_t length = e->text.length;
-    int order = memcmp(t->strings + e->text.start, spelling, length < bytes ? length : bytes);
-    if (!order)
-      order = (length > bytes) - (length < bytes);
-    if (!order)
-      return e->id;
-    if (order < 0)
-      low = middle + 1;
-    else
-      high = middle;
-  }
-  return -1;
-}
-
-static const merge *find_merge(const tokenizer *t, int32_t left, int32_t right) {
-  uint32_t low = t->merge_first[left], high = t->merge_first[left + 1];
-  while (low < high) {
-    const uint32_t middle = low + (high - low) / 2;
-    if (t->merges[middle].right == (uint32_t)right)
-      return t->merges + middle;
-    if (t->merges[middle].right < (uint32_t)right)
-      low = middle + 1;
-    else
-      high = middle;
-  }
-  return NULL;
-}
-
-// The longest special token at the beginning of a text, or NULL. The specials that agree with the first `n`
-// bytes are neighbours in the sorted table; the shortest of them, if it is no longer than that, comes first.
-static const entry *find_special(const tokenizer *t, const uint8_t *text, size_t bytes) {
-  const entry *found = NULL;
-  uint32_t low = 0, high = t->v->sections[SPECIALS].count;
-  for (size_t n = 0; n <= bytes && low < high; n++) {
-    if (t->specials[low].text.length == n)
-      found = t->specials + low++;
-    if (n == bytes)
-      break;
-    uint32_t ends[2];
-    for (int after = 0; after < 2; after++) { // the range whose byte n is the text's
-      uint32_t a = low, b = high;
-      while (a < b) {
-        const uint32_t middle = a + (b - a) / 2;
-        const span s = t->specials[middle].text;
-        if (s.length <= n || t->strings[s.start + n] < text[n] + after)
-          a = middle + 1;
-        else
-          b = middle;
-      }
-      ends[after] = a;
-    }
-    low = ends[0], high = ends[1];
-  }
-  return found;
-}
-
-void tokenizer_decode(const tokenizer *t, int32_t id, text_stream *stream, FILE *out) {
-  if (id < 0 || (uint32_t)id >= t->v->tokens)
-    text_stream_put(stream, (const uint8_t *)UTF8_REPLACEMENT, 3, out);
-  else
-    text_stream_put(stream, t->strings + t->pieces[id].start, t->pieces[id].length, out);
-}
-
-int tokenizer_stops(const tokenizer *t, int32_t id) {
-  for (uint32_t i = 0; i < t->v->sections[STOPS].count; i++)
-    if (t->stops[i] == id)
-      return 1;
-  return 0;
-}
+enum { MAX_TEXT = 1 << 28 }; // bytes
 
 // ---- one word ---------------------------------------------------------------------------------------------
 
@@ -111,7 +21,7 @@ typedef struct {
 } candidate;
 
 typedef struct {
-  const tokenizer *t;
+  const vocabulary *v;
   int32_t *ids;
   size_t n, room;
   symbol *symbols;
@@ -170,7 +80,7 @@ static candidate pop(encoder *e) {
 
 static void consider(encoder *e, int32_t left) {
   const int32_t right = e->symbols[left].next;
-  const merge *m = find_merge(e->t, e->symbols[left].id, e->symbols[right].id);
+  const merge *m = find_merge(e->v, e->symbols[left].id, e->symbols[right].id);
   if (m)
     push(e, (candidate){(uint64_t)m->rank << 32 | (uint32_t)left, m->id});
 }
@@ -201,7 +111,7 @@ static int32_t merge_symbols(encoder *e) {
     const int32_t left = (int32_t)(uint32_t)c.order;
     if (s[left].id < 0 || s[left].next < 0)
       continue;
-    const merge *m = find_merge(e->t, s[left].id, s[s[left].next].id);
+    const merge *m = find_merge(e->v, s[left].id, s[s[left].next].id);
     if (m && m->id == c.id) // else the pair has changed since
       join(e, left, c.id);
   }
@@ -216,19 +126,19 @@ static void add_symbol(encoder *e, int32_t id) { e->symbols[e->n_symbols++].id =
 // A word of a byte-level vocabulary. Bytes that are no token are dropped.
 static int32_t encode_bytes(void *arg, const uint8_t *word, size_t bytes) {
   encoder *e = arg;
-  const int32_t whole = e->t->v->flags & WHOLE_WORDS ? find_token(e->t, word, bytes) : -1;
+  const int32_t whole = e->v->header->flags & WHOLE_WORDS ? find_token(e->v, word, bytes) : -1;
   if (whole >= 0)
     return emit(e, whole);
   if (reserve(e, bytes) != BG_OK)
     return BG_E_MEMORY;
   for (size_t i = 0; i < bytes; i++)
-    if (e->t->bytes[word[i]] >= 0)
-      add_symbol(e, e->t->bytes[word[i]]);
+    if (e->v->bytes[word[i]] >= 0)
+      add_symbol(e, e->v->bytes[word[i]]);
   return merge_symbols(e);
 }
 
-static int all_bytes_are_tokens(const tokenizer *t, const uint8_t *bytes, size_t n) {
-  while (n && t->bytes[bytes[n - 1]] >= 0)
+static int all_bytes_are_tokens(const vocabulary *v, const uint8_t *bytes, size_t n) {
+  while (n && v->bytes[bytes[n - 1]] >= 0)
     n--;
   return n == 0;
 }
@@ -237,7 +147,7 @@ static int all_bytes_are_tokens(const tokenizer *t, const uint8_t *bytes, size_t
 // many in a row.
 // (`tokenizers` puts an unknown before the next known character: behind bytes that come between.)
 static int32_t encode_characters(encoder *e, const uint8_t *text, size_t bytes) {
-  const tokenizer *t = e->t;
+  const vocabulary *v = e->v;
   const uint8_t *end = text + bytes, *next = text;
   int pending = 0;
   if (reserve(e, bytes) != BG_OK)
@@ -245,21 +155,21 @@ static int32_t encode_characters(encoder *e, const uint8_t *text, size_t bytes) 
   for (const uint8_t *p = text; p < end; p = next) {
     utf8_next(&next);
     const size_t length = (size_t)(next - p);
-    const int32_t id = find_token(t, p, length);
+    const int32_t id = find_token(v, p, length);
     if (id >= 0) {
       if (pending)
-        add_symbol(e, t->v->unknown);
+        add_symbol(e, v->header->unknown);
       pending = 0;
       add_symbol(e, id);
-    } else if (t->v->flags & BYTE_FALLBACK && all_bytes_are_tokens(t, p, length)) {
+    } else if (v->header->flags & BYTE_FALLBACK && all_bytes_are_tokens(v, p, length)) {
       for (size_t i = 0; i < length; i++)
-        add_symbol(e, t->bytes[p[i]]);
-    } else if (t->v->unknown >= 0) {
+        add_symbol(e, v->bytes[p[i]]);
+    } else if (v->header->unknown >= 0) {
       pending = 1;
     }
   }
   if (pending)
-    add_symbol(e, t->v->unknown);
+    add_symbol(e, v->header->unknown);
   return merge_symbols(e);
 }
 
@@ -271,7 +181,7 @@ static int32_t encode_spaced(encoder *e, const uint8_t *text, size_t bytes) {
   size_t n = 0;
   if (!spelt)
     return BG_E_MEMORY;
-  if (e->t->v->flags & SPACE_PREFIX)
+  if (e->v->header->flags & SPACE_PREFIX)
     memcpy(spelt, space, n = 3);
   for (size_t i = 0; i < bytes; i++)
     if (text[i] == ' ') {
@@ -292,11 +202,11 @@ static int is_below_u0300(const uint8_t *text, size_t bytes) { // which form C l
 }
 
 static int32_t encode_words(encoder *e, const uint8_t *text, size_t bytes) {
-  if (!(e->t->v->flags & NFC) || is_below_u0300(text, bytes))
-    return split_words(e->t, text, bytes, encode_bytes, e);
+  if (!(e->v->header->flags & NFC) || is_below_u0300(text, bytes))
+    return split_words(e->v, text, bytes, encode_bytes, e);
   uint8_t *normal = NULL;
-  const int64_t n = normalize(e->t, text, bytes, &normal);
-  const int32_t code = n < 0 ? (int32_t)n : split_words(e->t, normal, (size_t)n, encode_bytes, e);
+  const int64_t n = normalize(e->v, text, bytes, &normal);
+  const int32_t code = n < 0 ? (int32_t)n : split_words(e->v, normal, (size_t)n, encode_bytes, e);
   free(normal);
   return code;
 }
@@ -305,14 +215,14 @@ static int32_t encode_words(encoder *e, const uint8_t *text, size_t bytes) {
 static int32_t encode_plain(encoder *e, const uint8_t *text, size_t bytes) {
   if (!bytes)
     return BG_OK;
-  return (e->t->v->flags & BYTE_LEVEL ? encode_words : encode_spaced)(e, text, bytes);
+  return (e->v->header->flags & BYTE_LEVEL ? encode_words : encode_spaced)(e, text, bytes);
 }
 
 static int32_t encode_text(encoder *e, const uint8_t *text, size_t bytes) {
   const uint8_t *plain = text, *at = text, *end = text + bytes;
   int32_t code = BG_OK;
   while (at < end && code == BG_OK) {
-    const entry *special = e->t->begins_special[*at] ? find_special(e->t, at, (size_t)(end - at)) : NULL;
+    const entry *special = e->v->begins_special[*at] ? find_special(e->v, at, (size_t)(end - at)) : NULL;
     if (!special) {
       at++;
       continue;
@@ -325,10 +235,10 @@ static int32_t encode_text(encoder *e, const uint8_t *text, size_t bytes) {
   return code == BG_OK ? encode_plain(e, plain, (size_t)(end - plain)) : code;
 }
 
-int32_t tokenizer_encode(const tokenizer *t, const char *text, size_t bytes, int32_t **ids) {
-  encoder e = {.t = t};
+int32_t tokenizer_encode(const vocabulary *v, const char *text, size_t bytes, int32_t **ids) {
+  encoder e = {.v = v};
   const uint8_t *bytes_ = (const uint8_t *)text;
-  const int32_t bos = t->v->flags & ADD_BOS ? t->v->bos : -1;
+  const int32_t bos = v->header->flags & ADD_BOS ? v->header->bos : -1;
   int32_t code = bytes >= MAX_TEXT ? BG_E_ARGUMENT : !utf8_valid(bytes_, bytes) ? BG_E_VALUE : BG_OK;
   if (code == BG_OK && bos >= 0)
     code = emit(&e, bos);
@@ -346,129 +256,11 @@ int32_t tokenizer_encode(const tokenizer *t, const char *text, size_t bytes, int
   return code == BG_OK ? (int32_t)e.n : code;
 }
 
-// ---- opening ----------------------------------------------------------------------------------------------
+// ---- ids to text ------------------------------------------------------------------------------------------
 
-static const uint32_t element_bytes[SECTIONS] = {
-    [STRINGS] = 1,
-    [PIECES] = sizeof(span),
-    [SPELLINGS] = sizeof(entry),
-    [SPECIALS] = sizeof(entry),
-    [BYTES] = 4,
-    [MERGE_FIRST] = 4,
-    [MERGES] = sizeof(merge),
-    [CLASSES] = 4,
-    [FOLDS] = sizeof(fold),
-    [STOPS] = 4,
-    [RANKS] = 4,
-    [DECOMPOSED] = sizeof(decomposition),
-    [CODES] = 4,
-    [COMPOSED] = sizeof(composition),
-};
-
-static int header_is_sane(const vocabulary *v, size_t bytes) {
-  if (memcmp(v->magic, "BITGENTK", 8) != 0 || v->version != VERSION || v->bytes != bytes || v->tokens < 1 ||
-      v->tokens > INT32_MAX - 1 || v->bos < -1 || v->bos >= (int32_t)v->tokens || v->unknown < -1 ||
-      v->unknown >= (int32_t)v->tokens || v->splits[MAX_SPLITS - 1])
-    return 0;
-  for (int i = 0; i < MAX_SPLITS; i++)
-    if (v->splits[i] >= SPLITS)
-      return 0;
-  for (int i = 0; i < SECTIONS; i++) {
-    const uint64_t size = (uint64_t)v->sections[i].count * element_bytes[i];
-    if (v->sections[i].offset % 64 || v->sections[i].offset + size > bytes)
-      return 0;
-  }
-  return v->sections[PIECES].count == v->tokens && v->sections[BYTES].count == 256 &&
-         v->sections[MERGE_FIRST].count == v->tokens + 1;
-}
-
-static int inside(const tokenizer *t, span s) {
-  return (uint64_t)s.start + s.length <= t->v->sections[STRINGS].count;
-}
-
-static int entries_are_sane(const tokenizer *t, const entry *entries, uint32_t n) {
-  for (uint32_t i = 0; i < n; i++)
-    if (!inside(t, entries[i].text) || !entries[i].text.length || (uint32_t)entries[i].id >= t->v->tokens)
-      return 0;
-  return 1;
-}
-
-static int ids_are_sane(const tokenizer *t, const int32_t *ids, uint32_t n) {
-  for (uint32_t i = 0; i < n; i++)
-    if (ids[i] < -1 || ids[i] >= (int32_t)t->v->tokens)
-      return 0;
-  return 1;
-}
-
-static int merges_are_sane(const tokenizer *t) {
-  const uint32_t n = t->v->sections[MERGES].count;
-  for (uint32_t i = 0; i < t->v->tokens; i++)
-    if (t->merge_first[i] > t->merge_first[i + 1])
-      return 0;
-  for (uint32_t i = 0; i < n; i++)
-    if ((uint32_t)t->merges[i].id >= t->v->tokens)
-      return 0;
-  return t->merge_first[t->v->tokens] <= n;
-}
-
-static int steps_are_sane(const uint32_t *steps, uint32_t n) {
-  for (uint32_t i = 1; i < n; i++)
-    if ((steps[i - 1] & 0xffffff) >= (steps[i] & 0xffffff))
-      return 0;
-  return n && (steps[0] & 0xffffff) == 0;
-}
-
-static int decompositions_are_sane(const tokenizer *t) {
-  const uint32_t codes = t->v->sections[CODES].count;
-  for (uint32_t i = 0; i < t->v->sections[DECOMPOSED].count; i++) {
-    const decomposition *d = t->decomposed + i;
-    if (d->length > MAX_DECOMPOSED || (uint64_t)d->start + d->length > codes)
-      return 0;
-  }
-  for (uint32_t i = 0; i < codes; i++)
-    if (t->codes[i] > LAST_CODE)
-      return 0;
-  for (uint32_t i = 0; i < t->v->sections[COMPOSED].count; i++)
-    if (t->composed[i].code > LAST_CODE)
-      return 0;
-  return 1;
-}
-
-static const void *section(const vocabulary *v, int i) { return (const uint8_t *)v + v->sections[i].offset; }
-
-int32_t tokenizer_open(tokenizer *t, const void *blob, size_t bytes) {
-  const vocabulary *v = blob;
-  if (!blob || bytes < sizeof *v || !header_is_sane(v, bytes))
-    return BG_E_FORMAT;
-  *t = (tokenizer){
-      .v = v,
-      .strings = section(v, STRINGS),
-      .pieces = section(v, PIECES),
-      .spellings = section(v, SPELLINGS),
-      .specials = section(v, SPECIALS),
-      .bytes = section(v, BYTES),
-      .stops = section(v, STOPS),
-      .merge_first = section(v, MERGE_FIRST),
-      .classes = section(v, CLASSES),
-      .ranks = section(v, RANKS),
-      .codes = section(v, CODES),
-      .merges = section(v, MERGES),
-      .folds = section(v, FOLDS),
-      .decomposed = section(v, DECOMPOSED),
-      .composed = section(v, COMPOSED),
-  };
-  for (uint32_t i = 0; i < v->tokens; i++)
-    if (!inside(t, t->pieces[i]))
-      return BG_E_FORMAT;
-  if (!entries_are_sane(t, t->spellings, v->sections[SPELLINGS].count) ||
-      !entries_are_sane(t, t->specials, v->sections[SPECIALS].count) || !ids_are_sane(t, t->bytes, 256) ||
-      !ids_are_sane(t, t->stops, v->sections[STOPS].count) || !merges_are_sane(t) ||
-      !steps_are_sane(t->classes, v->sections[CLASSES].count) ||
-      !steps_are_sane(t->ranks, v->sections[RANKS].count) || !decompositions_are_sane(t))
-    return BG_E_FORMAT;
-  for (uint32_t i = 0; i < 128; i++)
-    t->ascii[i] = (uint8_t)step_value(t->classes, v->sections[CLASSES].count, i);
-  for (uint32_t i = 0; i < v->sections[SPECIALS].count; i++)
-    t->begins_special[t->strings[t->specials[i].text.start]] = 1;
-  return BG_OK;
+void tokenizer_decode(const vocabulary *v, int32_t id, text_stream *stream, FILE *out) {
+  if (id < 0 || (uint32_t)id >= v->header->tokens)
+    text_stream_put(stream, (const uint8_t *)UTF8_REPLACEMENT, 3, out);
+  else
+    text_stream_put(stream, v->strings + v->pieces[id].start, v->pieces[id].length, out);
 }

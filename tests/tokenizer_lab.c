@@ -25,21 +25,21 @@ static void *read_all(const char *path, size_t *bytes) {
   return data;
 }
 
-static void encode(const tokenizer *t, const char *text, size_t bytes) {
-  int32_t *ids, n = tokenizer_encode(t, text, bytes, &ids);
+static void encode(const vocabulary *v, const char *text, size_t bytes) {
+  int32_t *ids, n = tokenizer_encode(v, text, bytes, &ids);
   fwrite(&n, sizeof n, 1, stdout);
   if (n > 0)
     fwrite(ids, sizeof *ids, (size_t)n, stdout);
   free(ids);
 }
 
-static void decode(const tokenizer *t, const int32_t *ids, int32_t n) {
+static void decode(const vocabulary *v, const int32_t *ids, int32_t n) {
   char *text = NULL;
   size_t bytes = 0;
   FILE *out = open_memstream(&text, &bytes);
   text_stream stream = {.n = 0};
   for (int32_t i = 0; i < n; i++)
-    tokenizer_decode(t, ids[i], &stream, out);
+    tokenizer_decode(v, ids[i], &stream, out);
   text_stream_end(&stream, out);
   fclose(out);
   const int32_t length = (int32_t)bytes;
@@ -49,11 +49,11 @@ static void decode(const tokenizer *t, const int32_t *ids, int32_t n) {
 }
 
 int main(int argc, char **argv) {
-  tokenizer t;
+  vocabulary v;
   size_t bytes = 0;
   void *blob = argc == 2 ? read_all(argv[1], &bytes) : NULL;
   int32_t call[2];
-  if (!blob || tokenizer_open(&t, blob, bytes) != BG_OK) {
+  if (!blob || vocabulary_open(&v, blob, bytes) != BG_OK) {
     fputs("not a vocabulary\n", stderr);
     free(blob);
     return 1;
@@ -64,9 +64,9 @@ int main(int argc, char **argv) {
     if (fread(payload, 1, size, stdin) != size)
       return 2;
     if (call[0])
-      decode(&t, payload, call[1]);
+      decode(&v, payload, call[1]);
     else
-      encode(&t, payload, size);
+      encode(&v, payload, size);
     fflush(stdout);
     free(payload);
   }

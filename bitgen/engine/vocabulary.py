@@ -1,7 +1,7 @@
-"""A tokenizer as one block of bytes, for runtime/tokenizer.c: sorted tables that are used where they lie.
+"""A tokenizer as one block of bytes, for runtime/vocabulary.c: sorted tables that are used where they lie.
 
 What letters, numbers and spaces are, and how characters compose, is asked of the `tokenizers` package, code point
-by code point, so that C and Python agree whatever version of Unicode either knows. `runtime/tokenizer.h` describes
+by code point, so that C and Python agree whatever version of Unicode either knows. `runtime/vocabulary.h` describes
 the bytes.
 """
 
@@ -45,7 +45,7 @@ Table = npt.NDArray[Any]
 
 
 def blob(tokenizer: Tokenizer) -> bytes:
-    """The bytes that `tokenizer_open` takes; UnsupportedError for a pattern that the C does not know."""
+    """The bytes that `vocabulary_open` takes; UnsupportedError for a pattern that the C does not know."""
     v = tokenizer.vocabulary
     strings, where = bytearray(), dict[bytes, tuple[int, int]]()
 
