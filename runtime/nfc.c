@@ -1,9 +1,10 @@
 // nfc.c: Unicode normalisation form C (UAX 15): decompose, order the marks, compose.
+#include "nfc.h"
+
 #include <stdlib.h>
 #include <string.h>
 
 #include "bitgen.h"
-#include "tokenizer.h"
 #include "utf8.h"
 
 // Hangul syllables and their parts.
@@ -110,7 +111,7 @@ static size_t compose_all(const vocabulary *v, item *items, size_t n) {
   return kept;
 }
 
-int64_t normalize(const vocabulary *v, const uint8_t *text, size_t bytes, uint8_t **out) {
+int64_t nfc_normalize(const vocabulary *v, const uint8_t *text, size_t bytes, uint8_t **out) {
   const uint8_t *end = text + bytes;
   size_t n = 0, written = 0, room = 0;
   for (const uint8_t *p = text; p < end;)

@@ -6,6 +6,8 @@
 #include <string.h>
 
 #include "bitgen.h"
+#include "nfc.h"
+#include "pretokenizer.h"
 
 enum { MAX_TEXT = 1 << 28 }; // bytes
 
@@ -203,10 +205,10 @@ static int is_below_u0300(const uint8_t *text, size_t bytes) { // which form C l
 
 static int32_t encode_words(encoder *e, const uint8_t *text, size_t bytes) {
   if (!(e->v->header->flags & NFC) || is_below_u0300(text, bytes))
-    return split_words(e->v, text, bytes, encode_bytes, e);
+    return pretokenize(e->v, text, bytes, encode_bytes, e);
   uint8_t *normal = NULL;
-  const int64_t n = normalize(e->v, text, bytes, &normal);
-  const int32_t code = n < 0 ? (int32_t)n : split_words(e->v, normal, (size_t)n, encode_bytes, e);
+  const int64_t n = nfc_normalize(e->v, text, bytes, &normal);
+  const int32_t code = n < 0 ? (int32_t)n : pretokenize(e->v, normal, (size_t)n, encode_bytes, e);
   free(normal);
   return code;
 }

@@ -1,7 +1,7 @@
 // tokenizer.h: text to token ids and back.
 //
 // The ids are those of the Python package `tokenizers`. Two kinds: byte-level BPE, where patterns cut words
-// (words.c), and SentencePiece BPE, where all of a text is one word and spaces are spelt U+2581.
+// (pretokenizer.c), and SentencePiece BPE, where all of a text is one word and spaces are spelt U+2581.
 #ifndef BITGEN_TOKENIZER_H
 #define BITGEN_TOKENIZER_H
 
@@ -18,16 +18,5 @@ int32_t tokenizer_encode(const vocabulary *v, const char *text, size_t bytes, in
 
 // Write what a token says. One that the vocabulary lacks becomes U+FFFD.
 void tokenizer_decode(const vocabulary *v, int32_t id, text_stream *stream, FILE *out);
-
-// ---- within the tokenizer ---------------------------------------------------------------------------------
-
-// words.c: cut a text by the vocabulary's patterns; `take` gets the words in order.
-// Stops at the first negative code.
-typedef int32_t word_taker(void *arg, const uint8_t *word, size_t bytes);
-int32_t split_words(const vocabulary *v, const uint8_t *text, size_t bytes, word_taker *take, void *arg);
-
-// nfc.c: Unicode normalisation form C of valid UTF-8. *out is the caller's to free.
-// The number of bytes, or BG_E_MEMORY.
-int64_t normalize(const vocabulary *v, const uint8_t *text, size_t bytes, uint8_t **out);
 
 #endif

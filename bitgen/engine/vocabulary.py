@@ -32,7 +32,7 @@ SPLITS = {
     r"\p{N}+": 5,
     "[0-9][0-9][0-9]": 6,
 }
-"""Patterns -> SPLIT_LLAMA3 and so on, functions of runtime/words.c."""
+"""Patterns -> SPLIT_LLAMA3 and so on, functions of runtime/pretokenizer.c."""
 
 _HEADER = struct.Struct("<8sIIIIii8s28I40x")
 LAST_CODE = 0x10FFFF
@@ -102,7 +102,7 @@ def _is_spelt(token: str) -> bool:
 
 def _split(pattern: str) -> int:
     if pattern not in SPLITS:
-        raise UnsupportedError(f"the pre-tokenizer's pattern {pattern!r} has no counterpart in runtime/words.c")
+        raise UnsupportedError(f"the pre-tokenizer's pattern {pattern!r} has no counterpart in runtime/pretokenizer.c")
     return SPLITS[pattern]
 
 

@@ -1,8 +1,9 @@
-// words.c: the regular expressions that cut text into words, spelt out.
+// pretokenizer.c: the regular expressions that cut text into words, spelt out.
 //
 // Each function returns the bytes that its pattern matches at `at`, as a backtracking engine would, or 0.
+#include "pretokenizer.h"
+
 #include "bitgen.h"
-#include "tokenizer.h"
 #include "utf8.h"
 
 static uint32_t class_of(const vocabulary *v, uint32_t code) {
@@ -134,9 +135,9 @@ static matcher *const matchers[SPLITS] = {
 
 // What the first pattern matches, and what lies between, goes to the next pattern by itself.
 static int32_t split(const vocabulary *v, const uint8_t *patterns, const uint8_t *at, const uint8_t *end,
-                     word_taker *take, void *arg) {
+                     word_function *on_word, void *arg) {
   if (!*patterns)
-    return take(arg, at, (size_t)(end - at));
+    return on_word(arg, at, (size_t)(end - at));
   const uint8_t *between = at;
   int32_t code = BG_OK;
   while (at < end && code == BG_OK) {
@@ -146,14 +147,15 @@ static int32_t split(const vocabulary *v, const uint8_t *patterns, const uint8_t
       continue;
     }
     if (between < at)
-      code = split(v, patterns + 1, between, at, take, arg);
+      code = split(v, patterns + 1, between, at, on_word, arg);
     if (code == BG_OK)
-      code = split(v, patterns + 1, at, at + n, take, arg);
+      code = split(v, patterns + 1, at, at + n, on_word, arg);
     between = at += n;
   }
-  return code == BG_OK && between < end ? split(v, patterns + 1, between, end, take, arg) : code;
+  return code == BG_OK && between < end ? split(v, patterns + 1, between, end, on_word, arg) : code;
 }
 
-int32_t split_words(const vocabulary *v, const uint8_t *text, size_t bytes, word_taker *take, void *arg) {
-  return bytes ? split(v, v->header->splits, text, text + bytes, take, arg) : BG_OK;
+int32_t pretokenize(const vocabulary *v, const uint8_t *text, size_t bytes, word_function *on_word,
+                    void *arg) {
+  return bytes ? split(v, v->header->splits, text, text + bytes, on_word, arg) : BG_OK;
 }
