@@ -31,7 +31,7 @@ SYSTEM = ("os_posix.c", "os_windows.c")  # each is empty elsewhere
 PROGRAMS: dict[str, tuple[str, ...]] = {
     "runner.c": (),
     "tuner.c": (),
-    "story.c": ("tokenizer.c", "pretokenizer.c", "nfc.c", "vocabulary.c", "utf8.c"),
+    "run.c": ("tokenizer.c", "pretokenizer.c", "nfc.c", "vocabulary.c", "utf8.c", "options.c"),
 }
 """The file with a program's `main` -> what else it has beside the library."""
 

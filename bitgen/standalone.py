@@ -65,7 +65,7 @@ def write(
         arch=where.arch,
         system=where.system.name,
         program=True,
-        main="story.c",
+        main="run.c",
         progress=lambda done, total: progress("compiling", done, total),
     )
     program = folder / f"{name}{artefact.path.suffix}"

@@ -69,7 +69,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     except CompileError as e:
         pytest.skip(str(e))
     runtime, made = data.folder("runtime"), tmp_path_factory.mktemp("lab") / "tokenizer_lab"
-    files = [runtime / file for file in library.PROGRAMS["story.c"]]
+    files = [runtime / file for file in library.PROGRAMS["run.c"]]
     flags = [*compiler.target_flags(targets.host_arch()), *COMMON_FLAGS, *([] if compiler.zig else SANITIZERS)]
     source = Path(__file__).parent / "tokenizer_lab.c"
     subprocess.run([*compiler.command, *flags, f"-I{runtime}", source, *files, "-o", made], check=True)
@@ -447,7 +447,7 @@ def careful(model: bitgen.Model, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """The shipped model's program for this CPU alone, with its weights, under the sanitizers."""
     lookups, _ = standalone.shared_layout(model.shape, targets.platform_of())
     level = next(x for x in lookups if x.isa in library.host_isas())
-    folder = library.for_model(model.shape, [level], program=True, main="story.c").folder
+    folder = library.for_model(model.shape, [level], program=True, main="run.c").folder
     program = api.standalone(folder=tmp_path_factory.mktemp("careful")).files[0]
     return Path(shutil.copy(runtime_lab.sanitized(folder, level.isa), program))
 
