@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,13 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitgen import compile, cost_model, i2s_guess, library, pack, plan, presets, render, space, targets
+from bitgen import compile, cost_model, data, i2s_guess, library, pack, plan, presets, render, space, targets
 from bitgen import info as _info
 from bitgen import standalone as _standalone
 from bitgen import tune as _tune
 from bitgen.compile import Artefact
 from bitgen.convert import source as _source
-from bitgen.engine.model import SHIPPED, shipped_path
+from bitgen.data import SHIPPED, shipped_path
 from bitgen.errors import BitgenError, UnsupportedError
 from bitgen.gguf.reader import GgufCheckpoint, read_gguf
 from bitgen.gguf.writer import TernaryType, write_gguf
@@ -218,15 +217,8 @@ def doubt(checkpoint: _source.Source) -> str | None:
 
 def save_array(path: Path, array: npt.NDArray[np.float32]) -> None:
     """Write a .npy file; it appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with partial.open("wb") as f:
-            np.save(f, array)
-        partial.replace(path)
-    except OSError as error:
-        raise BitgenError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with data.replacing(path) as part, part.open("wb") as f:
+        np.save(f, array)
 
 
 def info(file: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ that build the same thing do not disturb each other. A failed build keeps its so
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -24,8 +25,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-
-import platformdirs
 
 from bitgen import data, targets
 from bitgen.errors import BitgenError, CompileError
@@ -83,11 +82,6 @@ class Artefact:
     folder: Path
     path: Path
     spec: Mapping[str, object]
-
-
-def cache_root() -> Path:
-    """Where builds, packed models and plans are cached; BITGEN_CACHE overrides."""
-    return Path(os.environ.get("BITGEN_CACHE") or platformdirs.user_cache_dir("bitgen"))
 
 
 @functools.cache
@@ -167,7 +161,7 @@ def build(
         "sources": {file: hashlib.sha256(text.encode()).hexdigest() for file, text in sorted(sources.items())},
     }
     digest = hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()[:16]
-    root = root or cache_root() / "build"
+    root = root or data.cache_root() / "build"
     folder = root / f"{name}-{where}-{digest}"
     if not (folder / product).exists():
         work = _fresh_folder(root, folder.name)
@@ -269,7 +263,7 @@ def _compile_all(
 ) -> str:
     """Objects of all units in `work`, as many compilers at once as there are CPUs. Returns the log."""
     headers = "".join(text for file, text in sorted(sources.items()) if file.endswith(".h"))
-    store = cache_root() / "objects"
+    store = data.cache_root() / "objects"
 
     def compile_one(unit: Unit) -> str:
         arguments = [*flags, *unit.flags, "-c", unit.source, "-o", unit.object]
@@ -293,13 +287,9 @@ def _compile_all(
 
 def _keep(made: Path, kept: Path) -> None:
     """Copy an object into the cache by atomic rename; a cache that cannot be written is no error."""
-    partial = kept.with_suffix(f".{os.getpid()}-{made.stem}")
-    try:
+    with contextlib.suppress(BitgenError), data.replacing(kept) as part:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(made, partial)
-        partial.replace(kept)
-    except OSError:
-        partial.unlink(missing_ok=True)
+        shutil.copyfile(made, part)
 
 
 def _run(compiler: Compiler, arguments: Iterable[str], cwd: Path, what: str) -> str:

@@ -17,12 +17,12 @@ import numpy.typing as npt
 
 from bitgen import compile, library, plan, targets
 from bitgen.engine import binding
-from bitgen.engine.model import default_threads
 from bitgen.errors import EngineError
 from bitgen.formats import FORMATS
 from bitgen.layout import Bytes, Codes, with_steps
 from bitgen.reference import gemm_groups, gemm_int
 from bitgen.spec import GemmShape, KernelSpec, Layout
+from bitgen.targets import default_threads
 
 PREFILL_TOKENS = 128
 VERIFY_TOKENS = {"gemv": 1, "gemm": 37}  # prefill: a whole tile of the look-up kernels, and a rest by products

@@ -8,7 +8,6 @@ carries its layout key, so that a library with other kernels refuses it.
 from __future__ import annotations
 
 import hashlib
-import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -17,8 +16,8 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 import numpy.typing as npt
 
+from bitgen import data
 from bitgen.checkpoint import FUSED, Checkpoint, row_pieces
-from bitgen.compile import cache_root
 from bitgen.errors import BitgenError, UnsupportedError
 from bitgen.formats import FORMATS, Format
 from bitgen.plan import Lookup
@@ -72,7 +71,7 @@ def path_for(source: Path, lookup: Lookup, head: Head, reading: str) -> Path:
         for i in range(64):
             f.seek(i * stat.st_size // 64)
             digest.update(f.read(4096))
-    return cache_root() / "packed" / f"{source.stem}-{lookup.isa}-{digest.hexdigest()[:16]}.bgpk"
+    return data.cache_root() / "packed" / f"{source.stem}-{lookup.isa}-{digest.hexdigest()[:16]}.bgpk"
 
 
 def write(
@@ -81,13 +80,12 @@ def write(
     """Write a packed model, one matrix or a few rows in memory at a time; nothing is left behind on failure."""
     if len(lookup.layout_key) >= 256:
         raise UnsupportedError(f"the layout key {lookup.layout_key!r} is longer than a packed header holds")
-    partial = path.with_suffix(f".{os.getpid()}.part")
     shape = checkpoint.shape
     sections_of_head = {"certified": 6, "f16": 0, "int8": 2}[head] + (head != "int8" and not shape.tied)
     total = 2 + shape.layers * (len(shape.norms) + len(shape.matrices) + 1) + sections_of_head
-    try:
+    with data.replacing(path) as part:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as f:
+        with part.open("wb") as f:
             f.write(bytes(HEADER_BYTES))
             for done, section in enumerate(_sections(checkpoint, lookup, head), 1):
                 _write_section(f, section)
@@ -96,14 +94,6 @@ def write(
             size = f.tell()
             f.seek(0)
             f.write(header(checkpoint, lookup, head, size))
-        partial.replace(path)
-    except OSError as e:
-        raise BitgenError(
-            f"cannot write the packed model {path}: {e.strerror}; "
-            "free some space or set BITGEN_CACHE to a folder with room"
-        ) from e
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 Section = Iterable[npt.NDArray[Any]]

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import groupby
@@ -30,7 +30,7 @@ import numpy.typing as npt
 from bitgen import bench, synth
 from bitgen.bench import Case
 from bitgen.checkpoint import ALL
-from bitgen.compile import cache_root
+from bitgen.data import cache_root, replacing
 from bitgen.engine.model import Model
 from bitgen.errors import BitgenError, EngineError
 from bitgen.gguf.writer import write_gguf
@@ -159,14 +159,8 @@ def prepared(peer: Peer, source: Path) -> Path:
     path = cache_root() / "peers" / f"{source.stem}-{peer.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.gguf"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-        process = Process(peer, 1)
-        try:
-            process.ask(prepare=str(source), to=str(partial))
-            partial.replace(path)
-        finally:
-            process.close()
-            partial.unlink(missing_ok=True)
+        with closing(Process(peer, 1)) as process, replacing(path) as part:
+            process.ask(prepare=str(source), to=str(part))
     return path
 
 

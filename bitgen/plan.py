@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import platform
 import re
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bitgen import data, render, space, targets
-from bitgen.compile import cache_root
+from bitgen.data import cache_root
 from bitgen.errors import BitgenError
 from bitgen.spec import GemmShape, Layout, MatrixPlan, ModelShape, Tile
 
@@ -130,10 +129,9 @@ def load(path: Path) -> Plan | None:
 
 def save(plan: Plan, path: Path) -> None:
     """Write a plan by atomic rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(plan.to_json(), indent=1) + "\n")
-    partial.replace(path)
+    with data.replacing(path) as part:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(plan.to_json(), indent=1) + "\n")
 
 
 @dataclass(frozen=True)

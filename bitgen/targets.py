@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sysconfig
 
@@ -124,6 +125,11 @@ def platform_of(arch: str | None = None, system: str | None = None) -> Platform:
 def is_host(where: Platform) -> bool:
     """Whether what is built for a platform runs (and may be compiled natively) on this machine."""
     return (where.arch, where.system.name) == (host_arch(), host_system())
+
+
+def default_threads() -> int:
+    """The CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def levels(arch: str, system: str | None = None) -> list[Target]:

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitgen import compile
+from bitgen.data import cache_root
 
 SOURCES = Path(__file__).parent / "machine"
 INSTALL = "apt-get install --no-install-recommends bochs bochs-term"
@@ -220,7 +221,7 @@ def _machine() -> Elf:
     flags = compiler.target_flags("x86_64", "musl" if compiler.zig else None)
     sources = [SOURCES / "machine.c", SOURCES / "rom.S"]
     stamp = repr((compiler.version, flags, COMPILE, [file.read_text() for file in sources]))
-    kept = compile.cache_root() / "machine" / hashlib.sha256(stamp.encode()).hexdigest()[:16]
+    kept = cache_root() / "machine" / hashlib.sha256(stamp.encode()).hexdigest()[:16]
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=kept.parent) as folder:

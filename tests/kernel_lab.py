@@ -153,7 +153,7 @@ def head(arch: str, flags: tuple[str, ...]) -> tuple[str, ...]:
     system = "musl" if compiler.zig and system == "linux" else system  # as compile.build has it
     words = [*compiler.command, *compiler.target_flags(arch, system), *compile.COMMON_FLAGS, *flags]
     words += ["-Xclang", "-fno-pch-timestamp", "-x", "c-header"]
-    folder = compile.cache_root() / "heads" / hashlib.sha256(repr((compiler.version, words)).encode()).hexdigest()[:16]
+    folder = data.cache_root() / "heads" / hashlib.sha256(repr((compiler.version, words)).encode()).hexdigest()[:16]
     header, parsed = folder / "head.h", folder / "head.pch"
     if not parsed.exists():
         folder.mkdir(parents=True, exist_ok=True)

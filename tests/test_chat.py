@@ -18,8 +18,8 @@ import pytest
 
 import bitgen
 from bitgen.chat_templates import NAMED
+from bitgen.data import shipped_path
 from bitgen.engine.chat import Chat, ChatTemplate, source_of
-from bitgen.engine.model import shipped_path
 from bitgen.engine.session import Sampling
 from bitgen.errors import BitgenError, FormatError, UnsupportedError
 from bitgen.gguf.reader import read_gguf

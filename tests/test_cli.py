@@ -128,7 +128,7 @@ def test_gen_prints_a_kernel_and_its_assembly() -> None:
 
 
 def test_info_as_text_and_json() -> None:
-    from bitgen.engine.model import shipped_path
+    from bitgen.data import shipped_path
 
     facts = json.loads(bitgen("info", str(shipped_path()), "--json").stdout)
     assert facts["architecture"] == "bitnet-b1.58"

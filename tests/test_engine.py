@@ -12,7 +12,7 @@ import pytest
 import bitgen
 from bitgen import library, pack, plan, reference, space, synth
 from bitgen.checkpoint import ALL
-from bitgen.engine.model import shipped_path
+from bitgen.data import shipped_path
 from bitgen.engine.prompt_lookup import PromptLookup
 from bitgen.engine.session import Cache
 from bitgen.errors import BitgenError, EngineError

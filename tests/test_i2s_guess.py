@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from gguf_files import TINY, changed, contents, store
 
 from bitgen import api, blocks, cli, i2s_guess, layout
-from bitgen.engine.model import shipped_path
+from bitgen.data import shipped_path
 from bitgen.gguf.reader import I2sLayout, read_gguf
 from bitgen.gguf_container import Container
 

@@ -13,7 +13,7 @@ from gguf_files import TINY_LLAMA, floats, store
 
 from bitgen import Model, gguf_types, synth
 from bitgen.checkpoint import ALL, Checkpoint
-from bitgen.engine.model import shipped_path
+from bitgen.data import shipped_path
 from bitgen.gguf.reader import read_gguf
 from bitgen.gguf.writer import write_gguf
 from bitgen.gguf_container import Container

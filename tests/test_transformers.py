@@ -29,7 +29,8 @@ from safetensors.torch import load_file  # noqa: E402
 from bitgen import reference  # noqa: E402
 from bitgen.checkpoint import Checkpoint  # noqa: E402
 from bitgen.convert import HfCheckpoint, convert  # noqa: E402
-from bitgen.engine.model import Model, shipped_path  # noqa: E402
+from bitgen.data import shipped_path  # noqa: E402
+from bitgen.engine.model import Model  # noqa: E402
 from bitgen.gguf.reader import read_gguf  # noqa: E402
 from bitgen.gguf_container import Container  # noqa: E402
 

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from bitgen import cli, library, pack, reference, verify
-from bitgen.engine.model import shipped_path
+from bitgen.data import shipped_path
 from bitgen.errors import BitgenError, UnsupportedError
 from bitgen.formats import FORMATS, Format
 from bitgen.gguf.reader import read_gguf

@@ -11,7 +11,7 @@ from bitgen import api
 from bitgen.cli import tables
 from bitgen.cli.console import OUT, progress_bar
 from bitgen.cli.options import head_option, isa_option, reading_options
-from bitgen.engine.model import SHIPPED
+from bitgen.data import SHIPPED
 from bitgen.targets import ARCHES, SYSTEMS
 
 

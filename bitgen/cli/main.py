@@ -13,7 +13,7 @@ from bitgen.cli.build import build, gen, tune
 from bitgen.cli.measure import bench, verify
 from bitgen.cli.models import convert, info, synth
 from bitgen.cli.run import chat, embed, perplexity, run
-from bitgen.compile import cache_root
+from bitgen.data import cache_root
 from bitgen.errors import BitgenError
 
 COMMANDS = [run, embed, chat, verify, perplexity, tune, build, synth, convert, bench, gen, info]

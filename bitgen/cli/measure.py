@@ -14,8 +14,9 @@ from bitgen.bench import bench as bench_model
 from bitgen.cli import tables
 from bitgen.cli.console import OUT, progress_bar
 from bitgen.cli.options import cache_option, head_option, isa_option, model_option, numbers, reading_options
-from bitgen.engine.model import default_threads, shipped_path
+from bitgen.data import shipped_path
 from bitgen.errors import BitgenError
+from bitgen.targets import default_threads
 
 
 @click.command()

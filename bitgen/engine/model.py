@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitgen import data, i2s_guess, library, pack
+from bitgen import i2s_guess, library, pack
 from bitgen import plan as plans
 from bitgen.compile import Artefact
+from bitgen.data import shipped_path
 from bitgen.engine import binding
 from bitgen.engine.embed import embed, pooling_of
 from bitgen.engine.generate import Generation
@@ -26,19 +27,7 @@ from bitgen.errors import BitgenError
 from bitgen.formats import FORMATS
 from bitgen.gguf.reader import I2sLayout, read_gguf
 from bitgen.spec import ModelShape
-
-SHIPPED = "stories"
-"""The model that ships with bitgen."""
-
-
-def shipped_path() -> Path:
-    """The GGUF that ships with bitgen."""
-    return data.folder("models") / f"{SHIPPED}.gguf"
-
-
-def default_threads() -> int:
-    """The CPUs this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+from bitgen.targets import default_threads
 
 
 def _give_back_memory() -> None:

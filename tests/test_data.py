@@ -1,0 +1,61 @@
+"""How a file appears: whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from bitgen import data
+from bitgen.errors import BitgenError
+
+
+def test_a_file_takes_the_place_of_another(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text("before")
+    with data.replacing(path) as part:
+        part.write_text("after")
+        assert part.parent == tmp_path and path.read_text() == "before"
+    assert path.read_text() == "after" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, BitgenError])
+def test_an_error_leaves_what_was_there(tmp_path: Path, error: type[BaseException]) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text("before")
+    with pytest.raises(error), data.replacing(path) as part:
+        part.write_text("half")
+        raise error
+    assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
+
+
+def test_two_writers_of_one_file_do_not_mix(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    with data.replacing(path) as first:
+        first.write_text("first")
+        with data.replacing(path) as second:
+            second.write_text("second")
+        assert path.read_text() == "second"
+    assert path.read_text() == "first" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("folder", "advice"), [("cache/plans", "set BITGEN_CACHE to a folder with room"), ("out", "choose another folder")]
+)
+def test_a_full_disk_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, advice: str) -> None:
+    monkeypatch.setenv("BITGEN_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / folder / "plan.json"
+    path.parent.mkdir(parents=True)
+    said = f"cannot write {path}: No space left on device; free some space or {advice}$"
+    with pytest.raises(BitgenError, match=said), data.replacing(path) as part:
+        part.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_file_for_a_folder_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    path = tmp_path / "file" / "plan.json"
+    with pytest.raises(BitgenError, match=f"cannot write {path}: Not a directory"), data.replacing(path) as part:
+        part.write_text("text")
