@@ -13,13 +13,15 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from bitgen import cost_model, library, space, targets
-from bitgen.cost_model import Core, Estimate
-from bitgen.engine import binding
+from bitgen import targets
+from bitgen.compile import binding, library
 from bitgen.errors import BitgenError
-from bitgen.formats import FORMATS
-from bitgen.lab import PREFILL_TOKENS, weight_bytes
+from bitgen.kernels import space
+from bitgen.kernels.formats import FORMATS
 from bitgen.spec import GemmShape, KernelSpec, Layout
+from bitgen.tune import cost_model
+from bitgen.tune.cost_model import Core, Estimate
+from bitgen.tune.lab import PREFILL_TOKENS, weight_bytes
 
 CORES = {
     "x86_64": ("znver3", "alderlake", "icelake-server", "sapphirerapids"),

@@ -2,10 +2,10 @@
 
     python benchmarks/head_bits.py
 
-A first tier reads some bits of every weight. Its interval is that of runtime/certified_head.c, and a row is left to the
-second, which reads the rest of eight bits, where it reaches the k-th greatest lower end by all eight; what that leaves
-is read in float16. Printed are the rows left and the bytes read, beside those of eight bits at once. The hidden state
-is taken as it is, and lower ends are known from the start, as a screen in one pass knows them soon: these are
+A first tier reads some bits of every weight. Its interval is that of runtime/core/certified_head.c, and a row is left
+to the second, which reads the rest of eight bits, where it reaches the k-th greatest lower end by all eight; what that
+leaves is read in float16. Printed are the rows left and the bytes read, beside those of eight bits at once. The hidden
+state is taken as it is, and lower ends are known from the start, as a screen in one pass knows them soon: these are
 the fewest.
 """
 

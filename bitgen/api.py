@@ -11,20 +11,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitgen import compile, cost_model, data, i2s_guess, library, pack, plan, presets, render, space, targets
-from bitgen import info as _info
-from bitgen import standalone as _standalone
-from bitgen import tune as _tune
-from bitgen.compile import Artefact
+from bitgen import data, targets
+from bitgen.checkpoints import presets
+from bitgen.checkpoints.synth import SynthCheckpoint
+from bitgen.compile import clang, library, pack
+from bitgen.compile import standalone as _standalone
+from bitgen.compile.clang import Artefact
 from bitgen.convert import source as _source
 from bitgen.data import SHIPPED, shipped_path
 from bitgen.errors import BitgenError, UnsupportedError
+from bitgen.gguf import i2s_layout
+from bitgen.gguf import info as _info
 from bitgen.gguf.reader import GgufCheckpoint, read_gguf
 from bitgen.gguf.writer import TernaryType, write_gguf
-from bitgen.lab import Host
-from bitgen.remote import Device
+from bitgen.kernels import plan, render, space
 from bitgen.spec import KernelSpec, ModelShape
-from bitgen.synth import SynthCheckpoint
+from bitgen.tune import cost_model
+from bitgen.tune import search as _tune
+from bitgen.tune.lab import Host
+from bitgen.tune.remote import Device
 
 Progress = Callable[[int, int], None]
 
@@ -212,7 +217,7 @@ def convert(
 
 def doubt(checkpoint: _source.Source) -> str | None:
     """Why a file may have been read by the wrong I2_S layout, or None."""
-    return i2s_guess.doubt(checkpoint) if isinstance(checkpoint, GgufCheckpoint) else None
+    return i2s_layout.doubt(checkpoint) if isinstance(checkpoint, GgufCheckpoint) else None
 
 
 def save_array(path: Path, array: npt.NDArray[np.float32]) -> None:
@@ -242,7 +247,7 @@ def gen(symbol: str, *, asm: bool = False) -> str:
     """The generated C of a kernel named by its symbol, or its assembly."""
     spec = _legal(symbol)
     text = render.render_kernel(spec)
-    return compile.assembly(spec.isa, f"{symbol}.c", text) if asm else text
+    return clang.assembly(spec.isa, f"{symbol}.c", text) if asm else text
 
 
 def kernel_cost(symbol: str, cpu: str) -> cost_model.Estimate:

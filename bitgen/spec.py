@@ -111,7 +111,7 @@ class ModelShape:
 
     @property
     def norms(self) -> dict[str, int]:
-        """The norms of a layer: GGUF name -> length, in the order of the packed file (runtime/model.c)."""
+        """The norms of a layer: GGUF name -> length, in the order of the packed file (runtime/core/model.c)."""
         attention = self.heads * self.head_dim
         table = (
             ("attn_norm", self.hidden, True),

@@ -52,7 +52,7 @@ SYSTEMS: dict[str, System] = {
             shared=("-shared", "-Wl,--out-implib,bitgen.lib", *_STRIP),  # the import library, for C programs
             program=("-Wl,--out-implib,bitgen-runner.lib", *_STRIP),
             clang="never",
-            flags=("-fms-extensions",),  # __try: runtime/os_windows.c
+            flags=("-fms-extensions",),  # __try: runtime/os/windows.c
             lacks=_AMX_LEVELS,
         ),
     )

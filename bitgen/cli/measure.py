@@ -8,14 +8,15 @@ from typing import Any
 
 import click
 
-from bitgen import Model, energy, peers, plot, profile
-from bitgen import verify as verification
-from bitgen.bench import bench as bench_model
+from bitgen import Model
 from bitgen.cli import tables
 from bitgen.cli.console import OUT, progress_bar
 from bitgen.cli.options import cache_option, head_option, isa_option, model_option, numbers, reading_options
 from bitgen.data import shipped_path
 from bitgen.errors import BitgenError
+from bitgen.measure import energy, peers, plot, profile
+from bitgen.measure import verify as verification
+from bitgen.measure.bench import bench as bench_model
 from bitgen.targets import default_threads
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from bitgen import Sampling
-from bitgen.blocks import I2S_LAYOUTS
+from bitgen.gguf.blocks import I2S_LAYOUTS
 from bitgen.gguf.writer import FILE_TYPES
 
 

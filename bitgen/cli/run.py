@@ -11,7 +11,6 @@ from typing import Any
 import click
 
 from bitgen import Model, Sampling, api
-from bitgen.chat_templates import NAMED
 from bitgen.cli import tables, terminal
 from bitgen.cli.console import progress_bar, warn
 from bitgen.cli.options import (
@@ -28,6 +27,7 @@ from bitgen.engine.embed import POOLINGS
 from bitgen.engine.prompt_lookup import LOOKUP
 from bitgen.engine.score import perplexity as measure_perplexity
 from bitgen.errors import BitgenError
+from bitgen.text.chat_templates import NAMED
 
 
 @click.command()

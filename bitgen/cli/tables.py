@@ -10,10 +10,10 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from bitgen.api import EstimateReport, TuneReport
-from bitgen.bench import case_name
 from bitgen.engine.score import TokenChoice
-from bitgen.engine.tokenizer import Tokenizer
-from bitgen.verify import Receipt
+from bitgen.measure.bench import case_name
+from bitgen.measure.verify import Receipt
+from bitgen.text.tokenizer import Tokenizer
 
 BAR = 20
 """Characters of a bar that stands for all of the time."""

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitgen.checkpoint import ALL, row_pieces
+from bitgen.checkpoints.checkpoint import ALL, row_pieces
 from bitgen.checkpoints.tensors import is_ternary, tensor_shapes
 from bitgen.convert.hf_config import Config, Storage
 from bitgen.convert.safetensors import StoredTensor, open_directory

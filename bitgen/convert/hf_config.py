@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from bitgen.checkpoints.architectures import ARCHITECTURES, shape_from, window_period
 from bitgen.errors import FormatError, UnsupportedError
-from bitgen.shapes import ARCHITECTURES, shape_from, window_period
 from bitgen.spec import Activation, ModelShape
 
 Storage = Literal["multiply", "divide", "master", "values"]

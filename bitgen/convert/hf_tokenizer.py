@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer as Backend
 
-from bitgen.engine.tokenizer import (
+from bitgen.errors import BitgenError, FormatError, UnsupportedError
+from bitgen.text.tokenizer import (
     BYTE,
     BYTE_TOKEN,
     CONTROL,
@@ -26,7 +27,6 @@ from bitgen.engine.tokenizer import (
     WORDS,
     Tokenizer,
 )
-from bitgen.errors import BitgenError, FormatError, UnsupportedError
 
 MAX_TOKENS = 1 << 21
 PROBE = (

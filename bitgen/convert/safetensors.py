@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitgen.checkpoint import ALL
+from bitgen.checkpoints.checkpoint import ALL
 from bitgen.errors import FormatError
 
 DTYPES: dict[str, np.dtype[Any]] = {

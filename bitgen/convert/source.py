@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import bitgen
-from bitgen import presets
+from bitgen.checkpoints import presets
 from bitgen.convert import hub
 from bitgen.convert.hf import HfCheckpoint
 from bitgen.errors import BitgenError, UnsupportedError

@@ -19,11 +19,11 @@ import jinja2
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from bitgen.chat_templates import MISSING, NAMED, corrected
 from bitgen.engine.generate import Generation
 from bitgen.engine.session import Cache, OpenedModel, Sampling, Session
-from bitgen.engine.tokenizer import Tokenizer
 from bitgen.errors import BitgenError, FormatError, UnsupportedError
+from bitgen.text.chat_templates import MISSING, NAMED, corrected
+from bitgen.text.tokenizer import Tokenizer
 
 Message = Mapping[str, str]
 

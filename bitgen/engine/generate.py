@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from bitgen.engine.prompt_lookup import PromptLookup
 from bitgen.engine.score import TokenChoice
 from bitgen.engine.session import Cache, OpenedModel, Sampling, Session
-from bitgen.engine.tokenizer import TextStream
 from bitgen.errors import BitgenError
+from bitgen.text.tokenizer import TextStream
 
 PREFILL_AT_ONCE = 512  # tokens of one call, so that an interrupt is heard between two
 

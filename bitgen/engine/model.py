@@ -13,21 +13,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitgen import i2s_guess, library, pack
-from bitgen import plan as plans
-from bitgen.compile import Artefact
+from bitgen.compile import binding, library, pack
+from bitgen.compile.clang import Artefact
 from bitgen.data import shipped_path
-from bitgen.engine import binding
 from bitgen.engine.embed import embed, pooling_of
 from bitgen.engine.generate import Generation
 from bitgen.engine.score import Score, score
 from bitgen.engine.session import Cache, Choice, Sampling, Session, next_batch
-from bitgen.engine.tokenizer import Tokenizer
 from bitgen.errors import BitgenError
-from bitgen.formats import FORMATS
+from bitgen.gguf.i2s_layout import doubt as i2s_warning
 from bitgen.gguf.reader import I2sLayout, read_gguf
+from bitgen.kernels import plan as plans
+from bitgen.kernels.formats import FORMATS
 from bitgen.spec import ModelShape
 from bitgen.targets import default_threads
+from bitgen.text.tokenizer import Tokenizer
 
 
 def _give_back_memory() -> None:
@@ -86,7 +86,7 @@ class Model:
         packed, doubt = pack.path_for(source, lookup, head, f"{checkpoint.shape} {checkpoint.reading}"), None
         if not packed.exists():
             pack.write(packed, checkpoint, lookup, head, lambda d, t: report("packing", d, t))
-            doubt = i2s_guess.doubt(checkpoint)
+            doubt = i2s_warning(checkpoint)
         tokenizer = Tokenizer.from_metadata(checkpoint.metadata)
         _give_back_memory()
         model = cls(source, checkpoint.shape, tokenizer, lookup, artefact, packed, head, threads)
@@ -119,7 +119,7 @@ class Model:
     def head_bytes(self) -> int:
         """Bytes of the LM head read to choose up to CHOICES tokens (certified: besides the few rows that may win)."""
         hidden = self.shape.hidden
-        upper = -(-hidden // 256) * 192  # runtime/ops.h
+        upper = -(-hidden // 256) * 192  # runtime/simd/ops.h
         return self.shape.vocab * {"f16": 2 * hidden, "int8": hidden + 4, "certified": upper + 12}[self.head]
 
     def session(self, threads: int | None = None, context: int | None = None, cache: Cache = "f16") -> Session:

@@ -9,10 +9,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from bitgen.engine import binding
-from bitgen.engine.tokenizer import Tokenizer
+from bitgen.compile import binding
 from bitgen.errors import BitgenError, EngineError
 from bitgen.spec import ModelShape
+from bitgen.text.tokenizer import Tokenizer
 
 Cache = Literal["f16", "f32", "int8"]
 CACHES: dict[Cache, int] = {"f16": 0, "f32": 1, "int8": 2}  # BG_CACHE_F16, BG_CACHE_F32, BG_CACHE_I8

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from bitgen.chat_templates import corrected
-from bitgen.checkpoint import Checkpoint
+from bitgen.checkpoints.architectures import Architecture, architecture, shape_from, window_period
+from bitgen.checkpoints.checkpoint import Checkpoint
 from bitgen.errors import FormatError, UnsupportedError
-from bitgen.gguf_container import Container
-from bitgen.gguf_tensors import GROUPED, TERNARY, Reading
-from bitgen.shapes import Architecture, architecture, shape_from, window_period
+from bitgen.gguf.container import Container
+from bitgen.gguf.tensors import GROUPED, TERNARY, Reading
 from bitgen.spec import Activation, ModelShape
+from bitgen.text.chat_templates import corrected
 
 HIDDEN_ACTIVATIONS: dict[str, Activation] = {
     "relu2": "relu2",

@@ -13,17 +13,17 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from bitgen import blocks
-from bitgen.checkpoint import ALL, Scale, row_pieces
+from bitgen.checkpoints.checkpoint import ALL, Scale, row_pieces
 from bitgen.checkpoints.tensors import is_ternary, tensor_shapes
 from bitgen.errors import FormatError, UnsupportedError
+from bitgen.gguf import blocks
+from bitgen.gguf.container import Container, Tensor
 from bitgen.gguf.metadata import model_shape
-from bitgen.gguf_container import Container, Tensor
-from bitgen.gguf_tensors import EMBEDDINGS, TERNARY, VECTORS, WHY_NOT, Reading, floats, scale_name
-from bitgen.gguf_types import F32, FORMS
+from bitgen.gguf.tensors import EMBEDDINGS, TERNARY, VECTORS, WHY_NOT, Reading, floats, scale_name
+from bitgen.gguf.tl_tiles import SCRIPTS, tile_of
+from bitgen.gguf.tl_tiles import parse as parse_tiles
+from bitgen.gguf.types import F32, FORMS
 from bitgen.spec import ModelShape
-from bitgen.tl_tiles import SCRIPTS, tile_of
-from bitgen.tl_tiles import parse as parse_tiles
 
 I2sLayout = Literal["x86", "arm", "rows4"]
 

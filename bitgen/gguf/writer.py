@@ -12,17 +12,18 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from bitgen import blocks, layout
-from bitgen.checkpoint import Checkpoint, Scale, row_pieces
+from bitgen.checkpoints.architectures import ARCHITECTURES
+from bitgen.checkpoints.checkpoint import Checkpoint, Scale, row_pieces
 from bitgen.checkpoints.tensors import is_ternary, tensor_shapes
 from bitgen.errors import BitgenError, FormatError, UnsupportedError
+from bitgen.gguf import blocks
+from bitgen.gguf.container import Entry, head, padded
 from bitgen.gguf.metadata import key_values
+from bitgen.gguf.part_file import PartFile
 from bitgen.gguf.reader import GgufCheckpoint
-from bitgen.gguf_container import Entry, head, padded
-from bitgen.gguf_tensors import scale_name
-from bitgen.gguf_types import F16, F32, I2_S, Q2_0, T5, TQ1_0, TQ2_0
-from bitgen.part_file import PartFile
-from bitgen.shapes import ARCHITECTURES
+from bitgen.gguf.tensors import scale_name
+from bitgen.gguf.types import F16, F32, I2_S, Q2_0, T5, TQ1_0, TQ2_0
+from bitgen.kernels import layout
 from bitgen.spec import ModelShape
 
 TernaryType = Literal["i2_s", "tq1_0", "tq2_0", "t5", "q2_0"]

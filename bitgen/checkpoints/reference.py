@@ -1,0 +1,235 @@
+"""The oracle in NumPy: what every kernel and the runtime must compute, written for reading, not for speed."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitgen.checkpoints.checkpoint import ALL, Checkpoint
+from bitgen.spec import Activation
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int8]
+
+EXACT_K = 1 << 17
+"""Sums of up to this many products |w q| <= 128 stay within 2**24, so float32 holds them exactly."""
+
+
+def quantise(x: FloatArray) -> tuple[IntArray, FloatArray]:
+    """Absmax int8 quantisation of each row: x float32 [..., k] -> q int8 [..., k], s float32 [...], q ~ x s.
+
+    amax = max(1e-5, max|x|), s = 127 / amax, q = clamp(round_half_even(x s), -128, 127), all in float32.
+    """
+    amax = np.maximum(np.float32(1e-5), np.abs(x).max(axis=-1))
+    s = (np.float32(127) / amax).astype(np.float32)
+    q = np.clip(np.rint(x * s[..., None]), -128, 127)
+    return q.astype(np.int8), s
+
+
+def gemm_int(codes: IntArray, q: IntArray) -> npt.NDArray[np.int32]:
+    """y = W q for each token: codes {-1, 0, +1} int8 [m, k], q int8 [n, k] -> int32 [n, m], exact.
+
+    Runs in floating point for BLAS's sake: every partial sum is an integer that the type holds exactly.
+    """
+    exact = np.float32 if codes.shape[1] <= EXACT_K else np.float64
+    y: npt.NDArray[np.int32] = (q.astype(exact) @ codes.T.astype(exact)).astype(np.int32)
+    return y
+
+
+def bit_linear(x: FloatArray, codes: IntArray, scale: float) -> FloatArray:
+    """y = W x with x rounded to int8 per row: x float32 [n, k], codes {-1, 0, +1} [m, k] -> float32 [n, m].
+
+    The integer product is exact; one float32 factor per token undoes both scalings.
+    (Ma et al. 2024, "The Era of 1-bit LLMs: All Large Language Models are in 1.58 Bits".)
+    """
+    q, s = quantise(x)
+    return gemm_int(codes, q).astype(np.float32) * (np.float32(scale) / s)[:, None]
+
+
+def quantise_groups(x: FloatArray, group: int) -> tuple[IntArray, FloatArray]:
+    """The same for each `group` of columns: x float32 [n, k] -> q int8 [n, k], steps float32 [n, k / group].
+
+    x is nearly q times the step of its group, which is 1 / s.
+    """
+    q, s = quantise(x.reshape(len(x), -1, group))
+    return q.reshape(x.shape), np.float32(1) / s
+
+
+def gemm_groups(codes: IntArray, scales: FloatArray, q: IntArray, steps: FloatArray) -> FloatArray:
+    """y = W x where both have groups: codes [m, k], scales [m, G], q int8 [n, k], steps [n, G] -> float32 [n, m].
+
+    The sum over a group is an exact integer; y gains sum * (scale * step), group by group, each operation rounded to
+    float32. So every kernel gives these bits.
+    """
+    y = np.zeros((len(q), len(codes)), np.float32)
+    for g, columns in enumerate(np.split(np.arange(codes.shape[1]), scales.shape[1])):
+        sums = gemm_int(codes[:, columns], q[:, columns]).astype(np.float32)
+        y = y + sums * (scales[:, g] * steps[:, g, None])
+    return y
+
+
+def group_linear(x: FloatArray, codes: IntArray, scales: FloatArray) -> FloatArray:
+    """y = W x with a scale for every group of a row, x rounded to int8 per group: float32 [n, k] -> [n, m]."""
+    return gemm_groups(codes, scales, *quantise_groups(x, codes.shape[1] // scales.shape[1]))
+
+
+def rms_norm(x: FloatArray, gain: FloatArray, eps: float) -> FloatArray:
+    """gain * x / sqrt(mean(x^2) + eps) over the last axis (Zhang and Sennrich 2019); the mean in float64."""
+    mean_square = np.mean(np.square(x, dtype=np.float64), axis=-1, keepdims=True)
+    normed: FloatArray = (x / np.sqrt(mean_square + eps)).astype(np.float32)
+    return normed * gain
+
+
+def rope(x: FloatArray, theta: float, interleaved: bool) -> FloatArray:
+    """Rotary positions: turn pair i of x [n, heads, d] by p * theta^(-2i/d) in row p.
+
+    A pair is components i and i + d/2, or 2i and 2i + 1 where `interleaved`. (Su et al. 2021, RoFormer.)
+    """
+    n, heads, d = x.shape
+    angle = np.arange(n)[:, None] * float(theta) ** (-np.arange(0, d, 2) / d)  # [n, d/2]
+    cos, sin = (f(angle).astype(np.float32)[:, None] for f in (np.cos, np.sin))
+    shape, pair = ((n, heads, d // 2, 2), 3) if interleaved else ((n, heads, 2, d // 2), 2)
+    a, b = np.moveaxis(x.reshape(shape), pair, 0)  # each [n, heads, d/2]
+    return np.stack([a * cos - b * sin, b * cos + a * sin], axis=pair).reshape(n, heads, d)
+
+
+def attention(q: FloatArray, k: FloatArray, v: FloatArray, scale: float = 0.0, window: int = 0) -> FloatArray:
+    """Causal softmax(scale q k^T) v: q [n, heads, d], k and v [n, kv_heads, d] -> [n, heads * d].
+
+    Grouped queries: head j reads kv head j // (heads / kv_heads). (Vaswani et al. 2017; Ainslie et al. 2023.)
+    scale: 0 for 1 / sqrt(d). window: positions that a token sees, itself included; 0 for all before it.
+    """
+    n, heads, d = q.shape
+    group = heads // k.shape[1]
+    k, v = (np.repeat(t, group, axis=1).transpose(1, 0, 2) for t in (k, v))  # [heads, n, d]
+    scores = q.transpose(1, 0, 2) @ k.swapaxes(1, 2) * np.float32(scale or d**-0.5)  # [heads, n, n]
+    behind = np.arange(n)[:, None] - np.arange(n)
+    scores[:, (behind < 0) | (behind >= (window or n))] = -np.inf
+    weights = np.exp((scores - scores.max(axis=-1, keepdims=True)).astype(np.float64))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    context: FloatArray = weights.astype(np.float32) @ v
+    return context.transpose(1, 0, 2).reshape(n, heads * d)
+
+
+def activate(x: FloatArray, activation: Activation) -> FloatArray:
+    """SiLU x / (1 + exp(-x)), the square of ReLU, or GELU by its tanh formula (Hendrycks and Gimpel 2016)."""
+    if activation == "relu2":
+        return np.square(np.maximum(x, np.float32(0)))
+    if activation == "gelu_tanh":
+        gelu: FloatArray = x * (1 + np.tanh(np.float32((2 / np.pi) ** 0.5) * (x + np.float32(0.044715) * x**3))) / 2
+        return gelu
+    with np.errstate(over="ignore"):  # exp(-x) = inf gives the right limit, 0
+        silu: FloatArray = (x / (1 + np.exp(-x))).astype(np.float32)
+    return silu
+
+
+def forward(
+    checkpoint: Checkpoint,
+    tokens: Sequence[int] | npt.NDArray[np.integer[Any]],
+    cache: type[np.floating[Any]] = np.float32,
+) -> FloatArray:
+    """Logits float32 [n, vocab] after each of the n tokens.
+
+    cache: the type that keys and values are rounded to; float16 is what the runtime keeps.
+    """
+    return forward_many(checkpoint, [tokens], cache)[0]
+
+
+def forward_many(
+    checkpoint: Checkpoint,
+    prompts: Sequence[Sequence[int] | npt.NDArray[np.integer[Any]]],
+    cache: type[np.floating[Any]] = np.float32,
+) -> list[FloatArray]:
+    """`forward` of each prompt alone, with every weight read once for all of them."""
+    head = checkpoint.dense("token_embd.weight" if checkpoint.shape.tied else "output.weight").astype(np.float32)
+    return [x @ head.T for x in states_many(checkpoint, prompts, cache)]
+
+
+def states(
+    checkpoint: Checkpoint,
+    tokens: Sequence[int] | npt.NDArray[np.integer[Any]],
+    cache: type[np.floating[Any]] = np.float32,
+) -> FloatArray:
+    """What the output matrix multiplies: float32 [n, hidden] after the last norm. Weights are read layer by layer."""
+    return states_many(checkpoint, [tokens], cache)[0]
+
+
+def states_many(
+    checkpoint: Checkpoint,
+    prompts: Sequence[Sequence[int] | npt.NDArray[np.integer[Any]]],
+    cache: type[np.floating[Any]] = np.float32,
+) -> list[FloatArray]:
+    """`states` of each prompt alone, with every weight read once for all of them."""
+    shape = checkpoint.shape
+    embedding = checkpoint.dense("token_embd.weight")
+    rows = [embedding[np.asarray(tokens, dtype=np.int64)] for tokens in prompts]
+    xs = [x.astype(np.float32) * np.float32(shape.embedding_scale) for x in rows]
+    for layer in range(shape.layers):
+        block = Block(Kept(checkpoint), layer, cache)
+        xs = [x + block.attend(x) for x in xs]
+        xs = [x + block.feed_forward(x) for x in xs]
+    gain = checkpoint.dense("output_norm.weight").astype(np.float32)
+    return [rms_norm(x, gain, shape.norm_eps) for x in xs]
+
+
+class Kept:
+    """A checkpoint that reads each tensor once."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.shape, self.metadata = checkpoint.shape, checkpoint.metadata
+        self.ternary = functools.cache(checkpoint.ternary)
+        self._dense = functools.cache(checkpoint.dense)
+
+    def dense(self, name: str, rows: slice = ALL) -> npt.NDArray[np.floating[Any]]:
+        """Some rows of a tensor that is read whole."""
+        return self._dense(name)[rows]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One transformer layer: two residual branches over x [n, hidden]."""
+
+    checkpoint: Checkpoint
+    layer: int
+    cache: type[np.floating[Any]]
+
+    def attend(self, x: FloatArray) -> FloatArray:
+        """What attention adds to x: attn_output of the heads' contexts; a norm in angle brackets where it exists.
+
+        <post_attention_norm>(attn_output(<attn_sub_norm>(attention(rope(<attn_q_norm>(q)), ...)))), of the normed x.
+        """
+        shape = self.checkpoint.shape
+        windowed = shape.window and (self.layer + 1) % shape.window_period
+        theta, window = (shape.window_theta, shape.window) if windowed else (shape.rope_theta, 0)
+        h = self._norm("attn_norm", x)
+        q, k, v = (self._linear(name, h).reshape(len(x), -1, shape.head_dim) for name in ("attn_q", "attn_k", "attn_v"))
+        q, k = self._norm("attn_q_norm", q), self._norm("attn_k_norm", k)
+        q, k = (rope(t, theta, shape.rope_interleaved) for t in (q, k))
+        k, v = (t.astype(self.cache).astype(np.float32) for t in (k, v))
+        context = self._norm("attn_sub_norm", attention(q, k, v, shape.attention_scale, window))
+        return self._norm("post_attention_norm", self._linear("attn_output", context))
+
+    def feed_forward(self, x: FloatArray) -> FloatArray:
+        """What the FFN adds to x: <post_ffw_norm>(ffn_down(<ffn_sub_norm>(activate(ffn_gate) * ffn_up)))."""
+        h = self._norm("ffn_norm", x)
+        activation = self.checkpoint.shape.activation
+        inner = activate(self._linear("ffn_gate", h), activation) * self._linear("ffn_up", h)
+        return self._norm("post_ffw_norm", self._linear("ffn_down", self._norm("ffn_sub_norm", inner)))
+
+    def _linear(self, name: str, x: FloatArray) -> FloatArray:
+        """W x, where x is normed first if the matrix has a norm for its input."""
+        x = self._norm(f"{name}_norm_in", x)
+        codes, scale = self.checkpoint.ternary(f"blk.{self.layer}.{name}.weight")
+        return group_linear(x, codes, scale) if isinstance(scale, np.ndarray) else bit_linear(x, codes, scale)
+
+    def _norm(self, name: str, x: FloatArray) -> FloatArray:
+        """x normed over its last axis, or x itself in a model without this norm."""
+        if name not in self.checkpoint.shape.norms:
+            return x
+        gain = self.checkpoint.dense(f"blk.{self.layer}.{name}.weight").astype(np.float32)
+        return rms_norm(x, gain, self.checkpoint.shape.norm_eps)

@@ -1,0 +1,144 @@
+"""Models of a given shape with random ternary weights, for tuning and benchmarking without a download.
+
+Everything follows from the seed and the tensor's name, through the raw bits of one generator and integer
+arithmetic, so a seed gives the same file everywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitgen.checkpoints.checkpoint import ALL, Scale
+from bitgen.checkpoints.tensors import is_ternary, tensor_shapes
+from bitgen.errors import FormatError
+from bitgen.spec import ModelShape
+
+MINUS, ZERO, PLUS = 77, 107, 72
+"""Of 256 weights so many are -1, 0, +1: 30, 42 and 28 %, about what trained models have."""
+
+_CODE_OF_BYTE = np.repeat(np.array([-1, 0, 1], np.int8), [MINUS, ZERO, PLUS])
+_CHUNK = 1 << 24
+"""Elements generated at a time."""
+
+LOGIT_SPREAD = 2.0
+"""Standard deviation of the logits, about a trained model's."""
+
+_NORMAL, _CONTROL = 1, 3
+_SPECIALS = ("<|begin_of_text|>", "<|end_of_text|>")
+
+
+class SynthCheckpoint:
+    """A Checkpoint of random weights; tensors are made when asked for."""
+
+    def __init__(self, shape: ModelShape, seed: int = 0) -> None:
+        self._shape, self._seed = shape, seed
+        self._tensors = tensor_shapes(shape)
+        self._reading = ("", 0, np.random.SFC64())  # a tensor, draws made, the generator that goes on from there
+
+    @property
+    def shape(self) -> ModelShape:
+        """The shape it was made for."""
+        return self._shape
+
+    @cached_property
+    def metadata(self) -> Mapping[str, Any]:
+        """A name and a byte-level vocabulary."""
+        return {"general.name": self._shape.name, **vocabulary(self._shape.vocab)}
+
+    def ternary(self, name: str) -> tuple[npt.NDArray[np.int8], Scale]:
+        """Random codes [M, K] and a scale that keeps activations at their size, give or take a tenth.
+
+        A row sums K products of which a fraction p is not zero, so the gain is scale * sqrt(p K). Where the shape has
+        a group, scales float32 [M, K / group] of float16 numbers, each a half to three halves of that.
+        """
+        m, k = self._dims(name, 2)
+        codes = np.empty(m * k, np.int8)
+        bits = self._bits(name)
+        for at in range(0, codes.size, _CHUNK):
+            piece = codes[at : at + _CHUNK]
+            np.take(_CODE_OF_BYTE, _bytes(bits, piece.size), out=piece)
+        usual = np.float32(((1 - ZERO / 256) * k) ** 0.5)
+        if not self._shape.group:
+            return codes.reshape(m, k), float(np.float32(0.9 + 0.2 * self._uniform(f"{name} scale")) / usual)
+        groups = k // self._shape.group
+        noise = _bytes(self._bits(f"{name} scale"), m * groups)[: m * groups].reshape(m, groups)
+        scales = (np.float32(0.5) + noise.astype(np.float32) / np.float32(255)) / usual
+        return codes.reshape(m, k), scales.astype(np.float16).astype(np.float32)
+
+    def dense(self, name: str, rows: slice = ALL) -> npt.NDArray[np.floating[Any]]:
+        """Norms: float32 [n] in 1 ± 0.1. Embedding and head: float16 [vocab, hidden], uniform around 0."""
+        dims = self._dims(name)
+        start, stop, _ = rows.indices(dims[0])
+        if len(dims) == 1:
+            noise = _bytes(self._bits(name), 2 * dims[0]).view("<i2")[start:stop]
+            return (1 + noise.astype(np.float32) / np.float32(327680)).astype(np.float32)
+        spread = np.float32(LOGIT_SPREAD * (3 / self._shape.hidden) ** 0.5 / 32768)
+        values = np.empty((stop - start) * dims[1], np.float16)
+        for at in range(0, values.size, _CHUNK):
+            piece = values[at : at + _CHUNK]
+            piece[:] = self._noise(name, start * dims[1] + at, piece.size) * spread
+        return values.reshape(-1, dims[1])
+
+    def _dims(self, name: str, axes: int | None = None) -> tuple[int, ...]:
+        if name not in self._tensors or (axes and not is_ternary(name)):
+            raise FormatError(f"a synthetic {self._shape.name} has no such tensor: {name}")
+        return self._tensors[name]
+
+    def _bits(self, name: str) -> np.random.SFC64:
+        digest = hashlib.sha256(f"{self._seed} {name}".encode()).digest()
+        return np.random.SFC64(int.from_bytes(digest[:16], "little"))
+
+    def _noise(self, name: str, start: int, count: int) -> npt.NDArray[np.int16]:
+        """Elements `start` to `start + count` of a tensor's random int16, four to a draw. Reading on costs no more."""
+        first, last = start // 4, -(-(start + count) // 4)
+        reading, drawn, bits = self._reading
+        if reading != name or drawn > first:
+            drawn, bits = 0, self._bits(name)
+        bits.random_raw(first - drawn, output=False)
+        raw = _bytes(bits, 8 * (last - first)).view("<i2")
+        self._reading = (name, last, bits)
+        return raw[start % 4 :][:count]
+
+    def _uniform(self, name: str) -> float:
+        """A number in [0, 1)."""
+        return float(self._bits(name).random_raw() >> 11) / (1 << 53)
+
+
+def vocabulary(size: int) -> dict[str, Any]:
+    """GGUF tokenizer keys for `size` tokens: the 256 bytes, fillers, begin and end of text. No merges.
+
+    A vocabulary too small for that holds as many of the bytes as fit, printable characters first.
+    """
+    from bitgen.text.tokenizer import BYTE_ALPHABET
+
+    fillers = size - len(BYTE_ALPHABET) - len(_SPECIALS)
+    tokens = list(BYTE_ALPHABET)[:size]
+    types = np.full(len(tokens), _NORMAL, np.int32)
+    special: dict[str, Any] = {"tokenizer.ggml.add_bos_token": False}
+    if fillers >= 0:
+        tokens += [f"Ġ#{i}" for i in range(fillers)] + list(_SPECIALS)
+        types = np.repeat(np.array([_NORMAL, _CONTROL], np.int32), [size - len(_SPECIALS), len(_SPECIALS)])
+        special = {
+            "tokenizer.ggml.bos_token_id": size - 2,
+            "tokenizer.ggml.eos_token_id": size - 1,
+            "tokenizer.ggml.add_bos_token": True,
+        }
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "llama-bpe",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.merges": [],
+        **special,
+    }
+
+
+def _bytes(bits: np.random.SFC64, count: int) -> npt.NDArray[np.uint8]:
+    """The next `count` random bytes, rounded up to whole 8-byte draws."""
+    return bits.random_raw(-(-count // 8)).astype("<u8", copy=False).view(np.uint8)[:count]

@@ -1,0 +1,1 @@
+"""C text to shared libraries and programs; checkpoints packed for their kernels."""

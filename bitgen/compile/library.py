@@ -1,0 +1,170 @@
+"""Puts a library together: which kernels, probes and runtime files, compiled with which flags.
+
+    plans -> KernelSpecs -> generated C ┐
+    runtime/*.c ────────────────────────┴-> source tree + units -> compile.build
+
+A folder of runtime/ is a compile rule: simd/ is compiled once per ISA level from the same text, core/ and os/ once, for
+the architecture's baseline, text/ and programs/ for programs only.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from bitgen import data, targets
+from bitgen.compile import binding, clang
+from bitgen.compile.clang import Artefact, Unit
+from bitgen.errors import UnsupportedError
+from bitgen.kernels import render
+from bitgen.kernels.plan import Lookup
+from bitgen.spec import KernelSpec, ModelShape
+
+ONCE = ("core/*.c", "os/*.c")  # of another system than the platform's, a file of os/ is empty
+PER_LEVEL = "simd/*.c"
+PROGRAMS: dict[str, tuple[str, ...]] = {
+    "runner.c": (),
+    "tuner.c": (),
+    "run.c": ("text/*.c", "programs/options.c"),
+}
+"""File of runtime/programs with a `main` -> what it has beside the library."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """What a library holds for one ISA: kernels, and the model's matrices bound to some of them."""
+
+    isa: str
+    kernels: tuple[KernelSpec, ...]
+    roles: dict[str, tuple[KernelSpec, KernelSpec]]  # role -> its decode and prefill kernel
+    layout_key: str
+
+    @classmethod
+    def of_model(cls, shape: ModelShape, lookup: Lookup) -> Level:
+        """The level that runs a model by a plan."""
+        roles = {role: lookup.matrices[role].specs(gemm, lookup.isa) for role, gemm in shape.matrices.items()}
+        kernels = tuple(dict.fromkeys(spec for pair in roles.values() for spec in pair))
+        return cls(lookup.isa, kernels, roles, lookup.layout_key)
+
+    @classmethod
+    def of_kernels(cls, isa: str, kernels: Iterable[KernelSpec]) -> Level:
+        """A bare kernel set, for tests and tuning."""
+        return cls(isa, tuple(dict.fromkeys(kernels)), {}, "")
+
+
+def for_model(
+    shape: ModelShape,
+    lookups: Sequence[Lookup],
+    *,
+    arch: str | None = None,
+    system: str | None = None,
+    root: Path | None = None,
+    program: bool = False,
+    main: str = "runner.c",
+    sanitize: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Artefact:
+    """The library of a model's shape with one ISA level per lookup, best first; or a program (see `assemble`)."""
+    levels = [Level.of_model(shape, lookup) for lookup in lookups]
+    spec = {
+        "model": asdict(shape),
+        "levels": {lookup.isa: {role: asdict(plan) for role, plan in lookup.matrices.items()} for lookup in lookups},
+    }
+    return assemble(
+        *(shape.name, levels, spec),
+        arch=arch,
+        system=system,
+        root=root,
+        program=program,
+        main=main,
+        sanitize=sanitize,
+        progress=progress,
+    )
+
+
+def for_kernels(isa: str, kernels: Iterable[KernelSpec], *, arch: str | None = None, **how: Any) -> Artefact:
+    """A library of bare kernels of one ISA, in the order given."""
+    level = Level.of_kernels(isa, kernels)
+    return assemble("kernels", [level], {"kernels": [s.symbol for s in level.kernels]}, arch=arch, **how)
+
+
+def assemble(
+    name: str,
+    levels: Sequence[Level],
+    spec: Mapping[str, object],
+    *,
+    arch: str | None = None,
+    system: str | None = None,
+    root: Path | None = None,
+    program: bool = False,
+    main: str = "runner.c",
+    sanitize: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Artefact:
+    """Render, compile and link the source tree of some levels; a program has its `main` in that file."""
+    where = targets.platform_of(arch, system)
+    for level in levels:
+        if targets.target(level.isa) not in targets.levels(where.arch, where.system.name):
+            raise UnsupportedError(f"ISA {level.isa!r} is not of architecture {where.arch!r} on {where.system.name}")
+    of_program = (f"programs/{main}", *PROGRAMS[main]) if program else ()
+    once, per_level = runtime_files(*ONCE, *of_program), runtime_files(PER_LEVEL)
+    sources = {**runtime_files("**/*.h"), **once, **per_level}
+    units = [Unit(file, object_name(file)) for file in once]
+    for level in levels:
+        flags = targets.target(level.isa).flags
+        for spec_ in level.kernels:
+            sources[f"{spec_.symbol}.c"] = render.render_kernel(spec_)
+            units.append(Unit(f"{spec_.symbol}.c", f"{spec_.symbol}.o", flags))
+        sources[f"probe__{level.isa}.c"] = render.render_probe(level.isa)
+        units.append(Unit(f"probe__{level.isa}.c", f"probe__{level.isa}.o", flags))
+        flags = (*flags, f"-DBG_ISA={level.isa}")
+        units += [Unit(file, object_name(file, f"__{level.isa}"), flags) for file in per_level]
+    sources["registry.c"] = render.render_registry(levels)
+    units.append(Unit("registry.c", "registry.o"))
+    return clang.build(
+        *(name, where.arch, sources, units, spec),
+        system=where.system.name,
+        root=root,
+        program=bool(program),
+        sanitize=sanitize,
+        progress=progress,
+    )
+
+
+def runtime_files(*patterns: str) -> dict[str, str]:
+    """The text of the runtime's files that some patterns match, by their paths within runtime/."""
+    folder = data.folder("runtime")
+    paths = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
+    return {path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8") for path in paths}
+
+
+def object_name(source: str, suffix: str = "") -> str:
+    """ "core/pool.c" -> "pool.o": file names are unique in runtime/."""
+    return f"{PurePosixPath(source).stem}{suffix}.o"
+
+
+def isa_index(lib: Any, isa: str) -> int:
+    """The number of an ISA level within a library; UnsupportedError when this CPU cannot execute it."""
+    names = [binding.ffi().string(lib.bg_isa_name(i)).decode() for i in range(lib.bg_isa_count())]
+    if isa not in names:
+        raise UnsupportedError(f"the library holds no ISA level {isa!r}, only {', '.join(names)}")
+    index = names.index(isa)
+    if not lib.bg_isa_runs(index):
+        raise UnsupportedError(f"this CPU cannot execute {isa!r}; leave --isa out and the best that runs is taken")
+    return index
+
+
+@functools.cache
+def host_isas() -> tuple[str, ...]:
+    """The ISA levels that this CPU executes, best first, found by running each level's probe."""
+    levels = [Level.of_kernels(t.isa, ()) for t in targets.levels(targets.host_arch())]
+    lib = binding.load(assemble("probe", levels, {"purpose": "finds the ISA levels this CPU executes"}).path)
+    return tuple(level.isa for i, level in enumerate(levels) if lib.bg_isa_runs(i))
+
+
+def host_isa() -> str:
+    """The best ISA level that this CPU executes."""
+    return host_isas()[0]

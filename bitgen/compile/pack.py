@@ -1,0 +1,296 @@
+"""Packed models: a checkpoint laid out for one library's kernels, written once and memory-mapped from then on.
+
+The file is the header `bg_header` and a fixed sequence of 64-byte aligned sections (runtime/core/model.c reads it
+in the same order). It appears by atomic rename, keyed by the source file's identity and the layouts, and
+carries its layout key, so that a library with other kernels refuses it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from bitgen import data
+from bitgen.checkpoints.checkpoint import FUSED, Checkpoint, row_pieces
+from bitgen.errors import BitgenError, UnsupportedError
+from bitgen.kernels.formats import FORMATS, Format
+from bitgen.kernels.plan import Lookup
+from bitgen.spec import Layout
+
+Head = Literal["certified", "f16", "int8"]
+Progress = Callable[[int, int], None]
+
+MAGIC, VERSION, HEADER_BYTES, ALIGN, LANES = b"BITGENPK", 3, 512, 64, 16
+PIECE = 1 << 20  # weights that are packed at once
+_HEADER = struct.Struct("<8sIIQ8i2f4i5i3f256s")
+_ACTIVATION = {"silu": 0, "relu2": 1, "gelu_tanh": 2}  # as in runtime/core/model.h
+_HEAD_KIND = {
+    ("f16", True): 0,
+    ("f16", False): 1,
+    ("int8", True): 2,
+    ("int8", False): 2,
+    ("certified", True): 3,
+    ("certified", False): 4,
+}  # (head, tied) -> HEAD_* of runtime/core/model.h
+
+
+def header(checkpoint: Checkpoint, lookup: Lookup, head: Head, file_bytes: int) -> bytes:
+    """The first 512 bytes of a packed file."""
+    s = checkpoint.shape
+    fields = _HEADER.pack(
+        MAGIC, VERSION, HEADER_BYTES, file_bytes,
+        *(s.hidden, s.intermediate, s.layers, s.heads, s.kv_heads, s.head_dim, s.vocab, s.context),
+        *(s.rope_theta, s.norm_eps),
+        *(_ACTIVATION[s.activation], int(s.sub_norms), int(s.rope_interleaved), _HEAD_KIND[head, s.tied]),
+        *(int(s.qk_norm), int(s.input_norms), int(s.post_norms), s.window, s.window_period),
+        *(s.embedding_scale, s.attention_scale, s.window_theta),
+        lookup.layout_key.encode(),
+    )  # fmt: skip
+    return fields.ljust(HEADER_BYTES, b"\0")
+
+
+def path_for(source: Path, lookup: Lookup, head: Head, reading: str) -> Path:
+    """Where the packed form of a model file is cached.
+
+    The key covers the layouts, the head, how the file was read and the source's identity: size, time of change,
+    its first MiB (all of the metadata's start) and 64 samples of 4 KiB spread over the rest. Reading all of a
+    model at every start would cost more than loading it.
+    """
+    stat = source.stat()
+    digest = hashlib.sha256(
+        f"{VERSION} {lookup.layout_key} {head} {reading} {stat.st_size} {stat.st_mtime_ns}".encode()
+    )
+    with source.open("rb") as f:
+        digest.update(f.read(1 << 20))
+        for i in range(64):
+            f.seek(i * stat.st_size // 64)
+            digest.update(f.read(4096))
+    return data.cache_root() / "packed" / f"{source.stem}-{lookup.isa}-{digest.hexdigest()[:16]}.bgpk"
+
+
+def write(
+    path: Path, checkpoint: Checkpoint, lookup: Lookup, head: Head = "f16", progress: Progress | None = None
+) -> None:
+    """Write a packed model, one matrix or a few rows in memory at a time; nothing is left behind on failure."""
+    if len(lookup.layout_key) >= 256:
+        raise UnsupportedError(f"the layout key {lookup.layout_key!r} is longer than a packed header holds")
+    shape = checkpoint.shape
+    sections_of_head = {"certified": 6, "f16": 0, "int8": 2}[head] + (head != "int8" and not shape.tied)
+    total = 2 + shape.layers * (len(shape.norms) + len(shape.matrices) + 1) + sections_of_head
+    with data.replacing(path) as part:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as f:
+            f.write(bytes(HEADER_BYTES))
+            for done, section in enumerate(_sections(checkpoint, lookup, head), 1):
+                _write_section(f, section)
+                if progress:
+                    progress(done, total)
+            size = f.tell()
+            f.seek(0)
+            f.write(header(checkpoint, lookup, head, size))
+
+
+Section = Iterable[npt.NDArray[Any]]
+"""A section's bytes in pieces, made as they are written."""
+
+
+def _write_section(f: BinaryIO, section: Section) -> None:
+    """Append one section and zero fill up to the alignment."""
+    for piece in section:
+        f.write(np.ascontiguousarray(piece).data)
+    f.write(bytes(-f.tell() % ALIGN))
+
+
+def _sections(checkpoint: Checkpoint, lookup: Lookup, head: Head) -> Iterator[Section]:
+    """Every section of the file, in the order that the runtime walks it. Each is to be read before the next."""
+    s = checkpoint.shape
+    yield _f16_matrix(checkpoint, "token_embd.weight")
+    yield [_norm(checkpoint, "output_norm.weight", s.hidden)]
+    for n in range(s.layers):
+        for norm, width in s.norms.items():
+            yield [_norm(checkpoint, f"blk.{n}.{norm}.weight", width)]
+        scales: list[float] = []
+        for role in s.matrices:
+            yield _fused(checkpoint, n, role, lookup.matrices[role].layout, scales)
+        yield [np.array([*scales, 0.0], np.float32)]
+    name = "token_embd.weight" if s.tied else "output.weight"
+    if head != "int8" and not s.tied:
+        yield _f16_matrix(checkpoint, name)
+    if head != "f16":
+        yield from _int8_matrix(checkpoint, name, certified=head == "certified")
+
+
+def _fused(checkpoint: Checkpoint, layer: int, role: str, layout: Layout, scales: list[float]) -> Section:
+    """One fused matrix, packed piece by piece; the scale of each part is appended to `scales`.
+
+    A panel may begin in one part and end in the next, whose rows then wait for it. Scales of groups go with their
+    rows, and 1 is appended.
+    """
+    shape, form = checkpoint.shape, FORMATS[layout.format]
+    gemm = shape.matrices[role]
+    panel = layout.bm if form.by_panels else gemm.m
+    step = max(panel, PIECE // gemm.k // panel * panel)  # rows of a piece
+    groups = gemm.k // gemm.group if gemm.group else 0
+    waiting, waiting_scales, seen = np.empty((0, gemm.k), np.int8), np.empty((0, groups), np.float32), 0
+    for name, rows in zip(FUSED[role], shape.segments[role], strict=True):
+        tensor = f"blk.{layer}.{name}.weight"
+        codes, scale = checkpoint.ternary(tensor)
+        _expect(tensor, codes, (rows, gemm.k))
+        scales.append(1.0 if gemm.group else float(scale))
+        of_rows = np.asarray(scale, np.float32) if gemm.group else np.empty((rows, 0), np.float32)
+        _expect(f"{tensor}'s scales", of_rows, (rows, groups))
+        while len(codes):
+            more = step - len(waiting)
+            piece, piece_scales = codes[:more], of_rows[:more]
+            codes, of_rows, seen = codes[more:], of_rows[more:], seen + len(piece)
+            if len(waiting):
+                piece, piece_scales = np.concatenate([waiting, piece]), np.concatenate([waiting_scales, piece_scales])
+            whole = len(piece) if seen == gemm.m else len(piece) // panel * panel
+            if whole:
+                yield _packed(tensor, form, layout, piece[:whole], piece_scales[:whole])
+            waiting, waiting_scales = piece[whole:], piece_scales[whole:]
+
+
+def _packed(
+    tensor: str, form: Format, layout: Layout, codes: npt.NDArray[np.int8], scales: npt.NDArray[np.float32]
+) -> npt.NDArray[np.uint8]:
+    """Whole panels of a matrix as a format packs them; errors name the tensor."""
+    try:
+        return form.packer(codes, layout.bm, layout.bk, *([scales] if form.grouped else []))
+    except BitgenError as error:
+        raise type(error)(f"tensor {tensor}: {error}") from None
+
+
+def _dense(checkpoint: Checkpoint, name: str) -> Iterator[tuple[slice, npt.NDArray[np.floating[Any]]]]:
+    """The embedding or the output matrix, some rows at a time: the largest tensors of a model."""
+    shape = (checkpoint.shape.vocab, checkpoint.shape.hidden)
+    for rows in row_pieces(shape):
+        values = checkpoint.dense(name, rows)
+        _expect(name, values, (rows.stop - rows.start, shape[1]))
+        yield rows, values
+
+
+def _f16_matrix(checkpoint: Checkpoint, name: str) -> Section:
+    return (_f16_rows(name, values) for _, values in _dense(checkpoint, name))
+
+
+def _int8_matrix(checkpoint: Checkpoint, name: str, certified: bool) -> Iterator[Section]:
+    """Sections of an int8 head: residuals and norms where certified, then the row scales, then the rows.
+
+    The rows come last and would not fit in memory, so they are made twice; of a certified head thrice, for the upper
+    bits of all rows lie before the lower ones.
+    """
+    uppers, residuals, norms, scales = np.zeros((4, _padded(checkpoint.shape.vocab)), np.float32)
+    for rows, values in _dense(checkpoint, name):
+        n = len(values)
+        row_scales, codes = _int8_rows(values)
+        scales[rows] = row_scales[:n]
+        if certified:
+            for of_all, of_rows in zip(
+                (uppers, residuals, norms), _certificate(_f16_rows(name, values), row_scales, codes), strict=True
+            ):
+                of_all[rows] = of_rows[:n]
+    yield from ([uppers], [residuals], [norms], [scales]) if certified else ([scales],)
+    if certified:
+        yield (_upper_bits(_int8_rows(values)[1]) for _, values in _dense(checkpoint, name))
+        yield (_lower_bits(_int8_rows(values)[1]) for _, values in _dense(checkpoint, name))
+    else:
+        yield (_int8_rows(values)[1] for _, values in _dense(checkpoint, name))
+
+
+def _columns(codes: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
+    """Codes plus 128, uint8 [n, blocks, 4, 64]: rows padded to whole blocks of 256 columns."""
+    padded = np.pad(codes, ((0, 0), (0, -codes.shape[1] % 256)))
+    return (padded.view(np.uint8) ^ np.uint8(128)).reshape(len(codes), -1, 4, 64)
+
+
+def _upper_bits(codes: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
+    """The upper six bits of each code, uint8 [n, blocks, 192], as runtime/simd/ops.h says."""
+    upper = _columns(codes) >> 2
+    four, two = upper & 15, upper >> 4
+    nibbles = four[:, :, ::2] | four[:, :, 1::2] << 4
+    return np.concatenate([nibbles.reshape(*nibbles.shape[:2], 128), _two_bits(two)], axis=2)
+
+
+def _lower_bits(codes: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
+    """The lower two, uint8 [n, blocks, 64]."""
+    return _two_bits(_columns(codes) & 3)
+
+
+def _two_bits(two: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Columns 64 c + j at 2 c of byte j."""
+    packed = two[:, :, 0] | two[:, :, 1] << 2 | two[:, :, 2] << 4 | two[:, :, 3] << 6
+    return np.asarray(packed, np.uint8)
+
+
+def _int8_rows(rows: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int8]]:
+    """Row scales float32 [p(n)] and rows int8 [n, p(hidden)]: absmax of a row to 127, half to even."""
+    n, hidden = rows.shape
+    values = rows.astype(np.float32)
+    scales = np.zeros(_padded(n), np.float32)
+    scales[:n] = np.maximum(np.abs(values).max(axis=1), np.float32(1e-30)) / np.float32(127)
+    values /= scales[:n, None]
+    codes = np.zeros((n, _padded(hidden)), np.int8)
+    np.rint(values, out=codes[:, :hidden], casting="unsafe")
+    return scales, codes
+
+
+def _certificate(
+    head: npt.NDArray[np.float16], scales: npt.NDArray[np.float32], codes: npt.NDArray[np.int8]
+) -> tuple[npt.NDArray[np.float32], ...]:
+    """Residuals of the upper bits, residuals and norms, float32 [p(n)] of n rows, rounded up: what
+    runtime/core/certified_head.c bounds logits with.
+
+    For a row w with scale s and codes q, the norm is |s q| and the residual |w - s q| + gamma (|w| + |s q|), gamma
+    being more than float arithmetic can add: (hidden / 16 + 32) 2^-23. The upper bits are codes u of their own, in
+    the middle of the four that share them; the norm is the greater of both.
+    """
+    n = len(head)
+    uppers, residuals, norms = np.zeros((3, *scales.shape), np.float32)
+    gamma, up = (head.shape[1] / 16 + 32) * 2.0**-23, 1 + 2.0**-20
+    rows, steps = head.astype(np.float64), scales[:n, None].astype(np.float64)
+    length, norm = _lengths(rows), np.zeros(n)
+    off = []  # |w - s q|, |w - s u|
+    for approximate in (lambda: codes, lambda: (codes & ~np.int8(3)) + 1.5):  # one after the other: memory may be short
+        near = approximate() * steps
+        norm = np.maximum(norm, _lengths(near))
+        off.append(_lengths(np.subtract(rows, near, out=near)))
+    norms[:n] = norm * up
+    residuals[:n], uppers[:n] = ((each + gamma * (length + norm)) * up for each in off)
+    return uppers, residuals, norms
+
+
+def _lengths(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The Euclidean norm of each row, with no copy of them."""
+    return np.asarray(np.sqrt(np.einsum("ij,ij->i", rows, rows)))
+
+
+def _norm(checkpoint: Checkpoint, name: str, width: int) -> npt.NDArray[np.float32]:
+    """A norm's weights as float32, padded with zeros to whole vectors."""
+    weight = checkpoint.dense(name)
+    _expect(name, weight, (width,))
+    return np.pad(weight.astype(np.float32), (0, _padded(width) - width))
+
+
+def _f16_rows(name: str, matrix: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
+    """A float matrix as float16, its rows padded with zeros to whole vectors."""
+    with np.errstate(over="ignore"):
+        rows = matrix.astype(np.float16, copy=False)
+    if not np.isfinite(rows).all():
+        raise BitgenError(f"tensor {name} holds NaN, infinity or values beyond the float16 range (65504)")
+    return np.pad(rows, ((0, 0), (0, _padded(rows.shape[1]) - rows.shape[1])))
+
+
+def _padded(n: int) -> int:
+    return -(-n // LANES) * LANES
+
+
+def _expect(name: str, tensor: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
+    if tensor.shape != shape:
+        raise BitgenError(f"tensor {name} has shape {list(tensor.shape)}, the model needs {list(shape)}")

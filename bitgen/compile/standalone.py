@@ -1,0 +1,148 @@
+"""A model as a program with no dependencies: a static executable and its packed weights, or both in one file.
+
+The weights are packed once but the program holds several ISA levels, so these are planned to share one level's
+layouts. The lowest level with vector instructions decides unless told otherwise: what it reads, the levels above it
+mostly read too (NEON, dotprod and i8mm do; AVX-VNNI reads what AVX2 does). A level that cannot is left out, and a CPU
+that has it takes the next one down: the same text, some speed given away.
+
+The weights' file is a packed model, the tokenizer (text/tables.py) and a trailer, `bg_trailer` of
+runtime/core/model.h, that says where they are. Behind a program it is the same file with other offsets.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bitgen import targets
+from bitgen.checkpoints.checkpoint import Checkpoint
+from bitgen.compile import library, pack
+from bitgen.errors import BitgenError, UnsupportedError
+from bitgen.kernels import plan, space
+from bitgen.kernels.plan import Lookup
+from bitgen.spec import GemmShape, Layout, MatrixPlan, ModelShape, Platform
+from bitgen.text import tables
+from bitgen.text.tokenizer import Tokenizer
+
+MAGIC, ALIGN, PAGE = b"BITGENST", 64, 4096
+_TRAILER = struct.Struct("<8s4Q24x")
+
+
+@dataclass(frozen=True)
+class Program:
+    """What was written."""
+
+    files: tuple[Path, ...]  # the executable; its weights, unless they are within it
+    levels: tuple[str, ...]  # ISA levels that it holds, best first
+    left_out: tuple[str, ...]  # those of the architecture that cannot read the weights' layouts
+
+    @property
+    def about(self) -> str:
+        """One line: how large, and for which CPUs."""
+        sizes = " + ".join(f"{file.stat().st_size / 1e6:.1f} MB" for file in self.files)
+        without = f"; without {', '.join(self.left_out)}, whose layouts differ" if self.left_out else ""
+        return f"{sizes}; levels {', '.join(self.levels)}{without}"
+
+
+def write(
+    checkpoint: Checkpoint,
+    name: str,
+    folder: Path,
+    where: Platform,
+    lookups: Sequence[Lookup],
+    left_out: Sequence[str] = (),
+    *,
+    one_file: bool = False,
+    head: pack.Head = "certified",
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> Program:
+    """Write the program <folder>/<name>, with the levels of `shared_layout`, and <name>.bgpk unless `one_file`."""
+    tokens = tables.blob(Tokenizer.from_metadata(checkpoint.metadata))
+    artefact = library.for_model(
+        *(checkpoint.shape, lookups),
+        arch=where.arch,
+        system=where.system.name,
+        program=True,
+        main="run.c",
+        progress=lambda done, total: progress("compiling", done, total),
+    )
+    program = folder / f"{name}{artefact.path.suffix}"
+    weights = program.with_name(f"{program.name}.bgpk")
+    made, packed = (path.with_name(f".{path.name}.{os.getpid()}") for path in (program, weights))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        pack.write(packed, checkpoint, lookups[0], head, lambda done, total: progress("packing", done, total))
+        shutil.copy(artefact.path, made)
+        if one_file:
+            _append(made, packed, tokens)
+            weights.unlink(missing_ok=True)  # of an earlier build: two sets of weights would be one too many
+        else:
+            _append(packed, None, tokens)
+            packed.replace(weights)
+        made.replace(program)
+    except OSError as e:
+        raise BitgenError(f"cannot write {program}: {e.strerror}; choose another folder with -o") from e
+    finally:
+        made.unlink(missing_ok=True)
+        packed.unlink(missing_ok=True)
+    files = (program,) if one_file else (program, weights)
+    return Program(files, tuple(found.isa for found in lookups), tuple(left_out))
+
+
+def _append(file: Path, packed: Path | None, tokens: bytes) -> None:
+    """Put a packed model (None: the file is one), the tokenizer and a trailer at the end of a file."""
+    with file.open("r+b") as f:
+        start = model_bytes = f.seek(0, os.SEEK_END)
+        if packed:
+            f.write(bytes(-start % PAGE))
+            start = f.tell()
+            with packed.open("rb") as model:
+                shutil.copyfileobj(model, f, 1 << 20)
+            model_bytes = f.tell() - start
+        else:
+            start = 0
+        f.write(bytes(-f.tell() % ALIGN))
+        place = f.tell()
+        f.write(tokens)
+        f.write(_TRAILER.pack(MAGIC, start, model_bytes, place, len(tokens)))
+
+
+def shared_layout(
+    shape: ModelShape, where: Platform, isa: str | None = None, plans: Sequence[Path] = ()
+) -> tuple[list[Lookup], list[str]]:
+    """Plans of all levels of a platform that read one level's layouts, best first, and the levels that do not.
+
+    That level is `isa`, else the one of the first plan given, else the lowest with vector instructions.
+    """
+    names = [target.isa for target in targets.levels(where.arch, where.system.name)]
+    given = [plan.for_build(file, shape, names) for file in plans]
+    base = isa or (given[0].isa if given else names[max(len(names) - 2, 0)])
+    if base not in names:
+        raise UnsupportedError(f"ISA {base!r} is not of architecture {where.arch!r}; known: {', '.join(names)}")
+    known = {name: plan.lookup(shape, name, given) for name in names}
+    layouts = {role: matrix.layout for role, matrix in known[base].matrices.items()}
+    found = {name: _with_layouts(shape, known[name], layouts) for name in names}
+    return [lookup for lookup in found.values() if lookup], [name for name in names if not found[name]]
+
+
+def _with_layouts(shape: ModelShape, known: Lookup, layouts: dict[str, Layout]) -> Lookup | None:
+    """A level's plan with these layouts of the roles, or None where it has no such kernels."""
+    matrices = {}
+    for role, matrix in shape.matrices.items():
+        layout = layouts[role]
+        matched = known.matrices[role] if known.matrices[role].layout == layout else _plan(matrix, known.isa, layout)
+        if matched is None:
+            return None
+        matrices[role] = matched
+    return Lookup(known.isa, matrices, known.sources, known.threads)
+
+
+def _plan(matrix: GemmShape, isa: str, layout: Layout) -> MatrixPlan | None:
+    """The static default of a level for a matrix in a layout; None where it has no kernel for that."""
+    gemv = space.candidate_tiles("gemv", matrix, isa, layout)
+    gemm = space.candidate_tiles("gemm", matrix, isa, layout)
+    return MatrixPlan(layout, gemv[0], gemm[0]) if gemv and gemm else None

@@ -1,0 +1,297 @@
+"""Ternary tensors as files hold them: bytes to codes and scales, and back for the types that are written here.
+
+Runtime layouts are layout.py's. Here are the types of llama.cpp (TQ1_0, TQ2_0, Q2_0), ik_llama.cpp (IQ1_BN, IQ2_BN,
+IQ2_BN_R4), bitnet.cpp (I2_S, TL1, TL2) and T5, our own.
+
+Readers give (codes, scales): codes {-1, 0, +1} int8 [M, K], and float32 scales [R, G], one for each of G equal runs of
+columns in each of R equal runs of rows: [1, 1] where a tensor has one scale, [M, 1] one for every row, [M, K/g] one
+for every g weights of a row. Where one of several scales is 0 its codes are.
+
+Axes are named in the comments as they are reshaped. Bad bytes are a FormatError that does not name the tensor.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitgen.errors import FormatError, UnsupportedError
+from bitgen.kernels.layout import (
+    Bytes,
+    Codes,
+    checked,
+    exact_halves,
+    exactly,
+    round_up,
+    tl2_bytes,
+    unpack_i2_s,
+    unpack_t5,
+    unpack_tl1,
+    unpack_tl2,
+)
+from bitgen.spec import GemmShape
+
+Scales = npt.NDArray[np.float32]
+Scaled = tuple[Codes, Scales]
+
+TQ_BLOCK = 256  # weights of one TQ1_0 or TQ2_0 block
+BN_BLOCK = 64  # weights of one block of the IQ*_BN types
+SCALE_TAIL = 32  # bytes after the weights of I2_S, TL1 and TL2: a float32 scale and filler
+
+
+def group_scales(codes: Codes, scales: Scales, group: int) -> Scales:
+    """The scales of groups of so many weights, [M, K/group]; UnsupportedError where runs are shorter than that."""
+    m, runs = codes.shape[0], codes.shape[1] // group
+    if runs % scales.shape[1]:
+        raise UnsupportedError(
+            f"it has a scale for every {codes.shape[1] // scales.shape[1]} weights of a row; "
+            f"the model's first matrix has one for every {group}"
+        )
+    return scales.repeat(m // scales.shape[0], axis=0).repeat(runs // scales.shape[1], axis=1)
+
+
+def one_scale(codes: Codes, scales: Scales) -> float:
+    """The scale on which all runs with a weight other than 0 agree; UnsupportedError where they do not."""
+    groups = codes.reshape(scales.shape[0], codes.shape[0] // scales.shape[0], scales.shape[1], -1)
+    used = scales[groups.any(axis=(1, 3))]
+    if used.size and (used != used[0]).any():
+        per = "row" if scales.shape[1] == 1 else f"{groups.shape[3]} weights of a row"
+        raise UnsupportedError(
+            f"it has a scale for every {per}, from {used.min():g} to {used.max():g}; "
+            "only matrices with one scale can be used"
+        )
+    return float(used[0]) if used.size else 0.0
+
+
+# ---- TQ2_0 and TQ1_0: blocks of 256 weights with a float16 scale -------------------------------------------------
+
+
+def pack_tq2_0(codes: Codes, scale: float) -> Bytes:
+    """Codes [M, K], K % 256 == 0 -> uint8 [M * K / 256 * 66]: 2-bit codes w + 1 low bits first, then the scale."""
+    digits = _tq_digits(codes, "TQ2_0").reshape(-1, 2, 4, 32)
+    packed = digits[:, :, 3] * np.uint8(4)
+    for quarter in (2, 1):
+        packed += digits[:, :, quarter]
+        packed *= 4
+    packed += digits[:, :, 0]
+    return np.concatenate([packed.reshape(-1, 64), _tq_scales(codes, scale)], axis=1).reshape(-1)
+
+
+def unpack_tq2_0(data: Bytes, m: int, k: int) -> Scaled:
+    """TQ2_0 -> codes [m, k], scales [m, k/256]."""
+    blocks = _rows(data, m, k, TQ_BLOCK, 66, "TQ2_0")
+    codes = _two_bits(blocks[:, :, :64].reshape(-1, 2, 32), "TQ2_0")  # [block and half, 4, 32]
+    return _scaled(codes.reshape(m, k), blocks[:, :, 64:].copy().view("<f2")[:, :, 0])
+
+
+TQ1_RUNS = ((0, 160, 32), (160, 240, 16), (240, 256, 4))
+"""Elements from, to, and bytes of the three runs of a TQ1_0 block; consecutive digits of a byte lie `bytes` apart."""
+
+
+def pack_tq1_0(codes: Codes, scale: float) -> Bytes:
+    """Codes [M, K], K % 256 == 0 -> uint8 [M * K / 256 * 54]: five base-3 digits to a byte, then the scale.
+
+    A byte is ceil(256 / 243 Q) of the base-3 number Q whose first element is the most significant digit; the last
+    four bytes of a block hold four digits, times three.
+    """
+    digits = _tq_digits(codes, "TQ1_0")
+    runs = []
+    for start, end, width in TQ1_RUNS:
+        d = digits[:, start:end].reshape(digits.shape[0], -1, width)
+        q = np.zeros((digits.shape[0], width), np.uint16)
+        for n in range(5):
+            q *= 3
+            if n < d.shape[1]:
+                q += d[:, n]
+        runs.append(((q * 256 + 242) // 243).astype(np.uint8))
+    return np.concatenate([*runs, _tq_scales(codes, scale)], axis=1).reshape(-1)
+
+
+def unpack_tq1_0(data: Bytes, m: int, k: int) -> Scaled:
+    """TQ1_0 -> codes [m, k], scales [m, k/256]."""
+    blocks = _rows(data, m, k, TQ_BLOCK, 54, "TQ1_0")
+    digits = np.empty((m, k // TQ_BLOCK, TQ_BLOCK), np.uint8)
+    byte = 0
+    for start, end, width in TQ1_RUNS:
+        rest = blocks[:, :, byte : byte + width].copy()
+        for at in range(start, end, width):
+            digits[:, :, at : at + width] = _leading_digit(rest)
+            rest *= 3  # mod 256: drops the leading digit
+        byte += width
+    return _scaled(_signed(digits).reshape(m, k), blocks[:, :, 52:].copy().view("<f2")[:, :, 0])
+
+
+def _tq_digits(codes: Codes, name: str) -> Bytes:
+    if codes.shape[1] % TQ_BLOCK:
+        raise UnsupportedError(f"{name} needs K to be a multiple of 256, not {codes.shape[1]}: write I2_S instead")
+    return (checked(codes) + np.uint8(1)).reshape(-1, TQ_BLOCK)
+
+
+def _tq_scales(codes: Codes, scale: float) -> Bytes:
+    """float16 scale of each block as bytes [blocks, 2]; 0 for a block of zeros, as other writers have it."""
+    used = codes.reshape(-1, TQ_BLOCK).any(axis=1)
+    return np.where(used, np.float16(scale), np.float16(0)).astype("<f2").view(np.uint8).reshape(-1, 2)
+
+
+# ---- Q2_0: blocks of 64 (llama.cpp) or 128 weights (Ternary Bonsai's first files) ----------------------------------
+
+
+def pack_q2_0(codes: Codes, scales: Scales) -> Bytes:
+    """Codes [M, K], scales [M, K/group] of float16 numbers -> Q2_0 of blocks of `group` weights."""
+    halves = exact_halves(scales)
+    pairs = (checked(codes) + np.uint8(1)).reshape(scales.size, -1, 4) << np.array([0, 2, 4, 6], np.uint8)
+    packed = np.bitwise_or.reduce(pairs, axis=2)
+    return np.concatenate([halves.reshape(-1, 1).view(np.uint8), packed], axis=1).reshape(-1)
+
+
+def unpack_q2_0(data: Bytes, m: int, k: int, group: int) -> Scaled:
+    """Q2_0 of blocks of `group` weights -> codes [m, k], scales [m, k/group].
+
+    A block is its float16 scale, then codes w + 1, weight 4 b + i in bit pair i of byte b. Code 3 means +2 in the
+    type's definition and does not occur in a ternary tensor.
+    """
+    blocks = _rows(data, m, k, group, 2 + group // 4, "Q2_0")
+    codes = _two_bits(blocks[:, :, 2:].reshape(-1, 1), "Q2_0")  # [byte, 4, 1]
+    return _scaled(codes.reshape(m, k), blocks[:, :, :2].copy().view("<f2")[:, :, 0])
+
+
+# ---- IQ1_BN, IQ2_BN, IQ2_BN_R4: a scale before each row, then blocks of 64 weights ---------------------------------
+
+
+def unpack_iq2_bn(data: Bytes, m: int, k: int) -> Scaled:
+    """IQ2_BN -> codes [m, k], scales [m, 1]: float32 scale, then weight 16 i + b in bit pair i of byte b of a block."""
+    scales, blocks = _scale_then_blocks(data, m, k, 4, 16, "IQ2_BN")
+    return _scaled(_two_bits(blocks.reshape(-1, 16), "IQ2_BN").reshape(m, k), scales.view("<f4"))
+
+
+def unpack_iq2_bn_r4(data: Bytes, m: int, k: int) -> Scaled:
+    """IQ2_BN_R4 -> codes [m, k], scales [m, 1]: rows in fours, their float32 scales first.
+
+    Then for every 64 columns 64 bytes: byte 16 l + 4 r + i holds row r, columns 16 l + 4 p + i in bit pair p.
+    """
+    if m % 4:
+        raise FormatError(f"an IQ2_BN_R4 tensor of {m} rows: not a multiple of 4")
+    scales, blocks = _scale_then_blocks(data, m // 4, 4 * k, 16, 16, "IQ2_BN_R4")
+    pairs = _two_bits(blocks.reshape(-1, 4), "IQ2_BN_R4").reshape(m // 4, k // BN_BLOCK, 4, 4, 4, 4)
+    #                                           quad block l r p i  ->  quad, r, block, l, p, i
+    return _scaled(pairs.transpose(0, 3, 1, 2, 4, 5).reshape(m, k), scales.view("<f4").reshape(m, 1))
+
+
+def unpack_iq1_bn(data: Bytes, m: int, k: int) -> Scaled:
+    """IQ1_BN -> codes [m, k], scales [m, 1]: float16 scale, then blocks of 13 bytes of base-3 digits.
+
+    A block is four groups of 16 weights: 15 in three bytes of five digits each, the first least significant, and the
+    last of each in the 13th byte.
+    """
+    scales, blocks = _scale_then_blocks(data, m, k, 2, 13, "IQ1_BN")
+    digits = np.empty((m, k // BN_BLOCK, 4, 16), np.uint8)
+    for place, power in enumerate((81, 27, 9, 3, 1)):  # mod 256: brings digit `place` to the lead
+        shifted = blocks * np.uint8(power)
+        digits[:, :, :, place:15:5] = _leading_digit(shifted[:, :, :12]).reshape(m, -1, 4, 3)
+        if place < 4:
+            digits[:, :, place, 15] = _leading_digit(shifted[:, :, 12])
+    return _scaled(_signed(digits).reshape(m, k), scales.view("<f2"))
+
+
+def _scale_then_blocks(data: Bytes, m: int, k: int, scale: int, block: int, name: str) -> tuple[Bytes, Bytes]:
+    """Bytes [m, scale] and [m, k/64, block] of a tensor whose rows begin with their scale."""
+    if k % BN_BLOCK:
+        raise FormatError(f"{name} rows of {k} weights: not a multiple of 64")
+    rows = exactly(data, m * (scale + k // BN_BLOCK * block), name).reshape(m, -1)
+    return rows[:, :scale].copy(), rows[:, scale:].reshape(m, -1, block)
+
+
+# ---- I2_S, TL1, TL2, T5: a layout of the whole tensor, then its scale ----------------------------------------------
+
+I2S_LAYOUTS = ("x86", "arm", "rows4")
+
+
+def i2s_block(layout: str, k: int) -> int:
+    """Weights that share the bytes of an I2_S block: byte j holds weights j, j + block/4, j + 2 block/4, j + 3 block/4.
+
+    "x86" is that of published files. bitnet.cpp built for ARM since November 2025 writes blocks of 64, and built
+    without its ACT_PARALLEL it puts the four weights of a column of four rows into a byte: a block of four rows.
+    """
+    return {"x86": 128, "arm": 64, "rows4": 4 * k}[layout]
+
+
+def unpack_i2_s_tensor(data: Bytes, m: int, k: int, layout: str) -> Scaled:
+    """I2_S of a file -> codes [m, k], scales [1, 1]. Blocks run on from row to row."""
+    block = i2s_block(layout, k)
+    if m * k % block:
+        what = "rows in fours" if layout == "rows4" else f"blocks of {block}"
+        raise FormatError(f"{m} x {k} weights are not whole I2_S {what}, of which the {layout} layout consists")
+    codes = unpack_i2_s(data, GemmShape(1, m * k), 1, block).reshape(m, k)
+    return codes, _scale_after(data, m * k // 4, "I2_S")
+
+
+def unpack_tl1_tensor(data: Bytes, m: int, k: int, bm: int, bk: int, rows: int) -> Scaled:
+    """TL1 of a file -> codes [m, k], scales [1, 1]; see layout.pack_tl1 for the tile."""
+    if m % bm or k % bk:
+        raise UnsupportedError(f"TL1 tiles of {bm} x {bk} do not divide {m} x {k}")
+    return unpack_tl1(data, GemmShape(m, k), bm, bk, rows), _scale_after(data, m * k // 4, "TL1")
+
+
+def unpack_tl2_tensor(data: Bytes, m: int, k: int, bm: int, bk: int, rows: int) -> Scaled:
+    """TL2 of a file -> codes [m, k], scales [1, 1]; see layout.pack_tl2 for the tile. The scale is near the end."""
+    if rows != 32:
+        raise UnsupportedError(f"TL2 tiles with {rows} rows a step: there are only steps of 32")
+    if m % bm or k % bk % 32:
+        raise UnsupportedError(
+            f"TL2 tiles of {bm} x {bk} do not fit {m} x {k}: need whole tiles, and 32s of columns left"
+        )
+    if tl2_bytes(m, k, bk) > data.size - SCALE_TAIL:
+        raise UnsupportedError(f"TL2 tiles of {bm} x {bk} need more bytes than the tensor has")
+    return unpack_tl2(data, GemmShape(m, k), bm, bk), _scale_after(data, data.size - SCALE_TAIL, "TL2")
+
+
+def unpack_t5_tensor(data: Bytes, m: int, k: int) -> Scaled:
+    """T5, bitgen's own -> codes [m, k], scales [1, 1]: layout.pack_t5's bytes for panels of five rows, the scale."""
+    packed = round_up(m, 5) // 5 * k
+    scale = exactly(data, packed + 4, "T5")[packed:].copy().view("<f4")
+    return unpack_t5(data, GemmShape(m, k), 5, 1), scale.reshape(1, 1)
+
+
+def _scale_after(data: Bytes, at: int, name: str) -> Scales:
+    return exactly(data, at + SCALE_TAIL, name)[at : at + 4].copy().view("<f4").reshape(1, 1)
+
+
+# ---- shared ------------------------------------------------------------------------------------------------------
+
+
+def _rows(data: Bytes, m: int, k: int, weights: int, nbytes: int, name: str) -> Bytes:
+    """Bytes [m, blocks of a row, nbytes] of a tensor of plain blocks."""
+    if k % weights:
+        raise FormatError(f"{name} rows of {k} weights: not a multiple of {weights}")
+    return exactly(data, m * k // weights * nbytes, name).reshape(m, k // weights, nbytes)
+
+
+def _two_bits(packed: Bytes, name: str) -> Codes:
+    """Bytes [..., b] -> codes int8 [..., 4, b]: the bit pairs, low ones first, less 1. Code 3 is a FormatError."""
+    if np.any(packed & (packed >> 1) & 0x55):
+        raise FormatError(f"{name} data holds the code 3, which stands for no ternary weight")
+    digits = np.empty((*packed.shape[:-1], 4, packed.shape[-1]), np.uint8)
+    for pair in range(4):
+        digits[..., pair, :] = (packed >> np.uint8(2 * pair)) & 3
+    return _signed(digits)
+
+
+def _leading_digit(bytes_: Bytes) -> Bytes:
+    """The first base-3 digit of bytes that hold fractions of 256: floor(3 b / 256)."""
+    return ((bytes_.astype(np.uint16) * 3) >> 8).astype(np.uint8)
+
+
+def _signed(digits: Bytes) -> Codes:
+    """Digits 0, 1, 2 -> codes -1, 0, +1, in place."""
+    codes = digits.view(np.int8)
+    codes -= 1
+    return codes
+
+
+def _scaled(codes: Codes, scales: npt.NDArray[np.floating[Any]]) -> Scaled:
+    """Codes [m, k] and scales [m, G] as float32; codes under a scale of 0 become 0."""
+    if not scales.all():
+        codes.reshape(*scales.shape, -1)[scales == 0] = 0
+    return codes, scales.astype(np.float32)

@@ -1,0 +1,92 @@
+"""Whether I2_S weights lie as they are read: a wrong layout gives garbage, not an error, but a trained model shows it.
+
+A neuron with small incoming weights has small outgoing ones, so the share of non-zero weights in a row of ffn_gate or
+ffn_up goes with that in the same column of ffn_down; likewise the rows of attn_v, and attn_sub_norm, with the columns
+of attn_output. A wrong layout permutes columns, and the correlation goes: from 0.94 to 0.18 or 0.03 in the model that
+ships. In random weights there is none to begin with, and nothing is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitgen.errors import FormatError
+from bitgen.gguf.blocks import I2S_LAYOUTS, i2s_block
+from bitgen.gguf.reader import GgufCheckpoint
+from bitgen.kernels import layout
+from bitgen.spec import GemmShape
+
+Profile = npt.NDArray[np.floating[Any]]
+
+NEURONS, ROWS = 1024, 256
+"""Neurons, and rows of the matrices that they feed, which are looked at in one layer: some megabytes of any model."""
+
+EVIDENCE, RATIO = 100.0, 4.0
+"""Least evidence for a layout, and how many times as much as for another: of random weights each has about 4."""
+
+
+def doubt(checkpoint: GgufCheckpoint) -> str | None:
+    """Why the I2_S layout that a checkpoint is read by looks wrong, and what to do; None where it does not."""
+    declared = checkpoint.reading.i2s_layout
+    if not any(t.type_name == "I2_S" for t in checkpoint.container.tensors.values()):
+        return None
+    found = {name: evidence(checkpoint, name) for name in I2S_LAYOUTS}
+    best = max(found, key=lambda name: found[name])
+    if found[best] < max(EVIDENCE, RATIO * found[declared]):
+        return None
+    return (
+        f"{checkpoint.path}: the I2_S weights look laid out as {best}, not as {declared} (evidence "
+        f"{found[best]:.0f} against {found[declared]:.0f}); if the text is garbage, try --i2s-layout {best}"
+    )
+
+
+def evidence(checkpoint: GgufCheckpoint, i2s_layout: str) -> float:
+    """The sum of n r^2 over pairs of profiles that belong together, read by a layout; 0 where it cannot be."""
+    try:
+        pairs = _pairs(checkpoint, checkpoint.shape.layers // 2, i2s_layout)
+        return sum(a.size * _correlation(a, b) ** 2 for a, b in pairs)
+    except FormatError:  # a code 3, or rows that are not whole blocks: not this layout
+        return 0.0
+
+
+def _pairs(checkpoint: GgufCheckpoint, layer: int, i2s_layout: str) -> Iterator[tuple[Profile, Profile]]:
+    """Profiles over the same neurons, one from either side."""
+    s = checkpoint.shape
+
+    def used(part: str, rows: int) -> npt.NDArray[np.bool_] | None:
+        return _non_zero(checkpoint, f"blk.{layer}.{part}.weight", rows, i2s_layout)
+
+    down, out, values = used("ffn_down", ROWS), used("attn_output", ROWS), used("attn_v", s.kv_heads * s.head_dim)
+    for part in ("ffn_gate", "ffn_up"):
+        into = used(part, NEURONS)
+        if into is not None and down is not None:
+            yield into.mean(axis=1), down.mean(axis=0)[: len(into)]
+    if out is not None:
+        if values is not None:  # heads share the values of their group
+            heads = values.mean(axis=1).reshape(s.kv_heads, 1, s.head_dim)
+            yield np.repeat(heads, s.heads // s.kv_heads, axis=1).reshape(-1), out.mean(axis=0)
+        if s.sub_norms:
+            yield np.abs(checkpoint.dense(f"blk.{layer}.attn_sub_norm.weight")), out.mean(axis=0)
+
+
+def _non_zero(checkpoint: GgufCheckpoint, name: str, rows: int, i2s_layout: str) -> npt.NDArray[np.bool_] | None:
+    """Where the first rows of an I2_S matrix are not zero, bool [rows, K]; None for a matrix of another type."""
+    tensor = checkpoint.container.tensors[name]
+    if tensor.type_name != "I2_S":
+        return None
+    m, k = min(rows, tensor.shape[0]), tensor.shape[1]
+    block = i2s_block(i2s_layout, k)
+    if m * k % block:
+        raise FormatError("the rows are not whole blocks")
+    codes = layout.unpack_i2_s(checkpoint.container.bytes_of(tensor), GemmShape(1, m * k), 1, block)
+    return codes.reshape(m, k).astype(np.bool_)
+
+
+def _correlation(a: Profile, b: Profile) -> float:
+    """Spearman's, which one large value cannot make; 0 where a profile is constant."""
+    a, b = (np.unique(x, return_inverse=True)[1].astype(np.float64) for x in (a, b))
+    return float(np.corrcoef(a, b)[0, 1]) if a.any() and b.any() else 0.0

@@ -1,0 +1,121 @@
+"""One tensor of a GGUF file as ternary codes and scales, or as floats: two tables from the form's name to a reader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bitgen.checkpoints.checkpoint import row_pieces
+from bitgen.errors import FormatError, UnsupportedError
+from bitgen.gguf import blocks, tl_tiles
+from bitgen.gguf.blocks import Scaled
+from bitgen.kernels.layout import Bytes
+
+Floats = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a file does not say of itself."""
+
+    i2s_layout: str = "x86"
+    tiles: tl_tiles.Tiles = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.i2s_layout not in blocks.I2S_LAYOUTS:
+            known = ", ".join(blocks.I2S_LAYOUTS)
+            raise UnsupportedError(f"unknown I2_S layout {self.i2s_layout!r}; known: {known}")
+
+
+def scale_name(name: str) -> str:
+    """blk.0.attn_q.weight -> blk.0.attn_q.scale: where it exists, the matrix's output is multiplied by it."""
+    return name.removesuffix("weight") + "scale"
+
+
+# ---- ternary -------------------------------------------------------------------------------------------------------
+
+TERNARY: dict[str, Callable[[Bytes, int, int, Reading], Scaled]] = {
+    "F32": lambda raw, m, k, _: ternary_values(raw.view("<f4").reshape(m, k)),
+    "F16": lambda raw, m, k, _: ternary_values(raw.view("<f2").reshape(m, k)),
+    "BF16": lambda raw, m, k, _: ternary_values(_bf16(raw).reshape(m, k)),
+    "I2_S": lambda raw, m, k, how: blocks.unpack_i2_s_tensor(raw, m, k, how.i2s_layout),
+    "TL1": lambda raw, m, k, how: blocks.unpack_tl1_tensor(raw, m, k, *tl_tiles.tile_of("TL1", m, k, how.tiles)),
+    "TL2": lambda raw, m, k, how: blocks.unpack_tl2_tensor(raw, m, k, *tl_tiles.tile_of("TL2", m, k, how.tiles)),
+    "TQ1_0": lambda raw, m, k, _: blocks.unpack_tq1_0(raw, m, k),
+    "TQ2_0": lambda raw, m, k, _: blocks.unpack_tq2_0(raw, m, k),
+    "Q2_0": lambda raw, m, k, _: blocks.unpack_q2_0(raw, m, k, 64),
+    "Q2_0_G128": lambda raw, m, k, _: blocks.unpack_q2_0(raw, m, k, 128),
+    "IQ1_BN": lambda raw, m, k, _: blocks.unpack_iq1_bn(raw, m, k),
+    "IQ2_BN": lambda raw, m, k, _: blocks.unpack_iq2_bn(raw, m, k),
+    "IQ2_BN_R4": lambda raw, m, k, _: blocks.unpack_iq2_bn_r4(raw, m, k),
+    "T5": lambda raw, m, k, _: blocks.unpack_t5_tensor(raw, m, k),
+}
+"""Form -> (bytes, M, K, reading) -> codes and scales as blocks.py has them."""
+
+
+def ternary_values(values: Floats) -> Scaled:
+    """Floats [M, K] that are -s, 0 and +s -> codes int8 [M, K] and s [1, 1]; FormatError names any other value.
+
+    The tolerance, a ten-thousandth of s, is for rounding; a matrix of master weights is far outside it.
+    """
+    scale = np.float32(max(float(np.abs(values[rows]).max()) for rows in row_pieces(values.shape)))
+    if not np.isfinite(scale):
+        raise FormatError("it holds NaN or infinite values")
+    codes = np.zeros(values.shape, np.int8)
+    for rows in row_pieces(values.shape) if scale else ():
+        relative = values[rows].astype(np.float32) / scale
+        np.rint(relative, out=codes[rows], casting="unsafe")
+        wrong = ~(np.abs(relative - codes[rows]) <= 1e-4)  # NaN is wrong too
+        if wrong.any():
+            value = float(values[rows][wrong][0])
+            raise FormatError(f"the value {value:g} is none of 0 and ±{scale:g}: the weights are not ternary")
+    return codes, np.array([[scale]])
+
+
+# ---- floats --------------------------------------------------------------------------------------------------------
+
+VECTORS: dict[str, Callable[[Bytes], Floats]] = {
+    "F32": lambda raw: raw.view("<f4"),
+    "F16": lambda raw: raw.view("<f2"),
+    "BF16": lambda raw: _bf16(raw),
+}
+"""Form -> bytes -> values; those of the first two are views of the file."""
+
+GROUPED = ("Q2_0", "Q2_0_G128")
+QUANTISED = ("Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "Q3_K", "TQ2_0", "TQ1_0")
+"""Forms of embeddings and heads that the gguf package makes floats of."""
+
+EMBEDDINGS = (*VECTORS, *QUANTISED, *GROUPED)
+"""Forms that an embedding or a head may have."""
+
+WHY_NOT = dict.fromkeys(("PQ2_0", "PTQ1_0"), "its activations must go through a Hadamard transform first")
+"""Form -> why it is not read, where there is a reason."""
+
+
+def floats(form: str, raw: Bytes, shape: tuple[int, ...]) -> Floats:
+    """A tensor of any shape whose form is in VECTORS, or an embedding or head [rows, columns] of EMBEDDINGS."""
+    if form in VECTORS:
+        return VECTORS[form](raw).reshape(shape)
+    if form in GROUPED:
+        codes, scales = TERNARY[form](raw, shape[0], shape[1], Reading())
+        return (codes.reshape(*scales.shape, -1) * scales.astype(np.float16)[:, :, None]).reshape(shape)
+    return _dequantised(form, raw, shape)
+
+
+def _dequantised(form: str, raw: Bytes, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """A quantised matrix as float32, some rows at a time."""
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    blocks_of, values = raw.reshape(shape[0], -1), np.empty(shape, np.float32)
+    for rows in row_pieces(shape):
+        values[rows] = dequantize(blocks_of[rows], GGMLQuantizationType[form])
+    return values
+
+
+def _bf16(raw: Bytes) -> npt.NDArray[np.float32]:
+    return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)

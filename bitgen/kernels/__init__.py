@@ -1,0 +1,1 @@
+"""Formats, layouts, tiles and plans; a KernelSpec rendered as C."""

@@ -1,0 +1,155 @@
+"""KernelSpec -> C text; the only importer of jinja2.
+
+A template spells decisions that were made elsewhere: its whole context is the table that `_context` builds, every
+key of which some line must use, and no other name is known to it.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import jinja2
+from jinja2 import meta
+
+from bitgen import data, targets
+from bitgen.errors import UnsupportedError
+from bitgen.kernels.formats import FORMATS
+from bitgen.kernels.space import MIXED_ROWS, QUAD_COLUMNS, STRIP_ROWS, legal, template_isa, template_row
+from bitgen.spec import KernelSpec
+
+
+class Level(Protocol):
+    """What a library holds for one ISA."""
+
+    @property
+    def isa(self) -> str:
+        """Key of TARGETS."""
+
+    @property
+    def kernels(self) -> Sequence[KernelSpec]:
+        """Every kernel of the level, each once."""
+
+    @property
+    def roles(self) -> Mapping[str, tuple[KernelSpec, KernelSpec]]:
+        """Role -> its decode and prefill kernel; empty for a bare kernel set."""
+
+    @property
+    def layout_key(self) -> str:
+        """What a packed model must carry to run here."""
+
+
+def render_kernel(spec: KernelSpec) -> str:
+    """The C source of one kernel; UnsupportedError when the spec is illegal. The same spec gives the same bytes."""
+    reason = legal(spec)
+    if reason:
+        raise UnsupportedError(f"{spec.symbol}: {reason}")
+    return _render(template_of(spec), _context(spec))
+
+
+_STRING_OR_COMMENT = re.compile(r'"(?:\\.|[^"\\])*"|//[^\n]*|/\*.*?\*/', re.DOTALL)
+
+
+def kernel_code(spec: KernelSpec) -> str:
+    """The C of one kernel without comments, and with white space only where it parts words: the same code is the same
+    kernel. Names of other files, like kernel.h, stand for their contents."""
+    text = _STRING_OR_COMMENT.sub(lambda found: found[0] if found[0].startswith('"') else " ", render_kernel(spec))
+    text = " ".join(text.split())
+    for bracket in "()[]{},;":
+        text = text.replace(f" {bracket}", bracket).replace(f"{bracket} ", bracket)
+    return text
+
+
+def render_probe(isa: str) -> str:
+    """The C source of `int32_t bg_probe__<isa>(void)`, which executes the level's instructions on data."""
+    return _render(f"probe/{targets.target(isa).isa}.c.j2", {"isa": isa})
+
+
+def render_registry(levels: Sequence[Level]) -> str:
+    """registry.c: `bg_isas[]`, the ISA levels of a library best first, with their kernels and role bindings."""
+    table = [
+        {
+            "isa": level.isa,
+            "layout": level.layout_key,
+            "kernels": [spec.symbol for spec in level.kernels],
+            "roles": [(f"BG_{role.upper()}", *(spec.symbol for spec in pair)) for role, pair in level.roles.items()],
+        }
+        for level in levels
+    ]
+    symbols = sorted({spec.symbol for level in levels for spec in level.kernels})
+    return _render("registry.c.j2", {"levels": table, "symbols": symbols})
+
+
+def template_of(spec: KernelSpec) -> str:
+    """Name of the template that serves a spec: its ISA's own, or the nearest below it."""
+    return f"{spec.layout.format}/{template_isa(spec.layout.format, spec.isa)}.c.j2"
+
+
+def _context(spec: KernelSpec) -> dict[str, Any]:
+    """Everything a kernel template may name."""
+    geometry = FORMATS[spec.layout.format].geometry(spec.shape, spec.layout)
+    context = {
+        "symbol": spec.symbol,
+        "template": template_of(spec),
+        "op": spec.op,
+        "isa": spec.isa,
+        "layout": str(spec.layout),
+        "m": spec.shape.m,
+        "k": spec.shape.k,
+        "bm": spec.layout.bm,
+        "bk": spec.layout.bk,
+        "nr": spec.tile.nr,
+        "kc": spec.tile.kc or geometry.k_pad,
+        "groups": spec.tile.groups,
+        "prefetch": spec.tile.prefetch,
+        "m_pad": geometry.m_pad,
+        "k_pad": geometry.k_pad,
+        "panels": geometry.panels,
+        "weight_bytes": geometry.weight_bytes,
+        "operand_bytes": geometry.operand_bytes,
+    }
+    template = template_row(spec)
+    if template.int16_columns:
+        context["int16_columns"] = template.int16_columns
+    if template.lanes:
+        context |= {"lanes": template.lanes, "lookup_columns": QUAD_COLUMNS, "strip_rows": STRIP_ROWS}
+        context |= {"mixed": spec.tile.mixed, "mixed_rows": MIXED_ROWS}
+    return context
+
+
+def _render(name: str, context: Mapping[str, Any]) -> str:
+    """Render one template, having checked that it and its context fit."""
+    used = _names(name)
+    if used != set(context):
+        raise AssertionError(
+            f"template {name}: names without a value {sorted(used - set(context))}, "
+            f"values without a use {sorted(set(context) - used)}"
+        )
+    return _environment().get_template(name).render(context)
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(data.folder("templates")),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+
+
+@functools.cache
+def _names(name: str) -> set[str]:
+    """The context keys that a template and those it includes or imports use."""
+    env = _environment()
+    assert env.loader is not None
+    tree = env.parse(env.loader.get_source(env, name)[0])
+    found = set(meta.find_undeclared_variables(tree))
+    for other in meta.find_referenced_templates(tree):
+        if other is not None:
+            found |= _names(other)
+    return found

@@ -1,0 +1,1 @@
+"""Rates, profiles, energy, comparisons with other engines, and verification."""

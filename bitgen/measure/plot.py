@@ -1,0 +1,115 @@
+"""A picture of a benchmark: bars of tokens per second, each before what the machine would allow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bitgen.errors import BitgenError
+from bitgen.measure.bench import Case, case_name
+
+SUFFIXES = (".png", ".svg", ".pdf")
+OURS, THEIRS, LIMIT, GREY = "#1f6f8b", ("#c9803a", "#8a6fae", "#6b8f4e"), "#dfe9ed", "#66737a"
+TITLES = {"prefill": "Prefill", "decode": "Decode"}
+LIMITS = {"prefill": "the peak of integer operations", "decode": "the read bandwidth"}
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One horizontal bar."""
+
+    at: float  # from the top, in bars
+    label: str  # at its left
+    rate: float  # tok/s
+    limit: float | None  # what the machine would allow, tok/s; a peer's is not known
+    text: str  # at its right end
+    colour: str
+
+
+def require(path: Path) -> None:
+    """BitgenError where no picture can be drawn: no matplotlib, no such folder, or an unknown kind of file."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise BitgenError(f"--plot {path}: the name must end in one of {', '.join(SUFFIXES)}")
+    if not path.parent.is_dir():
+        raise BitgenError(f"--plot {path}: there is no folder {path.parent}")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise BitgenError("--plot needs matplotlib: pip install 'bitgen[plot]'  (or: pip install matplotlib)") from None
+
+
+def bars(report: Mapping[str, Any], kind: str) -> list[Bar]:
+    """The bars of one panel, in the order of the report; peers below the case they were compared in."""
+    found: list[Bar] = []
+    peers = report.get("peers", ())
+    colours = {name: THEIRS[i % len(THEIRS)] for i, name in enumerate(dict.fromkeys(row["peer"] for row in peers))}
+    at = 0.0
+    for row in (row for row in report["results"] if row["kind"] == kind):
+        share = row["ops_share"] if kind == "prefill" else row["bandwidth_share"]
+        label = f"{case_name(row).removeprefix(f'{kind} ')}, {row['threads']} thread" + "s" * (row["threads"] > 1)
+        found.append(Bar(at, label, row["tok_s"], row["tok_s"] / share, f"{_rate(row['tok_s'])} ({share:.0%})", OURS))
+        for peer in (peer for peer in peers if Case.of(peer) == Case.of(row)):
+            at += 1
+            text = (
+                peer["error"].split(":")[0]
+                if peer["error"]
+                else f"{_rate(peer['tok_s'])} (bitgen: {peer['ratio']:.1f} x)"
+            )
+            found.append(Bar(at, peer["peer"], peer["tok_s"] or 0, None, text, colours[peer["peer"]]))
+        at += 1.4
+    return found
+
+
+def _rate(tok_s: float) -> str:
+    return f"{tok_s:,.0f}" if tok_s >= 100 else f"{tok_s:.1f}"
+
+
+def draw(report: Mapping[str, Any], path: Path) -> None:
+    """Draw a report of `bench` to a PNG, SVG or PDF file, by its name; a panel each for prefill and decode."""
+    require(path)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels = {kind: found for kind in TITLES if (found := bars(report, kind))}
+    if not panels:
+        raise BitgenError("nothing was measured, so there is nothing to plot; give --prompt or --gen")
+    heights = [found[-1].at + 2.4 for found in panels.values()]
+    figure = Figure(figsize=(9, 0.8 + 0.34 * sum(heights)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)
+    for axis, (kind, found) in zip(axes[:, 0], panels.items(), strict=True):
+        _panel(axis, kind, found)
+    model, host = report["model"], report["host"]
+    figure.suptitle(
+        f"{model['name']}, {model['isa']}, {model['head']} head · {host['cpu']}",
+        x=0.01,
+        ha="left",
+        fontsize=11,
+        fontweight="bold",
+    )
+    figure.savefig(path, dpi=150, facecolor="white")
+
+
+def _panel(axis: Any, kind: str, found: list[Bar]) -> None:
+    for bar in found:
+        if bar.limit:
+            axis.barh(bar.at, bar.limit, height=0.8, color=LIMIT)
+            axis.plot([bar.limit] * 2, [bar.at - 0.4, bar.at + 0.4], color=GREY, linewidth=1.6, solid_capstyle="butt")
+        axis.barh(bar.at, bar.rate, height=0.8, color=bar.colour)
+        end = max(bar.rate, bar.limit or 0)
+        axis.annotate(bar.text, (end, bar.at), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9)
+    axis.set_yticks([bar.at for bar in found], [bar.label for bar in found], fontsize=9)
+    for bar, label in zip(found, axis.get_yticklabels(), strict=True):
+        label.set_color("black" if bar.limit else GREY)
+    axis.set_ylim(found[-1].at + 0.6, -0.6)
+    axis.set_xlim(0, max(max(bar.rate, bar.limit or 0) for bar in found) * 1.2)
+    axis.set_title(
+        f"{TITLES[kind]}, tokens per second (pale: what {LIMITS[kind]} would allow)", loc="left", fontsize=10
+    )
+    axis.tick_params(axis="y", length=0)
+    axis.tick_params(axis="x", labelsize=8, colors=GREY)
+    axis.xaxis.set_major_formatter("{x:,.0f}")
+    for side in ("top", "right", "left", "bottom"):
+        axis.spines[side].set_visible(False)

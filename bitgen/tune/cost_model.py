@@ -1,0 +1,319 @@
+"""Kernels ranked for a CPU that is not here, by LLVM's scheduling model of its core.
+
+    spec -> C -> assembly -> trace: what runs, how often -> llvm-mca: cycles of each piece -> cycles of a call
+
+The instruction counts are exact. The cycles are an estimate of a core that waits for nothing but its own units: every
+load hits the nearest cache, every branch is foreseen. What such a model cannot see is not ranked by it: of tiles that
+differ only in prefetching, in how they divide K for the caches, or in how many look-up tables these must hold, the
+first in the order of `space.py` is taken.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from bitgen import targets
+from bitgen.compile import clang
+from bitgen.errors import BitgenError, CompileError, UnsupportedError
+from bitgen.kernels import render, space
+from bitgen.kernels.formats import FORMATS
+from bitgen.kernels.plan import Decision, Plan
+from bitgen.spec import GemmShape, KernelSpec, MatrixPlan
+from bitgen.tune import search, trace
+from bitgen.tune.lab import PREFILL_TOKENS, weight_bytes
+from bitgen.tune.trace import Path, Profile
+
+OLDEST, NEWEST = 13, 40  # versions of llvm-mca to look for; the first writes JSON
+ITERATIONS = 100
+PART_ROWS = {"MOST_ROWS": "MOST_ROWS", "PANEL_BLOCK": "PANEL_BLOCK * BM", "ROW_BLOCKS": "ROW_BLOCKS * MR"}
+"""What templates call the rows that they take at a time, with all tokens: those of a set of tables, or of a cache."""
+
+INSTALL_HINT = """the cost model needs LLVM's llvm-mca, which is not installed. Any one of these installs it:
+  apt-get install llvm           (Debian, Ubuntu; llvm-19 and newer know more cores)
+  dnf install llvm               (Fedora)
+  brew install llvm              (macOS; then add $(brew --prefix llvm)/bin to PATH)"""
+
+
+@dataclass(frozen=True)
+class Core:
+    """A CPU as an llvm-mca knows it."""
+
+    command: str
+    version: str  # of LLVM
+    arch: str
+    cpu: str
+    units: str  # what the model's execution units are called: CPUs without a model of their own borrow one
+
+    @property
+    def basis(self) -> str:
+        """Where the figures come from, in words."""
+        return f"estimated by llvm-mca of LLVM {self.version} for {self.cpu} (scheduling model {self.units})"
+
+    @classmethod
+    def find(cls, arch: str, cpu: str) -> Core:
+        """The core of a CPU; BitgenError says what to install, or which CPUs there are."""
+        command, version = _llvm_mca()
+        known = cpus(arch)
+        if cpu not in known:
+            names = ", ".join(known)
+            raise UnsupportedError(f"llvm-mca {version} does not know the {arch} CPU {cpu!r}; it knows: {names}")
+        report = _run(command, arch, cpu, ["nop"])
+        units = os.path.commonprefix(report["TargetInfo"]["Resources"])  # noqa: RUF071 (of any strings)
+        return cls(command, version, arch, cpu, re.sub(r"(Unit|Port|P)?$", "", units) or "unnamed")
+
+    def cycles(self, paths: Sequence[Path]) -> list[float]:
+        """Cycles of one pass through each path.
+
+        A loop is simulated over many iterations, which depend on each other as they do. The rest runs between other
+        things: it takes what its instructions occupy of the units.
+        """
+        pieces = [[line for line in path.lines if not _leaves(line)] for path in paths]
+        report = _run(self.command, self.arch, self.cpu, *pieces)
+        found = {region["Name"]: region["SummaryView"] for region in report["CodeRegions"]}
+        costs = []
+        for i, path in enumerate(paths):
+            summary = found.get(f"p{i}", {"TotalCycles": 0, "BlockRThroughput": 0})  # a lone call has none
+            costs.append(summary["TotalCycles"] / ITERATIONS if path.loops else summary["BlockRThroughput"])
+        return costs
+
+
+@functools.cache
+def _llvm_mca() -> tuple[str, str]:
+    """The newest llvm-mca here and its version."""
+    for name in (*(f"llvm-mca-{n}" for n in range(NEWEST, OLDEST - 1, -1)), "llvm-mca"):
+        if command := shutil.which(name):
+            text = subprocess.run([command, "--version"], capture_output=True, text=True).stdout
+            if (found := re.search(r"LLVM version (\d+)\S*", text)) and int(found[1]) >= OLDEST:
+                return command, found[0].split()[-1]
+    raise BitgenError(INSTALL_HINT)
+
+
+@functools.cache
+def cpus(arch: str) -> list[str]:
+    """The CPUs of an architecture that llvm-mca knows."""
+    command, _ = _llvm_mca()
+    out = subprocess.run([command, f"-mtriple={_triple(arch)}", "-mcpu=help"], input="", capture_output=True, text=True)
+    listed = (out.stderr + out.stdout).split("Available features")[0]
+    return re.findall(r"^\s+(\S+)\s+- Select the", listed, re.M)
+
+
+def _triple(arch: str) -> str:
+    return targets.platform_of(arch, "linux").triple
+
+
+def _leaves(line: str) -> bool:
+    """Calls and returns, which llvm-mca cannot model."""
+    return re.match(r"(bl|blr|ret|callq?|retq?)\b", line) is not None
+
+
+def _run(command: str, arch: str, cpu: str, *regions: Sequence[str]) -> dict[str, Any]:
+    """llvm-mca's report on some straight pieces of code, named p0, p1, ..."""
+    text = "".join(
+        f"# LLVM-MCA-BEGIN p{i}\n" + "".join(f"{line}\n" for line in lines) + f"# LLVM-MCA-END p{i}\n"
+        for i, lines in enumerate(regions)
+        if lines
+    )
+    options = [f"-mtriple={_triple(arch)}", f"-mcpu={cpu}", f"-iterations={ITERATIONS}", "--json"]
+    out = subprocess.run([command, *options], input=text, capture_output=True, text=True)
+    errors = re.findall(r"error: (.*)", out.stderr)
+    if errors or out.returncode != 0:  # older versions leave out what they cannot read and succeed
+        reason = errors[0] if errors else out.stderr.strip()
+        raise UnsupportedError(f"llvm-mca cannot model this code on {cpu}: {reason}")
+    report: dict[str, Any] = json.loads(out.stdout)
+    if {region["Name"] for region in report["CodeRegions"]} != {f"p{i}" for i, lines in enumerate(regions) if lines}:
+        raise UnsupportedError(f"{command} reports on other code than it was given; try another version of LLVM")
+    return report
+
+
+def level(arch: str, cpu: str) -> str:
+    """The best instruction-set level that a CPU executes, by what the compiler defines for it."""
+    try:
+        has = clang.macros(arch, cpu=cpu)
+    except CompileError as e:
+        raise UnsupportedError(f"the compiler does not know the CPU {cpu!r}; name a level, like --isa neon") from e
+    baseline = clang.macros(arch)
+    return next(t.isa for t in targets.levels(arch) if clang.macros(arch, t.flags) - baseline <= has)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one call of a kernel costs on a core: a token of decode, or PREFILL_TOKENS of prefill."""
+
+    spec: KernelSpec
+    core: Core
+    products: int  # weights times tokens
+    instructions: float
+    cycles: float
+    loop: Path  # that runs the most instructions
+    loop_cycles: float  # of one pass through it
+
+    @property
+    def loop_share(self) -> float:
+        """The loop's part of all instructions."""
+        return self.loop.count * len(self.loop.lines) / self.instructions
+
+    @property
+    def loop_products(self) -> float | None:
+        """The products of one pass, where the loop does all of the work that repeats; else None."""
+        each = self.products / self.loop.count
+        return each if self.loop_share > trace.NEARLY_ALWAYS and each == int(each) else None
+
+    def __str__(self) -> str:
+        """For people: the loop and the call."""
+        rows: list[tuple[str, float, float, float | None]] = [
+            (f"a pass of {self.loop.label}", len(self.loop.lines), self.loop_cycles, self.loop_products),
+            (f"a call for {tokens(self.spec)} token(s)", self.instructions, self.cycles, self.products),
+        ]
+        text = [
+            self.spec.symbol,
+            self.core.basis,
+            f"{self.loop.label} runs {self.loop_share:.0%} of the instructions",
+            "",
+        ]
+        text.append(f"{'':24}{'instructions':>14}{'cycles':>14}{'weights':>14}  per weight: instructions    cycles")
+        for what, instructions, cycles, products in rows:
+            each = f"{products:>14,.0f}{instructions / products:>26.4f}{cycles / products:>10.4f}" if products else ""
+            text.append(f"{what:24}{instructions:>14,.0f}{cycles:>14,.1f}{each}")
+        return "\n".join(text)
+
+
+def estimate(spec: KernelSpec, core: Core) -> Estimate:
+    """The cost of one kernel; BitgenError where its course cannot be followed or its code not be modelled."""
+    profile = call_profile(spec, core.arch)
+    paths = profile.paths
+    each = core.cycles(paths)
+    cycles = sum(path.count * cost for path, cost in zip(paths, each, strict=True))
+    products = spec.shape.m * spec.shape.k * tokens(spec)
+    return Estimate(spec, core, products, profile.instructions, cycles, paths[0], each[0])
+
+
+def tokens(spec: KernelSpec) -> int:
+    """Tokens of the call that is estimated."""
+    return 1 if spec.op == "gemv" else PREFILL_TOKENS
+
+
+def kernel_program(spec: KernelSpec, arch: str) -> tuple[trace.Program, int]:
+    """A kernel's code, and how many of its panels are taken at a time.
+
+    Spelt as Linux does: the loops are the same on every system. The compiler evaluates the number of rows.
+    """
+    text = render.render_kernel(spec)
+    rows = next((expression for name, expression in PART_ROWS.items() if name in text), "M_PAD")
+    asked = f"{text}\nextern const int32_t part_rows;\nconst int32_t part_rows = {rows};\n"
+    assembly = clang.assembly(spec.isa, f"{spec.symbol}.c", asked, "linux")
+    found = re.search(r"^part_rows:\s+\.\w+\s+(\d+)", assembly, re.M)
+    assert found is not None
+    return trace.parse(assembly, arch), int(found[1]) // spec.layout.bm
+
+
+@functools.cache
+def call_profile(spec: KernelSpec, arch: str) -> Profile:
+    """What a call for a whole matrix runs, from calls for few panels and tokens: a part of it is linear in both."""
+    program, most = kernel_program(spec, arch)
+    panels = FORMATS[spec.layout.format].geometry(spec.shape, spec.layout).panels
+    together = panels // -(-panels // most) if spec.tile.groups else min(panels, most)  # even parts, or full ones
+    # Loops over rows are unrolled, or go by strips, or by blocks of half of them.
+    rows = math.lcm(spec.layout.bm, space.STRIP_ROWS, 2 * space.MIXED_ROWS if spec.tile.mixed else 1)
+    step = 1 if spec.op == "gemv" else rows // spec.layout.bm
+    # Look-ups take tokens in tiles, products in blocks of unequal numbers, look-ups of single weights one by one.
+    some = space.template_row(spec).lanes if spec.tile.groups else tokens(spec) if spec.tile.nr > 1 else 1
+    part = _extrapolate(program, step, together, some, tokens(spec))
+    return part.plus(part, panels / together - 1)
+
+
+def _extrapolate(program: trace.Program, few: int, panels: int, some: int, n: int) -> Profile:
+    """A call for some panels and n tokens, along the lines through calls for few and twice as many, some and twice."""
+
+    def line(start: int, to: int, call: Callable[[int], Profile]) -> Profile:
+        if to <= 2 * start:
+            return call(to)
+        low, high = call(start), call(2 * start)
+        return low.plus(high.plus(low, -1), to / start - 1)
+
+    return line(some, n, lambda t: line(few, panels, lambda p: trace.follow(program, t, p)))
+
+
+def candidates(shape: GemmShape, isa: str, effort: search.Effort) -> list[KernelSpec]:
+    """The tuner's candidates, one of each set that differs only in what the model cannot see."""
+    first: dict[tuple[Any, ...], KernelSpec] = {}
+    for spec in search.candidates(shape, isa, effort):
+        first.setdefault((spec.op, spec.layout, spec.tile.nr, spec.tile.groups > 0, spec.tile.mixed), spec)
+    return list(first.values())
+
+
+def estimate_plan(
+    shapes: Sequence[GemmShape],
+    isa: str,
+    core: Core,
+    effort: search.Effort = "quick",
+    bytes_per_cycle: float | None = None,
+    listener: search.Listener = lambda *_: None,
+) -> Plan:
+    """A plan for a core that was never run.
+
+    bytes_per_cycle is what one core gets from memory while all run: then no decode kernel is faster than its weights
+    come. Without it only computation counts.
+    """
+    compiler = clang.find_compiler(core.arch).version
+    plan = Plan(isa, core.cpu, compiler, core.basis)
+    for shape in dict.fromkeys(shapes):
+        plan.decisions[shape] = decide(shape, isa, core, effort, bytes_per_cycle, listener)
+    return plan
+
+
+def decide(
+    shape: GemmShape,
+    isa: str,
+    core: Core,
+    effort: search.Effort,
+    bytes_per_cycle: float | None,
+    listener: search.Listener,
+) -> Decision:
+    """The layout and tiles that cost least for a token of decode and a token of prefill together."""
+    specs = candidates(shape, isa, effort)
+    costs: dict[KernelSpec, float] = {}
+    estimates: dict[KernelSpec, Estimate] = {}
+    failed: dict[str, str] = {}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for done, (spec, found) in enumerate(zip(specs, pool.map(lambda s: _try(s, core), specs), strict=True), 1):
+            if isinstance(found, Estimate):
+                estimates[spec] = found
+                streamed = weight_bytes(spec) / bytes_per_cycle if bytes_per_cycle and spec.op == "gemv" else 0.0
+                costs[spec] = max(found.cycles, streamed) / tokens(spec)
+            else:
+                failed[spec.symbol] = str(found)
+            listener(f"{shape.m}x{shape.k} estimating", done, len(specs))
+    pairs = [(v, g) for v in costs for g in costs if (v.op, g.op) == ("gemv", "gemm") and v.layout == g.layout]
+    if not pairs:
+        reasons = "; ".join(dict.fromkeys(failed.values()))
+        raise UnsupportedError(f"no kernel for {shape.m}x{shape.k} on {isa} could be estimated: {reasons}")
+    gemv, gemm = min(pairs, key=lambda pair: costs[pair[0]] + costs[pair[1]])
+    evidence: dict[str, Any] = {"effort": effort, "bytes_per_cycle": bytes_per_cycle, "failed": failed}
+    for chosen in (gemv, gemm):
+        cost = estimates[chosen]
+        tried = {spec.symbol: costs[spec] for spec in sorted(costs, key=costs.__getitem__) if spec.op == chosen.op}
+        evidence[chosen.op] = {
+            "cycles": costs[chosen],  # of a token
+            "default_cycles": next(costs.get(s) for s in specs if s.op == chosen.op),
+            "instructions_per_weight": cost.instructions / cost.products,
+            "tried": tried,
+        }
+    return Decision.of(MatrixPlan(gemv.layout, gemv.tile, gemm.tile), shape, isa, evidence)
+
+
+def _try(spec: KernelSpec, core: Core) -> Estimate | BitgenError:
+    """The estimate of a kernel, or why there is none."""
+    try:
+        return estimate(spec, core)
+    except BitgenError as e:
+        return e

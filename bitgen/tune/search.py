@@ -1,0 +1,204 @@
+"""The autotuner: candidates -> compile -> verify -> time -> choose.
+
+For each distinct matrix shape the legal layouts and tiles are compiled into one library. Each kernel must
+first give the oracle's integers; a wrong one stops the tuning, since a wrong kernel is a bug, not a slow
+candidate. Then the candidates race: in every round all are timed in turn, so that drift of the machine hits
+them alike, and the slower half drops out, until the medians of the finalists decide. Decode kernels stream
+weights from memory (copies beyond the last-level cache are visited in turn), with all threads running.
+
+Prefill tiles race within the layouts that decode best, and the pair that costs least in
+    seconds per token of decode + seconds per token of prefill
+wins: a request that reads as many tokens as it writes.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+from bitgen.errors import BitgenError
+from bitgen.kernels import plan as plans
+from bitgen.kernels import space
+from bitgen.kernels.plan import Decision, Plan
+from bitgen.spec import GemmShape, KernelSpec, MatrixPlan
+from bitgen.tune.lab import PREFILL_TOKENS, Host, Lab, Site
+
+FINALIST_LAYOUTS = 3
+ROUNDS = 5  # timed rounds before each halving, and of the final
+REPEATS = 3  # most often that a race measures rounds again because they disagreed
+SPREAD = 0.15  # rounds disagree when the middle half of a kernel's times spans more than this share of its median
+BUSY = 0.5  # the machine was busy when so many more processes than our threads ran at the start
+
+T = TypeVar("T")
+Effort = Literal["quick", "thorough"]
+
+
+Listener = Callable[[str, int, int], None]
+"""A progress display is told: stage, done, total."""
+
+
+@dataclass(frozen=True)
+class Race(Generic[T]):
+    """Median seconds of every candidate, and whether the machine stayed too unsteady to trust them."""
+
+    medians: dict[T, float]
+    disturbed: bool
+
+
+def race(candidates: Sequence[T], measure: Callable[[T], float], step: Callable[[], None] = lambda: None) -> Race[T]:
+    """Median seconds of every candidate; the slower half leaves after each ROUNDS rounds.
+
+    Rounds are forgotten and measured again, REPEATS times in a race, where the times of a candidate disagree that is
+    or may be the fastest (its least time says so), or of the first, the reference. Pure in `measure`, so recorded
+    times replay a search. Those that left keep the median they left with.
+    """
+    samples: dict[T, list[float]] = {c: [] for c in candidates}
+    field, repeats, disturbed = list(candidates), REPEATS, False
+    while True:
+        latest: dict[T, list[float]] = {c: [] for c in field}
+        for _ in range(ROUNDS):
+            for candidate in field:
+                latest[candidate].append(measure(candidate))
+        best = min(map(statistics.median, latest.values()))
+        watched = [c for c in field if min(latest[c]) <= best or c == candidates[0]]
+        unsteady = any(disagree(latest[c]) for c in watched)
+        if unsteady and repeats:
+            repeats -= 1
+            continue
+        disturbed = disturbed or unsteady
+        for candidate, times in latest.items():
+            samples[candidate] += times
+        step()
+        field.sort(key=lambda c: statistics.median(samples[c]))
+        if len(field) <= 2:
+            return Race({c: statistics.median(times) for c, times in samples.items()}, disturbed)
+        field = field[: math.ceil(len(field) / 2)]
+
+
+def disagree(times: Sequence[float]) -> bool:
+    """Whether the middle half of some times spans more than SPREAD of their median."""
+    low, median, high = statistics.quantiles(times, n=4, method="inclusive")
+    return high - low > SPREAD * median
+
+
+def race_rounds(candidates: int) -> int:
+    """How often `race` calls step for a number of candidates."""
+    rounds = 1
+    while candidates > 2:
+        candidates, rounds = math.ceil(candidates / 2), rounds + 1
+    return rounds
+
+
+def tune(
+    shapes: Sequence[GemmShape],
+    isa: str,
+    threads: int,
+    effort: Effort = "quick",
+    listener: Listener = lambda *_: None,
+    site: Site | None = None,
+    path: Path | None = None,
+) -> Plan:
+    """Decide every shape that the plan of a site (this host) does not decide yet; the plan is saved after each.
+
+    So an interrupted run resumes where it was, and a second run with nothing changed returns at once. What was
+    measured on a disturbed machine, or with kernels that are rendered otherwise today, is measured again; with another
+    compiler all is. The plan is kept in `path`, else where builds look for it.
+    """
+    site = site or Host()
+    path = path or plans.path_of(site.cpu, isa)
+    plan = plans.load(path)
+    if plan is not None and (plan.isa, plan.cpu) != (isa, site.cpu):
+        raise BitgenError(f"{path} is the plan of {plan.isa} on {plan.cpu}, not {isa} on {site.cpu}; name another file")
+    if plan is None or plan.compiler != site.compiler:
+        plan = Plan(isa, site.cpu, site.compiler, site.basis)
+    for shape in dict.fromkeys(shapes):
+        known = plan.decisions.get(shape)
+        if known and known.is_current(shape, isa) and _serves(known.evidence, threads, effort):
+            continue
+        plan.decisions[shape] = decide(shape, isa, threads, effort, listener, site)
+        plans.save(plan, path)
+    return plan
+
+
+def _serves(evidence: Mapping[str, Any], threads: int, effort: Effort) -> bool:
+    """Whether a decision need not be made again."""
+    enough = evidence["threads"] == threads and evidence["effort"] in (effort, "thorough")
+    return enough and not evidence.get("disturbed", False)
+
+
+def candidates(shape: GemmShape, isa: str, effort: Effort) -> list[KernelSpec]:
+    """Every kernel worth trying for a shape, those of the static default first."""
+    thorough = effort == "thorough"
+    found = [*space.default_plan(shape, isa).specs(shape, isa)]
+    for layout in space.candidate_layouts(shape, isa, thorough):
+        for op in ("gemv", "gemm"):
+            tiles = space.candidate_tiles(op, shape, isa, layout, thorough)
+            found += [KernelSpec(op, shape, isa, layout, tile) for tile in tiles]
+    return list(dict.fromkeys(found))
+
+
+def decide(shape: GemmShape, isa: str, threads: int, effort: Effort, listener: Listener, site: Site) -> Decision:
+    """Race the candidates of one shape; the decision with its evidence."""
+    name, specs = str(shape), candidates(shape, isa, effort)
+    lab = site.lab(isa, specs, threads, lambda done, total: listener(f"{name} compiling", done, total))
+    with closing(lab):
+        for done, spec in enumerate(specs, 1):
+            lab.verify(spec)
+            listener(f"{name} verifying", done, len(specs))
+        decision = _decide(lab, specs, threads, lambda stage, *progress: listener(f"{name} {stage}", *progress))
+    decision.evidence["effort"] = effort
+    decision.evidence["load"] = site.load
+    decision.evidence["disturbed"] |= site.load > threads + BUSY
+    return decision
+
+
+def _decide(lab: Lab, specs: Sequence[KernelSpec], threads: int, listener: Listener) -> Decision:
+    """Race verified kernels of one shape, those of the static default first."""
+
+    def run(stage: str, field: list[KernelSpec]) -> Race[KernelSpec]:
+        steps = iter(range(1, race_rounds(len(field)) + 1))
+        return race(field, lab.seconds, lambda: listener(stage, next(steps), race_rounds(len(field))))
+
+    default_gemv, default_gemm, *_ = specs
+    decoding = run("decode", [s for s in specs if s.op == "gemv"])
+    decode = decoding.medians
+    layouts = dict.fromkeys(s.layout for s in sorted(decode, key=decode.__getitem__))
+    finalists = {*list(layouts)[:FINALIST_LAYOUTS], default_gemv.layout}
+    prefilling = run("prefill", [s for s in specs if s.op == "gemm" and s.layout in finalists])
+    prefill = prefilling.medians
+
+    def cost(pair: tuple[KernelSpec, KernelSpec]) -> float:
+        return decode[pair[0]] + prefill[pair[1]] / PREFILL_TOKENS
+
+    gemv, gemm = min(((v, g) for v in decode for g in prefill if v.layout == g.layout), key=cost)
+    counts = [str(1 << i) for i in range(threads.bit_length()) if 1 << i < threads] + [str(threads)]
+    bandwidth = lab.bandwidth()
+    operations = 2 * gemm.shape.m * gemm.shape.k * PREFILL_TOKENS / prefill[gemm]
+    rate = lab.weight_bytes(gemv) / decode[gemv]
+    evidence = {
+        "threads": threads,
+        "disturbed": decoding.disturbed or prefilling.disturbed,
+        "bandwidth_gb_s": bandwidth / 1e9,
+        "gemv": {
+            "seconds": decode[gemv],
+            "default_seconds": decode[default_gemv],
+            "seconds_by_threads": race(counts, lambda count: lab.seconds(gemv, int(count))).medians,
+            "gb_s": rate / 1e9,
+            "bandwidth_share": rate / bandwidth,
+            "tried": {s.symbol: t for s, t in decode.items()},
+        },
+        "gemm": {
+            "tokens": PREFILL_TOKENS,
+            "seconds": prefill[gemm],
+            "default_seconds": prefill[default_gemm],
+            "gop_s": operations / 1e9,
+            "peak_share": operations / lab.peak(),
+            "tried": {s.symbol: t for s, t in prefill.items()},
+        },
+    }
+    return Decision.of(MatrixPlan(gemv.layout, gemv.tile, gemm.tile), gemv.shape, gemv.isa, evidence)

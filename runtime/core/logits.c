@@ -1,0 +1,41 @@
+// logits.c: the product with the output matrix; threads divide its rows.
+#include "core/logits.h"
+
+typedef struct {
+  const state *state;
+  const float *x; // [n][hidden_row]
+  int32_t n;
+  float *logits; // [n][vocab]
+} output_work;
+
+static void output_task(void *arg, int32_t thread, int32_t threads) {
+  const output_work *w = arg;
+  const state *s = w->state;
+  const bg_model *m = s->model;
+  const bg_head_ops *head = s->ops->head;
+  const int32_t vocab = m->config.vocab, k = s->hidden_row;
+  const int32_t row0 = range_begin(vocab, thread, threads), row1 = range_begin(vocab, thread + 1, threads);
+  if (m->head_f16)
+    head->f16(m->head_f16, k, row0, row1, w->x, w->n, w->logits, (size_t)vocab);
+  else
+    head->i8(m->head_i8, m->head_scales, k, row0, row1, w->x, w->n, w->logits, (size_t)vocab);
+}
+
+void output_logits(state *s, const float *x, int32_t n, float *logits) {
+  output_work w = {s, x, n, logits};
+  pool_run(s->pool, output_task, &w);
+}
+
+int32_t lower_bound(const int32_t *ids, int32_t n, int32_t id) {
+  int32_t from = 0;
+  while (n > 0) {
+    const int32_t half = n / 2;
+    if (ids[from + half] < id) {
+      from += half + 1;
+      n -= half + 1;
+    } else {
+      n = half;
+    }
+  }
+  return from;
+}

@@ -1,0 +1,20 @@
+// logits.h: logits of the whole output matrix, and logits as the sampler takes them.
+#ifndef BITGEN_LOGITS_H
+#define BITGEN_LOGITS_H
+
+#include "core/state.h"
+
+// Tokens to choose from: logits [n] of ids [n], which rise, or of all (ids NULL).
+typedef struct {
+  const float *logits;
+  const int32_t *ids;
+  int32_t n;
+} token_logits;
+
+// Index of the first of n rising ids that is not less than id; n where all are.
+int32_t lower_bound(const int32_t *ids, int32_t n, int32_t id);
+
+// logits [n][vocab] of hidden states x [n][hidden_row].
+void output_logits(state *s, const float *x, int32_t n, float *logits);
+
+#endif

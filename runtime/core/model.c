@@ -1,0 +1,284 @@
+// model.c: opens a packed model: maps the file, checks every field before it is used, finds the sections.
+//
+// After bg_header the file holds these sections, each starting at a multiple of 64 bytes:
+//   embedding, output_norm;
+//   per layer: the norms that it has in the order of NORM_*, its matrices stage by stage, scales;
+//   then the head: nothing when tied, or float16 rows; or float scales and int8 rows;
+//   and behind what a certified head has in float16: upper residuals, residuals, norms, scales, upper bits of
+//   codes, lower bits of codes.
+// The bytes of a packed matrix are the bound kernel's own business: its weight_bytes.
+#include "core/model.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/fpstate.h"
+#include "core/isa.h"
+#include "core/rope.h"
+#include "os/os.h"
+
+enum { VERSION = 3, MAX_WIDTH = 1 << 22, MAX_LAYERS = 4096, MAX_VOCAB = 1 << 26, MAX_CONTEXT = 1 << 24 };
+
+static int between(int64_t value, int64_t least, int64_t most) { return least <= value && value <= most; }
+
+static int is_finite(float a) { return a - a == 0; }
+
+static int finite(const float *a, int64_t n) {
+  int ok = 1;
+  for (int64_t i = 0; i < n; i++)
+    ok &= is_finite(a[i]);
+  return ok;
+}
+
+static int header_is_sane(const bg_header *c, uint64_t bytes) {
+  return memcmp(c->magic, "BITGENPK", 8) == 0 && c->version == VERSION && c->header_bytes == sizeof *c &&
+         c->file_bytes == bytes && between(c->hidden, 1, MAX_WIDTH) &&
+         between(c->intermediate, 1, MAX_WIDTH) && between(c->layers, 1, MAX_LAYERS) &&
+         between(c->heads, 1, MAX_WIDTH) && between(c->kv_heads, 1, c->heads) &&
+         c->heads % c->kv_heads == 0 && between(c->head_dim, 2, MAX_HEAD_DIM) && c->head_dim % 2 == 0 &&
+         between((int64_t)c->heads * c->head_dim, 1, MAX_WIDTH) && between(c->vocab, 1, MAX_VOCAB) &&
+         between(c->context, 1, MAX_CONTEXT) && c->rope_theta >= 1 && is_finite(c->rope_theta) &&
+         c->norm_eps >= 0 && is_finite(c->norm_eps) && between(c->activation, 0, 2) &&
+         between(c->sub_norms, 0, 1) && between(c->rope_interleaved, 0, 1) &&
+         between(c->head, 0, HEAD_KINDS - 1) && between(c->qk_norm, 0, 1) && between(c->input_norms, 0, 1) &&
+         between(c->post_norms, 0, 1) && between(c->window, 0, MAX_CONTEXT) &&
+         between(c->window_period, 1, MAX_CONTEXT) && c->embedding_scale > 0 &&
+         is_finite(c->embedding_scale) && c->attention_scale >= 0 && is_finite(c->attention_scale) &&
+         c->window_theta >= 1 && is_finite(c->window_theta) && memchr(c->layout, 0, sizeof c->layout);
+}
+
+const bg_stage bg_stages[STAGES][2] = {
+    [BG_QKV] = {{1, {{BG_QKV, -1}}}, {3, {{BG_Q, NORM_Q_IN}, {BG_K, NORM_K_IN}, {BG_V, NORM_V_IN}}}},
+    [BG_O] = {{1, {{BG_O, -1}}}, {1, {{BG_O, -1}}}},
+    [BG_GATE_UP] = {{1, {{BG_GATE_UP, -1}}}, {2, {{BG_GATE, NORM_GATE_IN}, {BG_UP, NORM_UP_IN}}}},
+    [BG_DOWN] = {{1, {{BG_DOWN, -1}}}, {1, {{BG_DOWN, -1}}}},
+};
+
+// Both kernels of a role are there, compute this matrix and read the same packed bytes; all
+// have groups alike.
+static int kernels_fit(const bg_isa *isa, int32_t role, int32_t m, int32_t k) {
+  const bg_kernel *one = isa->gemv[role], *many = isa->gemm[role];
+  return one && many && one->m == m && one->k == k && many->m == m && many->k == k &&
+         one->weight_bytes == many->weight_bytes && isa->gemv[BG_O] && one->group == isa->gemv[BG_O]->group &&
+         many->group == one->group;
+}
+
+// Places the parts of every matrix of a layer, and sees that there are kernels for it.
+static int32_t find_parts(bg_model *m) {
+  const bg_header *c = &m->config;
+  const int32_t q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim;
+  const int32_t rows[PARTS] = {q, kv, kv, c->hidden, c->intermediate, c->intermediate, c->hidden};
+  const int32_t columns[STAGES] = {c->hidden, q, c->hidden, c->intermediate};
+  const int32_t parts[STAGES] = {3, 1, 2, 1};
+  for (int32_t stage = 0, part = 0; stage < STAGES; stage++) {
+    const bg_stage *s = &bg_stages[stage][c->input_norms];
+    for (int32_t i = 0; i < s->n; i++) {
+      const int32_t role = s->matrices[i].role;
+      int32_t row = 0;
+      for (int32_t p = 0; p < parts[stage] / s->n; p++, part++) {
+        m->parts[part] = (bg_part){role, row};
+        row += rows[part];
+      }
+      if (!kernels_fit(m->isa, role, row, columns[stage]))
+        return BG_E_NO_KERNEL;
+    }
+  }
+  return BG_OK;
+}
+
+// A walk over the sections; `bytes` becomes 0 for good when one does not fit.
+typedef struct {
+  const uint8_t *at;
+  uint64_t bytes;
+} cursor;
+
+static const void *take(cursor *c, uint64_t bytes) {
+  const uint8_t *section = c->at;
+  uint64_t aligned = (bytes + 63) / 64 * 64;
+  if (c->bytes < aligned) {
+    *c = (cursor){NULL, 0};
+    return NULL;
+  }
+  c->at += aligned;
+  c->bytes -= aligned;
+  return section;
+}
+
+static const float *take_floats(cursor *c, int64_t n) {
+  return take(c, (uint64_t)padded((int32_t)n) * sizeof(float));
+}
+
+static int32_t find_layer(cursor *at, const bg_model *m, bg_layer *l) {
+  const bg_header *c = &m->config;
+  const int32_t hidden = c->hidden, d = c->qk_norm ? c->head_dim : 0, own = c->input_norms ? hidden : 0,
+                post = c->post_norms ? hidden : 0, inner = c->sub_norms || c->input_norms;
+  const int32_t lengths[NORMS] = {[NORM_ATTENTION] = hidden,
+                                  [NORM_Q_IN] = own,
+                                  [NORM_K_IN] = own,
+                                  [NORM_V_IN] = own,
+                                  [NORM_Q] = d,
+                                  [NORM_K] = d,
+                                  [NORM_O_IN] = inner * c->heads * c->head_dim,
+                                  [NORM_POST_ATTENTION] = post,
+                                  [NORM_FFN] = hidden,
+                                  [NORM_GATE_IN] = own,
+                                  [NORM_UP_IN] = own,
+                                  [NORM_DOWN_IN] = inner * c->intermediate,
+                                  [NORM_POST_FFN] = post};
+  for (int32_t i = 0; i < NORMS; i++)
+    l->norms[i] = lengths[i] ? take_floats(at, lengths[i]) : NULL;
+  for (int32_t stage = 0; stage < STAGES; stage++)
+    for (int32_t i = 0; i < bg_stages[stage][c->input_norms].n; i++) {
+      const int32_t role = bg_stages[stage][c->input_norms].matrices[i].role;
+      l->packed[role] = take(at, m->isa->gemv[role]->weight_bytes);
+    }
+  l->scales = take(at, SCALES * sizeof(float));
+  if (!l->scales)
+    return BG_E_FORMAT;
+  int ok = finite(l->scales, SCALES);
+  for (int32_t i = 0; i < NORMS; i++)
+    ok = ok && (!lengths[i] || finite(l->norms[i], lengths[i]));
+  return ok ? BG_OK : BG_E_VALUE;
+}
+
+// What certified_head.c screens with.
+static int32_t find_certificate(cursor *at, bg_model *m) {
+  const int32_t vocab = m->config.vocab;
+  const uint64_t columns = (uint64_t)round_up(m->config.hidden, SCREEN_COLUMNS);
+  m->head_upper_residuals = take_floats(at, vocab);
+  m->head_residuals = take_floats(at, vocab);
+  m->head_norms = take_floats(at, vocab);
+  m->head_scales = take_floats(at, vocab);
+  m->head_upper = take(at, (uint64_t)vocab * UPPER_BYTES(columns));
+  m->head_lower = take(at, (uint64_t)vocab * LOWER_BYTES(columns));
+  if (!m->head_lower)
+    return BG_E_FORMAT;
+  return finite(m->head_upper_residuals, vocab) && finite(m->head_residuals, vocab) &&
+                 finite(m->head_norms, vocab) && finite(m->head_scales, vocab)
+             ? BG_OK
+             : BG_E_VALUE;
+}
+
+static int32_t find_head(cursor *at, bg_model *m) {
+  const uint64_t elements = (uint64_t)m->config.vocab * (uint64_t)padded(m->config.hidden);
+  const int32_t kind = m->config.head, vocab = m->config.vocab;
+  if (kind == HEAD_TIED_F16 || kind == HEAD_TIED_CERTIFIED)
+    m->head_f16 = m->embedding;
+  if (kind == HEAD_F16 || kind == HEAD_CERTIFIED)
+    m->head_f16 = take(at, elements * sizeof *m->head_f16);
+  if (kind == HEAD_I8) {
+    m->head_scales = take_floats(at, vocab);
+    m->head_i8 = take(at, elements);
+    if (!m->head_i8)
+      return BG_E_FORMAT;
+    return finite(m->head_scales, vocab) ? BG_OK : BG_E_VALUE;
+  }
+  if (!m->head_f16)
+    return BG_E_FORMAT;
+  return kind == HEAD_TIED_CERTIFIED || kind == HEAD_CERTIFIED ? find_certificate(at, m) : BG_OK;
+}
+
+static int32_t find_sections(bg_model *m) {
+  const bg_header *c = &m->config;
+  cursor at = {m->packed + sizeof *c, m->packed_bytes - sizeof *c};
+  m->embedding = take(&at, (uint64_t)c->vocab * (uint64_t)padded(c->hidden) * sizeof *m->embedding);
+  m->output_norm = take_floats(&at, c->hidden);
+  if (!m->output_norm)
+    return BG_E_FORMAT;
+  if (!finite(m->output_norm, c->hidden))
+    return BG_E_VALUE;
+  for (int32_t l = 0; l < c->layers; l++) {
+    int32_t code = find_layer(&at, m, &m->layers[l]);
+    if (code != BG_OK)
+      return code;
+  }
+  int32_t code = find_head(&at, m);
+  return code == BG_OK && at.bytes ? BG_E_FORMAT : code;
+}
+
+// Where the model is in the file, and the vocabulary if there is one.
+static int32_t find_contents(bg_model *m) {
+  bg_trailer t;
+  m->packed = m->map;
+  m->packed_bytes = m->bytes;
+  memcpy(&t, m->map + m->bytes - sizeof t, sizeof t);
+  if (memcmp(t.magic, "BITGENST", sizeof t.magic) != 0)
+    return BG_OK;
+  const uint64_t room = m->bytes - sizeof t;
+  if (t.model_offset % 64 || t.model_offset > room || t.model_bytes > room - t.model_offset ||
+      t.model_bytes < sizeof(bg_header) || t.vocabulary_offset % 64 || t.vocabulary_offset > room ||
+      t.vocabulary_bytes > room - t.vocabulary_offset)
+    return BG_E_FORMAT;
+  m->packed = m->map + t.model_offset;
+  m->packed_bytes = (size_t)t.model_bytes;
+  m->vocabulary = m->map + t.vocabulary_offset;
+  m->vocabulary_bytes = (size_t)t.vocabulary_bytes;
+  return BG_OK;
+}
+
+static int32_t open_model(bg_model *m, const char *path) {
+  bg_header *c = &m->config;
+  int32_t code = os_map(path, &m->map, &m->bytes);
+  if (code == BG_OK)
+    code = m->bytes < sizeof *c ? BG_E_FORMAT : find_contents(m);
+  if (code != BG_OK)
+    return code;
+  memcpy(c, m->packed, sizeof *c);
+  if (!header_is_sane(c, m->packed_bytes))
+    return BG_E_FORMAT;
+  if (strcmp(c->layout, m->isa->layout) != 0)
+    return BG_E_LAYOUT;
+  code = find_parts(m);
+  if (code != BG_OK)
+    return code;
+  const int32_t half = c->head_dim / 2;
+  m->layers = calloc((size_t)c->layers, sizeof *m->layers);
+  m->rope_frequency = calloc((size_t)half * 2, sizeof *m->rope_frequency);
+  if (!m->layers || !m->rope_frequency)
+    return BG_E_MEMORY;
+  for (int32_t i = 0; i < half; i++) {
+    m->rope_frequency[i] = rope_frequency(c->rope_theta, i, c->head_dim);
+    m->rope_frequency[half + i] = rope_frequency(c->window_theta, i, c->head_dim);
+  }
+  m->attention_scale =
+      c->attention_scale > 0 ? c->attention_scale : 1.0f / __builtin_sqrtf((float)c->head_dim);
+  os_prefetch(m->map, m->bytes);
+  return find_sections(m);
+}
+
+int32_t bg_open(const char *path, int32_t isa, bg_model **out) {
+  if (!path || !out)
+    return BG_E_ARGUMENT;
+  *out = NULL;
+  bg_model *m = calloc(1, sizeof *m);
+  if (!m)
+    return BG_E_MEMORY;
+  int32_t code = isa_find(isa, &m->isa);
+  const uint64_t callers = fp_default();
+  if (code == BG_OK)
+    code = open_model(m, path);
+  fp_set(callers);
+  if (code == BG_OK)
+    *out = m;
+  else
+    bg_close(m);
+  return code;
+}
+
+void bg_close(bg_model *m) {
+  if (!m)
+    return;
+  if (m->map)
+    os_unmap(m->map, m->bytes);
+  free(m->layers);
+  free(m->rope_frequency);
+  free(m);
+}
+
+int32_t bg_vocab(const bg_model *m) { return m ? m->config.vocab : BG_E_ARGUMENT; }
+int32_t bg_context(const bg_model *m) { return m ? m->config.context : BG_E_ARGUMENT; }
+
+const void *bg_vocabulary(const bg_model *m, size_t *bytes) {
+  *bytes = m->vocabulary_bytes;
+  return m->vocabulary;
+}

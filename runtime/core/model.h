@@ -1,0 +1,112 @@
+// model.h: a packed model, mapped and checked.
+#ifndef BITGEN_MODEL_H
+#define BITGEN_MODEL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "bitgen.h"
+#include "kernel.h"
+#include "simd/ops.h"
+
+// The first 512 bytes of the file. Little-endian; the sections that follow are listed in model.c.
+typedef struct {
+  char magic[8];         // "BITGENPK"
+  uint32_t version;      // VERSION
+  uint32_t header_bytes; // 512
+  uint64_t file_bytes;
+  int32_t hidden, intermediate, layers, heads, kv_heads, head_dim, vocab, context;
+  float rope_theta, norm_eps;
+  int32_t activation;       // 0 silu, 1 relu2, 2 gelu
+  int32_t sub_norms;        // 0, 1
+  int32_t rope_interleaved; // 0: pairs (i, i + d/2), 1: (2i, 2i + 1)
+  int32_t head;             // HEAD_*
+  int32_t qk_norm;          // 0, 1: a norm of each head of q and k
+  int32_t input_norms;      // 0, 1: every matrix has a norm for its input, and so q, k, v, gate, up are apart
+  int32_t post_norms;       // 0, 1: a norm of what attention and FFN add to the residual stream
+  int32_t window;           // positions that a token sees, itself included; 0: all
+  int32_t window_period;    // with a window, every so manieth layer sees all
+  float embedding_scale;    // what embedding rows are multiplied by
+  float attention_scale;    // what q k is multiplied by; 0: 1 / sqrt(head_dim)
+  float window_theta;       // rope_theta of layers with a window
+  char layout[256];         // NUL-terminated key of the packed matrices
+  uint8_t zero[144];
+} bg_header;
+_Static_assert(sizeof(bg_header) == 512, "the header as written");
+
+// The last 64 bytes of a file that holds more than a packed model: a tokenizer behind it, a program before it
+// (bitgen/compile/standalone.py). Offsets are multiples of 64.
+typedef struct {
+  char magic[8]; // "BITGENST"
+  uint64_t model_offset, model_bytes;
+  uint64_t vocabulary_offset, vocabulary_bytes; // vocabulary.h
+  uint8_t zero[24];
+} bg_trailer;
+_Static_assert(sizeof(bg_trailer) == 64, "the trailer as written");
+
+enum { HEAD_TIED_F16, HEAD_F16, HEAD_I8, HEAD_TIED_CERTIFIED, HEAD_CERTIFIED, HEAD_KINDS };
+enum { PART_Q, PART_K, PART_V, PART_O, PART_GATE, PART_UP, PART_DOWN, PARTS, SCALES = 8 };
+
+// The norms that a layer can have, in the order of the file.
+enum {
+  NORM_ATTENTION, // of x, for q, k and v
+  NORM_Q_IN,      // of that, for q alone; likewise
+  NORM_K_IN,
+  NORM_V_IN,
+  NORM_Q, // of each head of q, before RoPE
+  NORM_K,
+  NORM_O_IN,           // of the heads' contexts: the sub-norm, or o's input norm
+  NORM_POST_ATTENTION, // of what o gives
+  NORM_FFN,            // of x, for gate and up
+  NORM_GATE_IN,
+  NORM_UP_IN,
+  NORM_DOWN_IN,  // of act(gate) up: the sub-norm, or down's input norm
+  NORM_POST_FFN, // of what down gives
+  NORMS
+};
+
+// The matrices that read the same step's result: one, or the parts of it apart.
+enum { STAGES = BG_DOWN + 1 };
+typedef struct {
+  int32_t n;
+  struct {
+    int8_t role, norm; // norm: of its own input, or -1
+  } matrices[3];
+} bg_stage;
+extern const bg_stage bg_stages[STAGES][2]; // [BG_QKV .. BG_DOWN][input_norms]
+
+// Where a part of a matrix is: rows `row` and on of the product of `role`.
+typedef struct {
+  int32_t role, row;
+} bg_part;
+
+// One transformer layer. p(n) is n rounded up to 16: rows of floats end in zeros.
+typedef struct {
+  const float *norms[NORMS];       // [p(length)] each, NULL where the model has none
+  const uint8_t *packed[BG_ROLES]; // matrices of codes, NULL where the model has none
+  const float *scales;             // [SCALES] of the parts: W = scale x codes
+} bg_layer;
+
+struct bg_model {
+  bg_header config;
+  const bg_isa *isa;
+  const uint16_t *embedding; // float16 [vocab][p(hidden)]
+  const float *output_norm;  // [p(hidden)]
+  bg_layer *layers;          // [layers]
+  const uint16_t *head_f16;  // float16 [vocab][p(hidden)]: the embedding where tied; NULL for int8
+  const int8_t *head_i8;     // int8 [vocab][p(hidden)], or NULL
+  const float *head_scales;  // [p(vocab)] of the int8 rows, or of the codes
+  const uint8_t *head_upper, *head_lower; // [vocab][..] a certified head's codes (ops.h), or NULL
+  const float *head_upper_residuals, *head_residuals, *head_norms; // [p(vocab)] of these: certified_head.c
+  bg_part parts[PARTS];
+  float attention_scale;
+  float *rope_frequency; // [2][head_dim / 2], of layers that see all and of those with a window
+  const uint8_t *map;    // the file
+  size_t bytes;
+  const uint8_t *packed; // the packed model within it: all of it, unless a trailer says otherwise
+  size_t packed_bytes;
+  const uint8_t *vocabulary; // or NULL
+  size_t vocabulary_bytes;
+};
+
+#endif

@@ -1,0 +1,241 @@
+// session.c: the public calls on sequences. What they append is cut into chunks, and each goes
+// through the model.
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/forward.h"
+#include "core/fpstate.h"
+#include "core/sampler.h"
+
+// ---- opening and closing --------------------------------------------------------------------------------
+
+// A session takes over a reference to its state, also where it cannot be opened.
+static int32_t open_session(state *s, int32_t context, bg_session **out) {
+  bg_session *session = calloc(1, sizeof *session);
+  if (!session) {
+    state_release(s);
+    return BG_E_MEMORY;
+  }
+  session->state = s;
+  session->context = context;
+  const int32_t code = session_allocate(session);
+  if (code == BG_OK)
+    *out = session;
+  else
+    session_free(session);
+  return code;
+}
+
+int32_t bg_session_open(bg_model *model, int32_t threads, int32_t context, int32_t cache, bg_session **out) {
+  if (!model || !out)
+    return BG_E_ARGUMENT;
+  *out = NULL;
+  const bg_ops *ops = model->isa->ops;
+  const bg_attention_ops *const caches[] = {[BG_CACHE_F16] = ops->attention_f16,
+                                            [BG_CACHE_F32] = ops->attention_f32,
+                                            [BG_CACHE_I8] = ops->attention_i8};
+  const int32_t kinds = sizeof caches / sizeof *caches;
+  if (cache < 0 || cache >= kinds || context < 1 || context > model->config.context)
+    return BG_E_ARGUMENT;
+  state *s;
+  const int32_t code = state_open(model, caches[cache], threads, context, &s);
+  return code == BG_OK ? open_session(s, context, out) : code;
+}
+
+int32_t bg_session_share(bg_session *with, int32_t context, bg_session **out) {
+  if (!with || !out)
+    return BG_E_ARGUMENT;
+  *out = NULL;
+  if (context < 1 || context > with->state->model->config.context)
+    return BG_E_ARGUMENT;
+  atomic_fetch_add(&with->state->sessions, 1);
+  return open_session(with->state, context, out);
+}
+
+void bg_session_close(bg_session *session) {
+  if (session)
+    session_free(session);
+}
+
+int32_t bg_position(const bg_session *session) { return session ? session->position : BG_E_ARGUMENT; }
+
+int32_t bg_rewind(bg_session *session, int32_t position) {
+  if (!session || position < 0 || position > session->position)
+    return BG_E_ARGUMENT;
+  session->position = position;
+  return BG_OK;
+}
+
+int32_t bg_profile(bg_session *session, int32_t on, bg_step_time *out) {
+  if (!session)
+    return BG_E_ARGUMENT;
+  profile *p = &session->state->profile;
+  if (out)
+    memcpy(out, p->times, sizeof p->times);
+  if (on)
+    memset(p->times, 0, sizeof p->times);
+  p->on = on != 0;
+  return BG_OK;
+}
+
+int64_t bg_rescored(const bg_session *session) {
+  return session ? session->state->choosing.rescored : BG_E_ARGUMENT;
+}
+
+// ---- appending tokens -----------------------------------------------------------------------------------
+
+// What a call gives of the last `last` tokens of each session; or, where it has requests, of as many as each
+// chooses after.
+typedef struct {
+  float *logits;             // [..][vocab], or NULL
+  float *states;             // [..][hidden] after the last norm, or NULL
+  const bg_choice *requests; // [sessions], or NULL
+  int32_t *chosen;           // [..] the tokens that follow
+  int32_t last;
+} wanted;
+
+// What is left to append to one session.
+typedef struct {
+  bg_session *session;
+  const int32_t *tokens; // [left]
+  int32_t left, last;    // of the last ones something is wanted
+  const bg_choice *request;
+  int32_t *chosen; // [request->count]
+} sequence;
+
+// The choice after the token that is followed by left - 1 others.
+static choice choice_of(const sequence *of, int32_t left) {
+  const bg_choice *r = of->request;
+  const int32_t nth = r->count - left;
+  return (choice){r, r->n_history - left + 1, r->step + (uint64_t)nth, of->chosen + nth};
+}
+
+// Append to the chunk as many of a sequence's tokens as it takes.
+static void fill_chunk(state *s, sequence *from) {
+  chunk *c = &s->chunk;
+  const int32_t room = s->max_rows - c->n, n = from->left < room ? from->left : room;
+  c->runs[c->n_runs] = (run){.session = from->session, .tokens = from->tokens, .row0 = c->n, .n = n};
+  for (int32_t row = c->n; row < c->n + n; row++, from->left--) {
+    const int32_t i = from->left <= from->last ? c->n_states++ : -1;
+    c->run_of[row] = c->n_runs;
+    c->state_of[row] = i;
+    if (i >= 0 && from->request)
+      c->choices[i] = choice_of(from, from->left);
+  }
+  from->tokens += n;
+  c->n_runs++;
+  c->n += n;
+}
+
+static void forward_and_advance(state *s) {
+  chunk *c = &s->chunk;
+  forward_chunk(s);
+  for (int32_t i = 0; i < c->n_runs; i++)
+    c->runs[i].session->position += c->runs[i].n;
+  if (c->logits)
+    c->logits += (size_t)c->n_states * s->model->config.vocab;
+  if (c->states)
+    c->states += (size_t)c->n_states * s->model->config.hidden;
+  c->n = c->n_runs = c->n_states = 0;
+}
+
+// Whether every token of every session can be appended.
+static int32_t check_batch(bg_session *const *sessions, int32_t count, const int32_t *tokens,
+                           const int32_t *lengths) {
+  if (!sessions || !tokens || !lengths || count < 1)
+    return BG_E_ARGUMENT;
+  for (int32_t i = 0; i < count; i++) {
+    if (!sessions[i] || sessions[i]->state != sessions[0]->state || lengths[i] < 1)
+      return BG_E_ARGUMENT;
+    for (int32_t j = 0; j < i; j++)
+      if (sessions[j] == sessions[i])
+        return BG_E_ARGUMENT;
+  }
+  for (int32_t i = 0; i < count; i++)
+    if (lengths[i] > sessions[i]->context - sessions[i]->position)
+      return BG_E_CONTEXT;
+  for (int32_t i = 0; i < count; i++)
+    for (int32_t j = 0; j < lengths[i]; j++, tokens++)
+      if (*tokens < 0 || *tokens >= sessions[0]->state->model->config.vocab)
+        return BG_E_TOKEN;
+  return BG_OK;
+}
+
+static int32_t append(bg_session *const *sessions, int32_t count, const int32_t *tokens,
+                      const int32_t *lengths, const wanted *want) {
+  const int32_t code = check_batch(sessions, count, tokens, lengths);
+  if (code != BG_OK)
+    return code;
+  const uint64_t callers = fp_default();
+  state *s = sessions[0]->state;
+  chunk *c = &s->chunk;
+  c->logits = want->logits;
+  c->states = want->states;
+  c->chooses = want->requests != NULL;
+  c->code = BG_OK;
+  int32_t *chosen = want->chosen;
+  for (int32_t i = 0; i < count; tokens += lengths[i++]) {
+    sequence from = {sessions[i], tokens, lengths[i], want->last, NULL, chosen};
+    if (want->requests) {
+      from.request = &want->requests[i];
+      from.last = from.request->count;
+      chosen += from.last;
+    }
+    while (from.left) {
+      fill_chunk(s, &from);
+      if (c->n == s->max_rows || (!from.left && i == count - 1))
+        forward_and_advance(s);
+    }
+  }
+  fp_set(callers);
+  return c->code;
+}
+
+int32_t bg_forward_batch(bg_session *const *sessions, int32_t count, const int32_t *tokens,
+                         const int32_t *lengths, float *logits, int32_t all) {
+  const wanted want = {.logits = logits, .last = !logits ? 0 : all ? INT32_MAX : 1};
+  return append(sessions, count, tokens, lengths, &want);
+}
+
+int32_t bg_states_batch(bg_session *const *sessions, int32_t count, const int32_t *tokens,
+                        const int32_t *lengths, float *states, int32_t all) {
+  const wanted want = {.states = states, .last = all ? INT32_MAX : 1};
+  return states ? append(sessions, count, tokens, lengths, &want) : BG_E_ARGUMENT;
+}
+
+int32_t bg_forward(bg_session *session, const int32_t *tokens, int32_t n, float *logits, int32_t all) {
+  return bg_forward_batch(&session, 1, tokens, &n, logits, all);
+}
+
+// ---- choosing tokens ------------------------------------------------------------------------------------
+
+int32_t bg_next_batch(bg_session *const *sessions, int32_t count, const int32_t *tokens,
+                      const int32_t *lengths, const bg_choice *requests, int32_t *chosen) {
+  if (!lengths || !requests || !chosen)
+    return BG_E_ARGUMENT;
+  for (int32_t i = 0; i < count; i++) {
+    const bg_choice *r = &requests[i];
+    if (!r->how || !r->history || r->count < 1 || r->count > lengths[i] || r->n_history < r->count ||
+        !sampling_is_sane(r->how))
+      return BG_E_ARGUMENT;
+  }
+  const wanted want = {.requests = requests, .chosen = chosen};
+  return append(sessions, count, tokens, lengths, &want);
+}
+
+int32_t bg_next(bg_session *session, const int32_t *tokens, int32_t n, const bg_sampling *how,
+                const int32_t *history, int32_t n_history, uint64_t step, int32_t *chosen, int32_t count) {
+  const bg_choice request = {how, history, n_history, count, step};
+  return bg_next_batch(&session, 1, tokens, &n, &request, chosen);
+}
+
+int32_t bg_sample(bg_session *session, const bg_sampling *how, const float *logits, const int32_t *history,
+                  int32_t n, uint64_t step) {
+  if (!session || !how || !logits || n < 0 || (n && !history) || !sampling_is_sane(how))
+    return BG_E_ARGUMENT;
+  const uint64_t callers = fp_default();
+  const token_logits all = {logits, NULL, session->state->model->config.vocab};
+  const int32_t token = sample(session->state, how, &all, history, n, step);
+  fp_set(callers);
+  return token;
+}

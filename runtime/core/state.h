@@ -1,0 +1,169 @@
+// state.h: sequences, and the state they share: the buffers and threads that take a chunk of their tokens
+// through the layers. Every buffer is made when a session opens.
+#ifndef BITGEN_STATE_H
+#define BITGEN_STATE_H
+
+#include <stdatomic.h>
+
+#include "core/model.h"
+#include "core/pool.h"
+
+enum { ATTEND_ROWS = 16 };      // query rows that share one pass over keys and values
+enum { CHUNK = 512 };           // most tokens of one pass through the layers; fewer, but these at the least,
+enum { LEAST_CHUNK = 128 };     // where the state's first session holds fewer
+enum { SPREAD = 8 };            // tokens of a sequence whose attention is divided by blocks of positions too
+enum { CHOICES = 16 };          // tokens that are chosen in one pass over the output matrix
+enum { MAX_TOP_K = 320 };       // of the greatest logits; a choice that depends on more takes all
+enum { MAX_CANDIDATES = 4096 }; // of one choice, for each thread and in the end
+
+// Allocations that live and die together.
+typedef struct {
+  void *owned[24];
+  int32_t n;
+} arena;
+
+typedef struct state state;
+
+// One sequence.
+struct bg_session {
+  state *state;
+  int32_t context;  // positions that the cache holds
+  int32_t position; // tokens in the cache
+
+  int32_t attend_blocks; // of ATTEND_BLOCK positions that make up the context
+  size_t k_head, v_head; // bytes of one head's cache in one layer
+  uint8_t *k;            // [layers][kv_heads] caches of k_head bytes, as ops.h lays them out
+  uint8_t *v;            // [layers][kv_heads] caches of v_head bytes
+  float *partials;       // [SPREAD][heads][attend_blocks] partial results of attention
+  arena arena;
+};
+
+// Rows of the chunk that are consecutive tokens of one session, the first at its position.
+typedef struct {
+  bg_session *session;
+  const int32_t *tokens; // [n]
+  int32_t row0, n;
+  int32_t units_end; // units of attention of this run and those before it
+} run;
+
+// A token that is chosen to follow one of the chunk.
+typedef struct {
+  const bg_choice *request;
+  int32_t n_history; // tokens of its history that the choice sees
+  uint64_t step;     // the number of its draw
+  int32_t *chosen;
+} choice;
+
+// The tokens that go through the layers together.
+typedef struct {
+  int32_t n; // rows, one a token
+  run runs[CHUNK];
+  int32_t n_runs;
+  int32_t run_of[CHUNK]; // the run of each row
+  int32_t layer;
+  int32_t window; // positions that a token sees in this layer
+
+  int32_t state_of[CHUNK]; // the index of each row's final state, or -1
+  int32_t n_states;
+  float *logits; // [n_states][vocab] that the caller wants, or NULL
+  float *states; // [n_states][hidden] that the caller wants, or NULL
+  int32_t chooses;
+  choice choices[CHUNK]; // [n_states] where the chunk chooses
+  int32_t code;          // the first error of a choice
+} chunk;
+
+// What one thread has found for one choice: rows of the output matrix whose logit may be great enough.
+typedef struct {
+  float threshold; // what upper bounds must reach
+  int32_t n;       // candidates, ids rising; -1: too many
+  int32_t ids[MAX_CANDIDATES];
+  float upper[MAX_CANDIDATES];  // upper bounds of their logits
+  float top_k_lower[MAX_TOP_K]; // a heap: the greatest lower bounds, the least of them first
+} candidates;
+
+// Choosing tokens.
+typedef struct {
+  int32_t screen_row;      // codes in a row of a certified head
+  int8_t *hidden_digits;   // [CHOICES][2][screen_row] final states, rounded, as two digits; zeros behind
+  candidates *found;       // [threads][CHOICES]
+  int32_t *candidate_ids;  // [CHOICES][MAX_CANDIDATES] of all threads, rising
+  float *candidate_logits; // [CHOICES][MAX_CANDIDATES]
+  float *all_logits;       // [CHOICES][vocab], where a choice needs them
+  int64_t rescored;        // rows of the float16 matrix read so far
+  float *scores;           // [vocab] the sampler's logits after penalties, then probabilities
+  uint64_t *order;         // [vocab] the sampler's tokens by probability
+} choosing;
+
+// Where the time goes.
+typedef struct {
+  int32_t on;
+  int64_t step_began; // nanoseconds: the end of the step before
+  bg_step_time times[BG_STEPS];
+} profile;
+
+struct state {
+  const bg_model *model;
+  const bg_ops *ops;
+  const bg_row_ops *rows;            // for what the kernels give
+  const bg_attention_ops *attention; // for the cache's type
+  pool *pool;
+  atomic_int sessions; // that share this
+
+  int32_t max_rows; // of a chunk
+  chunk chunk;      // in flight
+
+  // Elements of a row
+  int32_t hidden_row, query_row, input_row, quantised_row;
+  size_t products_at[BG_ROLES], operand_at[BG_ROLES]; // where the role's rows begin in products and operand
+
+  // [max_rows] rows each
+  float *x;            // [hidden_row] the residual stream
+  float *query;        // [query_row] the queries of all heads, then what attention makes of them
+  float *final_states; // [hidden_row] after the last norm; the first n_states are used
+  float *input_scale;  // [BG_ROLES] of a product's quantised input
+  uint8_t *operand;    // the inputs as the kernels want them, for each role of a stage
+  int32_t *products;   // of a stage, m_pad of each role
+  float *cos, *sin;    // [head_dim / 2] of the token's position; then the same for layers with a window
+
+  // [threads] rows each, of the token at hand
+  float *input;      // [input_row] of the next product
+  int8_t *quantised; // [quantised_row] input in int8, input times input_scale: as the product's bg_row_bytes
+
+  uint8_t *kernel_scratch; // [threads] what a kernel asks for
+  float *attend_scratch;   // [threads][2 * ATTEND_ROWS] partial results of attention
+  atomic_int next_unit;    // of attention, that no thread has taken yet
+
+  choosing choosing;
+  profile profile;
+  arena arena;
+};
+
+// The queries of row t, its run and its position there.
+static inline float *query_of(const state *s, int32_t t) { return s->query + (size_t)t * s->query_row; }
+static inline const run *run_of(const state *s, int32_t t) { return &s->chunk.runs[s->chunk.run_of[t]]; }
+static inline int32_t position_of(const state *s, int32_t t) {
+  const run *r = run_of(s, t);
+  return r->session->position + t - r->row0;
+}
+
+// One head's cache in this layer.
+static inline size_t cache_of(const state *s, int32_t kv_head) {
+  return (size_t)s->chunk.layer * s->model->config.kv_heads + kv_head;
+}
+static inline uint8_t *k_cache(const bg_session *of, int32_t kv_head) {
+  return of->k + cache_of(of->state, kv_head) * of->k_head;
+}
+static inline uint8_t *v_cache(const bg_session *of, int32_t kv_head) {
+  return of->v + cache_of(of->state, kv_head) * of->v_head;
+}
+
+// A state for one session; BG_OK, BG_E_ARGUMENT, BG_E_MEMORY or BG_E_THREAD.
+int32_t state_open(const bg_model *model, const bg_attention_ops *attention, int32_t threads, int32_t context,
+                   state **out);
+void state_release(state *s); // a session is gone: with the last of them the state is freed
+
+// The buffers of a session whose state and context are set.
+int32_t session_allocate(bg_session *session);
+void session_free(bg_session *session); // and its reference to the state
+
+#endif

@@ -1,0 +1,80 @@
+// os_program.c: what a program does before anything else and asks of the system.
+// Libraries leave their host's streams alone.
+#include "os/os.h"
+
+#if defined(_WIN32)
+#define WIN32_LEAN_AND_MEAN
+#include <windows.h>
+
+#include <fcntl.h>
+#include <io.h>
+#include <shellapi.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+// A UTF-16 text in UTF-8, or NULL.
+static char *narrow(const wchar_t *text) {
+  const int n = WideCharToMultiByte(CP_UTF8, 0, text, -1, NULL, 0, NULL, NULL);
+  char *made = n ? malloc((size_t)n) : NULL;
+  if (made)
+    WideCharToMultiByte(CP_UTF8, 0, text, -1, made, n, NULL, NULL);
+  return made;
+}
+
+// The arguments that main gets are in some code page of old; these are kept until the program ends.
+static char **utf8_arguments(int *argc) {
+  wchar_t **given = CommandLineToArgvW(GetCommandLineW(), argc);
+  char **made = given ? calloc((size_t)*argc + 1, sizeof *made) : NULL;
+  for (int i = 0; made && i < *argc; i++)
+    if (!(made[i] = narrow(given[i])))
+      return NULL;
+  return made;
+}
+
+void os_program(int *argc, char ***argv) {
+  int count;
+  char **arguments = utf8_arguments(&count);
+  if (arguments)
+    *argc = count, *argv = arguments;
+  SetConsoleOutputCP(CP_UTF8);
+  _setmode(_fileno(stdin), _O_BINARY);
+  _setmode(_fileno(stdout), _O_BINARY);
+}
+
+const char *os_own_path(const char *argv0) {
+  wchar_t path[4096];
+  const DWORD n = GetModuleFileNameW(NULL, path, 4096);
+  const char *made = n && n < 4096 ? narrow(path) : NULL;
+  return made ? made : argv0;
+}
+
+int32_t os_cpus(void) { return (int32_t)GetActiveProcessorCount(ALL_PROCESSOR_GROUPS); }
+#else
+#include <sched.h>
+#include <unistd.h>
+#if defined(__APPLE__)
+#include <mach-o/dyld.h>
+#endif
+
+void os_program(int *argc, char ***argv) { (void)argc, (void)argv; }
+
+const char *os_own_path(const char *argv0) {
+  static char path[4096];
+#if defined(__APPLE__)
+  uint32_t room = sizeof path;
+  return _NSGetExecutablePath(path, &room) == 0 ? path : argv0;
+#else
+  return readlink("/proc/self/exe", path, sizeof path - 1) > 0 ? path : argv0;
+#endif
+}
+
+int32_t os_cpus(void) {
+#if defined(__linux__)
+  cpu_set_t mine;
+  if (sched_getaffinity(0, sizeof mine, &mine) == 0)
+    return CPU_COUNT(&mine);
+#endif
+  const long n = sysconf(_SC_NPROCESSORS_ONLN);
+  return n > 0 ? (int32_t)n : 1;
+}
+#endif

@@ -1,0 +1,201 @@
+// ops.c: the float operations on rows; compiled once per ISA. See ops.h for the contracts.
+#include "simd/ops.h"
+
+#include "simd/vec.h"
+
+extern const bg_attention_ops BG_FOR_ISA(bg_attention_f16), BG_FOR_ISA(bg_attention_f32),
+    BG_FOR_ISA(bg_attention_i8);
+extern const bg_head_ops BG_FOR_ISA(bg_head);
+
+static void widen(const uint16_t *row, int32_t n, float scale, float *x) {
+  for (int32_t i = 0; i < n; i += LANES)
+    v16_store(x + i, v16_load_f16(row + i) * v16_set(scale));
+}
+
+static void rmsnorm(const float *x, const float *g, int32_t n, float eps, float *y) {
+  v16 squares = {0};
+  for (int32_t i = 0; i < n; i += LANES)
+    squares = v16_fma(v16_load(x + i), v16_load(x + i), squares);
+  float inverse = 1.0f / __builtin_sqrtf(v16_sum(squares) / (float)n + eps);
+  for (int32_t i = 0; i < n; i += LANES)
+    v16_store(y + i, v16_load(g + i) * (v16_load(x + i) * v16_set(inverse)));
+}
+
+static void rmsnorm_heads(float *x, int32_t heads, int32_t d, const float *g, float eps) {
+  for (int32_t h = 0; h < heads; h++, x += d) {
+    v16 squares = {0};
+    for (int32_t i = 0; i < d; i += LANES) {
+      v16 a = v16_load_part(x + i, d - i);
+      squares = v16_fma(a, a, squares);
+    }
+    float inverse = 1.0f / __builtin_sqrtf(v16_sum(squares) / (float)d + eps);
+    for (int32_t i = 0; i < d; i += LANES) {
+      v16 a = v16_load_part(x + i, d - i) * v16_set(inverse);
+      v16_store_part(x + i, d - i, v16_load(g + i) * a);
+    }
+  }
+}
+
+static float quantise(const float *x, int32_t n, int8_t *q) {
+  v16 most = v16_set(1e-5f);
+  for (int32_t i = 0; i < n; i += LANES)
+    most = v16_max(v16_abs(v16_load(x + i)), most);
+  float s = 127.0f / v16_hmax(most);
+  for (int32_t i = 0; i < n; i += LANES) {
+    v16i r = v16_round(v16_clamp(v16_load(x + i) * v16_set(s), -128.0f, 127.0f));
+    v16b b = __builtin_convertvector(r, v16b);
+    if (n - i >= LANES)
+      memcpy(q + i, &b, sizeof b);
+    else
+      memcpy(q + i, &b, (size_t)(n - i));
+  }
+  return s;
+}
+
+// What the rows of a product hold: sums that are to be multiplied by f, or the floats of a
+// kernel with groups.
+typedef enum { SUMS, FLOATS } row_type;
+
+VEC float number(row_type type, const int32_t *y, float f) {
+  float a;
+  memcpy(&a, y, sizeof a);
+  return type == SUMS ? (float)*y * f : a;
+}
+
+VEC v16 numbers(row_type type, const int32_t *y, int32_t n, float f) {
+  v16i a = v16i_load_part(y, n);
+  return type == SUMS ? __builtin_convertvector(a, v16) * v16_set(f) : (v16)a;
+}
+
+VEC void dequantise(row_type type, const int32_t *row, int32_t n, float f, float *y) {
+  for (int32_t i = 0; i < n; i++)
+    y[i] = number(type, row + i, f);
+}
+
+VEC void add_dequantised(row_type type, const int32_t *row, int32_t n, float f, float *x) {
+  for (int32_t i = 0; i < n; i++)
+    x[i] += number(type, row + i, f);
+}
+
+VEC v16 relu2(v16 z) {
+  z = v16_max(z, v16_set(0));
+  return z * z;
+}
+
+VEC v16 silu(v16 z) { return z / (v16_set(1) + v16_exp(-z)); }
+
+// z (1 + tanh(u)) / 2 with u = sqrt(2 / pi) (z + 0.044715 z^3), which is z / (1 + e^-2u).
+VEC v16 gelu(v16 z) {
+  v16 minus_2u = z * v16_fma(z * z, v16_set(-0x1.2444f2p-4f), v16_set(-0x1.988454p0f));
+  return z / (v16_set(1) + v16_exp(minus_2u));
+}
+
+enum { AHEAD = 512 }; // sums that are asked for early: a row of a prefill comes from the outer cache
+
+#define TYPED(type, suffix)                                                                                  \
+  static void dequantise_##suffix(const int32_t *row, int32_t n, float f, float *y) {                        \
+    dequantise(type, row, n, f, y);                                                                          \
+  }                                                                                                          \
+  static void add_##suffix(const int32_t *row, int32_t n, float f, float *x) {                               \
+    add_dequantised(type, row, n, f, x);                                                                     \
+  }                                                                                                          \
+  ACTIVATED(relu2, type, suffix)                                                                             \
+  ACTIVATED(silu, type, suffix)                                                                              \
+  ACTIVATED(gelu, type, suffix)                                                                              \
+  static const bg_row_ops of_##suffix = {                                                                    \
+      .dequantise = dequantise_##suffix,                                                                     \
+      .add_dequantised = add_##suffix,                                                                       \
+      .relu2 = relu2_##suffix,                                                                               \
+      .silu = silu_##suffix,                                                                                 \
+      .gelu = gelu_##suffix,                                                                                 \
+  };
+#define ACTIVATED(act, type, suffix)                                                                         \
+  static void act##_##suffix(const int32_t *gate, const int32_t *up, int32_t n, float fg, float fu,          \
+                             float *y) {                                                                     \
+    for (int32_t i = 0; i < n; i += LANES) {                                                                 \
+      __builtin_prefetch(gate + i + AHEAD, 0, 2);                                                            \
+      __builtin_prefetch(up + i + AHEAD, 0, 2);                                                              \
+      v16_store(y + i, act(numbers(type, gate + i, n - i, fg)) * numbers(type, up + i, n - i, fu));          \
+    }                                                                                                        \
+  }
+TYPED(SUMS, sums)
+TYPED(FLOATS, floats)
+
+static void rope_halves(float *x, int32_t heads, int32_t d, const float *c, const float *s) {
+  for (int32_t h = 0; h < heads; h++, x += d) {
+    float *restrict a = x, *restrict b = x + d / 2;
+    for (int32_t i = 0; i < d / 2; i++) {
+      float ai = a[i], bi = b[i];
+      a[i] = ai * c[i] - bi * s[i];
+      b[i] = bi * c[i] + ai * s[i];
+    }
+  }
+}
+
+static void rope_pairs(float *x, int32_t heads, int32_t d, const float *c, const float *s) {
+  for (int32_t h = 0; h < heads; h++, x += d)
+    for (int32_t i = 0; i < d / 2; i++) {
+      float a = x[2 * i], b = x[2 * i + 1];
+      x[2 * i] = a * c[i] - b * s[i];
+      x[2 * i + 1] = b * c[i] + a * s[i];
+    }
+}
+
+static float greatest(const float *x, int32_t n) {
+  v16 most = v16_set(-__builtin_inff());
+  for (int32_t i = 0; i < n; i += LANES) {
+    v16 a = v16_set(-__builtin_inff());
+    memcpy(&a, x + i, (n - i < LANES ? (size_t)(n - i) : LANES) * sizeof *x);
+    most = v16_max(a, most);
+  }
+  return v16_hmax(most);
+}
+
+static void exp_row(const float *x, int32_t n, float top, float temperature, float *p) {
+  for (int32_t i = 0; i < n; i += LANES) {
+    size_t bytes = (n - i < LANES ? (size_t)(n - i) : LANES) * sizeof *x;
+    v16 a = {0};
+    memcpy(&a, x + i, bytes);
+    a = (a - v16_set(top)) / v16_set(temperature);
+    a = v16_select(a >= v16_set(-87), v16_exp(a), v16_set(0));
+    memcpy(p + i, &a, bytes);
+  }
+}
+
+// Four streams side by side, each asked for early: nearer to the memory's limit than one stream.
+static uint64_t read(const uint8_t *p, size_t bytes) {
+  enum { STREAM = READ_UNIT / 4 };
+  v16i seen[4] = {{0}};
+  for (const uint8_t *end = p + bytes; p < end; p += READ_UNIT)
+    for (size_t i = 0; i < STREAM; i += sizeof(v16i))
+      for (int s = 0; s < 4; s++) {
+        const uint8_t *at = p + s * STREAM + i;
+        __builtin_prefetch(at + READ_UNIT);
+        v16i a;
+        memcpy(&a, at, sizeof a);
+        seen[s] ^= a;
+      }
+  v16i all = seen[0] ^ seen[1] ^ seen[2] ^ seen[3];
+  uint64_t mixed = 0;
+  for (int j = 0; j < LANES; j++)
+    mixed = mixed * 31 + (uint32_t)all[j];
+  return mixed;
+}
+
+const bg_ops BG_FOR_ISA(bg_ops) = {
+    .widen = widen,
+    .rmsnorm = rmsnorm,
+    .rmsnorm_heads = rmsnorm_heads,
+    .quantise = quantise,
+    .sums = &of_sums,
+    .floats = &of_floats,
+    .rope_halves = rope_halves,
+    .rope_pairs = rope_pairs,
+    .greatest = greatest,
+    .exp_row = exp_row,
+    .read = read,
+    .attention_f16 = &BG_FOR_ISA(bg_attention_f16),
+    .attention_f32 = &BG_FOR_ISA(bg_attention_f32),
+    .attention_i8 = &BG_FOR_ISA(bg_attention_i8),
+    .head = &BG_FOR_ISA(bg_head),
+};

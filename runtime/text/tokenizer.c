@@ -1,0 +1,268 @@
+// tokenizer.c: a text becomes ids: special tokens are found, the rest is cut into words, and the parts of a
+// word are joined pair by pair, the best-ranked pair first (byte-pair encoding).
+#include "text/tokenizer.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "bitgen.h"
+#include "text/nfc.h"
+#include "text/pretokenizer.h"
+
+enum { MAX_TEXT = 1 << 28 }; // bytes
+
+// ---- one word ---------------------------------------------------------------------------------------------
+
+typedef struct {
+  int32_t id, previous, next; // id -1: joined to the one before
+} symbol;
+
+typedef struct {
+  uint64_t order; // rank of the merge, then place of its left symbol
+  int32_t id;     // what the two become
+} candidate;
+
+typedef struct {
+  const vocabulary *v;
+  int32_t *ids;
+  size_t n, room;
+  symbol *symbols;
+  candidate *heap; // the first is the least
+  size_t n_symbols, n_heap, longest;
+} encoder;
+
+static int32_t emit(encoder *e, int32_t id) {
+  if (e->n == e->room) {
+    const size_t room = e->room ? 2 * e->room : 256;
+    int32_t *more = realloc(e->ids, room * sizeof *more);
+    if (!more)
+      return BG_E_MEMORY;
+    e->ids = more;
+    e->room = room;
+  }
+  e->ids[e->n++] = id;
+  return BG_OK;
+}
+
+// Room for a word: no more symbols than bytes, two candidates for each merge besides the first pairs.
+static int32_t reserve(encoder *e, size_t bytes) {
+  e->n_symbols = e->n_heap = 0;
+  if (bytes <= e->longest)
+    return BG_OK;
+  free(e->symbols);
+  free(e->heap);
+  e->longest = 0;
+  e->symbols = malloc(bytes * sizeof *e->symbols);
+  e->heap = malloc(3 * bytes * sizeof *e->heap);
+  if (!e->symbols || !e->heap)
+    return BG_E_MEMORY;
+  e->longest = bytes;
+  return BG_OK;
+}
+
+static void push(encoder *e, candidate c) {
+  size_t at = e->n_heap++;
+  for (; at && e->heap[(at - 1) / 2].order > c.order; at = (at - 1) / 2)
+    e->heap[at] = e->heap[(at - 1) / 2];
+  e->heap[at] = c;
+}
+
+static candidate pop(encoder *e) {
+  const candidate least = e->heap[0], last = e->heap[--e->n_heap];
+  size_t at = 0;
+  for (size_t child; (child = 2 * at + 1) < e->n_heap; at = child) {
+    child += child + 1 < e->n_heap && e->heap[child + 1].order < e->heap[child].order;
+    if (last.order <= e->heap[child].order)
+      break;
+    e->heap[at] = e->heap[child];
+  }
+  e->heap[at] = last;
+  return least;
+}
+
+static void consider(encoder *e, int32_t left) {
+  const int32_t right = e->symbols[left].next;
+  const merge *m = find_merge(e->v, e->symbols[left].id, e->symbols[right].id);
+  if (m)
+    push(e, (candidate){(uint64_t)m->rank << 32 | (uint32_t)left, m->id});
+}
+
+static void join(encoder *e, int32_t left, int32_t id) {
+  symbol *s = e->symbols, *a = s + left, *b = s + a->next;
+  a->id = id;
+  a->next = b->next;
+  b->id = -1;
+  if (a->next >= 0)
+    s[a->next].previous = left;
+  if (a->previous >= 0)
+    consider(e, a->previous);
+  if (a->next >= 0)
+    consider(e, left);
+}
+
+// Join the symbols as long as a merge applies; the ids of those left.
+static int32_t merge_symbols(encoder *e) {
+  symbol *s = e->symbols;
+  const int32_t n = (int32_t)e->n_symbols;
+  for (int32_t i = 0; i < n; i++)
+    s[i].previous = i - 1, s[i].next = i + 1 < n ? i + 1 : -1;
+  for (int32_t i = 0; i + 1 < n; i++)
+    consider(e, i);
+  while (e->n_heap) {
+    const candidate c = pop(e);
+    const int32_t left = (int32_t)(uint32_t)c.order;
+    if (s[left].id < 0 || s[left].next < 0)
+      continue;
+    const merge *m = find_merge(e->v, s[left].id, s[s[left].next].id);
+    if (m && m->id == c.id) // else the pair has changed since
+      join(e, left, c.id);
+  }
+  int32_t code = BG_OK;
+  for (int32_t i = 0; i < n && code == BG_OK; i = s[i].next < 0 ? n : s[i].next)
+    code = emit(e, s[i].id);
+  return code;
+}
+
+static void add_symbol(encoder *e, int32_t id) { e->symbols[e->n_symbols++].id = id; }
+
+// A word of a byte-level vocabulary. Bytes that are no token are dropped.
+static int32_t encode_bytes(void *arg, const uint8_t *word, size_t bytes) {
+  encoder *e = arg;
+  const int32_t whole = e->v->header->flags & WHOLE_WORDS ? find_token(e->v, word, bytes) : -1;
+  if (whole >= 0)
+    return emit(e, whole);
+  if (reserve(e, bytes) != BG_OK)
+    return BG_E_MEMORY;
+  for (size_t i = 0; i < bytes; i++)
+    if (e->v->bytes[word[i]] >= 0)
+      add_symbol(e, e->v->bytes[word[i]]);
+  return merge_symbols(e);
+}
+
+static int all_bytes_are_tokens(const vocabulary *v, const uint8_t *bytes, size_t n) {
+  while (n && v->bytes[bytes[n - 1]] >= 0)
+    n--;
+  return n == 0;
+}
+
+// A SentencePiece text. A character that is no token becomes its bytes, if those are; else unknown, one for
+// many in a row.
+// (`tokenizers` puts an unknown before the next known character: behind bytes that come between.)
+static int32_t encode_characters(encoder *e, const uint8_t *text, size_t bytes) {
+  const vocabulary *v = e->v;
+  const uint8_t *end = text + bytes, *next = text;
+  int pending = 0;
+  if (reserve(e, bytes) != BG_OK)
+    return BG_E_MEMORY;
+  for (const uint8_t *p = text; p < end; p = next) {
+    utf8_next(&next);
+    const size_t length = (size_t)(next - p);
+    const int32_t id = find_token(v, p, length);
+    if (id >= 0) {
+      if (pending)
+        add_symbol(e, v->header->unknown);
+      pending = 0;
+      add_symbol(e, id);
+    } else if (v->header->flags & BYTE_FALLBACK && all_bytes_are_tokens(v, p, length)) {
+      for (size_t i = 0; i < length; i++)
+        add_symbol(e, v->bytes[p[i]]);
+    } else if (v->header->unknown >= 0) {
+      pending = 1;
+    }
+  }
+  if (pending)
+    add_symbol(e, v->header->unknown);
+  return merge_symbols(e);
+}
+
+// ---- a text -----------------------------------------------------------------------------------------------
+
+static int32_t encode_spaced(encoder *e, const uint8_t *text, size_t bytes) {
+  static const uint8_t space[] = {0xe2, 0x96, 0x81}; // U+2581
+  uint8_t *spelt = malloc(3 * bytes + 3);
+  size_t n = 0;
+  if (!spelt)
+    return BG_E_MEMORY;
+  if (e->v->header->flags & SPACE_PREFIX)
+    memcpy(spelt, space, n = 3);
+  for (size_t i = 0; i < bytes; i++)
+    if (text[i] == ' ') {
+      memcpy(spelt + n, space, 3);
+      n += 3;
+    } else {
+      spelt[n++] = text[i];
+    }
+  const int32_t code = encode_characters(e, spelt, n);
+  free(spelt);
+  return code;
+}
+
+static int is_below_u0300(const uint8_t *text, size_t bytes) { // which form C leaves alone
+  while (bytes && text[bytes - 1] < 0xcc)
+    bytes--;
+  return bytes == 0;
+}
+
+static int32_t encode_words(encoder *e, const uint8_t *text, size_t bytes) {
+  if (!(e->v->header->flags & NFC) || is_below_u0300(text, bytes))
+    return pretokenize(e->v, text, bytes, encode_bytes, e);
+  uint8_t *normal = NULL;
+  const int64_t n = nfc_normalize(e->v, text, bytes, &normal);
+  const int32_t code = n < 0 ? (int32_t)n : pretokenize(e->v, normal, (size_t)n, encode_bytes, e);
+  free(normal);
+  return code;
+}
+
+// Text without special tokens.
+static int32_t encode_plain(encoder *e, const uint8_t *text, size_t bytes) {
+  if (!bytes)
+    return BG_OK;
+  return (e->v->header->flags & BYTE_LEVEL ? encode_words : encode_spaced)(e, text, bytes);
+}
+
+static int32_t encode_text(encoder *e, const uint8_t *text, size_t bytes) {
+  const uint8_t *plain = text, *at = text, *end = text + bytes;
+  int32_t code = BG_OK;
+  while (at < end && code == BG_OK) {
+    const entry *special = e->v->begins_special[*at] ? find_special(e->v, at, (size_t)(end - at)) : NULL;
+    if (!special) {
+      at++;
+      continue;
+    }
+    code = encode_plain(e, plain, (size_t)(at - plain));
+    if (code == BG_OK)
+      code = emit(e, special->id);
+    plain = at += special->text.length;
+  }
+  return code == BG_OK ? encode_plain(e, plain, (size_t)(end - plain)) : code;
+}
+
+int32_t tokenizer_encode(const vocabulary *v, const char *text, size_t bytes, int32_t **ids) {
+  encoder e = {.v = v};
+  const uint8_t *bytes_ = (const uint8_t *)text;
+  const int32_t bos = v->header->flags & ADD_BOS ? v->header->bos : -1;
+  int32_t code = bytes >= MAX_TEXT ? BG_E_ARGUMENT : !utf8_valid(bytes_, bytes) ? BG_E_VALUE : BG_OK;
+  if (code == BG_OK && bos >= 0)
+    code = emit(&e, bos);
+  if (code == BG_OK)
+    code = encode_text(&e, bytes_, bytes);
+  if (bos >= 0 && e.n > 1 && e.ids[1] == bos) // the text has one itself
+    memmove(e.ids, e.ids + 1, --e.n * sizeof *e.ids);
+  free(e.symbols);
+  free(e.heap);
+  if (code != BG_OK) {
+    free(e.ids);
+    e.ids = NULL;
+  }
+  *ids = e.ids;
+  return code == BG_OK ? (int32_t)e.n : code;
+}
+
+// ---- ids to text ------------------------------------------------------------------------------------------
+
+void tokenizer_decode(const vocabulary *v, int32_t id, text_stream *stream, FILE *out) {
+  if (id < 0 || (uint32_t)id >= v->header->tokens)
+    text_stream_put(stream, (const uint8_t *)UTF8_REPLACEMENT, 3, out);
+  else
+    text_stream_put(stream, v->strings + v->pieces[id].start, v->pieces[id].length, out);
+}

@@ -1,0 +1,206 @@
+// vocabulary.c: check the tables of a vocabulary, and look things up in them.
+#include "text/vocabulary.h"
+
+#include <string.h>
+
+#include "bitgen.h"
+
+// ---- opening ----------------------------------------------------------------------------------------------
+
+// Where the pointer to a section is in a vocabulary, and the bytes of an element.
+#define TABLE(section, field) [section] = {offsetof(vocabulary, field), sizeof *((vocabulary *)0)->field}
+static const struct {
+  size_t pointer, element;
+} tables[SECTIONS] = {
+    TABLE(STRINGS, strings),   TABLE(PIECES, pieces),     TABLE(SPELLINGS, spellings),
+    TABLE(SPECIALS, specials), TABLE(BYTES, bytes),       TABLE(MERGE_FIRST, merge_first),
+    TABLE(MERGES, merges),     TABLE(CLASSES, classes),   TABLE(FOLDS, folds),
+    TABLE(STOPS, stops),       TABLE(RANKS, ranks),       TABLE(DECOMPOSED, decomposed),
+    TABLE(CODES, codes),       TABLE(COMPOSED, composed),
+};
+
+static int is_token(const vocabulary *v, int32_t id) { return id >= 0 && (uint32_t)id < v->header->tokens; }
+
+static int is_token_or_none(const vocabulary *v, int32_t id) { return id == -1 || is_token(v, id); }
+
+static int header_is_valid(const vocabulary *v, size_t bytes) {
+  const vocabulary_header *h = v->header;
+  if (memcmp(h->magic, "BITGENTK", 8) != 0 || h->version != VOCABULARY_VERSION || h->bytes != bytes ||
+      h->tokens < 1 || h->tokens > INT32_MAX - 1 || !is_token_or_none(v, h->bos) ||
+      !is_token_or_none(v, h->unknown) || h->splits[MAX_SPLITS - 1] != SPLIT_NONE)
+    return 0;
+  for (int i = 0; i < MAX_SPLITS; i++)
+    if (h->splits[i] >= SPLITS)
+      return 0;
+  for (int i = 0; i < SECTIONS; i++) {
+    const uint64_t size = (uint64_t)h->sections[i].count * tables[i].element;
+    if (h->sections[i].offset % SECTION_ALIGN || h->sections[i].offset + size > bytes)
+      return 0;
+  }
+  return count_of(v, PIECES) == h->tokens && count_of(v, BYTES) == 256 &&
+         count_of(v, MERGE_FIRST) == h->tokens + 1;
+}
+
+static int is_inside(const vocabulary *v, span s) {
+  return (uint64_t)s.start + s.length <= count_of(v, STRINGS);
+}
+
+static int pieces_are_valid(const vocabulary *v) {
+  for (uint32_t i = 0; i < v->header->tokens; i++)
+    if (!is_inside(v, v->pieces[i]))
+      return 0;
+  return 1;
+}
+
+static int entries_are_valid(const vocabulary *v, const entry *entries, uint32_t n) {
+  for (uint32_t i = 0; i < n; i++)
+    if (!is_inside(v, entries[i].text) || !entries[i].text.length || !is_token(v, entries[i].id))
+      return 0;
+  return 1;
+}
+
+static int ids_are_valid(const vocabulary *v, const int32_t *ids, uint32_t n) {
+  for (uint32_t i = 0; i < n; i++)
+    if (!is_token_or_none(v, ids[i]))
+      return 0;
+  return 1;
+}
+
+static int merges_are_valid(const vocabulary *v) {
+  const uint32_t n = count_of(v, MERGES), tokens = v->header->tokens;
+  for (uint32_t i = 0; i < tokens; i++)
+    if (v->merge_first[i] > v->merge_first[i + 1])
+      return 0;
+  for (uint32_t i = 0; i < n; i++)
+    if (!is_token(v, v->merges[i].id))
+      return 0;
+  return v->merge_first[tokens] <= n;
+}
+
+static uint32_t start_of(step s) { return s & ((1u << STEP_SHIFT) - 1); }
+
+static int steps_are_valid(const step *steps, uint32_t n) {
+  for (uint32_t i = 1; i < n; i++)
+    if (start_of(steps[i - 1]) >= start_of(steps[i]))
+      return 0;
+  return n && start_of(steps[0]) == 0;
+}
+
+static int normal_forms_are_valid(const vocabulary *v) {
+  const uint32_t codes = count_of(v, CODES);
+  for (uint32_t i = 0; i < count_of(v, DECOMPOSED); i++) {
+    const decomposition *d = v->decomposed + i;
+    if (d->length > MAX_DECOMPOSED || (uint64_t)d->start + d->length > codes)
+      return 0;
+  }
+  for (uint32_t i = 0; i < codes; i++)
+    if (v->codes[i] > LAST_CODE)
+      return 0;
+  for (uint32_t i = 0; i < count_of(v, COMPOSED); i++)
+    if (v->composed[i].code > LAST_CODE)
+      return 0;
+  return 1;
+}
+
+int32_t vocabulary_open(vocabulary *v, const void *file, size_t bytes) {
+  *v = (vocabulary){.header = file};
+  if (!file || bytes < sizeof *v->header || !header_is_valid(v, bytes))
+    return BG_E_FORMAT;
+  for (int i = 0; i < SECTIONS; i++) {
+    const void *table = (const uint8_t *)file + v->header->sections[i].offset;
+    memcpy((uint8_t *)v + tables[i].pointer, &table, sizeof table);
+  }
+  if (!pieces_are_valid(v) || !entries_are_valid(v, v->spellings, count_of(v, SPELLINGS)) ||
+      !entries_are_valid(v, v->specials, count_of(v, SPECIALS)) ||
+      !ids_are_valid(v, v->bytes, count_of(v, BYTES)) || !ids_are_valid(v, v->stops, count_of(v, STOPS)) ||
+      !merges_are_valid(v) || !steps_are_valid(v->classes, count_of(v, CLASSES)) ||
+      !steps_are_valid(v->ranks, count_of(v, RANKS)) || !normal_forms_are_valid(v))
+    return BG_E_FORMAT;
+  for (uint32_t code = 0; code < sizeof v->ascii; code++)
+    v->ascii[code] = (uint8_t)step_value(v->classes, count_of(v, CLASSES), code);
+  for (uint32_t i = 0; i < count_of(v, SPECIALS); i++)
+    v->begins_special[v->strings[v->specials[i].text.start]] = 1;
+  return BG_OK;
+}
+
+// ---- look-up ----------------------------------------------------------------------------------------------
+
+uint32_t step_value(const step *steps, uint32_t n, uint32_t code) {
+  uint32_t low = 0, high = n; // steps[low] starts at or before, steps[high] behind
+  while (high - low > 1) {
+    const uint32_t middle = low + (high - low) / 2;
+    if (start_of(steps[middle]) <= code)
+      low = middle;
+    else
+      high = middle;
+  }
+  return steps[low] >> STEP_SHIFT;
+}
+
+int32_t find_token(const vocabulary *v, const uint8_t *spelling, size_t bytes) {
+  uint32_t low = 0, high = count_of(v, SPELLINGS);
+  while (low < high) {
+    const uint32_t middle = low + (high - low) / 2;
+    const entry *e = v->spellings + middle;
+    const size_t length = e->text.length;
+    int order = memcmp(v->strings + e->text.start, spelling, length < bytes ? length : bytes);
+    if (!order)
+      order = (length > bytes) - (length < bytes);
+    if (!order)
+      return e->id;
+    if (order < 0)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return -1;
+}
+
+const merge *find_merge(const vocabulary *v, int32_t left, int32_t right) {
+  uint32_t low = v->merge_first[left], high = v->merge_first[left + 1];
+  while (low < high) {
+    const uint32_t middle = low + (high - low) / 2;
+    if (v->merges[middle].right == (uint32_t)right)
+      return v->merges + middle;
+    if (v->merges[middle].right < (uint32_t)right)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return NULL;
+}
+
+// The specials that agree with the first `n` bytes are neighbours in the sorted table; the shortest of them,
+// if it is no longer than that, comes first.
+const entry *find_special(const vocabulary *v, const uint8_t *text, size_t bytes) {
+  const entry *found = NULL;
+  uint32_t low = 0, high = count_of(v, SPECIALS);
+  for (size_t n = 0; n <= bytes && low < high; n++) {
+    if (v->specials[low].text.length == n)
+      found = v->specials + low++;
+    if (n == bytes)
+      break;
+    uint32_t ends[2];
+    for (int after = 0; after < 2; after++) { // the range whose byte n is the text's
+      uint32_t a = low, b = high;
+      while (a < b) {
+        const uint32_t middle = a + (b - a) / 2;
+        const span s = v->specials[middle].text;
+        if (s.length <= n || v->strings[s.start + n] < text[n] + after)
+          a = middle + 1;
+        else
+          b = middle;
+      }
+      ends[after] = a;
+    }
+    low = ends[0], high = ends[1];
+  }
+  return found;
+}
+
+int is_stop(const vocabulary *v, int32_t id) {
+  for (uint32_t i = 0; i < count_of(v, STOPS); i++)
+    if (v->stops[i] == id)
+      return 1;
+  return 0;
+}

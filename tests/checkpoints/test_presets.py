@@ -1,0 +1,159 @@
+"""Presets: every model named in the documentation, and a clear error for every mistake in a file."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from bitgen import data
+from bitgen.checkpoints import presets
+from bitgen.errors import BitgenError, FormatError, UnsupportedError
+
+FACTS = {  # hidden, intermediate, layers, heads, kv heads, head_dim, vocab, context, theta, eps
+    "2B4T": (2560, 6912, 30, 20, 5, 128, 128256, 4096, 5e5, 1e-5),
+    "0.7B": (1536, 4096, 24, 16, 16, 96, 32002, 2048, 1e4, 1e-5),
+    "xl": (2048, 5460, 24, 32, 32, 64, 32002, 2048, 1e4, 1e-5),
+    "3B": (3200, 8640, 26, 32, 32, 100, 32002, 2048, 1e4, 1e-5),
+    "Llama3-8B-1.58": (4096, 14336, 32, 32, 8, 128, 128256, 8192, 5e5, 1e-5),
+    "Falcon3-1B": (2048, 8192, 18, 8, 4, 256, 131072, 8192, 1000042, 1e-6),
+    "Falcon3-3B": (3072, 9216, 22, 12, 4, 256, 131072, 4096, 1000042, 1e-6),
+    "Falcon3-7B": (3072, 23040, 28, 12, 4, 256, 131072, 8192, 1000042, 1e-6),
+    "Falcon3-10B": (3072, 23040, 40, 12, 4, 256, 131072, 32768, 1000042, 1e-6),
+    "BitNet-embedding-0.6B": (1024, 3072, 28, 16, 8, 128, 151936, 32768, 1e6, 1e-6),
+    "BitNet-embedding-270M": (640, 2048, 18, 4, 1, 256, 262144, 32768, 1e6, 1e-6),
+    "Bonsai-1.7B": (2048, 6144, 28, 16, 8, 128, 151936, 32768, 1e6, 1e-6),
+    "Bonsai-4B": (2560, 9728, 36, 32, 8, 128, 151936, 32768, 1e6, 1e-6),
+    "Bonsai-8B": (4096, 12288, 36, 32, 8, 128, 151936, 32768, 1e6, 1e-6),
+    "stories": (256, 1024, 8, 4, 2, 64, 4096, 512, 1e4, 1e-5),
+}
+
+
+def test_every_preset_is_known_here() -> None:
+    assert set(presets.names()) == set(FACTS)
+    assert presets.names() == sorted(presets.names(), key=str.lower)
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_preset_holds_the_published_facts(name: str) -> None:
+    s = presets.load(name)
+    assert s.name == name
+    assert (s.hidden, s.intermediate, s.layers, s.heads, s.kv_heads, s.head_dim) == FACTS[name][:6]
+    assert (s.vocab, s.context, s.rope_theta, s.norm_eps) == FACTS[name][6:]
+    llama, embedding = name.startswith(("Llama", "Falcon")), name.startswith("BitNet-embedding")
+    bonsai = name.startswith("Bonsai")
+    assert s.group == 128 * bonsai
+    if embedding or bonsai:
+        assert (s.architecture, s.activation) == (("gemma3", "gelu_tanh") if s.hidden == 640 else ("qwen3", "silu"))
+    else:
+        assert s.architecture == ("llama" if llama else "bitnet-b1.58" if s.activation == "relu2" else "bitnet")
+        assert s.activation == ("relu2" if name in ("2B4T", "stories") else "silu")
+    assert s.sub_norms == (not llama and not embedding and not bonsai)
+    assert (s.tied, s.rope_interleaved) == (not llama and name != "Bonsai-8B", llama)
+    assert (s.input_norms, s.qk_norm, s.post_norms) == (embedding, embedding or bonsai, s.architecture == "gemma3")
+    assert (s.embedding_scale, s.window) == ((640**0.5, 512) if s.architecture == "gemma3" else (1.0, 0))
+    assert all(type(getattr(s, f.name)).__name__ == f.type for f in dataclasses.fields(s) if f.type != "Activation")
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    ["2B4T", "2b4t", " 2B4T ", "microsoft/bitnet-b1.58-2B-4T", "MICROSOFT/BitNet-b1.58-2b-4t", "BITNET-B1.58-2B-4T"],
+)
+def test_names_and_hugging_face_ids_in_any_case(spelling: str) -> None:
+    assert presets.load(spelling).name == "2B4T"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [
+        ("2B-4T", "did you mean 2B4T"),
+        ("falcon3-8b", "did you mean Falcon3"),
+        ("microsoft/bitnet-2B4T", "did you mean 2B4T"),
+        ("zzzzz", "known: 0.7B, 2B4T"),
+        ("", "known: 0.7B, 2B4T"),
+    ],
+)
+def test_unknown_names_get_a_hint(wrong: str, hint: str) -> None:
+    with pytest.raises(UnsupportedError, match=hint):
+        presets.load(wrong)
+
+
+def written(folder: Path, changes: dict[str, str | None]) -> Path:
+    """The 2B4T preset as a file of its own, with lines changed, added or (None) left out."""
+    lines = dict(line.split(": ", 1) for line in _source().splitlines() if not line.startswith("#"))
+    lines |= changes  # type: ignore[arg-type]
+    path = folder / "2B4T.yaml"
+    path.write_text("".join(f"{key}: {value}\n" for key, value in lines.items() if value is not None))
+    return path
+
+
+def _source() -> str:
+    return (data.folder("presets") / "models" / "2B4T.yaml").read_text()
+
+
+def test_the_unchanged_copy_loads(tmp_path: Path) -> None:
+    assert presets.read(written(tmp_path, {})) == presets.load("2B4T")
+
+
+@pytest.mark.parametrize("field", presets.FIELDS)
+def test_every_missing_field_is_named(tmp_path: Path, field: str) -> None:
+    path = written(tmp_path, {field: None})
+    with pytest.raises(FormatError, match=f"{field} is missing") as caught:
+        presets.read(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("field", [f for f in presets.FIELDS if f != "hf"])
+@pytest.mark.parametrize("value", ["null", "[1]", "{}", "''", "yes please"])
+def test_every_field_has_a_type(tmp_path: Path, field: str, value: str) -> None:
+    path = written(tmp_path, {field: value})
+    with pytest.raises(BitgenError, match=f"{field}|'{value}'") as caught:
+        presets.read(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("hidden", "0", "hidden is 0"),
+        ("hidden", "-2560", "hidden is -2560"),
+        ("hidden", "2560.0", "hidden is 2560.0"),
+        ("layers", "true", "layers is True"),
+        ("layers", "1000000000000", "layers is 1000000000000"),
+        ("rope_theta", ".nan", "rope_theta is nan"),
+        ("rope_theta", ".inf", "rope_theta is inf"),
+        ("norm_eps", "0", "norm_eps is 0"),
+        ("norm_eps", "1e-5", "norm_eps is '1e-5'"),  # YAML 1.1 reads that as a text
+        ("tied", "1", "tied is 1"),
+        ("heads", "21", "21 heads are not a multiple of 5 kv_heads"),
+        ("head_dim", "127", "head_dim 127 is odd"),
+        ("activation", "gelu", "activation 'gelu' is not supported; known: relu2, silu"),
+        ("architecture", "qwen2", "architecture 'qwen2' is not supported"),
+        ("name", "2B4", "name is '2B4'; it must equal the file's name"),
+        ("input_norms", "true", "sub_norms and input_norms are two norms of one input"),
+        ("input_norms", "1", "input_norms is 1"),
+        ("window", "-1", "window is -1"),
+        ("window_period", "0", "window_period is 0"),
+        ("window_theta", ".nan", "window_theta is nan"),
+        ("attention_scale", "x", "attention_scale is 'x'"),
+        ("hf", "3", "hf is 3"),
+        ("hiden", "3", "unknown key 'hiden'; did you mean hidden"),
+    ],
+)
+def test_impossible_values_are_named(tmp_path: Path, field: str, value: str, message: str) -> None:
+    with pytest.raises(BitgenError, match=message):
+        presets.read(written(tmp_path, {field: value}))
+
+
+@pytest.mark.parametrize("text", ["", "- 1\n", "a: [", "\x00", "!!python/object:os.system {}"])
+def test_files_that_are_no_mapping(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "m.yaml"
+    path.write_text(text)
+    with pytest.raises(FormatError, match=r"m\.yaml"):
+        presets.read(path)
+
+
+def test_a_missing_data_folder_is_an_error() -> None:
+    with pytest.raises(BitgenError, match="data folder 'none' is missing"):
+        data.folder("none")  # type: ignore[arg-type]

@@ -1,0 +1,159 @@
+"""Rendered C: golden text, the rules of the header, formatting, the check of contexts, the registry.
+
+`BITGEN_UPDATE_GOLDEN=1 pytest tests/kernels/test_render.py` rewrites the golden files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import places
+import pytest
+
+from bitgen import data
+from bitgen.errors import UnsupportedError
+from bitgen.kernels import render, space
+from bitgen.kernels.formats import FORMATS
+from bitgen.kernels.layout import round_up
+from bitgen.spec import ROLES, GemmShape, KernelSpec, Layout, Op, Tile
+from bitgen.targets import TARGETS
+
+GOLDEN = places.GOLDEN
+TEMPLATES = list(space.TEMPLATES)
+DOWN = GemmShape(2560, 6912)
+OPS: tuple[Op, ...] = ("gemv", "gemm")
+
+
+def example(format: str, isa: str, op: Op, shape: GemmShape = DOWN) -> KernelSpec:
+    template = space.TEMPLATES[format, isa]
+    layout = Layout(format, template.bm[0], template.bk[0])
+    if FORMATS[format].grouped:
+        shape = GemmShape(shape.m, round_up(shape.k, layout.bk), layout.bk)
+    return KernelSpec(op, shape, isa, layout, space.candidate_tiles(op, shape, isa, layout)[0])
+
+
+@dataclass(frozen=True)
+class Level:
+    isa: str
+    kernels: tuple[KernelSpec, ...]
+    roles: dict[str, tuple[KernelSpec, KernelSpec]]
+    layout_key: str
+
+
+def level(isa: str, bound: bool) -> Level:
+    shape = GemmShape(300, 1000)
+    specs = space.default_plan(shape, isa).specs(shape, isa)
+    return Level(isa, specs, dict.fromkeys(ROLES, specs) if bound else {}, "qkv=some" if bound else "")
+
+
+def all_texts() -> dict[str, str]:
+    """Every kind of file that is rendered."""
+    texts = {f"probe__{isa}.c": render.render_probe(isa) for isa in TARGETS}
+    texts["registry.c"] = render.render_registry([level("avx2", True), level("scalar", False)])
+    for format, isa in TEMPLATES:
+        for op in OPS:
+            for shape in (DOWN, GemmShape(1, 1), GemmShape(128256, 23040)):
+                spec = example(format, isa, op, shape)
+                texts[f"{spec.symbol}.c"] = render.render_kernel(spec)
+    return texts
+
+
+def test_there_is_a_row_for_every_template_file() -> None:
+    folder = data.folder("templates")
+    files = {
+        (p.parent.name, p.name.removesuffix(".c.j2"))
+        for format in FORMATS
+        for p in (folder / format).glob("*.c.j2")
+        if p.name.removesuffix(".c.j2") in TARGETS
+    }
+    assert files == set(TEMPLATES)
+    assert {p.name.removesuffix(".c.j2") for p in (folder / "probe").iterdir()} == set(TARGETS)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(("format", "isa"), TEMPLATES, ids=map("-".join, TEMPLATES))
+def test_golden_text(format: str, isa: str, op: Op) -> None:
+    text = render.render_kernel(example(format, isa, op))
+    path = GOLDEN / f"{format}-{op}-{isa}.c"
+    if os.environ.get("BITGEN_UPDATE_GOLDEN"):
+        path.write_text(text)
+    assert text == path.read_text(), f"{path.name} changed; BITGEN_UPDATE_GOLDEN=1 accepts the new text"
+
+
+def test_golden_registry() -> None:
+    text = render.render_registry([level("avx2", True), level("scalar", False)])
+    path = GOLDEN / "registry.c"
+    if os.environ.get("BITGEN_UPDATE_GOLDEN"):
+        path.write_text(text)
+    assert text == path.read_text()
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(("format", "isa"), TEMPLATES, ids=map("-".join, TEMPLATES))
+def test_the_text_explains_itself(format: str, isa: str, op: Op) -> None:
+    spec = example(format, isa, op)
+    text = render.render_kernel(spec)
+    first, *head = text.split("#include", 1)[0].splitlines()
+    assert first == f"// {spec.symbol}"
+    assert f"//   bitgen gen {spec.symbol}" in head
+    assert render.template_of(spec) in "\n".join(head) and str(spec.layout) in "\n".join(head)
+    assert "_Static_assert" in text and re.search(r"enum { M = \d+, K = \d+", text)
+    assert not re.search(r"/(home|root|tmp|work|usr)/|20\d\d-\d\d", text), "a path or a date"
+    assert set(re.findall(r"#include (.*)", text)) <= {
+        '"kernel.h"', "<string.h>", "<immintrin.h>", "<arm_neon.h>"
+    }  # fmt: skip
+    globals_ = re.findall(r"^(?!static|typedef|enum|_Static|const bg_kernel|extern)[a-z][^\n]*[({]$", text, re.M)
+    assert not globals_, f"not static: {globals_}"
+    assert text == render.render_kernel(spec)
+
+
+def test_clang_format_finds_nothing_to_do(tmp_path: Path) -> None:
+    """In what is generated, and in the runtime."""
+    tool = shutil.which("clang-format")
+    if tool is None:
+        pytest.skip("no clang-format here (apt-get install clang-format)")
+    for name, text in all_texts().items():
+        (tmp_path / name).write_text(text)
+    style = places.REPO / ".clang-format"
+    files = sorted(map(str, [*tmp_path.glob("*.c"), *data.folder("runtime").rglob("*.[ch]")]))
+    command = [tool, f"--style=file:{style}", "--dry-run", "-Werror", *files]
+    out = subprocess.run(command, capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr[:4000]
+
+
+def test_templates_fall_back_along_the_levels() -> None:
+    spec = example("tl2", "avx2", "gemv")
+    assert render.template_of(dataclasses.replace(spec, isa="avx512vnni")) == "tl2/avx2.c.j2"
+    assert render.template_of(dataclasses.replace(spec, isa="neon")) == "tl2/scalar.c.j2"
+
+
+def test_an_illegal_spec_is_refused_with_its_reason() -> None:
+    spec = dataclasses.replace(example("i2_s", "avx2", "gemm"), tile=Tile(nr=8, kc=100))
+    with pytest.raises(UnsupportedError, match=r"kc must be 0 or.* a multiple of bk=128"):
+        render.render_kernel(spec)
+
+
+def test_contexts_fit_their_templates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key that no line uses and a name without a value are both errors."""
+    spec = example("i2_s", "avx2", "gemm")
+    context = render._context(spec)
+    monkeypatch.setattr(render, "_context", lambda _: context | {"unroll": 4})
+    with pytest.raises(AssertionError, match=r"values without a use \['unroll'\]"):
+        render.render_kernel(spec)
+    monkeypatch.setattr(render, "_context", lambda _: {k: v for k, v in context.items() if k != "bm"})
+    with pytest.raises(AssertionError, match=r"names without a value \['bm'\]"):
+        render.render_kernel(spec)
+
+
+def test_the_registry_lists_levels_best_first() -> None:
+    text = render.render_registry([level("avx2", True), level("scalar", False)])
+    assert re.findall(r"&isa__(\w+)", text) == ["avx2", "scalar"]
+    assert text.index("&isa__scalar") < text.index("    NULL,")
+    assert text.count(".gemv[BG_") == 4 == text.count(".gemm[BG_")
+    assert "bg_ops__avx2" in text and "bg_probe__scalar" in text and '"qkv=some"' in text

@@ -1,0 +1,76 @@
+"""GGUF files made to order, for the tests of what reads them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bitgen.checkpoints import synth
+from bitgen.gguf import container, types
+from bitgen.gguf.metadata import key_values
+from bitgen.gguf.writer import payload, tensor_table
+from bitgen.spec import ModelShape
+
+TINY = ModelShape(
+    name="tiny", architecture="bitnet-b1.58", hidden=256, intermediate=512, layers=2,
+    heads=4, kv_heads=2, head_dim=64, vocab=300, context=64, rope_theta=10000.0, norm_eps=1e-5,
+    activation="relu2", sub_norms=True, tied=True,
+)  # fmt: skip
+TINY_LLAMA = dataclasses.replace(
+    TINY, architecture="llama", activation="silu", sub_norms=False, tied=False, rope_interleaved=True
+)
+SMALLEST = dataclasses.replace(TINY, hidden=64, intermediate=64, layers=1, heads=2, kv_heads=1, head_dim=32, vocab=40)
+
+Stored = tuple[tuple[int, ...], int, bytes]
+"""Shape (rows first), type id, bytes."""
+
+
+def contents(shape: ModelShape = TINY, type: str = "i2_s") -> tuple[dict[str, Any], dict[str, Stored]]:
+    """Metadata and tensors as bitgen writes them, to be changed and then stored."""
+    checkpoint = synth.SynthCheckpoint(shape, seed=1)
+    tensors: dict[str, Stored] = {}
+    scales: dict[str, float] = {}
+    for entry in tensor_table(shape, type):
+        data = b"".join(piece.tobytes() for piece in payload(checkpoint, entry, scales))
+        tensors[entry.name] = (entry.shape, entry.type, data)
+    return key_values(checkpoint, type), tensors
+
+
+def store(path: Path, metadata: dict[str, Any], tensors: dict[str, Stored]) -> Path:
+    """Write a file whose tensors need not make sense; only their offsets do."""
+    sized = [_Sized(name, shape, type, len(data)) for name, (shape, type, data) in tensors.items()]
+    raw = container.head(metadata, sized)  # type: ignore[arg-type]
+    for _, _, data in tensors.values():
+        raw += data.ljust(container.padded(len(data)), b"\0")
+    path.write_bytes(raw)
+    return path
+
+
+def changed(path: Path, change: Callable[[dict[str, Any], dict[str, Stored]], None], **of: Any) -> Path:
+    """A file with `change` applied to its metadata and tensors."""
+    metadata, tensors = contents(**of)
+    change(metadata, tensors)
+    return store(path, metadata, tensors)
+
+
+def floats(values: np.ndarray, type: int) -> Stored:
+    """A float tensor in one of the three float types."""
+    if type == types.BF16:
+        data = (values.astype("<f4").view("<u4") >> 16).astype("<u2")
+    else:
+        data = values.astype("<f4" if type == types.F32 else "<f2")
+    return values.shape, type, data.tobytes()
+
+
+@dataclasses.dataclass
+class _Sized:
+    """An Entry whose size is what it is, whatever its type says."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: int
+    nbytes: int

@@ -1,0 +1,450 @@
+"""The runtime's arithmetic once more, in NumPy and to the last bit; and tiny models to hold it against.
+
+`logits` is the forward pass as simd/vec.h and simd/ops.h define it: float32, sixteen lanes, fused multiply-adds where
+they are written. It shares no code with the C and no more than the definition, so equality with == means that every
+ISA, compiler and thread count computes what is documented. `reference.forward` says whether that is the right thing.
+"""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cffi
+import numpy as np
+import numpy.typing as npt
+
+from bitgen import data, targets
+from bitgen.checkpoints.reference import gemm_int, group_linear, quantise
+from bitgen.checkpoints.synth import SynthCheckpoint
+from bitgen.compile import binding, clang, library, pack
+from bitgen.compile.clang import Artefact
+from bitgen.engine.session import CACHES, Cache
+from bitgen.kernels import plan, space
+from bitgen.spec import MatrixPlan, ModelShape
+
+F32 = np.float32
+FloatArray = npt.NDArray[np.float32]
+
+LANES, ATTEND_BLOCK = 16, 256
+
+# ---- sixteen lanes -------------------------------------------------------------------------------------------
+
+
+def fma(a: Any, b: Any, c: Any) -> FloatArray:
+    """a * b + c of float32, rounded once: the sum in float64 rounded to odd, then to float32."""
+    p, c = np.multiply(a, b, dtype=np.float64), np.asarray(c, np.float64)
+    s = p + c
+    t = s - p
+    lost = (p - (s - t)) + (c - t)
+    bits = s.view(np.int64)
+    away = np.where((lost > 0) == (s > 0), 1, -1)
+    return (bits + np.where((lost != 0) & (bits & 1 == 0), away, 0)).view(np.float64).astype(F32)
+
+
+def lanes(x: FloatArray) -> FloatArray:
+    """[..., n] -> [..., ceil(n / 16), 16], zeros after the last."""
+    x = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % LANES)])
+    return x.reshape(*x.shape[:-1], x.shape[-1] // LANES, LANES)
+
+
+def tree(a: FloatArray) -> FloatArray:
+    """The sum over 16 lanes, by halves."""
+    for half in (8, 4, 2, 1):
+        a = a[..., :half] + a[..., half:]
+    return a[..., 0]
+
+
+def dot(a: FloatArray, b: FloatArray) -> FloatArray:
+    """Sums of products over the last axis in lane order; other axes broadcast."""
+    a, b = lanes(a), lanes(b)
+    total = np.zeros((*np.broadcast_shapes(a.shape, b.shape)[:-2], LANES), F32)
+    for i in range(a.shape[-2]):
+        total = fma(a[..., i, :], b[..., i, :], total)
+    return tree(total)
+
+
+def exp(x: FloatArray) -> FloatArray:
+    """e^x as v16_exp has it."""
+    x = np.clip(x, F32(-87), F32(88))
+    n = np.rint(x * F32(float.fromhex("0x1.715476p0")))
+    r = fma(n, F32(-0.693359375), x)
+    r = fma(n, F32(float.fromhex("0x1.bd0106p-13")), r)
+    y = np.full_like(r, 1.9875691500e-4)
+    for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+        y = fma(y, r, F32(c))
+    return (fma(y, r * r, r) + F32(1)) * np.ldexp(F32(1), n.astype(np.int32))
+
+
+def silu(x: FloatArray) -> FloatArray:
+    """x / (1 + e^-x)."""
+    return x / (F32(1) + exp(-x))
+
+
+def gelu(x: FloatArray) -> FloatArray:
+    """x (1 + tanh(u)) / 2 = x / (1 + e^-2u), u = sqrt(2 / pi) (x + 0.044715 x^3)."""
+    c = 2 * (2 / np.pi) ** 0.5
+    return x / (F32(1) + exp(x * fma(x * x, F32(-c * 0.044715), F32(-c))))
+
+
+def half(x: FloatArray) -> npt.NDArray[np.uint16]:
+    """Bits of the nearest float16, ties to even, at most 65504 in size."""
+    return np.clip(x, F32(-65504), F32(65504)).astype(np.float16).view(np.uint16)
+
+
+COARSE, FINE = 127, 16383
+
+
+def rounded(x: FloatArray, top: int) -> tuple[npt.NDArray[np.int64], FloatArray]:
+    """Codes of size `top` at most, and their scale, for each row [..., n]: x is nearly codes * scale[..., None]."""
+    greatest = np.clip(np.abs(x).max(-1), F32(2.0**-64), F32(2.0**64))
+    codes = np.rint(np.clip(x * (F32(top) / greatest)[..., None], F32(-top), F32(top)))
+    return codes.astype(np.int64), greatest / F32(top)
+
+
+# ---- the forward pass ----------------------------------------------------------------------------------------
+
+
+def rms_norm(x: FloatArray, gain: FloatArray, eps: float) -> FloatArray:
+    """gain * (x / sqrt(mean(x^2) + eps)), the mean in lane order."""
+    inverse = F32(1) / np.sqrt(dot(x, x) / F32(x.shape[-1]) + F32(eps))
+    return gain * (x * inverse[..., None])
+
+
+def rope(x: FloatArray, theta: float, interleaved: bool) -> FloatArray:
+    """Turn pairs of x [n, heads, d]; the frequency and the angle are float32, as in transformers."""
+    n, _, d = x.shape
+    frequency = (float(F32(theta)) ** (-np.arange(0, d, 2) / d)).astype(F32)
+    angle = (np.arange(n, dtype=F32)[:, None] * frequency).astype(np.float64)
+    c, s = np.cos(angle).astype(F32)[:, None], np.sin(angle).astype(F32)[:, None]
+    first, second = (x[..., 0::2], x[..., 1::2]) if interleaved else (x[..., : d // 2], x[..., d // 2 :])
+    turned = first * c - second * s, second * c + first * s
+    return np.stack(turned, axis=-1).reshape(x.shape) if interleaved else np.concatenate(turned, axis=-1)
+
+
+def merge(a: tuple[Any, Any, Any], b: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+    """Two partial results (sum p v, sum p, greatest score) as one."""
+    top = np.maximum(a[2], b[2])
+    old, new = exp(a[2] - top), exp(b[2] - top)
+    return fma(b[0], new[..., None], a[0] * old[..., None]), fma(b[1], new, a[1] * old), top
+
+
+def attend_block(
+    q: FloatArray, k: FloatArray, v: FloatArray, begins: Any, ends: Any, cache: Cache, scale: float = 0
+) -> tuple[Any, Any, Any]:
+    """sum p v [n, heads, d], sum p and the greatest score [n, heads] of rows q that see k from begins to ends."""
+    n, heads, d = q.shape
+    scale = F32(scale) or F32(1) / np.sqrt(F32(d))
+    begins, ends = (np.reshape(a, (-1, 1, 1)) for a in (begins, ends))
+    visible = (np.arange(len(k)) >= begins) & (np.arange(len(k)) < ends)
+    if cache == "f16":
+        k, v = (half(t).view(np.float16).astype(F32) for t in (k, v))
+    if cache == "int8":
+        (qc, qs), (kc, ks), (vc, vs) = rounded(q, FINE), rounded(k, COARSE), rounded(v, COARSE)
+        sums = np.einsum("nhd,phd->nhp", qc, kc).astype(F32)
+        scores = sums * (qs * scale)[..., None] * ks.T
+    else:
+        scores = np.zeros((n, heads, len(k)), F32)
+        for i in range(d):
+            scores = fma(q[:, :, i, None], k[:, :, i].T[None], scores)
+        scores = scores * scale
+    scores = np.where(visible, scores, F32(-np.inf))
+    top = scores.max(-1)
+    p = np.where(visible, exp(scores - top[..., None]), F32(0))
+    total = np.zeros((n, heads, LANES), F32)
+    for group in np.moveaxis(lanes(p), -2, 0):
+        total = total + group
+    if cache == "int8":
+        pc, ps = rounded(p * vs.T, FINE)
+        return np.einsum("nhp,phd->nhd", pc, vc).astype(F32) * ps[..., None], tree(total), top
+    out = np.zeros((n, heads, d), F32)
+    for i in range(len(k)):
+        out = np.where(visible[:, :, i, None], fma(p[:, :, i, None], v[None, i], out), out)
+    return out, tree(total), top
+
+
+def attention(
+    q: FloatArray, k: FloatArray, v: FloatArray, cache: Cache, scale: float = 0, window: int = 0
+) -> FloatArray:
+    """Causal attention, block by block of absolute positions, blocks merged in order -> [n, heads * d]."""
+    n, heads, d = q.shape
+    k, v = (np.repeat(t, heads // t.shape[1], axis=1) for t in (k, v))
+    out, total, top = np.empty((n, heads, d), F32), np.empty((n, heads), F32), np.empty((n, heads), F32)
+    ends = np.arange(n) + 1
+    begins = np.maximum(ends - (window or n), 0)
+    for first in range(0, n, ATTEND_BLOCK):
+        cut, came = slice(first, first + ATTEND_BLOCK), ends > first
+        for rows, old in (
+            (came & (begins // ATTEND_BLOCK == first // ATTEND_BLOCK), False),
+            (came & (begins < first), True),
+        ):
+            part = attend_block(q[rows], k[cut], v[cut], (begins - first)[rows], (ends - first)[rows], cache, scale)
+            if old:
+                part = merge((out[rows], total[rows], top[rows]), part)
+            out[rows], total[rows], top[rows] = part
+    return (out / total[..., None]).reshape(n, heads * d)
+
+
+def states(checkpoint: SynthCheckpoint, tokens: Sequence[int], cache: Cache = "f16") -> FloatArray:
+    """float32 [n, hidden] after the last norm, bit for bit what the runtime gives with a KV cache of type `cache`."""
+    s, n = checkpoint.shape, len(tokens)
+    x = checkpoint.dense("token_embd.weight").astype(np.float16).astype(F32)[np.asarray(tokens)]
+    x = x * F32(s.embedding_scale)
+    act = {"relu2": lambda z: np.square(np.maximum(z, F32(0))), "silu": silu, "gelu_tanh": gelu}[s.activation]
+    for layer in range(s.layers):
+        local = bool(s.window) and (layer + 1) % s.window_period != 0
+        theta, window = (s.window_theta, s.window) if local else (s.rope_theta, 0)
+
+        def norm(name: str, x: FloatArray, layer: int = layer) -> FloatArray:
+            if name not in s.norms:
+                return x
+            return rms_norm(x, checkpoint.dense(f"blk.{layer}.{name}.weight").astype(F32), s.norm_eps)
+
+        def linear(name: str, x: FloatArray, layer: int = layer) -> FloatArray:
+            x = norm(f"{name}_norm_in", x)
+            codes, a = checkpoint.ternary(f"blk.{layer}.{name}.weight")
+            if s.group:
+                return group_linear(x, codes, np.asarray(a))
+            q, scale = quantise(x)
+            return gemm_int(codes, q).astype(F32) * (F32(a) / scale)[:, None]
+
+        h = norm("attn_norm", x)
+        q, k, v = (linear(name, h).reshape(n, -1, s.head_dim) for name in ("attn_q", "attn_k", "attn_v"))
+        q, k = (rope(norm(name, t), theta, s.rope_interleaved) for name, t in (("attn_q_norm", q), ("attn_k_norm", k)))
+        context = norm("attn_sub_norm", attention(q, k, v, cache, s.attention_scale, window))
+        x = x + norm("post_attention_norm", linear("attn_output", context))
+        h = norm("ffn_norm", x)
+        inner = act(linear("ffn_gate", h)) * linear("ffn_up", h)
+        x = x + norm("post_ffw_norm", linear("ffn_down", norm("ffn_sub_norm", inner)))
+    return rms_norm(x, checkpoint.dense("output_norm.weight").astype(F32), s.norm_eps)
+
+
+def logits(checkpoint: SynthCheckpoint, tokens: Sequence[int], cache: Cache = "f16") -> FloatArray:
+    """float32 [n, vocab], bit for bit what the runtime gives with an f16 head."""
+    name = "token_embd.weight" if checkpoint.shape.tied else "output.weight"
+    head = checkpoint.dense(name).astype(np.float16).astype(F32)
+    return np.stack([dot(row, head) for row in states(checkpoint, tokens, cache)])
+
+
+# ---- tiny models ---------------------------------------------------------------------------------------------
+
+
+def shape(name: str, **different: Any) -> ModelShape:
+    """A tiny model of the flagship's architecture, but for what is said."""
+    return replace(FLAGSHIP, name=name, **different)
+
+
+FLAGSHIP = ModelShape(
+    name="flagship",
+    architecture="bitnet-b1.58",
+    hidden=128,
+    intermediate=192,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=32,
+    vocab=320,
+    context=600,
+    rope_theta=10000.0,
+    norm_eps=1e-5,
+    activation="relu2",
+    sub_norms=True,
+    tied=True,
+)
+SILU: dict[str, Any] = {"activation": "silu"}
+GEMMA: dict[str, Any] = {"activation": "gelu_tanh", "qk_norm": True, "post_norms": True, "embedding_scale": 11.5}
+GEMMA |= {"window_period": 3, "window_theta": 500.0}
+SHAPES = {
+    s.name: s
+    for s in (
+        FLAGSHIP,
+        shape("odd-sizes", hidden=100, intermediate=84, heads=2, head_dim=100, activation="silu", vocab=61),
+        shape("llama", head_dim=128, kv_heads=1, activation="silu", sub_norms=False, tied=False, rope_interleaved=True),
+        shape("thirds", hidden=196, intermediate=172, heads=6, kv_heads=2, head_dim=64, rope_theta=500000.0),
+        shape("one-kv", hidden=64, heads=20, kv_heads=1, head_dim=16, vocab=33),
+        shape("least", hidden=4, intermediate=4, layers=1, heads=1, kv_heads=1, head_dim=2, vocab=3, tied=False),
+        shape("wide-heads", heads=2, kv_heads=1, head_dim=256, sub_norms=False, rope_interleaved=True, vocab=3000),
+        shape("mha", heads=3, kv_heads=3, head_dim=96, activation="silu", layers=1),
+        shape("qwen3", head_dim=48, activation="silu", sub_norms=False, qk_norm=True),
+        shape("bonsai", hidden=256, intermediate=384, sub_norms=False, qk_norm=True, group=128, vocab=90, **SILU),
+        shape("bonsai-64", intermediate=320, heads=6, sub_norms=False, qk_norm=True, group=64, tied=False, **SILU),
+        shape("qwen3-inputs", hidden=100, head_dim=24, sub_norms=False, qk_norm=True, input_norms=True, **SILU),
+        shape("gemma3", head_dim=40, vocab=90, sub_norms=False, layers=3, attention_scale=0.25, window=5, **GEMMA),
+        shape("gemma3-inputs", hidden=72, kv_heads=1, sub_norms=False, layers=3, window=300, input_norms=True, **GEMMA),
+    )
+}
+"""Head sizes and ratios of the known models and beyond; widths that are no multiple of a vector or a block."""
+
+
+def lookup(model: ModelShape, isa: str, choice: int = 0) -> plan.Lookup:
+    """A plan of a model: the default (0), or a layout of another format or another of its own, with other tiles."""
+    matrices = {role: space.default_plan(gemm, isa) for role, gemm in model.matrices.items()}
+    for role, gemm in model.matrices.items() if choice else ():
+        last = list({layout.format: layout for layout in space.candidate_layouts(gemm, isa, True)}.values())
+        layout = last[-choice % len(last)]
+        tiles = [space.candidate_tiles(op, gemm, isa, layout, True)[-1] for op in ("gemv", "gemm")]
+        matrices[role] = MatrixPlan(layout, *tiles)
+    return plan.Lookup(isa, matrices, dict.fromkeys(matrices, "test"), None)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A tiny model packed for every level of a library."""
+
+    shape: ModelShape
+    checkpoint: SynthCheckpoint
+    artefact: Artefact
+    packed: tuple[Path, ...]  # by level
+
+    @property
+    def lib(self) -> Any:
+        """The loaded library."""
+        return binding.load(self.artefact.path)
+
+    def open(self, level: int = 0, threads: int = 1, context: int | None = None, cache: Cache = "f16") -> Session:
+        """A session of the model at one level."""
+        return Session(self, self.packed[level], level, threads, context or self.shape.context, cache)
+
+    def logits(
+        self, tokens: Sequence[int], level: int = 0, threads: int = 1, chunk: int | None = None, cache: Cache = "f16"
+    ) -> FloatArray:
+        """float32 [n, vocab], the tokens given in calls of `chunk`."""
+        chunk = chunk or len(tokens)
+        with self.open(level, threads, cache=cache) as session:
+            parts = [session.forward(tokens[i : i + chunk]) for i in range(0, len(tokens), chunk)]
+        return np.concatenate(parts)
+
+
+class Session:
+    """The C API, one call to a method; codes come back as they are."""
+
+    def __init__(self, bench: Bench, path: Path, level: int, threads: int, context: int, cache: Cache) -> None:
+        self.lib, self.vocab, self.ffi = bench.lib, bench.shape.vocab, binding.ffi()
+        model, session = self.ffi.new("bg_model **"), self.ffi.new("bg_session **")
+        assert self.lib.bg_open(str(path).encode(), level, model) == 0
+        assert self.lib.bg_session_open(model[0], threads, context, CACHES[cache], session) == 0
+        self.model, self.handle = model[0], session[0]
+
+    def forward(self, tokens: Sequence[int]) -> FloatArray:
+        """Logits of all tokens."""
+        out = np.empty((len(tokens), self.vocab), F32)
+        assert self.code(tokens, out, 1) == 0
+        return out
+
+    def code(self, tokens: Sequence[int], out: FloatArray | None, every: int) -> int:
+        """What bg_forward returns."""
+        ids = np.asarray(tokens, np.int32)
+        pointer = self.ffi.NULL if out is None else self.ffi.cast("float *", out.ctypes.data)
+        return int(
+            self.lib.bg_forward(self.handle, self.ffi.cast("int32_t *", ids.ctypes.data), len(ids), pointer, every)
+        )
+
+    def share(self, context: int) -> Any:
+        """Another session's handle, that shares the buffers and threads of this one."""
+        out = self.ffi.new("bg_session **")
+        assert self.lib.bg_session_share(self.handle, context, out) == 0
+        return out[0]
+
+    def sample(self, scores: FloatArray, history: Sequence[int] = (), step: int = 0, **how: Any) -> int:
+        """What bg_sample returns; by default every filter is off."""
+        params = self._how(how)
+        scores, past = np.ascontiguousarray(scores, F32), np.asarray(history, np.int32)
+        assert scores.shape == (self.vocab,)
+        floats, ids = (self.ffi.cast(t, a.ctypes.data) for t, a in (("float *", scores), ("int32_t *", past)))
+        return int(self.lib.bg_sample(self.handle, params, floats, ids, len(past), step))
+
+    def next(
+        self, tokens: Sequence[int], history: Sequence[int], step: int = 0, count: int = 1, **how: Any
+    ) -> list[int] | int:
+        """What bg_next chose, or its error code."""
+        arrays = [np.asarray(a, np.int32) for a in (tokens, history, np.full(count, -1))]
+        ids, past, chosen = (self.ffi.cast("int32_t *", a.ctypes.data) for a in arrays)
+        code = self.lib.bg_next(
+            *(self.handle, ids, len(tokens), self._how(how), past, len(history), step, chosen, count)
+        )
+        return [int(i) for i in arrays[2]] if code == 0 else int(code)
+
+    def next_batch(
+        self, handles: Sequence[Any], runs: Sequence[Sequence[int]], asks: Sequence[dict[str, Any]]
+    ) -> list[int] | int:
+        """What bg_next_batch chose, or its error code. asks: fields of bg_choice, `how` as in `sample`."""
+        ids, chosen = np.concatenate(runs).astype(np.int32), np.full(sum(a["count"] for a in asks), -1, np.int32)
+        kept = [(self._how(a["how"]), self.ffi.new("int32_t[]", list(a["history"]))) for a in asks]
+        choices = [
+            {"how": how, "history": past, "n_history": len(a["history"]), "count": a["count"], "step": a["step"]}
+            for a, (how, past) in zip(asks, kept, strict=True)
+        ]
+        code = self.lib.bg_next_batch(
+            *(self.ffi.new("bg_session *[]", list(handles)), len(handles), self.ffi.cast("int32_t *", ids.ctypes.data)),
+            *(self.ffi.new("int32_t[]", [len(r) for r in runs]), self.ffi.new("bg_choice[]", choices)),
+            self.ffi.cast("int32_t *", chosen.ctypes.data),
+        )
+        return [int(i) for i in chosen] if code == 0 else int(code)
+
+    def _how(self, how: dict[str, Any]) -> Any:
+        fields = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repeat_penalty": 1.0}
+        return self.ffi.new("bg_sampling *", {**fields, "repeat_last": 64, "seed": 0, **how})
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.lib.bg_session_close(self.handle)
+        self.lib.bg_close(self.model)
+
+
+@functools.cache
+def ops(isa: str, in_c: bool = False) -> tuple[cffi.FFI, Any]:
+    """The float operations of one ISA: a cffi namespace and its `const bg_ops *`.
+
+    in_c: instructions that this CPU may lack are functions in C (instructions.h).
+    """
+    runtime, arch = data.folder("runtime"), targets.host_arch()
+    compiler, folder = clang.find_compiler(arch), Path(tempfile.mkdtemp(prefix="bitgen-test-"))
+    flags = [*compiler.target_flags(arch), *clang.COMMON_FLAGS, *targets.target(isa).flags]
+    flags += [f"-I{runtime}", f"-DBG_ISA={isa}", "-fvisibility=default", "-shared"]
+    flags += ["-include", str(Path(__file__).parent / "instructions.h")] * in_c
+    sources = [str(runtime / file) for file in library.runtime_files(library.PER_LEVEL)]
+    subprocess.run([*compiler.command, *flags, *sources, "-o", str(folder / "ops.so")], check=True)
+    ffi = cffi.FFI()
+    ffi.cdef((runtime / "simd" / "ops.h").read_text().split("// <cdef>")[1].split("// </cdef>")[0])
+    ffi.cdef(f"extern struct bg_ops bg_ops__{isa};")
+    library_ = ffi.dlopen(str(folder / "ops.so"))
+    return ffi, getattr(library_, f"bg_ops__{isa}")
+
+
+@functools.cache
+def bench(name: str, choice: int = 0, head: pack.Head = "f16", levels: tuple[str, ...] | None = None) -> Bench:
+    """The model of SHAPES for the levels this CPU executes, built once."""
+    model = SHAPES[name]
+    lookups = [lookup(model, isa, choice) for isa in levels or library.host_isas()]
+    checkpoint = SynthCheckpoint(model, seed=1)
+    folder = Path(tempfile.mkdtemp(prefix="bitgen-test-"))
+    paths = tuple(folder / f"{found.isa}.bgpk" for found in lookups)
+    for path, found in zip(paths, lookups, strict=True):
+        pack.write(path, checkpoint, found, head)
+    return Bench(model, checkpoint, library.for_model(model, lookups), paths)
+
+
+def sanitized(folder: Path, isa: str, main: Path | None = None) -> Path:
+    """A program of a library's sources at one level, with AddressSanitizer and UBSan where the compiler has them, and
+    another main where one is given. What such programs have in common is compiled once."""
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.[ch]")}
+    sources = {name: path.read_text() for name, path in files.items() if not (main and name == "programs/runner.c")}
+    if main:
+        sources[main.name] = main.read_text()
+    flags = (*targets.target(isa).flags, f"-DBG_ISA={isa}")
+    units = [clang.Unit(file, library.object_name(file), flags) for file in sorted(sources) if file.endswith(".c")]
+    arch = targets.host_arch()
+    has_them = not clang.find_compiler(arch).zig
+    return clang.build("sanitized", arch, sources, units, {}, program=True, sanitize=has_them).path
+
+
+def tokens(model: ModelShape, n: int, seed: int = 0) -> list[int]:
+    """Random token ids."""
+    return np.random.default_rng(seed).integers(0, model.vocab, n).tolist()
