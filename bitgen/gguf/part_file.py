@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,13 +19,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+from filelock import lock_descriptor
 
+from bitgen import data
 from bitgen.errors import BitgenError
-
-try:
-    import fcntl
-except ImportError:  # Windows refuses to rename or remove a file that another process has open
-    fcntl = None  # type: ignore[assignment]
 
 
 class PartFile:
@@ -38,7 +36,7 @@ class PartFile:
     """
 
     def __init__(self, path: Path, identity: str | None) -> None:
-        own = "" if identity else f".{os.getpid()}"
+        own = "" if identity else f".{secrets.token_hex(4)}"
         self.path, self._identity = path, identity
         self._part, self._log = (path.with_name(f".{path.name}{own}.{end}") for end in ("part", "part.log"))
         self.done: set[str] = set()
@@ -60,9 +58,9 @@ class PartFile:
         """Write a part; the number of its bytes."""
         digest, count = hashlib.sha256(), 0
         for piece in pieces:
-            data = np.ascontiguousarray(piece).data.cast("B") if isinstance(piece, np.ndarray) else piece
-            digest.update(data)
-            count += self._file.write(data)
+            raw = np.ascontiguousarray(piece).data.cast("B") if isinstance(piece, np.ndarray) else piece
+            digest.update(raw)
+            count += self._file.write(raw)
         if self._identity:
             self._file.flush()
             self._lines.write(json.dumps({"part": part, "bytes": count, "sha256": digest.hexdigest()}) + "\n")
@@ -72,9 +70,9 @@ class PartFile:
         with self._open:
             if error is None:
                 self._file.flush()
-                if fcntl is None:
+                if os.name == "nt":  # Windows does not rename an open file
                     self._open.close()
-                self._part.replace(self.path)
+                data.publish(self._part, self.path)
             elif self._identity and not isinstance(error, BitgenError):
                 return
             self._part.unlink(missing_ok=True)
@@ -101,11 +99,11 @@ def _hash_of_next(file: BinaryIO, count: int) -> str | None:
     """The hash of so many bytes from here on; None where the file ends before."""
     digest = hashlib.sha256()
     while count > 0:
-        data = file.read(min(count, 1 << 20))
-        if not data:
+        raw = file.read(min(count, 1 << 20))
+        if not raw:
             return None
-        digest.update(data)
-        count -= len(data)
+        digest.update(raw)
+        count -= len(raw)
     return digest.hexdigest()
 
 
@@ -113,13 +111,9 @@ def _exclusively(path: Path) -> BinaryIO:
     """The file, made if need be, opened to read and write by nobody else."""
     while True:
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b")
-        if fcntl is None:
-            return file
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not lock_descriptor(file.fileno(), blocking=False):
             file.close()
-            raise BitgenError(f"{path} is being written by another process; wait for it to end") from None
+            raise BitgenError(f"{path} is being written by another process; wait for it to end")
         if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
             return file
         file.close()  # another process finished it between the two calls
