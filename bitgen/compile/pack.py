@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -21,10 +21,9 @@ from bitgen.checkpoints.checkpoint import FUSED, Checkpoint, row_pieces
 from bitgen.errors import BitgenError, UnsupportedError
 from bitgen.kernels.formats import FORMATS, Format
 from bitgen.kernels.plan import Lookup
-from bitgen.spec import Layout
+from bitgen.spec import Layout, Progress
 
 Head = Literal["certified", "f16", "int8"]
-Progress = Callable[[int, int], None]
 
 MAGIC, VERSION, HEADER_BYTES, ALIGN, LANES = b"BITGENPK", 3, 512, 64, 16
 PIECE = 1 << 20  # weights that are packed at once

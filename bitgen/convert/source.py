@@ -11,7 +11,8 @@ from bitgen.convert import hub
 from bitgen.convert.hf import HfCheckpoint
 from bitgen.errors import BitgenError, UnsupportedError
 from bitgen.gguf.reader import GgufCheckpoint, read_gguf
-from bitgen.gguf.writer import Progress, write_gguf
+from bitgen.gguf.writer import write_gguf
+from bitgen.spec import Progress
 
 HUB = "hf:"
 Source = HfCheckpoint | GgufCheckpoint

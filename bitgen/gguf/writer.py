@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
@@ -24,10 +24,9 @@ from bitgen.gguf.reader import GgufCheckpoint
 from bitgen.gguf.tensors import scale_name
 from bitgen.gguf.types import F16, F32, I2_S, Q2_0, T5, TQ1_0, TQ2_0
 from bitgen.kernels import layout
-from bitgen.spec import ModelShape
+from bitgen.spec import ModelShape, Progress
 
 TernaryType = Literal["i2_s", "tq1_0", "tq2_0", "t5", "q2_0"]
-Progress = Callable[[int, int], None]
 
 TERNARY_TYPES = (I2_S, TQ1_0, TQ2_0, T5, Q2_0)
 Q2_0_GROUPS = (64, 128)

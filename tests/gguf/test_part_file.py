@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from bitgen.part_file import PartFile
 
 from bitgen.errors import BitgenError
-from bitgen.part_file import PartFile
 
 
 def test_another_process_is_waited_for_until_it_is_killed(tmp_path: Path) -> None:
