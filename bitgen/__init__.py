@@ -6,7 +6,8 @@
         print(piece, end="")
     m.logits([1, 2, 3])                    # float32 [n, vocab]
 
-`bitgen.api` has the verbs of the command line: tune, build, synth, convert, bench, gen, info.
+`bitgen.api` has the verbs of the command line: generate, chat, embed, perplexity, verify, bench, tune, estimate, build,
+standalone, synth, convert, info, kernels, gen, kernel_cost.
 """
 
 from bitgen.engine.generate import Generation

@@ -1,17 +1,18 @@
-"""The verbs of the command line as functions: each resolves its model and calls one stage."""
+"""The verbs of the command line as functions with typed results: each resolves its model and calls one stage.
+
+Verbs that run a model take a GGUF file, None for the model that ships, or a `Model`. What `loading` stands for are the
+options of `Model.load`: threads, isa, head, progress, and what the file does not say.
+"""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from bitgen import data, targets
+from bitgen import targets
 from bitgen.checkpoints import presets
 from bitgen.checkpoints.synth import SynthCheckpoint
 from bitgen.compile import clang, library, pack
@@ -19,19 +20,26 @@ from bitgen.compile import standalone as _standalone
 from bitgen.compile.clang import Artefact
 from bitgen.convert import source as _source
 from bitgen.data import SHIPPED, shipped_path
+from bitgen.engine import score as _score
+from bitgen.engine.chat import Chat
+from bitgen.engine.embed import Embeddings
+from bitgen.engine.generate import Generation
+from bitgen.engine.model import Model
+from bitgen.engine.score import Perplexity
+from bitgen.engine.session import Cache, Sampling
 from bitgen.errors import BitgenError, UnsupportedError
 from bitgen.gguf import i2s_layout
 from bitgen.gguf import info as _info
 from bitgen.gguf.reader import GgufCheckpoint, read_gguf
 from bitgen.gguf.writer import TernaryType, write_gguf
 from bitgen.kernels import plan, render, space
-from bitgen.spec import KernelSpec, ModelShape
+from bitgen.measure import verify as _verify
+from bitgen.measure.verify import Receipt
+from bitgen.spec import KernelSpec, Listener, ModelShape, Progress
 from bitgen.tune import cost_model
 from bitgen.tune import search as _tune
 from bitgen.tune.lab import Host
 from bitgen.tune.remote import Device
-
-Progress = Callable[[int, int], None]
 
 
 def shape_of(model: str | Path) -> ModelShape:
@@ -40,6 +48,85 @@ def shape_of(model: str | Path) -> ModelShape:
     if path.suffix == ".gguf" or path.is_file():
         return read_gguf(path).shape
     return presets.load(str(model))
+
+
+# ---- run ------------------------------------------------------------------------------------------------------
+
+
+def load(model: Model | str | Path | None = None, **loading: Any) -> Model:
+    """Open a model; one that is open already is returned as it is."""
+    return model if isinstance(model, Model) else Model.load(model, **loading)
+
+
+def generate(
+    model: Model | str | Path | None,
+    prompt: str | Sequence[int],
+    max_tokens: int = 256,
+    *,
+    stop: bool = True,
+    sampling: Sampling | None = None,
+    cache: Cache = "f16",
+    lookup: int = 0,
+    logprobs: int | None = None,
+    **loading: Any,
+) -> Generation:
+    """Continue a prompt: iterate over the result for pieces of text. The options are those of `Model.generate`."""
+    return load(model, **loading).generate(
+        prompt, max_tokens, stop=stop, sampling=sampling, cache=cache, lookup=lookup, logprobs=logprobs
+    )
+
+
+def chat(
+    model: Model | str | Path | None = None,
+    *,
+    system: str | None = None,
+    template: str | None = None,
+    context: int | None = None,
+    cache: Cache = "f16",
+    **loading: Any,
+) -> Chat:
+    """Begin a conversation: `say` of the result streams an answer. template: a name, a Jinja file, or the model's."""
+    return Chat(load(model, **loading), system, template, context, cache)
+
+
+def embed(
+    model: Model | str | Path | None, texts: Sequence[str], *, pooling: str | None = None, **loading: Any
+) -> Embeddings:
+    """Turn texts into vectors. pooling: as of `Model.embed`."""
+    opened = load(model, **{"head": "f16", **loading})  # no token is chosen: the head's codes would not be read
+    return Embeddings(opened.shape.name, pooling or opened.pooling, texts, opened.embed(texts, pooling=pooling))
+
+
+def perplexity(
+    model: Model | str | Path | None,
+    text: str,
+    *,
+    ctx: int = 512,
+    stride: int = 0,
+    cache: Cache = "f16",
+    progress: Listener = lambda *_: None,
+    **loading: Any,
+) -> Perplexity:
+    """How well a model predicts a text, over windows of `ctx` tokens; see score.perplexity."""
+
+    def report(done: int, total: int, value: float) -> None:
+        progress(f"perplexity {value:.3f}", done, total)
+
+    return _score.perplexity(load(model, progress=progress, **loading), text, ctx, stride, cache, report)
+
+
+def verify(
+    model: str | Path | None = None,
+    *,
+    against: str | None = None,
+    progress: Listener = lambda *_: None,
+    **reading: Any,
+) -> Receipt:
+    """Prove a model right on this machine, at every level that its CPU executes; see verify.verify."""
+    return _verify.verify(Path(model) if model else shipped_path(), against, progress, **reading)
+
+
+# ---- tune, build ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -62,7 +149,7 @@ def tune(
     threads: int | None = None,
     effort: _tune.Effort = "quick",
     isa: str | None = None,
-    listener: _tune.Listener = lambda *_: None,
+    listener: Listener = lambda *_: None,
     remote: str | None = None,
     arch: str | None = None,
     ssh: str | None = None,
@@ -112,7 +199,7 @@ def estimate(
     effort: _tune.Effort = "quick",
     bytes_per_cycle: float | None = None,
     output: Path | None = None,
-    listener: _tune.Listener = lambda *_: None,
+    listener: Listener = lambda *_: None,
 ) -> EstimateReport:
     """Choose kernels for a CPU that is not here, by LLVM's model of its core, and save the plan."""
     shape, arch = shape_of(model), targets.target(isa).arch if isa else arch or targets.host_arch()
@@ -173,7 +260,7 @@ def standalone(
     one_file: bool = False,
     head: pack.Head = "certified",
     plans: Sequence[Path] = (),
-    progress: Callable[[str, int, int], None] = lambda *_: None,
+    progress: Listener = lambda *_: None,
     **reading: Any,
 ) -> _standalone.Program:
     """Write a program that needs nothing else, and its weights: DIR/<model> and DIR/<model>.bgpk.
@@ -187,6 +274,9 @@ def standalone(
     return _standalone.write(
         checkpoint, source.stem, folder, where, *levels, one_file=one_file, head=head, progress=progress
     )
+
+
+# ---- files ----------------------------------------------------------------------------------------------------
 
 
 def synth(
@@ -215,15 +305,9 @@ def convert(
     _source.convert(source, output, type, progress)
 
 
-def doubt(checkpoint: _source.Source) -> str | None:
+def warning(checkpoint: _source.Source) -> str | None:
     """Why a file may have been read by the wrong I2_S layout, or None."""
     return i2s_layout.doubt(checkpoint) if isinstance(checkpoint, GgufCheckpoint) else None
-
-
-def save_array(path: Path, array: npt.NDArray[np.float32]) -> None:
-    """Write a .npy file; it appears whole or not at all."""
-    with data.replacing(path) as part, part.open("wb") as f:
-        np.save(f, array)
 
 
 def info(file: Path) -> dict[str, Any]:
@@ -234,6 +318,9 @@ def info(file: Path) -> dict[str, Any]:
     lookup = plan.lookup(read_gguf(file).shape, library.host_isa())
     runs = {role: f"{p.layout} ({lookup.sources[role]})" for role, p in lookup.matrices.items()}
     return {**facts, "runs on": lookup.isa, **{f"{role} kernel": text for role, text in runs.items()}}
+
+
+# ---- kernels --------------------------------------------------------------------------------------------------
 
 
 def kernels(model: str | Path, *, isa: str | None = None) -> list[str]:

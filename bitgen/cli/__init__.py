@@ -1,4 +1,4 @@
-"""The command line: parse, one call of the API, print."""
+"""The command line: each command parses its options, calls its verb of `bitgen.api`, and prints."""
 
 from bitgen.cli.main import main
 

@@ -8,14 +8,12 @@ from typing import Any
 
 import click
 
-from bitgen import Model
+from bitgen import Model, api
 from bitgen.cli import tables
 from bitgen.cli.console import OUT, progress_bar
 from bitgen.cli.options import cache_option, head_option, isa_option, model_option, numbers, reading_options
-from bitgen.data import shipped_path
 from bitgen.errors import BitgenError
 from bitgen.measure import energy, peers, plot, profile
-from bitgen.measure import verify as verification
 from bitgen.measure.bench import bench as bench_model
 from bitgen.targets import default_threads
 
@@ -84,7 +82,7 @@ def verify(model: str | None, against: str | None, output: Path | None, **readin
     if output and not output.parent.is_dir():
         raise BitgenError(f"there is no folder {output.parent} for the receipt")
     with progress_bar() as listen:
-        receipt = verification.verify(Path(model) if model else shipped_path(), against, listen, **reading)
+        receipt = api.verify(model, against=against, progress=listen, **reading)
     OUT.print(tables.receipt(receipt))
     if output:
         output.write_text(json.dumps(receipt.to_json(), indent=1) + "\n")

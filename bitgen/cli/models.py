@@ -25,7 +25,7 @@ def convert(source: str, output: Path, type_: Any, **reading: Any) -> None:
     that is on the Hub, or a GGUF file. An interrupted conversion goes on where it was when it is called again.
     """
     checkpoint = api.open_source(source, **reading)  # a download draws bars of its own
-    warn(api.doubt(checkpoint))
+    warn(api.warning(checkpoint))
     try:
         with progress_bar() as listen:
             api.convert(checkpoint, output, type=type_, progress=lambda d, t: listen("converting", d, t))

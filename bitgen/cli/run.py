@@ -22,12 +22,18 @@ from bitgen.cli.options import (
     sampling_options,
     threads_option,
 )
-from bitgen.engine.chat import Chat
 from bitgen.engine.embed import POOLINGS
 from bitgen.engine.prompt_lookup import LOOKUP
-from bitgen.engine.score import perplexity as measure_perplexity
 from bitgen.errors import BitgenError
 from bitgen.text.chat_templates import NAMED
+
+
+def _load(model: str | None, **options: Any) -> Model:
+    """Open a model, and warn where its file may be read wrongly."""
+    with progress_bar() as listen:
+        loaded = api.load(model, progress=listen, **options)
+    warn(loaded.warning)
+    return loaded
 
 
 @click.command()
@@ -57,12 +63,9 @@ def run(prompt: str, model: str | None, max_tokens: int, threads: int | None, sa
         **reading: Any) -> None:  # fmt: skip
     """Continue a prompt. Text goes to stdout as it comes, timing to stderr."""
     text = sys.stdin.read() if prompt == "-" else prompt
-    with progress_bar() as listen:
-        loaded = Model.load(model, threads=threads, isa=isa, head=head, progress=listen, **reading)
-    warn(loaded.doubt)
-    generation = loaded.generate(
-        text, max_tokens, stop=not ignore_eos, sampling=sampling, cache=cache, lookup=prompt_lookup, logprobs=logprobs
-    )
+    loaded = _load(model, threads=threads, isa=isa, head=head, **reading)
+    generation = api.generate(loaded, text, max_tokens, stop=not ignore_eos, sampling=sampling, cache=cache,
+                              lookup=prompt_lookup, logprobs=logprobs)  # fmt: skip
     try:
         click.echo(text, nl=False)
         for piece in generation:
@@ -90,19 +93,15 @@ def embed(texts: tuple[str, ...], model: str | None, file: Any, pooling: str | N
         raise click.UsageError("give texts or --file, not both")
     lines = list(texts) if texts else [line.rstrip("\r\n") for line in file or sys.stdin]
     with progress_bar() as listen:
-        loaded = Model.load(model, threads=threads, isa=isa, head="f16", progress=listen)
-    vectors = loaded.embed(lines, pooling=pooling)
+        found = api.embed(model, lines, pooling=pooling, threads=threads, isa=isa, progress=listen)
     if npy:
-        api.save_array(npy, vectors)
+        found.save(npy)
         click.echo(npy)
-        return
-    rows = [[float(str(value)) for value in row] for row in vectors]
-    if as_json:
-        pairs = [{"text": text, "vector": row} for text, row in zip(lines, rows, strict=True)]
-        click.echo(json.dumps({"model": loaded.shape.name, "pooling": pooling or loaded.pooling, "embeddings": pairs}))
-        return
-    for row in rows:
-        click.echo(json.dumps(row))
+    elif as_json:
+        click.echo(json.dumps(found.to_json()))
+    else:
+        for row in found.rows():
+            click.echo(json.dumps(row))
 
 
 @click.command()
@@ -119,10 +118,9 @@ def embed(texts: tuple[str, ...], model: str | None, file: Any, pooling: str | N
 def chat(model: str | None, system: str | None, max_tokens: int, chat_template: str | None, context: int | None,
          sampling: Sampling, threads: int | None, isa: str | None, cache: Any, **reading: Any) -> None:  # fmt: skip
     """Talk with a model. Ctrl-C stops an answer, Ctrl-D ends; /help has the rest."""
-    with progress_bar() as listen:
-        loaded = Model.load(model, threads=threads, isa=isa, progress=listen, **reading)
-    warn(loaded.doubt)
-    terminal.run(Chat(loaded, system, chat_template, context, cache), max_tokens, sampling)
+    loaded = _load(model, threads=threads, isa=isa, **reading)
+    conversation = api.chat(loaded, system=system, template=chat_template, context=context, cache=cache)
+    terminal.run(conversation, max_tokens, sampling)
 
 
 @click.command()
@@ -144,10 +142,8 @@ def perplexity(model: str | None, file: Any, ctx: int, stride: int, threads: int
         text = file.read()
     except UnicodeDecodeError as e:
         raise BitgenError(f"{file.name} is not UTF-8 text ({e.reason} at byte {e.start})") from None
+    loaded = _load(model, threads=threads, isa=isa, **reading)
     with progress_bar() as listen:
-        loaded = Model.load(model, threads=threads, isa=isa, progress=listen, **reading)
-        warn(loaded.doubt)
-        progress = lambda done, of, ppl: listen(f"perplexity {ppl:.3f}", done, of)  # noqa: E731
-        found = measure_perplexity(loaded, text, ctx, stride, cache, progress=progress)
+        found = api.perplexity(loaded, text, ctx=ctx, stride=stride, cache=cache, progress=listen)
     click.echo(json.dumps(asdict(found)) if as_json else found)
     click.echo(loaded.about, err=True)

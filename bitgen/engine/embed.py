@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bitgen.data import replacing
 from bitgen.engine.session import FloatArray, OpenedModel, Session, states_batch
 from bitgen.errors import BitgenError, UnsupportedError
 
@@ -16,6 +19,30 @@ POOLINGS: dict[str, int] = {"mean": 1, "cls": 2, "last": 3}
 
 PASS_TOKENS, MOST_SESSIONS = 512, 32
 """Tokens that go through the layers together, of so many texts at most."""
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """A vector of length one for each text, float32 [texts, hidden]."""
+
+    model: str
+    pooling: str
+    texts: Sequence[str]
+    vectors: FloatArray
+
+    def rows(self) -> list[list[float]]:
+        """The vectors as the shortest decimals that give their float32 back."""
+        return [[float(str(value)) for value in row] for row in self.vectors]
+
+    def to_json(self) -> dict[str, Any]:
+        """What `bitgen embed --json` prints."""
+        pairs = [{"text": text, "vector": row} for text, row in zip(self.texts, self.rows(), strict=True)]
+        return {"model": self.model, "pooling": self.pooling, "embeddings": pairs}
+
+    def save(self, path: Path) -> None:
+        """Write the vectors to a .npy file; it appears whole or not at all."""
+        with replacing(path) as part, part.open("wb") as f:
+            np.save(f, self.vectors)
 
 
 def pooling_of(metadata: Any) -> str:

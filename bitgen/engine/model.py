@@ -49,7 +49,7 @@ class Model:
         self.threads = threads or lookup.threads or default_threads()
         self.head, self.load_s, self.pooling = head, 0.0, "last"
         self.chat_template: str | None = None  # as the file carries it
-        self.doubt: str | None = None  # said when a file is packed that seems to be read by the wrong I2_S layout
+        self.warning: str | None = None  # said when a file is packed that seems to be read by the wrong I2_S layout
         self.lib = binding.load(artefact.path)
         out = binding.ffi().new("bg_model **")
         index = library.isa_index(self.lib, lookup.isa)
@@ -83,17 +83,17 @@ class Model:
         lookup = plans.lookup(checkpoint.shape, isa or library.host_isa())
         report = progress or (lambda *_: None)
         artefact = library.for_model(checkpoint.shape, [lookup], progress=lambda d, t: report("compiling", d, t))
-        packed, doubt = pack.path_for(source, lookup, head, f"{checkpoint.shape} {checkpoint.reading}"), None
+        packed, warning = pack.path_for(source, lookup, head, f"{checkpoint.shape} {checkpoint.reading}"), None
         if not packed.exists():
             pack.write(packed, checkpoint, lookup, head, lambda d, t: report("packing", d, t))
-            doubt = i2s_warning(checkpoint)
+            warning = i2s_warning(checkpoint)
         tokenizer = Tokenizer.from_metadata(checkpoint.metadata)
         _give_back_memory()
         model = cls(source, checkpoint.shape, tokenizer, lookup, artefact, packed, head, threads)
         carried = checkpoint.metadata.get("tokenizer.chat_template")
         model.chat_template = carried if isinstance(carried, str) and carried.strip() else None
         model.pooling = pooling_of(checkpoint.metadata)
-        model.load_s, model.doubt = time.perf_counter() - started, doubt
+        model.load_s, model.warning = time.perf_counter() - started, warning
         return model
 
     @property

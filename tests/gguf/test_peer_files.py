@@ -41,7 +41,7 @@ def test_a_file_of_another_engine_runs_like_its_source(fixtures: Path, tmp_path:
     theirs = Model.load(path)
     source = like(fixtures / "src-b158-f32.gguf", path, tmp_path / "source.gguf")
     ours = Model.load(source, activation=theirs.shape.activation)
-    assert theirs.doubt is None
+    assert theirs.warning is None
     assert np.array_equal(theirs.logits(TOKENS), ours.logits(TOKENS))
 
 
