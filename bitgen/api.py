@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,16 @@ from bitgen.gguf import info as _info
 from bitgen.gguf.reader import GgufCheckpoint, read_gguf
 from bitgen.gguf.writer import TernaryType, write_gguf
 from bitgen.kernels import plan, render, space
+from bitgen.measure import bench as _bench
+from bitgen.measure import energy as _energy
+from bitgen.measure import peers
+from bitgen.measure import plot as _plot
+from bitgen.measure import profile as _profile
 from bitgen.measure import verify as _verify
+from bitgen.measure.report import BenchReport
 from bitgen.measure.verify import Receipt
 from bitgen.spec import KernelSpec, Listener, ModelShape, Progress
+from bitgen.targets import default_threads
 from bitgen.tune import cost_model
 from bitgen.tune import search as _tune
 from bitgen.tune.lab import Host
@@ -115,12 +122,50 @@ def perplexity(
     return _score.perplexity(load(model, progress=progress, **loading), text, ctx, stride, cache, report)
 
 
-def verify(
-    model: str | Path | None = None,
+# ---- measure --------------------------------------------------------------------------------------------------
+
+
+def bench(
+    model: Model | str | Path | None = None,
     *,
-    against: str | None = None,
+    threads: Sequence[int] = (),
+    prompt: Sequence[int] = (128,),
+    gen: int = 64,
+    contexts: Sequence[int] = (0,),
+    batches: Sequence[int] = (1,),
+    cache: Cache = "f16",
+    profile: bool = False,
+    vs: Sequence[str] = (),
+    energy: bool = False,
+    plot: Path | None = None,
     progress: Listener = lambda *_: None,
-    **reading: Any,
+    **loading: Any,
+) -> BenchReport:
+    """Measure prefill and decode beside the machine's own limits, in every combination of what is given.
+
+    threads: counts; none: as many as there are CPUs. prompt: tokens of each prefill; gen: tokens to decode.
+    contexts: tokens in the cache before; batches: sequences decoded together.
+    profile: time each step. vs: names of peers.PEERS to race with. energy: read the RAPL counters.
+    plot: draw the results to this .png, .svg or .pdf file.
+    """
+    peers.require(vs)  # what is missing is said before anything is measured
+    if plot:
+        _plot.require(plot)
+    opened, counts = load(model, progress=progress, **loading), threads or (default_threads(),)
+    report = _bench.bench(opened, counts, prompt, gen, progress, contexts=contexts, batches=batches, cache=cache)
+    if profile:
+        report = replace(report, profile=_profile.profile(opened, report, progress))
+    if vs:
+        report = replace(report, peers=peers.compare(opened, vs, report, progress))
+    if energy:
+        report = replace(report, energy=_energy.energy(opened, report, progress))
+    if plot:
+        _plot.draw(report, plot)
+    return report
+
+
+def verify(
+    model: str | Path | None = None, *, against: str | None = None, progress: Listener = lambda *_: None, **reading: Any
 ) -> Receipt:
     """Prove a model right on this machine, at every level that its CPU executes; see verify.verify."""
     return _verify.verify(Path(model) if model else shipped_path(), against, progress, **reading)

@@ -8,13 +8,12 @@ from typing import Any
 
 import click
 
-from bitgen import Model, api
+from bitgen import api
 from bitgen.cli import tables
 from bitgen.cli.console import OUT, progress_bar
 from bitgen.cli.options import cache_option, head_option, isa_option, model_option, numbers, reading_options
 from bitgen.errors import BitgenError
-from bitgen.measure import energy, peers, plot, profile
-from bitgen.measure.bench import bench as bench_model
+from bitgen.measure.peers import PEERS
 from bitgen.targets import default_threads
 
 
@@ -31,45 +30,36 @@ from bitgen.targets import default_threads
 @isa_option
 @head_option
 @cache_option
-@click.option("--profile", "profiled", is_flag=True, help="Show where the time of a token goes, step by step.")
+@click.option("--profile", is_flag=True, help="Show where the time of a token goes, step by step.")
 @click.option(
     "--vs",
     multiple=True,
-    type=click.Choice(list(peers.PEERS)),
+    type=click.Choice(list(PEERS)),
     help="Run this engine on the same shape in alternation; repeatable. Needs its package from PyPI.",
 )
-@click.option("--energy", "energetic", is_flag=True, help="Joules per token, where RAPL counters can be read.")
-@click.option("--plot", "picture", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path),
+@click.option("--energy", is_flag=True, help="Joules per token, where RAPL counters can be read.")
+@click.option("--plot", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path),
               help="Draw the results (.png, .svg, .pdf).")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 def bench(model: str | None, threads: list[int], prompt: list[int], gen: int, context: list[int], batch: list[int],
-          isa: str | None, head: Any, cache: Any, profiled: bool, vs: tuple[str, ...], energetic: bool,
-          picture: Path | None, as_json: bool) -> None:  # fmt: skip
+          isa: str | None, head: Any, cache: Any, profile: bool, vs: tuple[str, ...], energy: bool,
+          plot: Path | None, as_json: bool) -> None:  # fmt: skip
     """Measure prefill and decode, beside the machine's own limits measured in the same run."""
-    peers.require(vs)  # what is missing is said before anything is measured
-    if picture:
-        plot.require(picture)
     with progress_bar() as listen:
-        loaded = Model.load(model, isa=isa, head=head, progress=listen)
-        report = bench_model(loaded, threads, prompt, gen, listen, contexts=context, batches=batch, cache=cache)
-        if profiled:
-            report["profile"] = profile.profile(loaded, report, listen)
-        if vs:
-            report["peers"] = peers.compare(loaded, vs, report, listen)
-        if energetic:
-            report["energy"] = energy.energy(loaded, report, listen)
-    if picture:
-        plot.draw(report, picture)
+        report = api.bench(
+            model, threads=threads, prompt=prompt, gen=gen, contexts=context, batches=batch, cache=cache, isa=isa,
+            head=head, profile=profile, vs=vs, energy=energy, plot=plot, progress=listen,
+        )  # fmt: skip
     if as_json:
-        click.echo(json.dumps(report, indent=1))
+        click.echo(json.dumps(report.to_json(), indent=1))
         return
     OUT.print(tables.rates(report))
     for line in tables.limits(report):
         click.echo(line)
     for extra in tables.extras(report):
         OUT.print(extra)
-    if picture:
-        click.echo(f"plot: {picture}")
+    if plot:
+        click.echo(f"plot: {plot}")
 
 
 @click.command()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from rich import box
 from rich.console import RenderableType
@@ -11,7 +10,7 @@ from rich.table import Table
 
 from bitgen.api import EstimateReport, TuneReport
 from bitgen.engine.score import TokenChoice
-from bitgen.measure.bench import case_name
+from bitgen.measure.report import BenchReport, Energy, PeerRow, Profile, Rate, Step
 from bitgen.measure.verify import Receipt
 from bitgen.text.tokenizer import Tokenizer
 
@@ -55,96 +54,91 @@ def estimated(report: EstimateReport) -> Table:
 # ---- bench --------------------------------------------------------------------------------------------------
 
 
-def rates(report: Mapping[str, Any]) -> Table:
+def rates(report: BenchReport) -> Table:
     """A row for each case: tokens per second, and shares of what the machine can do."""
-    model = report["model"]
-    title = f"{model['name']} on {model['isa']}, {model['head']} head, {model['cache']} cache; {report['host']['cpu']}"
+    model = report.model
+    title = f"{model.name} on {model.isa}, {model.head} head, {model.cache} cache; {report.host.cpu}"
     columns = ("test", "threads", "tok/s", "min - max", "MB/token", "GB/s", "of bandwidth", "of peak ops")
-    return _table(title, columns, ("test",), map(_rate, report["results"]))
+    return _table(title, columns, ("test",), map(_rate, report.results))
 
 
-def _rate(row: Mapping[str, Any]) -> tuple[str, ...]:
-    context = f" at {row['context']}" if row["context"] else ""
-    batch = f" x {row['batch']}" if row["batch"] > 1 else ""
+def _rate(rate: Rate) -> tuple[str, ...]:
+    case = rate.case
+    context = f" at {case.context}" if case.context else ""
+    batch = f" x {case.batch}" if case.batch > 1 else ""
     return (
-        f"{row['kind']} {row['tokens']}{context}{batch}",
-        str(row["threads"]),
-        f"{row['tok_s']:.1f}",
-        f"{row['tok_s_min']:.1f} - {row['tok_s_max']:.1f}",
-        f"{row['bytes_per_token'] / 1e6:.1f}",
-        f"{row['gb_s']:.1f}",
-        f"{row['bandwidth_share']:.0%}",
-        f"{row['ops_share']:.0%}",
+        f"{case.kind} {case.tokens}{context}{batch}",
+        str(case.threads),
+        f"{rate.tok_s:.1f}",
+        f"{rate.tok_s_min:.1f} - {rate.tok_s_max:.1f}",
+        f"{rate.bytes_per_token / 1e6:.1f}",
+        f"{rate.gb_s:.1f}",
+        f"{rate.bandwidth_share:.0%}",
+        f"{rate.ops_share:.0%}",
     )
 
 
-def limits(report: Mapping[str, Any]) -> Iterator[str]:
+def limits(report: BenchReport) -> Iterator[str]:
     """A sentence for each number of threads: the machine's limits; and one if it had other work."""
-    host = report["host"]
-    for count, rate in host["read_gb_s"].items():
-        yield f"{count} thread(s): reads {rate:.1f} GB/s, peak {host['peak_gop_s'][count]:.0f} GOP/s"
-    if host["load_before"] > 0.5:
-        yield f"the machine was busy before this began (load {host['load_before']:.1f}): expect noise"
+    for threads, machine in report.host.limits.items():
+        yield f"{threads} thread(s): reads {machine.bytes_s / 1e9:.1f} GB/s, peak {machine.ops_s / 1e9:.0f} GOP/s"
+    if report.host.load_before > 0.5:
+        yield f"the machine was busy before this began (load {report.host.load_before:.1f}): expect noise"
 
 
-def extras(report: Mapping[str, Any]) -> Iterator[RenderableType]:
+def extras(report: BenchReport) -> Iterator[RenderableType]:
     """A table for every optional part of a report, and a sentence for what could not be measured."""
-    for entry in report.get("profile", ()):
-        yield _profile(entry)
-    if "peers" in report:
-        yield _peers(report["peers"], report["model"]["activation"])
-    if "energy" in report:
-        yield _energy(report["energy"])
+    yield from map(_profile, report.profile or ())
+    if report.peers is not None:
+        yield _peers(report.peers, report.model.activation)
+    if report.energy is not None:
+        yield _energy(report.energy)
 
 
-def _profile(entry: Mapping[str, Any]) -> Table:
-    title = f"where the time of {case_name(entry)} on {entry['threads']} thread(s) goes"
+def _profile(profile: Profile) -> Table:
+    title = f"where the time of {profile.case.title} on {profile.case.threads} thread(s) goes"
     columns = ("step", "share", "ms/token", "calls", "GB/s", "of bandwidth", "GOP/s", "of peak ops", "")
-    return _table(title, columns, ("step", ""), map(_step, entry["steps"]))
+    return _table(title, columns, ("step", ""), map(_step, profile.steps))
 
 
-def _step(step: Mapping[str, Any]) -> tuple[str, ...]:
+def _step(step: Step) -> tuple[str, ...]:
     return (
-        step["step"].replace("_", " "),
-        f"{step['share']:.1%}",
-        f"{step['ms_per_token']:.3f}",
-        f"{step['calls']:.0f}",
-        _number(step["gb_s"], "{:.1f}"),
-        _number(step["bandwidth_share"], "{:.0%}"),
-        _number(step["gop_s"], "{:.0f}"),
-        _number(step["ops_share"], "{:.0%}"),
-        "█" * round(step["share"] * BAR),
+        step.step.replace("_", " "),
+        f"{step.share:.1%}",
+        f"{step.ms_per_token:.3f}",
+        f"{step.calls:.0f}",
+        _number(step.gb_s, "{:.1f}"),
+        _number(step.bandwidth_share, "{:.0%}"),
+        _number(step.gop_s, "{:.0f}"),
+        _number(step.ops_share, "{:.0%}"),
+        "█" * round(step.share * BAR),
     )
 
 
-def _peers(rows: Sequence[Mapping[str, Any]], activation: str) -> Table:
+def _peers(rows: Sequence[PeerRow], activation: str) -> Table:
     columns = ("test", "threads", "tok/s", "min - max", "bitgen tok/s", "bitgen is", "engine")
-    rows_of_text = (_peer(row, activation) for row in rows)
-    return _table("beside other engines, in alternation", columns, ("test", "engine"), rows_of_text)
+    texts = (_peer(row, activation) for row in rows)
+    return _table("beside other engines, in alternation", columns, ("test", "engine"), texts)
 
 
-def _peer(row: Mapping[str, Any], activation: str) -> tuple[str, ...]:
-    other = "" if row["activation"] == activation else f", {row['activation']} for {activation}"
-    wrong = row["error"]
-    return (
-        case_name(row),
-        str(row["threads"]),
-        _number(row["tok_s"], "{:.1f}"),
-        "" if wrong else f"{row['tok_s_min']:.1f} - {row['tok_s_max']:.1f}",
-        _number(row["bitgen_tok_s"], "{:.1f}"),
-        _number(row["ratio"], "{:.2f} x"),
-        f"{row['about']}{other}" + (f": {wrong}" if wrong else ""),
-    )
+def _peer(row: PeerRow, activation: str) -> tuple[str, ...]:
+    race, numbers = row.race, ("", "", "", "")
+    if race is not None:
+        spread = f"{race.tok_s_min:.1f} - {race.tok_s_max:.1f}"
+        numbers = (f"{race.tok_s:.1f}", spread, f"{race.bitgen_tok_s:.1f}", f"{race.ratio:.2f} x")
+    other = "" if row.activation == activation else f", {row.activation} for {activation}"
+    error = f": {row.error}" if row.error else ""
+    return row.case.title, str(row.case.threads), *numbers, f"{row.about}{other}{error}"
 
 
-def _energy(energy: Mapping[str, Any]) -> RenderableType:
-    if energy["reason"]:
-        return f"no energy: {energy['reason']}"
+def _energy(energy: Energy) -> RenderableType:
+    if energy.reason:
+        return f"no energy: {energy.reason}"
     rows = (
-        (case_name(row), str(row["threads"]), f"{row['joules_per_token']:.3f}", f"{row['watts']:.1f}")
-        for row in energy["results"]
+        (row.case.title, str(row.case.threads), f"{row.joules_per_token:.3f}", f"{row.watts:.1f}")
+        for row in energy.results
     )
-    return _table(f"energy of {', '.join(energy['zones'])}", ("test", "threads", "J/token", "W"), ("test",), rows)
+    return _table(f"energy of {', '.join(energy.zones)}", ("test", "threads", "J/token", "W"), ("test",), rows)
 
 
 # ---- run, verify --------------------------------------------------------------------------------------------

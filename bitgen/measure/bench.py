@@ -6,10 +6,8 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields
-from typing import Any
 
 import numpy as np
 
@@ -18,70 +16,19 @@ from bitgen.engine.model import Model
 from bitgen.engine.session import CHOICES, Cache, Choice, Sampling, Session, next_batch
 from bitgen.errors import BitgenError
 from bitgen.kernels import plan
+from bitgen.measure.report import BenchReport, Case, Kind, Limits, Machine, Rate, Subject
+from bitgen.spec import Listener
 from bitgen.tune.lab import stream_bytes
 
 RUNS = 5
 GREEDY = Sampling(temperature=0)
-CHUNK = 512  # most tokens that the runtime takes through the layers at once (runtime/core/state.h)
-CACHE_BYTES: dict[Cache, tuple[int, int]] = {"f16": (2, 0), "f32": (4, 0), "int8": (1, 4)}  # of a number, of its scale
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is measured: the fields that name a row."""
-
-    kind: str  # "prefill" or "decode"
-    tokens: int
-    threads: int
-    batch: int = 1
-    context: int = 0  # tokens in the cache before the run
-
-    @classmethod
-    def of(cls, row: Mapping[str, Any]) -> Case:
-        """That of a row of a report."""
-        return cls(**{field.name: row[field.name] for field in fields(cls)})
-
-
-def case_name(row: Mapping[str, Any]) -> str:
-    """ "decode 64", "decode 64 x 4", "prefill 128 at 3500"."""
-    batch = f" x {row['batch']}" if row["batch"] > 1 else ""
-    context = f" at {row['context']}" if row["context"] else ""
-    return f"{row['kind']} {row['tokens']}{batch}{context}"
-
-
-@dataclass(frozen=True)
-class Result:
-    """One row: tokens per second over RUNS runs, and shares of what the machine was measured to do.
-
-    bytes_per_token: weights, head and KV cache read per token; gb_s: that times the rate.
-    bandwidth_share: gb_s over the read bandwidth of the same threads; ops_share: integer operations (two per
-    ternary weight and token) over the peak of the ISA's dot product.
-    """
-
-    kind: str  # "prefill" or "decode"
-    tokens: int
-    threads: int
-    batch: int  # sequences decoded together
-    context: int  # tokens in the cache before the run
-    tok_s: float
-    tok_s_min: float
-    tok_s_max: float
-    bytes_per_token: float
-    gb_s: float
-    bandwidth_share: float
-    ops_share: float
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What the machine can do with a number of threads."""
-
-    bytes_s: float
-    ops_s: float
+CHUNK = 512  # tokens that the runtime takes through the layers at once, at most (runtime/state.h)
+CACHE_BYTES: dict[Cache, tuple[int, int]] = {"f16": (2, 0), "f32": (4, 0), "int8": (1, 4)}
+"""Bytes of a number, and of the scale of each position and head."""
 
 
 def limits(model: Model, threads: int) -> Limits:
-    """Sequential read bandwidth and peak integer operations, measured now."""
+    """Sequential read bandwidth in bytes/s and peak integer operations/s, measured now."""
     lib, isa = model.lib, library.isa_index(model.lib, model.lookup.isa)
     out, buffer = binding.ffi().new("double *"), np.ones(stream_bytes(), np.uint8)
     at = binding.ffi().cast("void *", buffer.ctypes.data)
@@ -97,61 +44,54 @@ def bench(
     threads: Sequence[int],
     prompts: Sequence[int],
     generate: int,
-    listener: Callable[[str, int, int], None] = lambda *_: None,
+    listener: Listener = lambda *_: None,
     *,
     contexts: Sequence[int] = (0,),
     batches: Sequence[int] = (1,),
     cache: Cache = "f16",
-) -> dict[str, Any]:
-    """Measure every combination; the result is what `bitgen bench --json` prints.
+) -> BenchReport:
+    """Measure every combination of thread counts, contexts, and prompts to prefill or batches to decode.
 
-    contexts: tokens in the cache before each run.
+    prompts: tokens of each prefill; generate: tokens to decode; contexts: tokens in the cache before each run.
     """
     longest = max([*prompts, generate, 1]) + max(contexts)
     if longest + 1 > model.shape.context:
         raise BitgenError(f"{longest} tokens do not fit into the model's context of {model.shape.context}")
-    tests = [("prefill", n, 1) for n in prompts] + [("decode", generate, batch) for batch in batches]
-    cases = [Case(kind, n, t, batch, at) for t in threads for at in contexts for kind, n, batch in tests if n and batch]
+    cases = _cases(threads, prompts, generate, contexts, batches)
     busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    results, machine = [], {t: limits(model, t) for t in dict.fromkeys(threads)}
+    machine = {count: limits(model, count) for count in dict.fromkeys(threads)}
+    results = []
     for done, case in enumerate(cases, 1):
-        results.append(asdict(_measure(model, machine[case.threads], case, cache)))
+        results.append(_measure(model, machine[case.threads], case, cache))
         listener(f"{case.kind} {case.tokens}", done, len(cases))
-    return {
-        "model": {
-            "name": model.shape.name,
-            "file": model.path.name,
-            "head": model.head,
-            "cache": cache,
-            "isa": model.lookup.isa,
-            "activation": model.shape.activation,
-        },
-        "host": {
-            "cpu": plan.cpu_name(),
-            "system": platform.platform(terse=True),
-            "compiler": model.artefact.spec["compiler"],
-            "load_before": busy,
-            "read_gb_s": {t: m.bytes_s / 1e9 for t, m in machine.items()},
-            "peak_gop_s": {t: m.ops_s / 1e9 for t, m in machine.items()},
-        },
-        "results": results,
-    }
+    shape, isa = model.shape, model.lookup.isa
+    subject = Subject(shape.name, model.path.name, model.head, cache, isa, shape.activation)
+    system, compiler = platform.platform(terse=True), str(model.artefact.spec["compiler"])
+    return BenchReport(subject, Machine(plan.cpu_name(), system, compiler, busy, machine), tuple(results))
 
 
-def _measure(model: Model, machine: Limits, case: Case, cache: Cache) -> Result:
-    kind, tokens, batch = case.kind, case.tokens, case.batch
+def _cases(
+    threads: Sequence[int], prompts: Sequence[int], generate: int, contexts: Sequence[int], batches: Sequence[int]
+) -> list[Case]:
+    """All combinations; a length or a batch of 0 is left out."""
+    tests: list[tuple[Kind, int, int]] = [("prefill", n, 1) for n in prompts]
+    tests += [("decode", generate, batch) for batch in batches]
+    return [Case(kind, n, t, batch, at) for t in threads for at in contexts for kind, n, batch in tests if n and batch]
+
+
+def _measure(model: Model, machine: Limits, case: Case, cache: Cache) -> Rate:
     with runs(model, case, cache) as (_, timed):
-        rates = [batch * tokens / seconds for seconds in timed]
-    rate = statistics.median(rates)
-    read = model.weight_bytes * _chunks(kind, tokens, batch) + model.head_bytes * _choices(kind, tokens, batch)
-    per_token = read / (batch * tokens) + _cache_bytes(model, cache, kind, tokens, case.context) / tokens
-    ops = 2 * model.ternary_weights
-    return Result(
-        *(kind, tokens, case.threads, batch, case.context, rate, min(rates), max(rates)),
+        rates = [case.batch * case.tokens / seconds for seconds in timed]
+    rate, per_token = statistics.median(rates), _bytes_per_token(model, case, cache)
+    return Rate(
+        case,
+        tok_s=rate,
+        tok_s_min=min(rates),
+        tok_s_max=max(rates),
         bytes_per_token=per_token,
         gb_s=per_token * rate / 1e9,
         bandwidth_share=per_token * rate / machine.bytes_s,
-        ops_share=ops * rate / machine.ops_s,
+        ops_share=2 * model.ternary_weights * rate / machine.ops_s,
     )
 
 
@@ -163,11 +103,13 @@ def prompt(model: Model, tokens: int) -> list[int]:
 
 @contextmanager
 def runs(model: Model, case: Case, cache: Cache = "f16") -> Iterator[tuple[Session, Iterator[float]]]:
-    """The first of the case's sessions, and the seconds of RUNS runs; a run is made when its time is asked for."""
+    """The first of a case's sessions, and the seconds of each of RUNS runs, which are made as the iterator is read."""
     room = case.context + case.tokens + 1
     with ExitStack() as opened:
-        most = min(max(room, case.batch), model.shape.context)  # a pass takes as many rows as the first session holds
-        first = opened.enter_context(model.session(threads=case.threads, context=most, cache=cache))
+        context = min(
+            max(room, case.batch), model.shape.context
+        )  # a pass takes as many rows as the first session holds
+        first = opened.enter_context(model.session(threads=case.threads, context=context, cache=cache))
         sessions = [first, *(opened.enter_context(first.share(room)) for _ in range(case.batch - 1))]
         for session in sessions if case.context else ():
             session.forward(prompt(model, case.context))
@@ -199,21 +141,30 @@ def _decode(sessions: list[Session], ids: list[int]) -> Iterator[float]:
             yield time.perf_counter() - started
 
 
-def _chunks(kind: str, tokens: int, batch: int) -> int:
-    """How often the weights are read: once a step and chunk of sequences in decode, once a chunk in prefill."""
-    return tokens * -(-batch // CHUNK) if kind == "decode" else -(-tokens // CHUNK)
+def _bytes_per_token(model: Model, case: Case, cache: Cache) -> float:
+    """Bytes of weights, head and KV cache that a run reads, for each of its tokens."""
+    read = model.weight_bytes * _weight_reads(case) + model.head_bytes * _head_reads(case)
+    return read / (case.batch * case.tokens) + _cache_bytes(model, case, cache) / case.tokens
 
 
-def _choices(kind: str, tokens: int, batch: int) -> int:
-    """How often the head is read: once for up to CHOICES sequences of a chunk, in prefill once."""
-    if kind == "prefill":
+def _weight_reads(case: Case) -> int:
+    """How often a run reads the weights: in prefill once a chunk, in decode once a step and chunk of sequences."""
+    return case.tokens * -(-case.batch // CHUNK) if case.kind == "decode" else -(-case.tokens // CHUNK)
+
+
+def _head_reads(case: Case) -> int:
+    """How often a run reads the head: in decode once for up to CHOICES sequences of a chunk, in prefill once."""
+    if case.kind == "prefill":
         return 1
-    return tokens * sum(-(-min(CHUNK, batch - at) // CHOICES) for at in range(0, batch, CHUNK))
+    return case.tokens * sum(-(-min(CHUNK, case.batch - at) // CHOICES) for at in range(0, case.batch, CHUNK))
 
 
-def _cache_bytes(model: Model, cache: Cache, kind: str, tokens: int, context: int) -> int:
-    """KV cache read: all positions up to its own for a decoded token, once those before it for a chunk of prefill."""
+def _cache_bytes(model: Model, case: Case, cache: Cache) -> int:
+    """Bytes of one sequence's KV cache that a run reads.
+
+    A decoded token reads all positions up to its own, a chunk of prefill those before it, once.
+    """
     shape, (number, scale) = model.shape, CACHE_BYTES[cache]
     position = 2 * shape.layers * shape.kv_heads * (shape.head_dim * number + scale)
-    end = context + tokens
-    return position * sum(range(context + 1, end + 1) if kind == "decode" else range(context, end, CHUNK))
+    start, end = case.context, case.context + case.tokens
+    return position * sum(range(start + 1, end + 1) if case.kind == "decode" else range(start, end, CHUNK))

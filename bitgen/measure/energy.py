@@ -3,34 +3,35 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from bitgen.engine.model import Model
+from bitgen.engine.session import Cache
 from bitgen.errors import UnsupportedError
 from bitgen.measure import bench
-from bitgen.measure.bench import Case
+from bitgen.measure.report import BenchReport, Case, Energy, EnergyRow
+from bitgen.spec import Listener
 
 POWERCAP = Path("/sys/class/powercap")
 
 
 @dataclass(frozen=True)
 class Zone:
-    """One counter: microjoules since some time, back to 0 after `most`."""
+    """One counter: microjoules since some time, from 0 again after `range_uj`."""
 
     name: str  # "package-0", "dram"
     path: Path
-    most: int
+    range_uj: int
 
     def read(self) -> int:
         """Microjoules now."""
         return int((self.path / "energy_uj").read_text())
 
     def joules(self, before: int, after: int) -> float:
-        """Between two readings less than one round of the counter apart."""
-        return (after - before + (self.most if after < before else 0)) / 1e6
+        """Joules between two readings in microjoules, which are less than one round of the counter apart."""
+        return (after - before + (self.range_uj if after < before else 0)) / 1e6
 
 
 def zones(root: Path = POWERCAP) -> list[Zone]:
@@ -63,35 +64,31 @@ def zones(root: Path = POWERCAP) -> list[Zone]:
     return found
 
 
-def energy(
-    model: Model,
-    report: dict[str, Any],
-    listener: Callable[[str, int, int], None] = lambda *_: None,
-    root: Path = POWERCAP,
-) -> dict[str, Any]:
+def energy(model: Model, report: BenchReport, listener: Listener = lambda *_: None, root: Path = POWERCAP) -> Energy:
     """Joules per token and watts of every case of a report of `bench`, in runs of their own; medians.
 
-    All that the packages and their memory used, whoever used it. Where there are no counters, "reason" says why
-    and "results" is empty.
+    All that the packages and their memory used, whoever used it.
     """
     try:
         counters = zones(root)
     except UnsupportedError as e:
-        return {"zones": [], "reason": str(e), "results": []}
-    results = []
-    for done, row in enumerate(report["results"], 1):
-        case, joules, watts = Case.of(row), [], []
-        with bench.runs(model, case, report["model"]["cache"]) as (_, timed):
-            next(timed)  # this one warms up
-            before = [zone.read() for zone in counters]
-            for seconds in timed:
-                after = [zone.read() for zone in counters]
-                used = sum(zone.joules(*pair) for zone, *pair in zip(counters, before, after, strict=True))
-                joules.append(used / (case.tokens * case.batch))
-                watts.append(used / seconds)
-                before = after
-        results.append(
-            {**asdict(case), "joules_per_token": statistics.median(joules), "watts": statistics.median(watts)}
-        )
-        listener("energy", done, len(report["results"]))
-    return {"zones": [zone.name for zone in counters], "reason": None, "results": results}
+        return Energy((), str(e), ())
+    rows = []
+    for done, case in enumerate(report.cases, 1):
+        rows.append(_row(model, counters, case, report.model.cache))
+        listener("energy", done, len(report.cases))
+    return Energy(tuple(zone.name for zone in counters), None, tuple(rows))
+
+
+def _row(model: Model, counters: Sequence[Zone], case: Case, cache: Cache) -> EnergyRow:
+    joules, watts = [], []
+    with bench.runs(model, case, cache) as (_, timed):
+        next(timed)  # this one warms up
+        before = [zone.read() for zone in counters]
+        for seconds in timed:
+            after = [zone.read() for zone in counters]
+            used = sum(zone.joules(*pair) for zone, *pair in zip(counters, before, after, strict=True))
+            joules.append(used / (case.tokens * case.batch))
+            watts.append(used / seconds)
+            before = after
+    return EnergyRow(case, statistics.median(joules), statistics.median(watts))

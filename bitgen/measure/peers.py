@@ -16,9 +16,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
@@ -34,10 +34,8 @@ from bitgen.engine.model import Model
 from bitgen.errors import BitgenError, EngineError
 from bitgen.gguf.writer import write_gguf
 from bitgen.measure import bench
-from bitgen.measure.bench import Case
-from bitgen.spec import Activation, ModelShape
-
-Listener = Callable[[str, int, int], None]
+from bitgen.measure.report import BenchReport, Case, PeerRow, Race
+from bitgen.spec import Activation, Listener, ModelShape
 
 
 @dataclass(frozen=True)
@@ -261,60 +259,45 @@ def correlation(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float
 
 
 def compare(
-    model: Model, names: Sequence[str], report: dict[str, Any], listener: Listener = lambda *_: None
-) -> list[dict[str, Any]]:
-    """Every case of a report of `bench` that has one sequence and an empty cache, by bitgen and each peer in turn.
-
-    One row per case and peer: the rates of both in tok/s (medians), "ratio", the median over the rounds of bitgen's
-    rate over the peer's, and "agreement", the correlation of `check`. Where the peer cannot be compared, "error"
-    says why, and its rates and the ratio are None.
-    """
-    asked = [Case.of(row) for row in report["results"]]
-    cases = [case for case in asked if case.batch == 1 and case.context == 0]
-    return [row for peer in require(names) for row in _compare(model, peer, cases, listener)] if cases else []
+    model: Model, names: Sequence[str], report: BenchReport, listener: Listener = lambda *_: None
+) -> tuple[PeerRow, ...]:
+    """Every case of a report of `bench` that has one sequence and an empty cache, by bitgen and each peer in turn."""
+    cases = [case for case in report.cases if case.batch == 1 and case.context == 0]
+    return tuple(row for peer in require(names) for row in _compare(model, peer, cases, listener)) if cases else ()
 
 
-def _compare(model: Model, peer: Peer, cases: Sequence[Case], listener: Listener) -> Iterator[dict[str, Any]]:
+def _compare(model: Model, peer: Peer, cases: Sequence[Case], listener: Listener) -> Iterator[PeerRow]:
+    """Check the peer's output for all cases, then race where it is right, in one process for each thread count."""
     listener(f"{peer.name}: checking", 0, len(cases))
     tests = list(dict.fromkeys((case.kind, case.tokens) for case in cases))
     verdicts = dict(zip(tests, check(peer, model.shape, tests, max(c.threads for c in cases)), strict=True))
-    longest, done = max(case.tokens for case in cases), 0
+    done = 0
     for threads, group in groupby(cases, key=lambda case: case.threads):
-        rows = [_row(model, peer, case, verdicts[case.kind, case.tokens]) for case in group]
-        right = [row for row in rows if not row["error"]]
+        rows = [_unraced(model, peer, case, verdicts[case.kind, case.tokens]) for case in group]
+        right = [i for i, row in enumerate(rows) if not row.error]
         try:
             with ExitStack() as stack:
                 if right:
                     listener(f"{peer.name}: opening the model", done, len(cases))
-                    start = opened(peer, prepared(peer, model.path), threads, longest + 1)
-                    process, about = stack.enter_context(start)
-                for row in right:
-                    listener(f"{peer.name}: {row['kind']} {row['tokens']}", done, len(cases))
-                    row.update(_race(model, process, Case.of(row)), about=about)
+                    room = max(case.tokens for case in cases) + 1
+                    process, about = stack.enter_context(opened(peer, prepared(peer, model.path), threads, room))
+                for i in right:
+                    case = rows[i].case
+                    listener(f"{peer.name}: {case.kind} {case.tokens}", done, len(cases))
+                    rows[i] = replace(rows[i], about=about, race=_race(model, process, case))
                     done += 1
         except EngineError as e:
-            for row in right:
-                row["error"] = str(e) if row["ratio"] is None else None
+            rows = [row if row.race or row.error else replace(row, error=str(e)) for row in rows]
         yield from rows
 
 
-def _row(model: Model, peer: Peer, case: Case, verdict: Verdict) -> dict[str, Any]:
-    """A row before the race."""
-    return {
-        "peer": peer.name,
-        "about": f"{peer.package} {version(peer.package)}",
-        "activation": peer.activation_for(model.shape),
-        **asdict(case),
-        **dict.fromkeys(NUMBERS),
-        "agreement": verdict.agreement,
-        "error": verdict.error,
-    }
+def _unraced(model: Model, peer: Peer, case: Case, verdict: Verdict) -> PeerRow:
+    """A row before its race."""
+    about, activation = f"{peer.package} {version(peer.package)}", peer.activation_for(model.shape)
+    return PeerRow(peer.name, about, activation, case, None, verdict.agreement, verdict.error)
 
 
-NUMBERS = ("tok_s", "tok_s_min", "tok_s_max", "bitgen_tok_s", "ratio")
-
-
-def _race(model: Model, process: Process, case: Case) -> dict[str, float | None]:
+def _race(model: Model, process: Process, case: Case) -> Race:
     """RUNS rounds, each of both; the first of both warms up. EngineError where the peer's logits are not finite."""
     wanted = calls(case.kind, bench.prompt(model, case.tokens))
     process.ask(run=wanted)
@@ -330,6 +313,5 @@ def _race(model: Model, process: Process, case: Case) -> dict[str, float | None]
             time.sleep(SETTLE_S)
             ours.append(case.tokens / seconds)
             theirs.append(case.tokens / told["seconds"])
-    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-    median = statistics.median
-    return dict(zip(NUMBERS, (median(theirs), min(theirs), max(theirs), median(ours), median(ratios)), strict=True))
+    ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+    return Race(statistics.median(theirs), min(theirs), max(theirs), statistics.median(ours), ratio)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bitgen.errors import BitgenError
-from bitgen.measure.bench import Case, case_name
+from bitgen.measure.report import BenchReport, Kind, PeerRow, Rate
 
 SUFFIXES = (".png", ".svg", ".pdf")
 OURS, THEIRS, LIMIT, GREY = "#1f6f8b", ("#c9803a", "#8a6fae", "#6b8f4e"), "#dfe9ed", "#66737a"
-TITLES = {"prefill": "Prefill", "decode": "Decode"}
-LIMITS = {"prefill": "the peak of integer operations", "decode": "the read bandwidth"}
+TITLES: dict[Kind, str] = {"prefill": "Prefill", "decode": "Decode"}
+LIMITS: dict[Kind, str] = {"prefill": "the peak of integer operations", "decode": "the read bandwidth"}
 
 
 @dataclass(frozen=True)
@@ -40,33 +39,40 @@ def require(path: Path) -> None:
         raise BitgenError("--plot needs matplotlib: pip install 'bitgen[plot]'  (or: pip install matplotlib)") from None
 
 
-def bars(report: Mapping[str, Any], kind: str) -> list[Bar]:
+def bars(report: BenchReport, kind: Kind) -> list[Bar]:
     """The bars of one panel, in the order of the report; peers below the case they were compared in."""
     found: list[Bar] = []
-    peers = report.get("peers", ())
-    colours = {name: THEIRS[i % len(THEIRS)] for i, name in enumerate(dict.fromkeys(row["peer"] for row in peers))}
+    peers = report.peers or ()
+    colours = {name: THEIRS[i % len(THEIRS)] for i, name in enumerate(dict.fromkeys(row.peer for row in peers))}
     at = 0.0
-    for row in (row for row in report["results"] if row["kind"] == kind):
-        share = row["ops_share"] if kind == "prefill" else row["bandwidth_share"]
-        label = f"{case_name(row).removeprefix(f'{kind} ')}, {row['threads']} thread" + "s" * (row["threads"] > 1)
-        found.append(Bar(at, label, row["tok_s"], row["tok_s"] / share, f"{_rate(row['tok_s'])} ({share:.0%})", OURS))
-        for peer in (peer for peer in peers if Case.of(peer) == Case.of(row)):
+    for rate in (rate for rate in report.results if rate.case.kind == kind):
+        found.append(_ours(at, rate))
+        for row in (row for row in peers if row.case == rate.case):
             at += 1
-            text = (
-                peer["error"].split(":")[0]
-                if peer["error"]
-                else f"{_rate(peer['tok_s'])} (bitgen: {peer['ratio']:.1f} x)"
-            )
-            found.append(Bar(at, peer["peer"], peer["tok_s"] or 0, None, text, colours[peer["peer"]]))
+            found.append(_theirs(at, row, colours[row.peer]))
         at += 1.4
     return found
+
+
+def _ours(at: float, rate: Rate) -> Bar:
+    case = rate.case
+    share = rate.ops_share if case.kind == "prefill" else rate.bandwidth_share
+    label = f"{case.title.removeprefix(f'{case.kind} ')}, {case.threads} thread" + "s" * (case.threads > 1)
+    return Bar(at, label, rate.tok_s, rate.tok_s / share, f"{_rate(rate.tok_s)} ({share:.0%})", OURS)
+
+
+def _theirs(at: float, row: PeerRow, colour: str) -> Bar:
+    if row.race is None:
+        return Bar(at, row.peer, 0, None, str(row.error).split(":")[0], colour)
+    text = f"{_rate(row.race.tok_s)} (bitgen: {row.race.ratio:.1f} x)"
+    return Bar(at, row.peer, row.race.tok_s, None, text, colour)
 
 
 def _rate(tok_s: float) -> str:
     return f"{tok_s:,.0f}" if tok_s >= 100 else f"{tok_s:.1f}"
 
 
-def draw(report: Mapping[str, Any], path: Path) -> None:
+def draw(report: BenchReport, path: Path) -> None:
     """Draw a report of `bench` to a PNG, SVG or PDF file, by its name; a panel each for prefill and decode."""
     require(path)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -81,18 +87,12 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)
     for axis, (kind, found) in zip(axes[:, 0], panels.items(), strict=True):
         _panel(axis, kind, found)
-    model, host = report["model"], report["host"]
-    figure.suptitle(
-        f"{model['name']}, {model['isa']}, {model['head']} head · {host['cpu']}",
-        x=0.01,
-        ha="left",
-        fontsize=11,
-        fontweight="bold",
-    )
+    title = f"{report.model.name}, {report.model.isa}, {report.model.head} head · {report.host.cpu}"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
     figure.savefig(path, dpi=150, facecolor="white")
 
 
-def _panel(axis: Any, kind: str, found: list[Bar]) -> None:
+def _panel(axis: Any, kind: Kind, found: list[Bar]) -> None:
     for bar in found:
         if bar.limit:
             axis.barh(bar.at, bar.limit, height=0.8, color=LIMIT)

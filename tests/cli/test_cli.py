@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from bitgen import api, cli
+from bitgen import Sampling, api, cli
 
 BITGEN = [sys.executable, "-m", "bitgen"]
 
@@ -33,6 +33,22 @@ def test_run_is_repeatable_and_separates_text_from_timing() -> None:
     assert first.stdout.startswith("Once upon a time")
     assert len(first.stdout) > 40
     assert "tok/s" in first.stderr and "tok/s" not in first.stdout
+
+
+def test_the_verbs_are_functions_of_a_file_or_an_open_model() -> None:
+    model = api.load(threads=2)
+    assert api.load(model) is model
+    greedy = Sampling(temperature=0)
+    text = "".join(api.generate(model, "Once upon a time", 12, sampling=greedy))
+    assert text == "".join(api.generate(None, "Once upon a time", 12, sampling=greedy, threads=1))
+    assert bitgen("run", "-p", "Once upon a time", "-n", "12", "--temp", "0", "--repeat-penalty", "1").stdout == (
+        f"Once upon a time{text}\n"
+    )
+    assert api.embed(model, [text]).to_json()["embeddings"] == api.embed(None, [text]).to_json()["embeddings"]
+    assert api.perplexity(model, text * 8, ctx=16).value == api.perplexity(None, text * 8, ctx=16).value
+    report = api.bench(model, prompt=(), gen=4, threads=(1,), profile=True)
+    assert [case.title for case in report.cases] == ["decode 4"] and report.peers is None
+    assert report.profile and report.profile[0].case == report.cases[0]
 
 
 def test_run_gives_the_same_text_at_any_thread_count() -> None:

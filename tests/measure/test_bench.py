@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from bitgen import Model, cli
 from bitgen.compile import binding
 from bitgen.errors import BitgenError, UnsupportedError
 from bitgen.measure import bench, energy, peer_engines, peers, plot, profile
-from bitgen.measure.bench import Case
 from bitgen.measure.peers import PEERS, Peer
+from bitgen.measure.report import BenchReport, Case, PeerRow, Race
 
 CASE_KEYS = {"kind", "tokens", "threads", "batch", "context"}
+NUMBERS = ("tok_s", "tok_s_min", "tok_s_max", "bitgen_tok_s", "ratio")
 STEPS = {
     *("qkv", "o", "gate_up", "down", "embed", "enter_attention", "split_heads", "attention", "leave_attention"),
     *("enter_ffn", "activate", "leave_ffn", "final_norm", "head"),
@@ -34,41 +35,41 @@ def model() -> Model:
 
 
 @pytest.fixture(scope="module")
-def report(model: Model) -> dict[str, Any]:
+def report(model: Model) -> BenchReport:
     return bench.bench(model, [2], [65, 16], 6)
 
 
 # ---- profile -------------------------------------------------------------------------------------------------
 
 
-def test_a_profile_accounts_for_all_of_the_time(model: Model, report: dict[str, Any]) -> None:
+def test_a_profile_accounts_for_all_of_the_time(model: Model, report: BenchReport) -> None:
     entries = profile.profile(model, report)
-    assert [Case.of(entry) for entry in entries] == [Case.of(row) for row in report["results"]]
+    assert [entry.case for entry in entries] == report.cases
     for entry in entries:
-        steps = {step["step"]: step for step in entry["steps"]}
+        steps = {step.step: step for step in entry.steps}
         assert set(steps) == STEPS | {profile.OUTSIDE}
-        assert sum(step["share"] for step in entry["steps"]) == pytest.approx(1, abs=1e-6)
-        assert all(step["share"] > 0 for step in entry["steps"])
-        shares = [step["share"] for step in entry["steps"]]
+        assert sum(step.share for step in entry.steps) == pytest.approx(1, abs=1e-6)
+        assert all(step.share > 0 for step in entry.steps)
+        shares = [step.share for step in entry.steps]
         assert shares == sorted(shares, reverse=True)
-        passes = entry["tokens"] if entry["kind"] == "decode" else 1
+        passes = entry.case.tokens if entry.case.kind == "decode" else 1
         for name in ("qkv", "attention", "leave_ffn"):
-            assert steps[name]["calls"] == model.shape.layers * passes
+            assert steps[name].calls == model.shape.layers * passes
         for name in ("embed", "head"):
-            assert steps[name]["calls"] == passes
+            assert steps[name].calls == passes
         for name, step in steps.items():
-            assert (step["gop_s"] is not None) == (name in model.shape.matrices)
-            assert (step["gb_s"] is not None) == (name in model.shape.matrices or name == "head")
+            assert (step.gop_s is not None) == (name in model.shape.matrices)
+            assert (step.gb_s is not None) == (name in model.shape.matrices or name == "head")
 
 
-def test_a_profile_counts_the_work_of_a_product(model: Model, report: dict[str, Any]) -> None:
+def test_a_profile_counts_the_work_of_a_product(model: Model, report: BenchReport) -> None:
     """GOP/s times seconds a token is the operations of a token; the bytes of all products are those of the model."""
     entry = profile.profile(model, report)[-1]
-    assert entry["kind"] == "decode"
-    products = [step for step in entry["steps"] if step["step"] in model.shape.matrices]
-    operations = sum(step["gop_s"] * step["ms_per_token"] * 1e6 for step in products)
+    assert entry.case.kind == "decode"
+    products = [step for step in entry.steps if step.step in model.shape.matrices]
+    operations = sum(step.gop_s * step.ms_per_token * 1e6 for step in products)
     assert operations == pytest.approx(2 * model.ternary_weights, rel=1e-6)
-    read = sum(step["gb_s"] * step["ms_per_token"] * 1e6 for step in products)
+    read = sum(step.gb_s * step.ms_per_token * 1e6 for step in products)
     assert read == pytest.approx(model.weight_bytes, rel=1e-6)
 
 
@@ -76,10 +77,10 @@ def test_a_profile_counts_the_work_of_a_product(model: Model, report: dict[str, 
 def test_a_batch_reads_the_head_once_for_many(model: Model, batch: int, heads: int) -> None:
     """What the table counts a token is what the runtime's own clock saw: calls of the head, times its bytes."""
     report = bench.bench(model, [2], [], 4, batches=[batch])
-    row, entry = report["results"][0], profile.profile(model, report)[0]
-    assert {step["step"]: step["calls"] for step in entry["steps"]}["head"] == 4 * heads
-    cache = bench._cache_bytes(model, "f16", "decode", 4, 0) / 4
-    assert (row["bytes_per_token"] - cache) * batch == pytest.approx(model.weight_bytes + heads * model.head_bytes)
+    rate, entry = report.results[0], profile.profile(model, report)[0]
+    assert {step.step: step.calls for step in entry.steps}["head"] == 4 * heads
+    cache = bench._cache_bytes(model, Case("decode", 4, 2), "f16") / 4
+    assert (rate.bytes_per_token - cache) * batch == pytest.approx(model.weight_bytes + heads * model.head_bytes)
 
 
 def test_profiling_can_be_switched_and_changes_no_bit(model: Model) -> None:
@@ -109,41 +110,41 @@ def fake(fault: str) -> Peer:
     return Peer("fake", "numpy", "numpy", None, (sys.executable, str(program), fault))
 
 
-def beside(model: Model, report: dict[str, Any], fault: str, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def beside(model: Model, report: BenchReport, fault: str, monkeypatch: pytest.MonkeyPatch) -> tuple[PeerRow, ...]:
     monkeypatch.setitem(PEERS, "fake", fake(fault))
     return peers.compare(model, ["fake"], report)
 
 
-def test_a_peer_that_is_right_is_timed(model: Model, report: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peer_that_is_right_is_timed(model: Model, report: BenchReport, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = beside(model, report, "none", monkeypatch)
-    assert [Case.of(row) for row in rows] == [Case.of(row) for row in report["results"]]
+    assert [row.case for row in rows] == report.cases
     for row in rows:
-        assert set(row) == {"peer", "about", "activation", *CASE_KEYS, *peers.NUMBERS, "agreement", "error"}
-        assert row["error"] is None and row["agreement"] == pytest.approx(1)
-        assert 0 < row["tok_s_min"] <= row["tok_s"] <= row["tok_s_max"]
-        assert row["ratio"] > 0 and row["bitgen_tok_s"] > 0 and row["about"] == "fake 1.0"
+        assert set(row.to_json()) == {"peer", "about", "activation", *CASE_KEYS, *NUMBERS, "agreement", "error"}
+        assert row.error is None and row.agreement == pytest.approx(1) and row.race is not None
+        assert 0 < row.race.tok_s_min <= row.race.tok_s <= row.race.tok_s_max
+        assert row.race.ratio > 0 and row.race.bitgen_tok_s > 0 and row.about == "fake 1.0"
 
 
 def test_wrong_output_gets_a_sentence_and_no_ratio(
-    model: Model, report: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    model: Model, report: BenchReport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = {(row["kind"], row["tokens"]): row for row in beside(model, report, "long prompts", monkeypatch)}
+    rows = {(row.case.kind, row.case.tokens): row for row in beside(model, report, "long prompts", monkeypatch)}
     wrong = rows.pop(("prefill", 65))
-    assert "wrong output" in wrong["error"] and wrong["agreement"] < 0.5
-    assert all(wrong[key] is None for key in peers.NUMBERS)
-    assert all(row["error"] is None and row["ratio"] > 0 for row in rows.values())
+    assert "wrong output" in wrong.error and wrong.agreement < 0.5 and wrong.race is None
+    assert all(wrong.to_json()[key] is None for key in NUMBERS)
+    assert all(row.error is None and row.race.ratio > 0 for row in rows.values())
 
 
 @pytest.mark.parametrize(
     ("fault", "words"), [("nan", "not finite"), ("dies", "signal 6"), ("refuses", "ValueError: no such model")]
 )
 def test_a_peer_that_fails_says_how(
-    fault: str, words: str, model: Model, report: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    fault: str, words: str, model: Model, report: BenchReport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = beside(model, report, fault, monkeypatch)
-    assert len(rows) == len(report["results"])
+    assert len(rows) == len(report.results)
     for row in rows:
-        assert words in row["error"] and row["ratio"] is None
+        assert words in row.error and row.race is None
 
 
 def test_another_activation_does_not_pass_for_the_same(model: Model) -> None:
@@ -158,10 +159,13 @@ def test_another_activation_does_not_pass_for_the_same(model: Model) -> None:
     assert 0.5 < peers.correlation(relu2, silu) < peers.AGREES
 
 
-def test_other_sequences_and_contexts_are_left_out(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_sequences_and_contexts_are_left_out(
+    model: Model, report: BenchReport, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(PEERS, "fake", fake("none"))
-    rows = [asdict(Case("decode", 4, 1, batch=4)), asdict(Case("decode", 4, 1, context=8))]
-    assert peers.compare(model, ["fake"], {"results": rows}) == []
+    cases = Case("decode", 4, 1, batch=4), Case("decode", 4, 1, context=8)
+    others = replace(report, results=tuple(replace(report.results[0], case=case) for case in cases))
+    assert peers.compare(model, ["fake"], others) == ()
 
 
 def test_a_peer_that_is_not_installed_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,19 +220,17 @@ def test_a_counter_that_came_round(tmp_path: Path) -> None:
     assert zone.joules(7, 7) == 0
 
 
-def test_joules_per_token(
-    model: Model, report: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_joules_per_token(model: Model, report: BenchReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A counter that gains 6 J with each reading, and comes round every 20 J."""
     counter(tmp_path / "intel-rapl:0", "package-0", most=20_000_000)
     readings = iter(range(0, 10**12, 6_000_000))
-    monkeypatch.setattr(energy.Zone, "read", lambda zone: next(readings) % zone.most)
+    monkeypatch.setattr(energy.Zone, "read", lambda zone: next(readings) % zone.range_uj)
     found = energy.energy(model, report, root=tmp_path)
-    assert found["zones"] == ["package-0"] and found["reason"] is None
-    for row, result in zip(report["results"], found["results"], strict=True):
-        assert set(result) == {*CASE_KEYS, "joules_per_token", "watts"}
-        assert Case.of(result) == Case.of(row)
-        assert result["joules_per_token"] == pytest.approx(6 / row["tokens"]) and result["watts"] > 0
+    assert found.zones == ("package-0",) and found.reason is None
+    assert [row.case for row in found.results] == report.cases
+    for row, plain in zip(found.results, found.to_json()["results"], strict=True):
+        assert set(plain) == {*CASE_KEYS, "joules_per_token", "watts"}
+        assert row.joules_per_token == pytest.approx(6 / row.case.tokens) and row.watts > 0
 
 
 def test_why_there_is_no_energy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +253,7 @@ def test_why_there_is_no_energy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 # ---- the picture ---------------------------------------------------------------------------------------------
 
 
-def test_a_plot_is_a_picture(report: dict[str, Any], tmp_path: Path) -> None:
+def test_a_plot_is_a_picture(report: BenchReport, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install 'bitgen[plot]'")
     file = tmp_path / "out.png"
     plot.draw(report, file)
@@ -262,12 +264,12 @@ def test_a_plot_is_a_picture(report: dict[str, Any], tmp_path: Path) -> None:
     assert 10_000 < len(data) < 1_000_000
 
 
-def test_the_bars_say_what_the_report_says(report: dict[str, Any]) -> None:
-    row = report["results"][-1]
-    wrong = {**asdict(Case.of(row)), "peer": "b", "tok_s": None, "ratio": None, "error": "wrong output: 0.1"}
-    right = {**wrong, "peer": "a", "tok_s": 2.0, "ratio": 3.04, "error": None}
-    ours, a, b = plot.bars({**report, "peers": [right, wrong]}, "decode")
-    assert (ours.rate, ours.limit) == (row["tok_s"], pytest.approx(row["tok_s"] / row["bandwidth_share"]))
+def test_the_bars_say_what_the_report_says(report: BenchReport) -> None:
+    rate = report.results[-1]
+    right = PeerRow("a", "a 1.0", "relu2", rate.case, Race(2.0, 1.0, 3.0, 6.08, 3.04), 1.0, None)
+    wrong = replace(right, peer="b", race=None, error="wrong output: 0.1")
+    ours, a, b = plot.bars(replace(report, peers=(right, wrong)), "decode")
+    assert (ours.rate, ours.limit) == (rate.tok_s, pytest.approx(rate.tok_s / rate.bandwidth_share))
     assert (a.label, a.rate, a.limit, a.text) == ("a", 2.0, None, "2.0 (bitgen: 3.0 x)")
     assert (b.label, b.rate, b.limit, b.text) == ("b", 0, None, "wrong output")
     assert [bar.label for bar in plot.bars(report, "prefill")] == ["65, 2 threads", "16, 2 threads"]
@@ -279,14 +281,14 @@ def test_a_plot_without_matplotlib_names_the_command(monkeypatch: pytest.MonkeyP
     assert result.exit_code == 1 and "pip install 'bitgen[plot]'" in result.output
 
 
-def test_a_plot_of_an_unknown_kind_or_of_nothing(report: dict[str, Any], tmp_path: Path) -> None:
+def test_a_plot_of_an_unknown_kind_or_of_nothing(report: BenchReport, tmp_path: Path) -> None:
     with pytest.raises(BitgenError, match=r"\.png, \.svg, \.pdf"):
         plot.require(tmp_path / "out.jpeg")
     with pytest.raises(BitgenError, match="no folder"):
         plot.require(tmp_path / "nowhere" / "out.png")
     pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install 'bitgen[plot]'")
     with pytest.raises(BitgenError, match="nothing was measured"):
-        plot.draw({**report, "results": []}, tmp_path / "out.png")
+        plot.draw(replace(report, results=()), tmp_path / "out.png")
 
 
 # ---- the command ---------------------------------------------------------------------------------------------
@@ -312,5 +314,5 @@ def test_the_optional_parts_of_the_report(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_names_of_cases() -> None:
-    names = [bench.case_name(asdict(Case("decode", 64, 1, *more))) for more in ((), (4,), (1, 3500))]
+    names = [Case("decode", 64, 1, *more).title for more in ((), (4,), (1, 3500))]
     assert names == ["decode 64", "decode 64 x 4", "decode 64 at 3500"]
