@@ -36,7 +36,7 @@ from bitgen.spec import ModelShape
 
 
 class Engine(Protocol):
-    """A peer: what it needs to be compared."""
+    """What a peer must do to be compared."""
 
     about: str
 
@@ -99,10 +99,10 @@ class LlamaCpp:
         self._model = api.llama_model_load_from_file(str(path).encode(), params)
         if not self._model:
             raise EngineError(f"llama.cpp cannot load {path}")
-        how = api.llama_context_default_params()
-        how.n_ctx, how.n_batch = context, max(context, how.n_ubatch)
-        how.n_threads = how.n_threads_batch = threads
-        self._context = api.llama_init_from_model(self._model, how)
+        settings = api.llama_context_default_params()
+        settings.n_ctx, settings.n_batch = context, max(context, settings.n_ubatch)
+        settings.n_threads = settings.n_threads_batch = threads
+        self._context = api.llama_init_from_model(self._model, settings)
         if not self._context:
             raise EngineError(f"llama.cpp cannot make a context of {context} tokens")
         self._vocab = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model))
@@ -237,7 +237,7 @@ def run(engine: Engine, calls: Sequence[list[int]]) -> tuple[float, npt.NDArray[
 
 
 def answer(request: Mapping[str, Any], kind: type[Engine], opened: list[Engine]) -> dict[str, Any]:
-    """The answer to one request; what was opened is kept in `opened`."""
+    """The answer to one request; `opened` holds the engine that the latest "open" made."""
     if "prepare" in request:
         kind.prepare(Path(request["prepare"]), Path(request["to"]))
         return {"ready": True}

@@ -71,10 +71,10 @@ PEERS: dict[str, Peer] = {
 }
 
 AGREES = 0.99
-"""Least correlation of a peer's logits with bitgen's. Each rounds activations and head in its own way; see `check`."""
+"""Least correlation of a peer's logits with bitgen's: each rounds activations and head in its own way; see `check`."""
 CHECK_LAYERS, CHECK_VOCAB = 2, 512
 SETTLE_S = 0.05
-"""After a peer's turn: OpenMP's threads go on spinning for some milliseconds, and would cost bitgen a core."""
+"""Seconds to wait after a peer's turn: OpenMP's threads spin for some milliseconds more, and would take a core."""
 
 
 def require(names: Sequence[str]) -> list[Peer]:
@@ -92,7 +92,7 @@ def require(names: Sequence[str]) -> list[Peer]:
 
 
 class Process:
-    """A peer's process; EngineError tells what it said, or how it died."""
+    """A peer's process. EngineError carries the error that it reported, or how it ended."""
 
     def __init__(self, peer: Peer, threads: int) -> None:
         count = str(threads)
@@ -131,8 +131,8 @@ class Process:
         code = self._process.wait()
         self._stderr.seek(0)
         last = self._stderr.read().strip().splitlines()[-1:]
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-        return ": ".join([f"its process {how}", *last])
+        end = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        return ": ".join([f"its process {end}", *last])
 
 
 def _path() -> str:
@@ -186,19 +186,18 @@ class _Coarse(synth.SynthCheckpoint):
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of a peer's output: its correlation with bitgen's, if it came to that, and what is wrong, if anything is."""
+    """Correlation of a peer's logits with bitgen's, if there are any to compare, and what is wrong with them."""
 
     agreement: float | None = None
     error: str | None = None
 
 
 def check(peer: Peer, shape: ModelShape, cases: Sequence[tuple[str, int]], threads: int) -> list[Verdict]:
-    """For each (kind, tokens) what to think of the peer's logits after the last token.
+    """A verdict for each (kind, tokens) on the peer's logits after the last token.
 
     The model is random, with the layers of `shape` but only a few of them and a small vocabulary, and the activation
-    that the peer computes. Its logits hang on every matrix, so engines that compute the same thing differ by their
-    roundings (llama.cpp and Litespark, where right: correlation 0.998 and more), and already another activation shows
-    (0.94).
+    that the peer computes. Its logits depend on every matrix, so engines that compute the same function differ by their
+    roundings only (llama.cpp and Litespark, where right: correlation 0.998 and more); another activation gives 0.94.
     """
     longest = max(tokens for _, tokens in cases)
     wanted = replace(shape, activation=peer.activation_for(shape))

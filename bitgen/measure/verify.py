@@ -1,14 +1,14 @@
-"""`bitgen verify`: proves a build on this very machine, and writes down what was proved.
+"""`bitgen verify`: checks a model and its kernels on this machine, and writes a receipt of what was checked.
 
     kernels     every kernel that the model may run with, of every format, at every level this CPU executes,
-                against the oracle's integers: random activations and those that overflow sums elsewhere
+                against the oracle's integers: random weights, and those with the largest sums
     same bits   logits of every level, format, thread count and chunking, compared with ==
     choices     the certified head's tokens against those of all logits
     reference   logits against the NumPy reference
     against     logits and perplexity against transformers in float32, where a checkpoint is given
 
-A large model's matrices are all there in a few of its layers and rows of its vocabulary, so levels and formats are
-compared on such a cut of it; the model as it is runs through the rest.
+Levels and formats of a large model are compared on a cut of it, a few layers and the first rows of its vocabulary,
+which has every matrix shape of the whole. All other checks run the model itself.
 """
 
 from __future__ import annotations
@@ -37,25 +37,24 @@ from bitgen.errors import BitgenError, UnsupportedError
 from bitgen.gguf.reader import read_gguf
 from bitgen.kernels import plan, space
 from bitgen.kernels.plan import Lookup
-from bitgen.spec import GemmShape, KernelSpec, MatrixPlan, ModelShape
+from bitgen.spec import GemmShape, KernelSpec, Listener, MatrixPlan, ModelShape
 from bitgen.tune.lab import VERIFY_TOKENS, Trial, differs
 
-Listener = Callable[[str, int, int], None]
 Ints = npt.NDArray[np.int8]
 Logits = Callable[[list[int]], npt.NDArray[np.float32]]  # of token ids, [n, vocab]
 
 CUT_WEIGHTS, CUT_VOCAB = 200_000_000, 8192
-"""A model of more ternary weights is compared in a cut of about so many, and of so many tokens."""
+"""Ternary weights of a cut, about, and its tokens; a model with fewer weights is compared whole."""
 TOKENS, PROMPTS = 24, 16
-"""Length of the prompts that levels are compared on; number of the short ones that meet the reference."""
-NEAR, MOST = 1e-3, 0.3
-"""Logits agree when off by less than NEAR standard deviations. A prompt in which an activation lies in the middle
-between two integers may be off by up to MOST: which way it rounds is float noise (docs/architecture.md, Proof)."""
-MOST_NEAR = 0.6
-"""The share of prompts that must agree; the others met such a rounding. Nearly all do in a model of many layers, so
-there none need agree: a wrong model is further off than MOST, and its cut or its perplexity tells smaller faults."""
+"""Tokens of the prompt that levels are compared on; number of prompts of two tokens that meet the reference."""
+NEAR, ROUNDED = 1e-3, 0.3
+"""Standard deviations by which logits may be off: NEAR where all activations round alike, ROUNDED where one lies in the
+middle between two integers, since float noise decides which way it rounds (docs/architecture.md, Proof)."""
+MIN_NEAR = 0.6
+"""Fraction of prompts that must be NEAR. In a model of many layers nearly every prompt meets such a rounding, so there
+the fraction is 0: a wrong model exceeds ROUNDED, and smaller faults show in its cut or its perplexity."""
 PERPLEXITY = 5e-3
-"""Most that the logarithm of the perplexity may differ from that of transformers: roundings average out."""
+"""Largest difference of the logarithm of the perplexity from that of transformers: roundings average out."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +90,9 @@ class Receipt:
 def verify(path: Path, against: str | None = None, listener: Listener = lambda *_: None, **reading: Any) -> Receipt:
     """Verify a GGUF file's model with every ISA level that this CPU executes.
 
-    against: "hf:DIR", a transformers checkpoint of the same model. Failed comparisons are verdicts; errors are raised
-    where nothing could be compared (a file that cannot be read, no compiler, no torch). reading: as read_gguf takes.
+    against: "hf:DIR", a transformers checkpoint of the same model. reading: the options of read_gguf.
+    A comparison that fails is a Check that is not ok; an error means that nothing could be compared (a file that cannot
+    be read, no compiler, no torch).
     """
     checkpoint = read_gguf(path, **reading)
     theirs = _transformers(against) if against is not None else None
@@ -103,8 +103,8 @@ def verify(path: Path, against: str | None = None, listener: Listener = lambda *
     stages: list[Iterator[Check]] = [
         _kernels(checkpoint.shape, lookups, listener),
         _same_bits(cut(checkpoint), lookups, listener),
-        _own_ways(model),
-        _whole(model, checkpoint),
+        _self_consistency(model),
+        _whole_model(model, checkpoint),
     ]
     if against is not None and theirs is not None:
         stages.append(_against(model, against, theirs))
@@ -122,7 +122,7 @@ def verify(path: Path, against: str | None = None, listener: Listener = lambda *
 
 
 def _kernels(shape: ModelShape, lookups: Sequence[Lookup], listener: Listener) -> Iterator[Check]:
-    """Every kernel of the plans, and the first choice of every other format, at every level."""
+    """Every kernel of the plans, and the first legal plan of every other format, at every level."""
     matrices = list(dict.fromkeys(shape.matrices.values()))
     rng = np.random.default_rng(0)
     codes = {m: rng.integers(-1, 2, (m.m, m.k), np.int8) for m in matrices}
@@ -150,7 +150,7 @@ def _formats(shape: GemmShape, isa: str) -> Iterator[MatrixPlan]:
 
 
 def kernel_differs(lib: Any, isa: int, index: int, spec: KernelSpec, codes: Ints) -> str:
-    """Run a kernel on random weights and on those that overflow sums; "" or how it differs from the oracle."""
+    """Run a kernel on random weights and on those with the largest sums; "" or where it differs from the oracle."""
     for name, weights in (("random", codes), ("all +1", np.ones_like(codes)), ("all -1", -np.ones_like(codes))):
         trial = Trial(spec.shape, weights, VERIFY_TOKENS[spec.op], seed=spec.shape.k)
         if found := differs(lib, isa, index, spec, trial, 2):
@@ -162,7 +162,7 @@ def kernel_differs(lib: Any, isa: int, index: int, spec: KernelSpec, codes: Ints
 
 
 class Cut:
-    """The first layers of a checkpoint and the first rows of its vocabulary: small, with all of its shapes."""
+    """The first layers of a checkpoint and the first rows of its vocabulary, with all of its matrix shapes."""
 
     def __init__(self, whole: Checkpoint, layers: int, vocab: int) -> None:
         self._whole, self.metadata = whole, whole.metadata
@@ -180,7 +180,7 @@ class Cut:
 
 
 def cut(checkpoint: Checkpoint) -> Checkpoint:
-    """A model to compare levels on: the checkpoint itself, or where it is large a cut of it."""
+    """The checkpoint itself, or a cut of about CUT_WEIGHTS weights where it has more."""
     s = checkpoint.shape
     layer = sum(m.m * m.k for m in s.matrices.values())
     layers = max(1, min(s.layers, CUT_WEIGHTS // layer))
@@ -188,21 +188,21 @@ def cut(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _same_bits(checkpoint: Checkpoint, lookups: Sequence[Lookup], listener: Listener) -> Iterator[Check]:
-    """Logits of every level and format; the first of them is what the others must be, and meets the reference."""
+    """Logits [TOKENS, vocab] of every level and format, against those of the first, which meet the reference."""
     shape = checkpoint.shape
     tokens = _prompts(shape.vocab, 1, TOKENS)[0]
     first: npt.NDArray[np.float32] | None = None
     with tempfile.TemporaryDirectory() as folder:
         for at in lookups:
-            for name, how in _ways(shape, at):
+            for name, planned in _plans_to_check(shape, at):
                 packed = Path(folder) / "model.bgpk"
-                pack.write(packed, checkpoint, how, progress=lambda d, t: listener("packing", d, t))
-                built = library.for_model(shape, [how], progress=lambda d, t: listener("compiling", d, t))
-                model = Model(packed, shape, _NO_TOKENIZER, how, built, packed, "f16", 2)
+                pack.write(packed, checkpoint, planned, progress=lambda d, t: listener("packing", d, t))
+                built = library.for_model(shape, [planned], progress=lambda d, t: listener("compiling", d, t))
+                model = Model(packed, shape, _NO_TOKENIZER, planned, built, packed, "f16", 2)
                 logits = model.logits(tokens)
                 if first is None:
                     first = logits
-                    yield _reference(model, checkpoint, "NumPy", MOST_NEAR)
+                    yield _reference(model, checkpoint, "NumPy", MIN_NEAR)
                 del model
                 yield _equal("same bits", f"{at.isa}, {name}", logits, first)
 
@@ -210,8 +210,8 @@ def _same_bits(checkpoint: Checkpoint, lookups: Sequence[Lookup], listener: List
 _NO_TOKENIZER: Any = None  # a cut model is asked for logits only
 
 
-def _ways(shape: ModelShape, at: Lookup) -> Iterator[tuple[str, Lookup]]:
-    """The plan of a level, then each format for all matrices."""
+def _plans_to_check(shape: ModelShape, at: Lookup) -> Iterator[tuple[str, Lookup]]:
+    """The plan of a level, then one for each format that all matrices can take."""
     yield "as planned", at
     roles: dict[str, dict[str, MatrixPlan]] = {}
     for role, matrix in shape.matrices.items():
@@ -222,8 +222,8 @@ def _ways(shape: ModelShape, at: Lookup) -> Iterator[tuple[str, Lookup]]:
             yield name, replace(at, matrices=matrices)
 
 
-def _own_ways(model: Model) -> Iterator[Check]:
-    """The model as it is: thread counts, chunkings, caches of what was computed, and the certified head."""
+def _self_consistency(model: Model) -> Iterator[Check]:
+    """The model as it is: the same logits at every thread count and chunk size, and the head's choices from them."""
     tokens = _prompts(model.shape.vocab, 1, TOKENS)[0]
     first = model.logits(tokens)
     yield Check("same bits", "finite", bool(np.isfinite(first).all()), "no NaN and no infinity in the logits")
@@ -234,10 +234,10 @@ def _own_ways(model: Model) -> Iterator[Check]:
         with model.session(context=TOKENS) as session:
             parts = [session.forward(tokens[i : i + size], every=True) for i in range(0, TOKENS, size)]
             yield _equal("same bits", f"{size} tokens at a time", np.concatenate(parts), first)
-    for name, how in (("greedy", Sampling(temperature=0)), ("top-k 40", Sampling(top_k=40, seed=7))):
+    for name, sampling in (("greedy", Sampling(temperature=0)), ("top-k 40", Sampling(top_k=40, seed=7))):
         with model.session(context=TOKENS) as session:
-            chosen = session.next(tokens, how, tokens, 0, TOKENS)
-            wanted = [session.sample(how, row, tokens[: i + 1], i) for i, row in enumerate(first)]
+            chosen = session.next(tokens, sampling, tokens, 0, TOKENS)
+            wanted = [session.sample(sampling, row, tokens[: i + 1], i) for i, row in enumerate(first)]
         yield Check("choices", f"{model.head} head, {name}", chosen == wanted, f"{TOKENS} tokens as from all logits")
 
 
@@ -254,15 +254,15 @@ def _prompts(vocab: int, count: int, length: int) -> list[list[int]]:
     return [rng.integers(0, vocab, length).tolist() for _ in range(count)]
 
 
-def _reference(model: Model, checkpoint: Checkpoint, subject: str, most_near: float) -> Check:
-    """Short prompts against the NumPy reference, all in one pass over the weights."""
+def _reference(model: Model, checkpoint: Checkpoint, subject: str, min_near: float) -> Check:
+    """PROMPTS prompts against the NumPy reference, which reads the weights once for all of them."""
     prompts = _prompts(model.shape.vocab, PROMPTS, 2)
     wanted = reference.forward_many(checkpoint, prompts)
-    return _agreement("reference", subject, [model.logits(p, cache="f32") for p in prompts], wanted, most_near)
+    return _agreement("reference", subject, [model.logits(p, cache="f32") for p in prompts], wanted, min_near)
 
 
-def _whole(model: Model, checkpoint: Checkpoint) -> Iterator[Check]:
-    """A large model whole, after its cut: through so many layers few prompts meet no such rounding."""
+def _whole_model(model: Model, checkpoint: Checkpoint) -> Iterator[Check]:
+    """All layers of a model that was compared in a cut; through so many, nearly every prompt meets a rounding."""
     if cut(checkpoint) is not checkpoint:
         yield _reference(model, checkpoint, "NumPy, all layers", 0)
 
@@ -272,20 +272,20 @@ def _agreement(
     subject: str,
     got: Sequence[npt.NDArray[np.float32]],
     want: Sequence[npt.NDArray[np.float32]],
-    most_near: float,
+    min_near: float,
 ) -> Check:
-    """As many prompts agree as asked for, and none is further off than a rounding can be."""
+    """At least a fraction min_near of the prompts is NEAR, and none is off by more than ROUNDED."""
     off = np.array([np.abs(g - w).max() / w.std() for g, w in zip(got, want, strict=True)])
     near = float((off < NEAR).mean())
     detail = f"{near:.0%} of {len(off)} prompts within {NEAR:g} standard deviations, the worst {off.max():.2g}"
-    return Check(group, subject, bool(near >= most_near and off.max() < MOST), detail)
+    return Check(group, subject, bool(near >= min_near and off.max() < ROUNDED), detail)
 
 
 def _against(model: Model, source: str, theirs: Logits) -> Iterator[Check]:
-    """The model that transformers computes in float32 from a checkpoint folder."""
+    """Logits and perplexity of transformers in float32, from a checkpoint of the same model."""
     prompts = _prompts(model.shape.vocab, PROMPTS, 2)
     want = [theirs(p) for p in prompts]
-    near = MOST_NEAR if model.ternary_weights <= CUT_WEIGHTS else 0
+    near = MIN_NEAR if model.ternary_weights <= CUT_WEIGHTS else 0
     yield _agreement("against", source, [model.logits(p, cache="f32") for p in prompts], want, near)
     text = _prompts(model.shape.vocab, 1, min(128, model.shape.context))[0]
     ours, other = (_mean_logprob(logits, text) for logits in (model.logits(text, cache="f32"), theirs(text)))
@@ -314,7 +314,7 @@ def _transformers(source: str) -> Logits:
         )
     except (OSError, ValueError, KeyError, ImportError) as e:
         raise BitgenError(f"transformers cannot load {source.removeprefix('hf:')}: {str(e).splitlines()[0]}") from None
-    # as loaded, scales and unpacked weights keep the type of the file; for float32 they must be cast by hand
+    # Scales and unpacked weights are loaded in the type of the file, whatever dtype says.
     module: Any = torch.nn.Module.float(loaded)
     module.eval()
 
