@@ -33,6 +33,7 @@ from bitgen.gguf import info as _info
 from bitgen.gguf.reader import GgufCheckpoint, read_gguf
 from bitgen.gguf.writer import TernaryType, write_gguf
 from bitgen.kernels import plan, render, space
+from bitgen.kernels.plan import Plan
 from bitgen.measure import bench as _bench
 from bitgen.measure import energy as _energy
 from bitgen.measure import peers
@@ -176,16 +177,29 @@ def verify(
 
 @dataclass(frozen=True)
 class TuneReport:
-    """What tuning decided, as rows for a table, and where the plan was written."""
+    """The plan that was made for a model's matrices, with its evidence, and where it was written."""
 
-    model: str
-    isa: str
-    threads: int
+    model: ModelShape
+    plan: Plan
     path: Path
-    rows: list[tuple[str, ...]]  # matrix, shape, phase, kernel, time, rate, share, gain over the default
-    cpu: str
-    disturbed: tuple[str, ...]  # matrices that were measured while the machine had other work
     build: str  # the command that builds with this plan; "" where builds use it unasked
+    threads: int | None = None  # that were measured with; None: estimated
+
+    @property
+    def isa(self) -> str:
+        """The instruction-set level of all its kernels."""
+        return self.plan.isa
+
+    @property
+    def cpu(self) -> str:
+        """The CPU that it is for."""
+        return self.plan.cpu
+
+    @property
+    def disturbed(self) -> list[str]:
+        """The matrices that were measured while the machine had other work."""
+        decisions = self.plan.decisions
+        return [role for role, gemm in self.model.matrices.items() if decisions[gemm].evidence.get("disturbed")]
 
 
 def tune(
@@ -205,34 +219,9 @@ def tune(
     isa, threads = isa or site.isas[0], threads or site.cpus
     path = output or plan.path_of(site.cpu, isa)
     made = _tune.tune(list(shape.matrices.values()), isa, threads, effort, listener, site, path)
-    rows: list[tuple[str, ...]] = []
-    for role, gemm in shape.matrices.items():
-        decision = made.decisions[gemm]
-        for phase, op, spec in zip(
-            ("decode", "prefill"), ("gemv", "gemm"), decision.plan.specs(gemm, isa), strict=True
-        ):
-            e = decision.evidence[op]
-            rate = f"{e['gb_s']:.1f} GB/s" if op == "gemv" else f"{e['gop_s']:.0f} GOP/s"
-            share = e["bandwidth_share"] if op == "gemv" else e["peak_share"]
-            gain = f"{e['default_seconds'] / e['seconds']:.2f}x"
-            time = f"{e['seconds'] * 1e6:.0f} us"
-            rows.append((role, f"{gemm.m}x{gemm.k}", phase, _short(spec), time, rate, f"{share:.0%}", gain))
-    disturbed = tuple(r for r, gemm in shape.matrices.items() if made.decisions[gemm].evidence.get("disturbed"))
     command = ["bitgen", "build", "--model", str(model), "--arch", site.arch, "--plan", str(path)]
     build = shlex.join(command) if remote or output else ""
-    return TuneReport(shape.name, isa, threads, path, rows, site.cpu, disturbed, build)
-
-
-@dataclass(frozen=True)
-class EstimateReport:
-    """What a cost model decided, as rows for a table, and where the plan was written."""
-
-    model: str
-    isa: str
-    basis: str
-    path: Path
-    rows: list[tuple[str, ...]]  # matrix, shape, phase, kernel, cycles a token, cycles and instructions a weight, gain
-    build: str  # the command that builds with this plan
+    return TuneReport(shape, made, path, build, threads)
 
 
 def estimate(
@@ -245,7 +234,7 @@ def estimate(
     bytes_per_cycle: float | None = None,
     output: Path | None = None,
     listener: Listener = lambda *_: None,
-) -> EstimateReport:
+) -> TuneReport:
     """Choose kernels for a CPU that is not here, by LLVM's model of its core, and save the plan."""
     shape, arch = shape_of(model), targets.target(isa).arch if isa else arch or targets.host_arch()
     core = cost_model.Core.find(arch, cpu)
@@ -253,22 +242,8 @@ def estimate(
     made = cost_model.estimate_plan(list(shape.matrices.values()), isa, core, effort, bytes_per_cycle, listener)
     path = output or plan.path_of(f"estimated {cpu}", isa)
     plan.save(made, path)
-    rows: list[tuple[str, ...]] = []
-    for role, gemm in shape.matrices.items():
-        decision = made.decisions[gemm]
-        for phase, spec in zip(("decode", "prefill"), decision.plan.specs(gemm, isa), strict=True):
-            e = decision.evidence[spec.op]
-            per_weight = f"{e['cycles'] / (gemm.m * gemm.k):.4f}", f"{e['instructions_per_weight']:.4f}"
-            gain = f"{e['default_cycles'] / e['cycles']:.2f}x" if e["default_cycles"] else ""
-            rows.append((role, f"{gemm.m}x{gemm.k}", phase, _short(spec), f"{e['cycles']:,.0f}", *per_weight, gain))
     build = shlex.join(["bitgen", "build", "--model", str(model), "--arch", arch, "--plan", str(path)])
-    return EstimateReport(shape.name, isa, core.basis, path, rows, build)
-
-
-def _short(spec: KernelSpec) -> str:
-    """A kernel's symbol without what the table says elsewhere."""
-    how = spec.symbol.split(f"_k{spec.shape.k}_")[1].split("__")[0]
-    return f"{spec.layout.format} {how.replace('_', ' ')}"
+    return TuneReport(shape, made, path, build)
 
 
 def build(
