@@ -52,7 +52,8 @@ def bench(
 ) -> BenchReport:
     """Measure every combination of thread counts, contexts, and prompts to prefill or batches to decode.
 
-    prompts: tokens of each prefill; generate: tokens to decode; contexts: tokens in the cache before each run.
+    prompts: tokens of each prefill; generate: tokens to decode; contexts: tokens in the cache before each run;
+    batches: sequences decoded together.
     """
     longest = max([*prompts, generate, 1]) + max(contexts)
     if longest + 1 > model.shape.context:
@@ -96,7 +97,7 @@ def _measure(model: Model, machine: Limits, case: Case, cache: Cache) -> Rate:
 
 
 def prompt(model: Model, tokens: int) -> list[int]:
-    """The token ids that every engine is given: random, and the same ones each time."""
+    """Token ids that every engine is given: random, and the same at each call."""
     rng = np.random.default_rng(0)
     return [int(id) for id in rng.integers(0, model.shape.vocab, tokens)]
 
@@ -105,10 +106,9 @@ def prompt(model: Model, tokens: int) -> list[int]:
 def runs(model: Model, case: Case, cache: Cache = "f16") -> Iterator[tuple[Session, Iterator[float]]]:
     """The first of a case's sessions, and the seconds of each of RUNS runs, which are made as the iterator is read."""
     room = case.context + case.tokens + 1
+    rows = max(room, case.batch)  # a pass takes as many as the first session holds
     with ExitStack() as opened:
-        context = min(
-            max(room, case.batch), model.shape.context
-        )  # a pass takes as many rows as the first session holds
+        context = min(rows, model.shape.context)
         first = opened.enter_context(model.session(threads=case.threads, context=context, cache=cache))
         sessions = [first, *(opened.enter_context(first.share(room)) for _ in range(case.batch - 1))]
         for session in sessions if case.context else ():
@@ -118,7 +118,7 @@ def runs(model: Model, case: Case, cache: Cache = "f16") -> Iterator[tuple[Sessi
 
 
 def _prefill(sessions: list[Session], ids: list[int]) -> Iterator[float]:
-    """Seconds of RUNS prefills of ids, after one that warms up."""
+    """Seconds of each of RUNS prefills of ids, after one that warms up."""
     filled = sessions[0].position
     for run in range(RUNS + 1):
         sessions[0].rewind(filled)
@@ -129,7 +129,7 @@ def _prefill(sessions: list[Session], ids: list[int]) -> Iterator[float]:
 
 
 def _decode(sessions: list[Session], ids: list[int]) -> Iterator[float]:
-    """Seconds of RUNS decodes: ids one by one to all sessions, a greedy choice after each; one run warms up."""
+    """Seconds of each of RUNS decodes: ids one by one to all sessions, a greedy choice after each; one warms up."""
     filled = sessions[0].position
     for run in range(RUNS + 1):
         for session in sessions:

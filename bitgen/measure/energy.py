@@ -65,9 +65,9 @@ def zones(root: Path = POWERCAP) -> list[Zone]:
 
 
 def energy(model: Model, report: BenchReport, listener: Listener = lambda *_: None, root: Path = POWERCAP) -> Energy:
-    """Joules per token and watts of every case of a report of `bench`, in runs of their own; medians.
+    """Joules per token and watts of every case of a report of `bench`, medians over runs of their own.
 
-    All that the packages and their memory used, whoever used it.
+    They count all that the packages and their memory used, by any process.
     """
     try:
         counters = zones(root)
