@@ -6,6 +6,7 @@ key of which some line must use, and no other name is known to it.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from jinja2 import meta
 from bitgen import data, targets
 from bitgen.errors import UnsupportedError
 from bitgen.kernels.formats import FORMATS
-from bitgen.kernels.space import MIXED_ROWS, QUAD_COLUMNS, STRIP_ROWS, legal, template_isa, template_row
+from bitgen.kernels.space import QUAD_COLUMNS, blocks, legal, template_isa, template_row
 from bitgen.spec import KernelSpec
 
 
@@ -89,7 +90,7 @@ def template_of(spec: KernelSpec) -> str:
 
 def _context(spec: KernelSpec) -> dict[str, Any]:
     """Everything a kernel template may name."""
-    geometry = FORMATS[spec.layout.format].geometry(spec.shape, spec.layout)
+    geometry, sizes = FORMATS[spec.layout.format].geometry(spec.shape, spec.layout), blocks(spec)
     context = {
         "symbol": spec.symbol,
         "template": template_of(spec),
@@ -100,8 +101,6 @@ def _context(spec: KernelSpec) -> dict[str, Any]:
         "k": spec.shape.k,
         "bm": spec.layout.bm,
         "bk": spec.layout.bk,
-        "nr": spec.tile.nr,
-        "kc": spec.tile.kc or geometry.k_pad,
         "groups": spec.tile.groups,
         "prefetch": spec.tile.prefetch,
         "m_pad": geometry.m_pad,
@@ -109,13 +108,14 @@ def _context(spec: KernelSpec) -> dict[str, Any]:
         "panels": geometry.panels,
         "weight_bytes": geometry.weight_bytes,
         "operand_bytes": geometry.operand_bytes,
+        "table_rows": sizes.table_rows,
     }
+    context |= {name: size for name, size in dataclasses.asdict(sizes).items() if size}
     template = template_row(spec)
     if template.int16_columns:
         context["int16_columns"] = template.int16_columns
     if template.lanes:
-        context |= {"lanes": template.lanes, "lookup_columns": QUAD_COLUMNS, "strip_rows": STRIP_ROWS}
-        context |= {"mixed": spec.tile.mixed, "mixed_rows": MIXED_ROWS}
+        context |= {"lanes": template.lanes, "lookup_columns": QUAD_COLUMNS, "mixed": spec.tile.mixed}
     return context
 
 

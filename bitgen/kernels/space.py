@@ -31,8 +31,19 @@ TRIPLE_COLUMNS = int16_columns(3, -3 * 128, 3 * 128)
 QUAD_COLUMNS = int16_columns(4, -4 * 128, 4 * 128)
 # Where codes are multiplied in place (i2_s/sdot.c.j2), an int32 lane gains 4 * 32 * -128 every 64 columns.
 MOST_COLUMNS = 1 << 22
-# Rows that are placed together for look-ups (i2_s/lookup.c.j2), and multiplied together beside them (mixed.c.j2).
-STRIP_ROWS, MIXED_ROWS = 80, 64
+# Bytes of weights that stay in the second-level cache while tokens pass: half of the smallest in use, 256 KiB.
+L2_SHARE = 128 << 10
+# AMX: rows, in whole squares of 32 and whole panels, and tokens whose sums, 640 KiB, stay in the second-level cache.
+AMX_ROWS, AMX_TOKENS = 320, 512
+# Rows that pass through one set of tables: the sums of 2560 rows take 480 KiB of the second-level cache. Of mixed
+# kernels half of the rows have none.
+LUT_ROWS, MIXED_LUT_ROWS = 2560, 4096
+# Rows whose codes are placed together for look-ups: whole panels, of five rows too, and whole vectors of 16.
+STRIP_ROWS = 80
+# Rows of the micro-kernel that runs beside look-ups: four vectors of 16 sums.
+MIXED_ROWS = 64
+# Rows for which it pays a thread to build the tables of its tokens.
+TABLE_ROWS = 1280
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,11 @@ class Template:
     nr: tuple[int, ...] = (1,)
     prefetch: tuple[int, ...] = (0,)
     kc: int = 0  # columns of a cache block, so that nr tokens' fit the first-level cache; 0: K is not divided
+    mr: int = 0  # most rows of the micro-kernel; 0: their number is the template's own
+    unit: int = 0  # rows or tokens of one vector, where codes are unpacked once for all tokens; else 0
+    l2: int = L2_SHARE  # bytes of a cache block of weights; 0: no loop has one
+    mc: int = 0  # rows of a cache block; 0: as many as fill l2
+    nc: int = 0  # tokens of a cache block; 0: all
     groups: tuple[int, ...] = (0,)  # of four columns, looked up in one pass (gemm)
     mixed: tuple[bool, ...] = (False,)  # whether half of the rows are multiplied while the others are looked up
     lanes: int = 0  # tokens that a look-up serves; 0: there is none
@@ -54,75 +70,74 @@ class Template:
 _AHEAD = (2048, 1024, 4096, 512, 0)
 
 TEMPLATES: dict[tuple[str, str], Template] = {
-    ("i2_s", "amx"): Template((4, 8, 2), (256,), prefetch=(4096, 2048, 1024, 512, 0), kc=512),
+    ("i2_s", "amx"): Template(
+        (4, 8, 2), (256,), prefetch=(4096, 2048, 1024, 512, 0), kc=512, mc=AMX_ROWS, nc=AMX_TOKENS
+    ),
     ("i2_s", "avx512vnni"): Template(
-        (4, 8, 2), (256,), nr=(8, 6, 4, 12), prefetch=_AHEAD, kc=3072, groups=(8, 0), mixed=(True, False), lanes=32
+        (4, 8, 2),
+        (256,),
+        nr=(8, 6, 4, 12),
+        mr=2,
+        prefetch=_AHEAD,
+        kc=3072,
+        groups=(8, 0),
+        mixed=(True, False),
+        lanes=32,
     ),
     ("i2_s", "avxvnni"): Template(
-        (4, 8, 2, 1), (128,), nr=(10, 12, 8, 6), prefetch=_AHEAD, kc=2560, groups=(8, 0), lanes=32
+        (4, 8, 2, 1), (128,), nr=(10, 12, 8, 6), mr=1, prefetch=_AHEAD, kc=2560, groups=(8, 0), lanes=32
     ),
     ("i2_s", "avx2"): Template(
         (4, 8, 2, 1),
         (128,),
         nr=(8, 6, 10, 4),
+        mr=1,
         prefetch=_AHEAD,
         kc=3072,
         int16_columns=PRODUCT_COLUMNS,
         groups=(8, 0),
         lanes=32,
     ),
-    ("i2_s", "i8mm"): Template((4, 2, 1), (64,), nr=(12, 8, 4), prefetch=_AHEAD, kc=2048),
-    ("i2_s", "dotprod"): Template((4, 2, 1), (64,), nr=(12, 8, 4), prefetch=_AHEAD, kc=2048),
+    ("i2_s", "i8mm"): Template((4, 2, 1), (64,), nr=(12, 8, 4), mr=8, unit=2, prefetch=_AHEAD, kc=2048),
+    ("i2_s", "dotprod"): Template((4, 2, 1), (64,), nr=(12, 8, 4), mr=8, unit=4, prefetch=_AHEAD, kc=2048),
     ("i2_s", "neon"): Template(
         (4, 2, 1),
         (64,),
         nr=(4, 2),
+        mr=2,
         prefetch=_AHEAD,
         kc=4096,
         int16_columns=PRODUCT_COLUMNS,
         groups=(8, 0),
         lanes=16,
     ),
-    ("i2_s", "scalar"): Template((4, 1, 8), (128, 64), any_layout=True),
+    ("i2_s", "scalar"): Template((4, 1, 8), (128, 64), l2=0, any_layout=True),
     ("i2_g", "avx512vnni"): Template((64,), (128, 64), nr=(4,), prefetch=_AHEAD),
     ("i2_g", "avxvnni"): Template((64, 32), (128, 64), nr=(6, 5, 4), prefetch=_AHEAD),
     ("i2_g", "avx2"): Template((64, 16), (128, 64), nr=(6, 4, 2), prefetch=_AHEAD, int16_columns=GROUP_COLUMNS_MADDUBS),
     ("i2_g", "dotprod"): Template((16, 8, 4), (128, 64), nr=(8, 4), prefetch=_AHEAD),
     ("i2_g", "neon"): Template((16, 8, 4), (128, 64), nr=(4, 2), prefetch=_AHEAD, int16_columns=GROUP_COLUMNS_VMLAL),
     ("i2_g", "scalar"): Template((16, 4, 64), (128, 64), nr=(4,)),
-    ("t5", "amx"): Template((5,), (256,), prefetch=_AHEAD, kc=512),
+    ("t5", "amx"): Template((5,), (256,), prefetch=_AHEAD, kc=512, mc=AMX_ROWS, nc=AMX_TOKENS),
     ("t5", "avx512vbmi"): Template(
-        (5,), (256,), nr=(4, 2), prefetch=_AHEAD, groups=(8, 0), mixed=(True, False), lanes=32
+        (5,), (256,), nr=(4, 2), mr=5, prefetch=_AHEAD, groups=(8, 0), mixed=(True, False), lanes=32
     ),
     ("t5", "avx512vnni"): Template(
-        (5,), (256,), nr=(4, 2), prefetch=_AHEAD, groups=(8, 0), mixed=(True, False), lanes=32
+        (5,), (256,), nr=(4, 2), mr=5, prefetch=_AHEAD, groups=(8, 0), mixed=(True, False), lanes=32
     ),
     ("t5", "avx2"): Template(
-        (5,),
-        (128,),
-        nr=(2, 1),
-        prefetch=_AHEAD,
-        int16_columns=T5_COLUMNS,
-        groups=(8, 0),
-        lanes=32,
+        (5,), (128,), nr=(2, 1), mr=5, prefetch=_AHEAD, int16_columns=T5_COLUMNS, groups=(8, 0), lanes=32
     ),
-    ("t5", "i8mm"): Template((5,), (64,), nr=(8, 4), prefetch=_AHEAD, kc=2048),
-    ("t5", "dotprod"): Template((5,), (64,), nr=(4,), prefetch=_AHEAD, kc=2048),
+    ("t5", "i8mm"): Template((5,), (64,), nr=(8, 4), mr=10, unit=2, prefetch=_AHEAD, kc=2048),
+    ("t5", "dotprod"): Template((5,), (64,), nr=(4,), mr=20, unit=4, prefetch=_AHEAD, kc=2048),
     ("t5", "neon"): Template(
-        (5,),
-        (64,),
-        nr=(2, 1),
-        prefetch=_AHEAD,
-        kc=4096,
-        int16_columns=T5_COLUMNS,
-        groups=(8, 0),
-        lanes=16,
+        (5,), (64,), nr=(2, 1), mr=5, prefetch=_AHEAD, kc=4096, int16_columns=T5_COLUMNS, groups=(8, 0), lanes=16
     ),
-    ("t5", "scalar"): Template((5, 10), (128, 64), any_layout=True),
-    ("tl1", "neon"): Template((64, 32, 128, 256), (128, 64), int16_columns=PAIR_COLUMNS, any_layout=True),
-    ("tl1", "scalar"): Template((64, 32, 128), (128, 64), any_layout=True),
-    ("tl2", "avx2"): Template((64, 32, 128, 256), (192, 96), int16_columns=TRIPLE_COLUMNS, any_layout=True),
-    ("tl2", "scalar"): Template((64, 32, 128), (192, 96), any_layout=True),
+    ("t5", "scalar"): Template((5, 10), (128, 64), l2=0, any_layout=True),
+    ("tl1", "neon"): Template((64, 32, 128, 256), (128, 64), l2=0, int16_columns=PAIR_COLUMNS, any_layout=True),
+    ("tl1", "scalar"): Template((64, 32, 128), (128, 64), l2=0, any_layout=True),
+    ("tl2", "avx2"): Template((64, 32, 128, 256), (192, 96), l2=0, int16_columns=TRIPLE_COLUMNS, any_layout=True),
+    ("tl2", "scalar"): Template((64, 32, 128), (192, 96), l2=0, any_layout=True),
 }
 
 
@@ -164,6 +179,59 @@ def _group_reason(shape: GemmShape, layout: Layout) -> str | None:
 def template_row(spec: KernelSpec) -> Template:
     """The row of the template that serves a spec."""
     return TEMPLATES[spec.layout.format, template_isa(spec.layout.format, spec.isa)]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Rows, columns and tokens that the loops of a kernel take at a time, named as in BLIS. 0: no such loop.
+
+    A micro-kernel multiplies mr rows by nr tokens over kc columns, its sums in registers, the tokens' activations in
+    the first-level cache. The macro-kernel around it takes mc rows by nc tokens, the rows' weights in the second.
+    """
+
+    mr: int  # rows of the micro-kernel: with nr, as many sums as registers hold
+    nr: int  # tokens of the micro-kernel
+    unit: int  # rows or tokens of one vector of unpacked codes: what an instruction multiplies at once
+    kc: int  # columns of a cache block: nr tokens' activations fit the first-level cache
+    mc: int  # rows of a cache block: their weights over kc columns fill the share of the second-level cache
+    nc: int  # tokens of a cache block: their sums with mc rows fit there too (AMX; elsewhere sums go to y)
+    lut_mc: int  # rows of one set of look-up tables: their sums fit the second-level cache
+    strip_rows: int  # rows whose codes are placed together for look-ups
+    mixed_rows: int  # rows of the micro-kernel beside look-ups
+    table_rows: int  # rows for which it pays a thread to build tables: with fewer, threads divide tokens
+
+
+def blocks(spec: KernelSpec) -> Blocks:
+    """The sizes of a legal kernel's blocks: what its template spells and the cost model assumes."""
+    template, tile, bm = template_row(spec), spec.tile, spec.layout.bm
+    geometry = FORMATS[spec.layout.format].geometry(spec.shape, spec.layout)
+    kc, mr = tile.kc or geometry.k_pad, template.mr if template.unit else min(template.mr, bm)
+    most = MIXED_LUT_ROWS if tile.mixed else LUT_ROWS
+    return Blocks(
+        mr=mr,
+        nr=tile.nr,
+        unit=template.unit,
+        kc=kc,
+        mc=template.mc or _cached_rows(spec, template, mr, kc),
+        nc=template.nc,
+        lut_mc=min(geometry.m_pad, most // bm * bm) if template.lanes else 0,
+        strip_rows=STRIP_ROWS if template.lanes else 0,
+        mixed_rows=MIXED_ROWS if template.lanes else 0,
+        table_rows=TABLE_ROWS if template.lanes else 0,
+    )
+
+
+def _cached_rows(spec: KernelSpec, template: Template, mr: int, kc: int) -> int:
+    """Whole micro-kernels of unpacked codes, or whole panels, that fill the share of the cache over kc columns.
+
+    At least one. Unpacked codes are bytes; packed weights count as two bits, with a float16 scale for each group.
+    """
+    if not template.l2:
+        return 0
+    layout = spec.layout
+    scales = 2 * layout.bm * (kc // layout.bk) if spec.shape.group else 0
+    step, nbytes = (mr, mr * kc) if template.unit else (layout.bm, layout.bm * kc // 4 + scales)
+    return max(template.l2 // nbytes, 1) * step
 
 
 def _layout_reason(spec: KernelSpec) -> str | None:

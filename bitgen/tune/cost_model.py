@@ -35,8 +35,6 @@ from bitgen.tune.trace import Path, Profile
 
 OLDEST, NEWEST = 13, 40  # versions of llvm-mca to look for; the first writes JSON
 ITERATIONS = 100
-PART_ROWS = {"MOST_ROWS": "MOST_ROWS", "PANEL_BLOCK": "PANEL_BLOCK * BM", "ROW_BLOCKS": "ROW_BLOCKS * MR"}
-"""What templates call the rows that they take at a time, with all tokens: those of a set of tables, or of a cache."""
 
 INSTALL_HINT = """the cost model needs LLVM's llvm-mca, which is not installed. Any one of these installs it:
   apt-get install llvm           (Debian, Ubuntu; llvm-19 and newer know more cores)
@@ -202,24 +200,23 @@ def tokens(spec: KernelSpec) -> int:
     return 1 if spec.op == "gemv" else PREFILL_TOKENS
 
 
-def kernel_program(spec: KernelSpec, arch: str) -> tuple[trace.Program, int]:
-    """A kernel's code, and how many of its panels are taken at a time.
+def kernel_program(spec: KernelSpec, arch: str) -> trace.Program:
+    """A kernel's code, spelt as Linux does: the loops are the same on every system."""
+    return trace.parse(clang.assembly(spec.isa, f"{spec.symbol}.c", render.render_kernel(spec), "linux"), arch)
 
-    Spelt as Linux does: the loops are the same on every system. The compiler evaluates the number of rows.
-    """
-    text = render.render_kernel(spec)
-    rows = next((expression for name, expression in PART_ROWS.items() if name in text), "M_PAD")
-    asked = f"{text}\nextern const int32_t part_rows;\nconst int32_t part_rows = {rows};\n"
-    assembly = clang.assembly(spec.isa, f"{spec.symbol}.c", asked, "linux")
-    found = re.search(r"^part_rows:\s+\.\w+\s+(\d+)", assembly, re.M)
-    assert found is not None
-    return trace.parse(assembly, arch), int(found[1]) // spec.layout.bm
+
+def panels_together(spec: KernelSpec) -> int:
+    """How many panels a kernel takes at a time, with all tokens: those of a set of tables, or of a cache block."""
+    sizes = space.blocks(spec)
+    rows = 0 if spec.op == "gemv" else sizes.lut_mc if spec.tile.groups else sizes.mc
+    geometry = FORMATS[spec.layout.format].geometry(spec.shape, spec.layout)
+    return rows // spec.layout.bm if rows else geometry.panels
 
 
 @functools.cache
 def call_profile(spec: KernelSpec, arch: str) -> Profile:
     """What a call for a whole matrix runs, from calls for few panels and tokens: a part of it is linear in both."""
-    program, most = kernel_program(spec, arch)
+    program, most = kernel_program(spec, arch), panels_together(spec)
     panels = FORMATS[spec.layout.format].geometry(spec.shape, spec.layout).panels
     together = panels // -(-panels // most) if spec.tile.groups else min(panels, most)  # even parts, or full ones
     # Loops over rows are unrolled, or go by strips, or by blocks of half of them.

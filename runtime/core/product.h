@@ -14,8 +14,6 @@ typedef struct {
   uint8_t *scratch; // [threads][scratch_bytes]
 } product;
 
-enum { MANY_ROWS = 1280 };
-
 // A pool_task. Threads divide the panels. A kernel that has tiles of tokens prepares each, for few rows as
 // for many: where a thread would have too few, columns of threads take a stretch of the tokens each.
 static inline void product_task(void *arg, int32_t thread, int32_t threads) {
@@ -23,7 +21,7 @@ static inline void product_task(void *arg, int32_t thread, int32_t threads) {
   const bg_kernel *k = p->kernel;
   const int32_t tiles = k->n_tile && p->n > k->n_tile ? (p->n + k->n_tile / 2) / k->n_tile : 1;
   int32_t columns = 1;
-  for (int32_t c = 2; c <= threads && k->m_pad / (threads / columns) < MANY_ROWS; c++)
+  for (int32_t c = 2; c <= threads && k->m_pad / (threads / columns) < k->m_tile; c++)
     if (tiles % c == 0 && threads % c == 0)
       columns = c;
   const int32_t column = thread % columns, row = thread / columns, rows = threads / columns;

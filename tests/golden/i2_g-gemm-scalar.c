@@ -151,7 +151,7 @@ static void panels_times(const uint8_t *w, const uint8_t *x, int32_t tokens, int
 }
 
 // As many panels as fill a part of the second-level cache stay there while all tokens pass over them.
-enum { CACHED = 128 << 10, FIT = CACHED / PANEL_BYTES, PANEL_BLOCK = FIT > 1 ? FIT : 1 };
+enum { MC = 64, PANEL_BLOCK = MC / BM };
 
 static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1,
                 void *scratch) {

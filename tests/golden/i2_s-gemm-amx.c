@@ -53,10 +53,10 @@ static inline void decode(__m512i v, __m512i c[4]) {
 
 // By AMX: a square of at most 32 tokens and 32 rows, its sums in four tiles, gains 64 columns in four
 // products. A tile of activations is 16 tokens as they lie. A tile of weights is transposed: each of its 16
-// lines holds four columns of 16 rows. The weights of STRIP rows over a cache block of columns are expanded
+// lines holds four columns of 16 rows. The weights of MC rows over a cache block of columns are expanded
 // once; they and the sums stay in the second-level cache, the activations of a square of tokens in the first.
-enum { SIDE = 16, SQUARE = 2 * SIDE, LINE = 64, STEPS = KC / LINE, STRIP = 320, MOST_TOKENS = 512 };
-_Static_assert(STRIP % SQUARE == 0 && STRIP % BM == 0 && KC % BK == 0, "whole squares, panels and blocks");
+enum { SIDE = 16, SQUARE = 2 * SIDE, LINE = 64, STEPS = KC / LINE, MC = 320, NC = 512 };
+_Static_assert(MC % SQUARE == 0 && MC % BM == 0 && KC % BK == 0, "whole squares, panels and blocks");
 
 typedef int8_t tile[SIDE][LINE];
 typedef int32_t square[SQUARE][SQUARE]; // [token][row]
@@ -69,12 +69,12 @@ typedef struct { // what ldtilecfg reads
 _Static_assert(sizeof(tile_shapes) == 64, "as the manual has it");
 
 typedef struct {
-  tile weights[STRIP / SQUARE][STEPS][2]; // of a square's rows, 64 columns of each half
-  square sums[MOST_TOKENS / SQUARE][STRIP / SQUARE];
+  tile weights[MC / SQUARE][STEPS][2]; // of a square's rows, 64 columns of each half
+  square sums[NC / SQUARE][MC / SQUARE];
   tile_shapes shapes; // as last configured; all zero at first
 } workspace;
 
-typedef struct { // rows [row, row_end), at most STRIP of them, over `blocks` blocks from column k0 on
+typedef struct { // rows [row, row_end), at most MC of them, over `blocks` blocks from column k0 on
   int32_t row, row_end, k0, blocks;
 } strip;
 
@@ -87,7 +87,7 @@ static void expand(const uint8_t *w, const strip *s, tile (*out)[STEPS][2]);
 static inline ptrdiff_t next_strip(const strip *s) {
   enum { BLOCK_BYTES = PANEL_BYTES / BLOCKS };
   return s->k0 + KC < K_PAD ? KC / BK * BLOCK_BYTES
-                            : STRIP / BM * PANEL_BYTES - (ptrdiff_t)(s->k0 / BK) * BLOCK_BYTES;
+                            : MC / BM * PANEL_BYTES - (ptrdiff_t)(s->k0 / BK) * BLOCK_BYTES;
 }
 
 static inline int32_t squares_of(int32_t n) { return (n + SQUARE - 1) / SQUARE; }
@@ -206,10 +206,10 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
                 void *scratch) {
   workspace *work = scratch;
   memset(&work->shapes, 0, sizeof work->shapes);
-  for (int32_t t = 0; t < n; t += MOST_TOKENS) {
-    const int32_t tokens = n - t < MOST_TOKENS ? n - t : MOST_TOKENS;
-    for (int32_t row = p0 * BM; row < p1 * BM; row += STRIP) {
-      strip s = {.row = row, .row_end = p1 * BM - row < STRIP ? p1 * BM : row + STRIP};
+  for (int32_t t = 0; t < n; t += NC) {
+    const int32_t tokens = n - t < NC ? n - t : NC;
+    for (int32_t row = p0 * BM; row < p1 * BM; row += MC) {
+      strip s = {.row = row, .row_end = p1 * BM - row < MC ? p1 * BM : row + MC};
       for (; s.k0 < K_PAD; s.k0 += KC) {
         s.blocks = (K_PAD - s.k0 < KC ? K_PAD - s.k0 : KC) / BK;
         expand(w, &s, work->weights);

@@ -76,7 +76,7 @@ static inline int32_t sum_lanes(__m256i v) {
 enum { MR = 1 };
 // Each row asks for its part of a panel some 4 KiB ahead: few tokens leave no time to wait for memory.
 enum { AHEAD = (4096 + PANEL_BYTES - 1) / PANEL_BYTES * PANEL_BYTES };
-_Static_assert(KC % BK == 0, "whole blocks");
+_Static_assert(MR == 1 && KC % BK == 0, "one row and whole blocks");
 
 // One row over `blocks` blocks against `tokens` <= NR tokens, each with its sum in a register: the codes are
 // unpacked once for all of them. y [t][M_PAD] gains the products.
@@ -143,7 +143,7 @@ static void panels_times(const uint8_t *w, const uint8_t *x, int32_t tokens, int
 
 // As many panels as fill a part of the second-level cache stay there while all tokens pass over them; a cache
 // block of NR tokens' activations stays in the first.
-enum { CACHED = 128 << 10, FIT = CACHED / (BM * KC / 4), PANEL_BLOCK = FIT > 1 ? FIT : 1 };
+enum { MC = 224, PANEL_BLOCK = MC / BM };
 
 static void products(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0,
                      int32_t p1) {
@@ -171,8 +171,9 @@ static void products(const uint8_t *w, const uint8_t *operand, int32_t n, int32_
 // the tables of GROUPS groups of four columns, which stay in the nearest caches; then the next are built.
 enum { GROUPS = 8, LANES = 32, ENTRIES = 81, STEP = 16 };
 enum { PASSES = K_PAD / 4 / GROUPS, VECTOR_PASSES = VB / GROUPS };
-enum { MOST = 2560, MOST_ROWS = M_PAD < MOST ? M_PAD : MOST / BM * BM };
-enum { MOST_LOOKED_UP = MOST_ROWS };
+enum { LUT_MC = 2560 };
+_Static_assert(LUT_MC <= M_PAD && LUT_MC % BM == 0, "whole panels");
+enum { MOST_LOOKED_UP = LUT_MC };
 
 enum { ROOM = (MOST_LOOKED_UP + STEP - 1) / STEP * STEP, STRIP = 80 };
 _Static_assert(STRIP % BM == 0 && STRIP % STEP == 0, "rows are placed by strips of whole panels and steps");
@@ -364,7 +365,7 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
                 void *scratch) {
   // A few tokens are cheaper as products than as a tile.
   const int32_t in_tiles = n % LANES > LANES / 2 ? n : n - n % LANES;
-  const int32_t parts = in_tiles ? ((p1 - p0) * BM + MOST_ROWS - 1) / MOST_ROWS : 0;
+  const int32_t parts = in_tiles ? ((p1 - p0) * BM + LUT_MC - 1) / LUT_MC : 0;
   for (int32_t i = 0; i < parts; i++) {
     const int32_t p = p0 + (p1 - p0) * i / parts, rows = (p0 + (p1 - p0) * (i + 1) / parts - p) * BM;
     place(w + (size_t)p * PANEL_BYTES, rows, scratch);
@@ -388,6 +389,7 @@ const bg_kernel bg_i2_s_gemm_m2560_k6912_bm4_bk128_nr8_kc2304_g8__avx2 = {
     .max_n = INT32_MAX,
     .weight_bytes = WEIGHT_BYTES,
     .operand_bytes = OPERAND_BYTES,
+    .m_tile = 1280,
     .n_tile = LANES,
     .scratch_bytes = sizeof(workspace),
     .prepare = prepare,

@@ -70,8 +70,8 @@ static inline int32x4_t widen_add(int32x4_t total, const int16x8_t acc[2]) {
   return vpadalq_s16(vpadalq_s16(total, acc[0]), acc[1]);
 }
 
-enum { MR = BM < 2 ? 1 : 2 };
-_Static_assert(BM % MR == 0 && KC % BK == 0, "whole pairs of rows and whole blocks");
+enum { MR = 2 };
+_Static_assert(BM % MR == 0 && KC % BK == 0, "whole groups of rows and whole blocks");
 
 // MR rows over `blocks` blocks against `tokens` <= NR tokens, each product's sums in two registers: the codes
 // are unpacked once for all tokens and the activations loaded once for all rows. y [t][M_PAD] gains the
@@ -138,7 +138,7 @@ static void panels_times(const uint8_t *w, const uint8_t *x, int32_t tokens, int
 
 // As many panels as fill a part of the second-level cache stay there while all tokens pass over them; a cache
 // block of NR tokens' activations stays in the first.
-enum { CACHED = 128 << 10, FIT = CACHED / (BM * KC / 4), PANEL_BLOCK = FIT > 1 ? FIT : 1 };
+enum { MC = 148, PANEL_BLOCK = MC / BM };
 
 static void products(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0,
                      int32_t p1) {
@@ -166,8 +166,9 @@ static void products(const uint8_t *w, const uint8_t *operand, int32_t n, int32_
 // the tables of GROUPS groups of four columns, which stay in the nearest caches; then the next are built.
 enum { GROUPS = 8, LANES = 16, ENTRIES = 81, STEP = 16 };
 enum { PASSES = K_PAD / 4 / GROUPS, VECTOR_PASSES = VB / GROUPS };
-enum { MOST = 2560, MOST_ROWS = M_PAD < MOST ? M_PAD : MOST / BM * BM };
-enum { MOST_LOOKED_UP = MOST_ROWS };
+enum { LUT_MC = 2560 };
+_Static_assert(LUT_MC <= M_PAD && LUT_MC % BM == 0, "whole panels");
+enum { MOST_LOOKED_UP = LUT_MC };
 
 enum { ROOM = (MOST_LOOKED_UP + STEP - 1) / STEP * STEP, STRIP = 80 };
 _Static_assert(STRIP % BM == 0 && STRIP % STEP == 0, "rows are placed by strips of whole panels and steps");
@@ -359,7 +360,7 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
                 void *scratch) {
   // A few tokens are cheaper as products than as a tile.
   const int32_t in_tiles = n % LANES > LANES / 2 ? n : n - n % LANES;
-  const int32_t parts = in_tiles ? ((p1 - p0) * BM + MOST_ROWS - 1) / MOST_ROWS : 0;
+  const int32_t parts = in_tiles ? ((p1 - p0) * BM + LUT_MC - 1) / LUT_MC : 0;
   for (int32_t i = 0; i < parts; i++) {
     const int32_t p = p0 + (p1 - p0) * i / parts, rows = (p0 + (p1 - p0) * (i + 1) / parts - p) * BM;
     place(w + (size_t)p * PANEL_BYTES, rows, scratch);
@@ -383,6 +384,7 @@ const bg_kernel bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr4_kc3456_g8__neon = {
     .max_n = INT32_MAX,
     .weight_bytes = WEIGHT_BYTES,
     .operand_bytes = OPERAND_BYTES,
+    .m_tile = 1280,
     .n_tile = LANES,
     .scratch_bytes = sizeof(workspace),
     .prepare = prepare,

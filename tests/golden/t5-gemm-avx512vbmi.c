@@ -114,8 +114,8 @@ static inline __attribute__((always_inline)) void rows_times(const uint8_t *w, c
   }
 }
 
-enum { MR = ROWS };
-_Static_assert(KC % BK == 0, "whole blocks");
+enum { MR = 5 };
+_Static_assert(MR == ROWS && KC % BK == 0, "the rows of a byte and whole blocks");
 
 // Panels [p, p_end) over the cache block of columns that starts at k0, for `tokens` <= NR tokens.
 static void panels_times(const uint8_t *w, const uint8_t *x, int32_t tokens, int32_t *y, int32_t p,
@@ -144,7 +144,7 @@ static void panels_times(const uint8_t *w, const uint8_t *x, int32_t tokens, int
 
 // As many panels as fill a part of the second-level cache stay there while all tokens pass over them; a cache
 // block of NR tokens' activations stays in the first.
-enum { CACHED = 128 << 10, FIT = CACHED / (BM * KC / 4), PANEL_BLOCK = FIT > 1 ? FIT : 1 };
+enum { MC = 75, PANEL_BLOCK = MC / BM };
 
 static void products(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0,
                      int32_t p1) {
@@ -172,12 +172,13 @@ static void products(const uint8_t *w, const uint8_t *operand, int32_t n, int32_
 // the tables of GROUPS groups of four columns, which stay in the nearest caches; then the next are built.
 enum { GROUPS = 8, LANES = 32, ENTRIES = 81, STEP = 16 };
 enum { PASSES = K_PAD / 4 / GROUPS, VECTOR_PASSES = VB / GROUPS };
-enum { MOST = 4096, MOST_ROWS = M_PAD < MOST ? M_PAD : MOST / BM * BM };
+enum { LUT_MC = 2560 };
+_Static_assert(LUT_MC <= M_PAD && LUT_MC % BM == 0, "whole panels");
 
 // Loads bind look-ups. Products whose sums stay in registers need few, so half of the rows are multiplied in
 // the shadow of the others: WIDE rows by FEW tokens at a time. A lane is a row, and no lanes are added up.
 enum { WIDE = 64, FEW = 4 };
-enum { MOST_MULTIPLIED = MOST_ROWS / 2 / WIDE * WIDE, MOST_LOOKED_UP = MOST_ROWS / 2 + WIDE };
+enum { MOST_MULTIPLIED = LUT_MC / 2 / WIDE * WIDE, MOST_LOOKED_UP = LUT_MC / 2 + WIDE };
 _Static_assert(LANES / FEW == VECTOR_PASSES && WIDE == 4 * STEP, "all tokens and rows go through a block");
 
 // How many of so many rows are multiplied, the first ones.
@@ -471,7 +472,7 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
                 void *scratch) {
   // A few tokens are cheaper as products than as a tile.
   const int32_t in_tiles = n % LANES > LANES / 2 ? n : n - n % LANES;
-  const int32_t parts = in_tiles ? ((p1 - p0) * BM + MOST_ROWS - 1) / MOST_ROWS : 0;
+  const int32_t parts = in_tiles ? ((p1 - p0) * BM + LUT_MC - 1) / LUT_MC : 0;
   for (int32_t i = 0; i < parts; i++) {
     const int32_t p = p0 + (p1 - p0) * i / parts, rows = (p0 + (p1 - p0) * (i + 1) / parts - p) * BM;
     place(w + (size_t)p * PANEL_BYTES, rows, scratch);
@@ -495,6 +496,7 @@ const bg_kernel bg_t5_gemm_m2560_k6912_bm5_bk256_nr4_g8_mixed__avx512vbmi = {
     .max_n = INT32_MAX,
     .weight_bytes = WEIGHT_BYTES,
     .operand_bytes = OPERAND_BYTES,
+    .m_tile = 1280,
     .n_tile = LANES,
     .scratch_bytes = sizeof(workspace),
     .prepare = prepare,

@@ -82,14 +82,13 @@ static inline void decode(const uint8_t *w, int8x16_t u[PARTS]) {
   u[FOURTH] = vreinterpretq_s8_u8(vqtbl1q_u8(thirds, low));
 }
 
-enum { MR = 20, UNIT = 4 };
 // Products by blocks of MR rows and NR tokens, whose sums stay in registers. On both sides a unit, UNIT
 // rows or tokens with STEP columns of each, is one vector; units lie in the order in which blocks read them.
 // The codes of ROW_BLOCKS * MR rows over a cache block of columns are expanded once and stay in the
 // second-level cache while all tokens pass over them; the activations of NR tokens stay in the first
 // meanwhile (Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008).
+enum { MR = 20, MC = 60, UNIT = 4, ROW_BLOCKS = MC / MR };
 enum { STEP = VB / UNIT, STEPS = KC / STEP, ROW_UNITS = MR / UNIT, TOKEN_UNITS = NR / UNIT };
-enum { CACHED = 128 << 10, FIT = CACHED / (MR * KC), ROW_BLOCKS = FIT > 1 ? FIT : 1 };
 _Static_assert(MR % UNIT == 0 && NR % UNIT == 0, "whole units");
 _Static_assert(MR % BM == 0 && KC % BK == 0, "whole panels and whole blocks");
 

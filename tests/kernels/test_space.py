@@ -7,7 +7,9 @@ import dataclasses
 import pytest
 
 from bitgen.checkpoints import presets
-from bitgen.kernels import space
+from bitgen.kernels import render, space
+from bitgen.kernels.formats import FORMATS
+from bitgen.kernels.layout import round_up
 from bitgen.spec import GemmShape, KernelSpec, Layout, Tile
 from bitgen.targets import TARGETS
 
@@ -74,6 +76,39 @@ def test_the_default_is_i2_s() -> None:
     for isa in TARGETS:
         for shape in SHAPES:
             assert space.default_plan(shape, isa).layout.format == ("i2_g" if shape.group else "i2_s")
+
+
+@pytest.mark.parametrize(("format", "isa"), space.TEMPLATES, ids=map("-".join, space.TEMPLATES))
+def test_blocks_are_whole_and_fit_their_cache(format: str, isa: str) -> None:
+    template = space.TEMPLATES[format, isa]
+    for shape in (GemmShape(2560, 6912), GemmShape(1, 1), GemmShape(128256, 23040)):
+        if format == "i2_g":
+            shape = GemmShape(shape.m, round_up(shape.k, 128), 128)
+        for layout in (x for x in space.candidate_layouts(shape, isa, thorough=True) if x.format == format):
+            for tile in space.candidate_tiles("gemm", shape, isa, layout, thorough=True):
+                spec = KernelSpec("gemm", shape, isa, layout, tile)
+                sizes, geometry = space.blocks(spec), FORMATS[format].geometry(shape, layout)
+                assert (sizes.nr, sizes.kc) == (tile.nr, tile.kc or geometry.k_pad)
+                assert (sizes.mc > 0) == (template.l2 > 0) and (sizes.lut_mc > 0) == (template.lanes > 0)
+                assert sizes.mc % layout.bm == sizes.lut_mc % layout.bm == sizes.strip_rows % layout.bm == 0
+                assert sizes.lut_mc <= min(geometry.m_pad, space.MIXED_LUT_ROWS if tile.mixed else space.LUT_ROWS)
+                if sizes.mr:
+                    assert sizes.mc % sizes.mr == max(sizes.mr, layout.bm) % min(sizes.mr, layout.bm) == 0
+                if template.unit:
+                    assert sizes.mr % template.unit == sizes.nr % template.unit == 0
+                if not template.mc:
+                    least, weights_per_byte = (sizes.mr, 1) if template.unit else (layout.bm, 4)
+                    assert sizes.mc in (0, least) or sizes.mc * sizes.kc // weights_per_byte <= template.l2
+
+
+def test_a_cache_block_takes_the_share_of_its_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = dataclasses.replace(GOOD, tile=Tile(nr=8))
+    rows = space.blocks(spec).mc
+    assert rows == space.L2_SHARE // (2560 // 4) // 4 * 4
+    template = dataclasses.replace(space.TEMPLATES["i2_s", "avx2"], l2=2 * space.L2_SHARE)
+    monkeypatch.setitem(space.TEMPLATES, ("i2_s", "avx2"), template)
+    assert space.blocks(spec).mc == 2 * rows
+    assert f"MC = {2 * rows}" in render.render_kernel(spec)
 
 
 def test_the_good_one_is_legal() -> None:

@@ -48,7 +48,7 @@ def kernel(symbol: str) -> KernelSpec:
 def test_a_whole_call_is_on_the_line_through_small_ones(symbol: str) -> None:
     spec = kernel(symbol)
     arch = targets.target(spec.isa).arch
-    program, _ = cost_model.kernel_program(spec, arch)
+    program = cost_model.kernel_program(spec, arch)
     panels = FORMATS[spec.layout.format].geometry(spec.shape, spec.layout).panels
     truth = trace.follow(program, cost_model.tokens(spec), panels).instructions
     assert cost_model.call_profile(spec, arch).instructions == pytest.approx(truth, rel=0.005)
@@ -64,8 +64,7 @@ def test_a_whole_call_is_on_the_line_through_small_ones(symbol: str) -> None:
 )
 def test_rows_taken_at_a_time(symbol: str, rows: int) -> None:
     spec = kernel(symbol)
-    _, panels = cost_model.kernel_program(spec, "x86_64")
-    assert panels == rows // spec.layout.bm
+    assert cost_model.panels_together(spec) == rows // spec.layout.bm
 
 
 @pytest.mark.parametrize(

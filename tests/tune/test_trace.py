@@ -182,7 +182,7 @@ def some_specs(m: int, k: int) -> list[KernelSpec]:
 @functools.cache
 def parsed(spec: KernelSpec) -> trace.Program:
     arch = targets.target(spec.isa).arch
-    return cost_model.kernel_program(spec, targets.host_arch() if arch == "any" else arch)[0]
+    return cost_model.kernel_program(spec, targets.host_arch() if arch == "any" else arch)
 
 
 def followed(spec: KernelSpec, n: int, panels: int) -> trace.Profile:
