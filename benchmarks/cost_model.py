@@ -73,7 +73,7 @@ def _specs(arch: str, shape: GemmShape) -> Iterator[KernelSpec]:
             shape = GemmShape(shape.m, shape.k, layout.bk if FORMATS[name].grouped else 0)
             yield KernelSpec("gemv", shape, isa, layout, space.candidate_tiles("gemv", shape, isa, layout)[0])
             tiles = space.candidate_tiles("gemm", shape, isa, layout)
-            kinds = {(tile.groups, tile.mixed): tile for tile in reversed(tiles)}
+            kinds = {(tile.lut_groups, tile.mixed): tile for tile in reversed(tiles)}
             yield from (KernelSpec("gemm", shape, isa, layout, kinds[kind]) for kind in sorted(kinds))
 
 
@@ -90,7 +90,7 @@ def _estimate(spec: KernelSpec, core: Core) -> Estimate | None:
 
 def _name(spec: KernelSpec) -> str:
     how = "decode" if spec.op == "gemv" else "prefill"
-    if spec.tile.groups:
+    if spec.tile.lut_groups:
         how += " by both" if spec.tile.mixed else " by look-up"
     return f"{spec.layout.format} {spec.isa}, {how}"
 

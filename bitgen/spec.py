@@ -192,7 +192,7 @@ class Tile:
     """How a kernel walks a layout; changing it never changes the packed bytes.
 
     nr: tokens of one register block (gemm). kc: columns of one cache block, 0 for all (gemm).
-    groups: groups of four columns whose sums one pass over the rows looks up, 0 for products only (gemm).
+    lut_groups: groups of four columns whose sums one pass over the rows looks up, 0 for products only (gemm).
     mixed: half of the rows are multiplied while the others are looked up (gemm).
     prefetch: bytes the software prefetch runs ahead, 0 for none (gemv).
     """
@@ -200,7 +200,7 @@ class Tile:
     nr: int = 1
     kc: int = 0
     prefetch: int = 0
-    groups: int = 0
+    lut_groups: int = 0
     mixed: bool = False
 
 
@@ -219,7 +219,7 @@ class KernelSpec:
         """The C symbol, which spells the whole spec."""
         lay, t = self.layout, self.tile
         nr = t.nr if t.nr > 1 else 0
-        parts = (("nr", nr), ("kc", t.kc), ("g", t.groups), ("pf", t.prefetch))
+        parts = (("nr", nr), ("kc", t.kc), ("g", t.lut_groups), ("pf", t.prefetch))
         how = "".join(f"_{name}{v}" for name, v in parts if v) + "_mixed" * t.mixed
         of = f"m{self.shape.m}_k{self.shape.k}" + (f"_s{self.shape.group}" if self.shape.group else "")
         return f"bg_{lay.format}_{self.op}_{of}_bm{lay.bm}_bk{lay.bk}{how}__{self.isa}"

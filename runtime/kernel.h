@@ -7,7 +7,7 @@
 
 // One generated kernel: y = W q in exact integers.
 //
-// `prepare` turns n rows of int8 activations q [n][k] into the form the kernel reads (padded, summed, or a
+// `pack_activations` turns n rows of int8 activations q [n][k] into the form the kernel reads (padded, summed, or a
 // look-up table); `run` writes rows [p0 * m_pad / panels, p1 * m_pad / panels) of y int32 [n][m_pad], so that
 // threads divide panels, with scratch_bytes of its own to work in. Rows m..m_pad-1 are padding and are written
 // as 0. A kernel with an n_tile works best on multiples of so many tokens, and on no fewer than m_tile rows.
@@ -22,8 +22,8 @@ typedef struct {
   int32_t panels;
   int32_t max_n;        // 1 for gemv, INT32_MAX for gemm
   size_t weight_bytes;  // of the packed matrix, a multiple of 64
-  size_t operand_bytes; // of one token's prepared activations, a multiple of 64
-  void (*prepare)(const int8_t *q, int32_t n, uint8_t *operand);
+  size_t operand_bytes; // of one token's packed activations, a multiple of 64
+  void (*pack_activations)(const int8_t *q, int32_t n, uint8_t *operand);
   int32_t m_tile;       // with an n_tile: threads with fewer rows should divide tokens
   int32_t n_tile;       // 0: threads should divide rows, not tokens
   size_t scratch_bytes; // 64-byte aligned, of each thread

@@ -13,7 +13,7 @@ from bitgen.kernels.layout import Bytes, Codes, Scales, round_up
 from bitgen.spec import GemmShape, Layout
 
 ALIGN = 64
-"""Packed matrices and prepared activations are padded to cache lines."""
+"""Packed weights and activations are padded to cache lines."""
 
 OPERAND_HEADER = 64
 """An i2_s or t5 operand starts with int32 sum(q), alone on its cache line."""

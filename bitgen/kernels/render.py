@@ -101,7 +101,7 @@ def _context(spec: KernelSpec) -> dict[str, Any]:
         "k": spec.shape.k,
         "bm": spec.layout.bm,
         "bk": spec.layout.bk,
-        "groups": spec.tile.groups,
+        "lut_groups": spec.tile.lut_groups,
         "prefetch": spec.tile.prefetch,
         "m_pad": geometry.m_pad,
         "k_pad": geometry.k_pad,
@@ -115,7 +115,7 @@ def _context(spec: KernelSpec) -> dict[str, Any]:
     if template.int16_columns:
         context["int16_columns"] = template.int16_columns
     if template.lanes:
-        context |= {"lanes": template.lanes, "lookup_columns": QUAD_COLUMNS, "mixed": spec.tile.mixed}
+        context |= {"lanes": template.lanes, "lut_columns": QUAD_COLUMNS, "mixed": spec.tile.mixed}
     return context
 
 

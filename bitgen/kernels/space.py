@@ -60,7 +60,7 @@ class Template:
     l2: int = L2_SHARE  # bytes of a cache block of weights; 0: no loop has one
     mc: int = 0  # rows of a cache block; 0: as many as fill l2
     nc: int = 0  # tokens of a cache block; 0: all
-    groups: tuple[int, ...] = (0,)  # of four columns, looked up in one pass (gemm)
+    lut_groups: tuple[int, ...] = (0,)  # of four columns, looked up in one pass (gemm)
     mixed: tuple[bool, ...] = (False,)  # whether half of the rows are multiplied while the others are looked up
     lanes: int = 0  # tokens that a look-up serves; 0: there is none
     int16_columns: int = 0  # most columns that an int16 partial sum may span; 0: sums are int32
@@ -80,12 +80,12 @@ TEMPLATES: dict[tuple[str, str], Template] = {
         mr=2,
         prefetch=_AHEAD,
         kc=3072,
-        groups=(8, 0),
+        lut_groups=(8, 0),
         mixed=(True, False),
         lanes=32,
     ),
     ("i2_s", "avxvnni"): Template(
-        (4, 8, 2, 1), (128,), nr=(10, 12, 8, 6), mr=1, prefetch=_AHEAD, kc=2560, groups=(8, 0), lanes=32
+        (4, 8, 2, 1), (128,), nr=(10, 12, 8, 6), mr=1, prefetch=_AHEAD, kc=2560, lut_groups=(8, 0), lanes=32
     ),
     ("i2_s", "avx2"): Template(
         (4, 8, 2, 1),
@@ -95,7 +95,7 @@ TEMPLATES: dict[tuple[str, str], Template] = {
         prefetch=_AHEAD,
         kc=3072,
         int16_columns=PRODUCT_COLUMNS,
-        groups=(8, 0),
+        lut_groups=(8, 0),
         lanes=32,
     ),
     ("i2_s", "i8mm"): Template((4, 2, 1), (64,), nr=(12, 8, 4), mr=8, unit=2, prefetch=_AHEAD, kc=2048),
@@ -108,7 +108,7 @@ TEMPLATES: dict[tuple[str, str], Template] = {
         prefetch=_AHEAD,
         kc=4096,
         int16_columns=PRODUCT_COLUMNS,
-        groups=(8, 0),
+        lut_groups=(8, 0),
         lanes=16,
     ),
     ("i2_s", "scalar"): Template((4, 1, 8), (128, 64), l2=0, any_layout=True),
@@ -120,18 +120,18 @@ TEMPLATES: dict[tuple[str, str], Template] = {
     ("i2_g", "scalar"): Template((16, 4, 64), (128, 64), nr=(4,)),
     ("t5", "amx"): Template((5,), (256,), prefetch=_AHEAD, kc=512, mc=AMX_ROWS, nc=AMX_TOKENS),
     ("t5", "avx512vbmi"): Template(
-        (5,), (256,), nr=(4, 2), mr=5, prefetch=_AHEAD, groups=(8, 0), mixed=(True, False), lanes=32
+        (5,), (256,), nr=(4, 2), mr=5, prefetch=_AHEAD, lut_groups=(8, 0), mixed=(True, False), lanes=32
     ),
     ("t5", "avx512vnni"): Template(
-        (5,), (256,), nr=(4, 2), mr=5, prefetch=_AHEAD, groups=(8, 0), mixed=(True, False), lanes=32
+        (5,), (256,), nr=(4, 2), mr=5, prefetch=_AHEAD, lut_groups=(8, 0), mixed=(True, False), lanes=32
     ),
     ("t5", "avx2"): Template(
-        (5,), (128,), nr=(2, 1), mr=5, prefetch=_AHEAD, int16_columns=T5_COLUMNS, groups=(8, 0), lanes=32
+        (5,), (128,), nr=(2, 1), mr=5, prefetch=_AHEAD, int16_columns=T5_COLUMNS, lut_groups=(8, 0), lanes=32
     ),
     ("t5", "i8mm"): Template((5,), (64,), nr=(8, 4), mr=10, unit=2, prefetch=_AHEAD, kc=2048),
     ("t5", "dotprod"): Template((5,), (64,), nr=(4,), mr=20, unit=4, prefetch=_AHEAD, kc=2048),
     ("t5", "neon"): Template(
-        (5,), (64,), nr=(2, 1), mr=5, prefetch=_AHEAD, kc=4096, int16_columns=T5_COLUMNS, groups=(8, 0), lanes=16
+        (5,), (64,), nr=(2, 1), mr=5, prefetch=_AHEAD, kc=4096, int16_columns=T5_COLUMNS, lut_groups=(8, 0), lanes=16
     ),
     ("t5", "scalar"): Template((5, 10), (128, 64), l2=0, any_layout=True),
     ("tl1", "neon"): Template((64, 32, 128, 256), (128, 64), l2=0, int16_columns=PAIR_COLUMNS, any_layout=True),
@@ -248,7 +248,7 @@ def _layout_reason(spec: KernelSpec) -> str | None:
 
 def _tile_reason(op: Op, tile: Tile, layout: Layout, template: Template, geometry: Geometry) -> str | None:
     if op == "gemv":
-        if (tile.nr, tile.kc, tile.groups, tile.mixed) != (1, 0, 0, False):
+        if (tile.nr, tile.kc, tile.lut_groups, tile.mixed) != (1, 0, 0, False):
             return "a gemv tile has only a prefetch distance"
         if tile.prefetch < 0 or (tile.prefetch and not any(template.prefetch)):
             return f"prefetch must be 0 here, not {tile.prefetch}"
@@ -257,9 +257,9 @@ def _tile_reason(op: Op, tile: Tile, layout: Layout, template: Template, geometr
         return "a gemm tile has no prefetch distance"
     if tile.nr not in template.nr:
         return f"nr must be one of {sorted(template.nr)}, not {tile.nr}"
-    if tile.groups not in template.groups:
-        return f"groups must be one of {sorted(template.groups)}, not {tile.groups}"
-    if tile.mixed and not (tile.groups and any(template.mixed)):
+    if tile.lut_groups not in template.lut_groups:
+        return f"lut_groups must be one of {sorted(template.lut_groups)}, not {tile.lut_groups}"
+    if tile.mixed and not (tile.lut_groups and any(template.mixed)):
         return "mixed goes with look-ups, where the template has it"
     if tile.mixed and geometry.m_pad < 2 * MIXED_ROWS:
         return f"mixed needs {2 * MIXED_ROWS} rows, not {geometry.m_pad}"
@@ -292,10 +292,10 @@ def candidate_tiles(op: Op, shape: GemmShape, isa: str, layout: Layout, thorough
         k_pad = FORMATS[layout.format].geometry(shape, layout).k_pad
         blocks = _cache_blocks(k_pad, layout.bk, template)
         tiles = []
-        for groups in template.groups[:keep]:  # with a look-up, nr and kc serve but a rest of few tokens
+        for groups in template.lut_groups[:keep]:  # with a look-up, nr and kc serve but a rest of few tokens
             products = [(template.nr[0], blocks[0])] if groups else product(template.nr[:keep], blocks)
             mixed = template.mixed if groups else (False,)
-            tiles += [Tile(nr, kc, groups=groups, mixed=m) for m, (nr, kc) in product(mixed, products)]
+            tiles += [Tile(nr, kc, lut_groups=groups, mixed=m) for m, (nr, kc) in product(mixed, products)]
     return [t for t in tiles if legal(KernelSpec(op, shape, isa, layout, t)) is None]
 
 

@@ -208,7 +208,7 @@ def kernel_program(spec: KernelSpec, arch: str) -> trace.Program:
 def panels_together(spec: KernelSpec) -> int:
     """How many panels a kernel takes at a time, with all tokens: those of a set of tables, or of a cache block."""
     sizes = space.blocks(spec)
-    rows = 0 if spec.op == "gemv" else sizes.lut_mc if spec.tile.groups else sizes.mc
+    rows = 0 if spec.op == "gemv" else sizes.lut_mc if spec.tile.lut_groups else sizes.mc
     geometry = FORMATS[spec.layout.format].geometry(spec.shape, spec.layout)
     return rows // spec.layout.bm if rows else geometry.panels
 
@@ -218,12 +218,12 @@ def call_profile(spec: KernelSpec, arch: str) -> Profile:
     """What a call for a whole matrix runs, from calls for few panels and tokens: a part of it is linear in both."""
     program, most = kernel_program(spec, arch), panels_together(spec)
     panels = FORMATS[spec.layout.format].geometry(spec.shape, spec.layout).panels
-    together = panels // -(-panels // most) if spec.tile.groups else min(panels, most)  # even parts, or full ones
+    together = panels // -(-panels // most) if spec.tile.lut_groups else min(panels, most)  # even parts, or full ones
     # Loops over rows are unrolled, or go by strips, or by blocks of half of them.
     rows = math.lcm(spec.layout.bm, space.STRIP_ROWS, 2 * space.MIXED_ROWS if spec.tile.mixed else 1)
     step = 1 if spec.op == "gemv" else rows // spec.layout.bm
     # Look-ups take tokens in tiles, products in blocks of unequal numbers, look-ups of single weights one by one.
-    some = space.template_row(spec).lanes if spec.tile.groups else tokens(spec) if spec.tile.nr > 1 else 1
+    some = space.template_row(spec).lanes if spec.tile.lut_groups else tokens(spec) if spec.tile.nr > 1 else 1
     part = _extrapolate(program, step, together, some, tokens(spec))
     return part.plus(part, panels / together - 1)
 
@@ -244,7 +244,7 @@ def candidates(shape: GemmShape, isa: str, effort: search.Effort) -> list[Kernel
     """The tuner's candidates, one of each set that differs only in what the model cannot see."""
     first: dict[tuple[Any, ...], KernelSpec] = {}
     for spec in search.candidates(shape, isa, effort):
-        first.setdefault((spec.op, spec.layout, spec.tile.nr, spec.tile.groups > 0, spec.tile.mixed), spec)
+        first.setdefault((spec.op, spec.layout, spec.tile.nr, spec.tile.lut_groups > 0, spec.tile.mixed), spec)
     return list(first.values())
 
 

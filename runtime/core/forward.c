@@ -131,7 +131,7 @@ static void quantise_for(state *s, int stage, int32_t t, int32_t thread, const f
     }
     s->input_scale[t * BG_ROLES + role] =
         k->group ? quantise_groups(s, k, input, q) : s->ops->quantise(input, k->k, q);
-    k->prepare(q, 1, operand_of(s, role, t));
+    k->pack_activations(q, 1, operand_of(s, role, t));
   }
 }
 

@@ -53,7 +53,7 @@ static void prepare(void *arg, int32_t thread, int32_t threads) {
   int32_t t0 = range_begin(b->product.n, thread, threads),
           t1 = range_begin(b->product.n, thread + 1, threads);
   if (t0 < t1)
-    k->prepare(b->q + (size_t)t0 * bg_row_bytes(k), t1 - t0, b->operand + t0 * k->operand_bytes);
+    k->pack_activations(b->q + (size_t)t0 * bg_row_bytes(k), t1 - t0, b->operand + t0 * k->operand_bytes);
 }
 
 static void multiply(bench *b) {

@@ -27,7 +27,7 @@ _Static_assert(BM % ROWS == 0 && VECTORS % MV == 0, "a step is whole vectors, a 
 enum { HEADER = (GROUPS * 8 + 63) / 64 * 64 };
 _Static_assert(HEADER + K <= OPERAND_BYTES, "the operand holds all of it");
 
-static void prepare(const int8_t *q, int32_t n, uint8_t *operand) {
+static void pack_activations(const int8_t *q, int32_t n, uint8_t *operand) {
   const int32_t floats = GROUPS * (int32_t)sizeof(float);
   for (int32_t t = 0; t < n; t++, q += K + floats, operand += OPERAND_BYTES) {
     int32_t sums[GROUPS] = {0};
@@ -83,7 +83,7 @@ static inline sums add_products(sums acc, const vector c[4], const uint8_t *q) {
 
 static inline ints rows(sums acc) { return (ints)vpaddq_s32(vpaddlq_s16(acc.low), vpaddlq_s16(acc.high)); }
 
-// One step of MV vectors of rows against `tokens` <= NR tokens.
+// One step of MV vectors of rows by `tokens` <= NR tokens.
 static inline __attribute__((always_inline)) void add_step(sums acc[NR][MV], const uint8_t *w,
                                                            const uint8_t *q, int tokens) {
 #pragma unroll
@@ -96,11 +96,12 @@ static inline __attribute__((always_inline)) void add_step(sums acc[NR][MV], con
   }
 }
 
-// MV vectors of a panel's rows against `tokens` <= NR tokens. Within a group sums are exact; then, in float,
+// MV vectors of a panel's rows by `tokens` <= NR tokens. Within a group of columns sums are exact; then, in
+// float,
 //   total = total + sum * (scale * step)
 // with the row's scale and the token's step, group by group, each operation rounded: in every kernel alike.
-static inline __attribute__((always_inline)) void rows_times(const uint8_t *scales, const uint8_t *w,
-                                                             const uint8_t *x, int tokens, int32_t *y) {
+static inline __attribute__((always_inline)) void micro_kernel(const uint8_t *scales, const uint8_t *w,
+                                                               const uint8_t *x, int tokens, int32_t *y) {
   floats total[NR][MV] = {0};
   for (int32_t g = 0; g < GROUPS; g++, scales += BM * 2) {
     sums acc[NR][MV] = {0};
@@ -125,40 +126,40 @@ static inline __attribute__((always_inline)) void rows_times(const uint8_t *scal
     memcpy(y + (size_t)t * M_PAD, total[t], sizeof total[t]);
 }
 
-static void panels_times(const uint8_t *w, const uint8_t *x, int32_t tokens, int32_t *y, int32_t p,
+static void macro_kernel(const uint8_t *w, const uint8_t *x, int32_t tokens, int32_t *y, int32_t p,
                          int32_t p_end) {
   for (int32_t i = p * VECTORS; i < p_end * VECTORS; i += MV) {
     const uint8_t *scales = w + (size_t)(i / VECTORS) * PANEL_BYTES, *codes = scales + PANEL_SCALES;
     const int32_t v = i % VECTORS;
     switch (tokens) {
     case 1:
-      rows_times(scales + v * ROWS * 2, codes + v * VB, x, 1, y + i * ROWS);
+      micro_kernel(scales + v * ROWS * 2, codes + v * VB, x, 1, y + i * ROWS);
       break;
     case 2:
-      rows_times(scales + v * ROWS * 2, codes + v * VB, x, 2, y + i * ROWS);
+      micro_kernel(scales + v * ROWS * 2, codes + v * VB, x, 2, y + i * ROWS);
       break;
     case 3:
-      rows_times(scales + v * ROWS * 2, codes + v * VB, x, 3, y + i * ROWS);
+      micro_kernel(scales + v * ROWS * 2, codes + v * VB, x, 3, y + i * ROWS);
       break;
     case 4:
-      rows_times(scales + v * ROWS * 2, codes + v * VB, x, 4, y + i * ROWS);
+      micro_kernel(scales + v * ROWS * 2, codes + v * VB, x, 4, y + i * ROWS);
       break;
     }
   }
 }
 
-// As many panels as fill a part of the second-level cache stay there while all tokens pass over them.
+// The weights of MC rows stay in the second-level cache while all tokens pass over them.
 enum { MC = 64, PANEL_BLOCK = MC / BM };
 
 static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1,
                 void *scratch) {
-  const int32_t groups = (n + NR - 1) / NR; // of tokens, as even as can be
+  const int32_t parts = (n + NR - 1) / NR; // of the tokens, as even as possible
   (void)scratch;
   for (int32_t p = p0; p < p1; p += PANEL_BLOCK) {
     const int32_t p_end = p1 - p < PANEL_BLOCK ? p1 : p + PANEL_BLOCK;
-    for (int32_t g = 0, t = 0, t_end; g < groups; g++, t = t_end) {
-      t_end = (int32_t)((int64_t)n * (g + 1) / groups);
-      panels_times(w, operand + (size_t)t * OPERAND_BYTES, t_end - t, y + (size_t)t * M_PAD, p, p_end);
+    for (int32_t g = 0, t = 0, t_end; g < parts; g++, t = t_end) {
+      t_end = (int32_t)((int64_t)n * (g + 1) / parts);
+      macro_kernel(w, operand + (size_t)t * OPERAND_BYTES, t_end - t, y + (size_t)t * M_PAD, p, p_end);
     }
   }
 }
@@ -173,6 +174,6 @@ const bg_kernel bg_i2_g_gemm_m2560_k6912_s128_bm16_bk128_nr4__neon = {
     .max_n = INT32_MAX,
     .weight_bytes = WEIGHT_BYTES,
     .operand_bytes = OPERAND_BYTES,
-    .prepare = prepare,
+    .pack_activations = pack_activations,
     .run = run,
 };

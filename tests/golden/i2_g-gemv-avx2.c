@@ -27,7 +27,7 @@ _Static_assert(BM % ROWS == 0 && VECTORS % MV == 0, "a step is whole vectors, a 
 enum { HEADER = (GROUPS * 8 + 63) / 64 * 64 };
 _Static_assert(HEADER + K <= OPERAND_BYTES, "the operand holds all of it");
 
-static void prepare(const int8_t *q, int32_t n, uint8_t *operand) {
+static void pack_activations(const int8_t *q, int32_t n, uint8_t *operand) {
   const int32_t floats = GROUPS * (int32_t)sizeof(float);
   for (int32_t t = 0; t < n; t++, q += K + floats, operand += OPERAND_BYTES) {
     int32_t sums[GROUPS] = {0};
@@ -79,7 +79,7 @@ static inline floats widen(const uint8_t *halves) {
   return (floats)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)halves));
 }
 
-// One step of MV vectors of rows against `tokens` <= NR tokens.
+// One step of MV vectors of rows by `tokens` <= NR tokens.
 static inline __attribute__((always_inline)) void add_step(sums acc[NR][MV], const uint8_t *w,
                                                            const uint8_t *q, int tokens) {
 #pragma unroll
@@ -92,11 +92,12 @@ static inline __attribute__((always_inline)) void add_step(sums acc[NR][MV], con
   }
 }
 
-// MV vectors of a panel's rows against `tokens` <= NR tokens. Within a group sums are exact; then, in float,
+// MV vectors of a panel's rows by `tokens` <= NR tokens. Within a group of columns sums are exact; then, in
+// float,
 //   total = total + sum * (scale * step)
 // with the row's scale and the token's step, group by group, each operation rounded: in every kernel alike.
-static inline __attribute__((always_inline)) void rows_times(const uint8_t *scales, const uint8_t *w,
-                                                             const uint8_t *x, int tokens, int32_t *y) {
+static inline __attribute__((always_inline)) void micro_kernel(const uint8_t *scales, const uint8_t *w,
+                                                               const uint8_t *x, int tokens, int32_t *y) {
   floats total[NR][MV] = {0};
   for (int32_t g = 0; g < GROUPS; g++, scales += BM * 2) {
     sums acc[NR][MV] = {0};
@@ -128,7 +129,7 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
   (void)n, (void)scratch;
   w += (size_t)p0 * PANEL_BYTES;
   for (int32_t p = p0; p < p1; p++, w += PANEL_BYTES)
-    rows_times(w, w + PANEL_SCALES, operand, 1, y + p * BM);
+    micro_kernel(w, w + PANEL_SCALES, operand, 1, y + p * BM);
 }
 
 const bg_kernel bg_i2_g_gemv_m2560_k6912_s128_bm64_bk128_pf2048__avx2 = {
@@ -141,6 +142,6 @@ const bg_kernel bg_i2_g_gemv_m2560_k6912_s128_bm64_bk128_pf2048__avx2 = {
     .max_n = 1,
     .weight_bytes = WEIGHT_BYTES,
     .operand_bytes = OPERAND_BYTES,
-    .prepare = prepare,
+    .pack_activations = pack_activations,
     .run = run,
 };

@@ -22,7 +22,7 @@ _Static_assert(BK == 4 * VB && K_PAD % BK == 0, "a block of one row is one vecto
 // the + 1 of the codes: sum (w + 1) q - sum q = sum w q.
 enum { HEADER = 64 };
 
-static void prepare(const int8_t *q, int32_t n, uint8_t *operand) {
+static void pack_activations(const int8_t *q, int32_t n, uint8_t *operand) {
   for (int32_t t = 0; t < n; t++, q += K, operand += OPERAND_BYTES) {
     int32_t sum = 0;
     for (int32_t i = 0; i < K; i++)
@@ -52,14 +52,15 @@ static inline void decode(__m512i v, __m512i c[4]) {
 }
 
 enum { MR = 2 };
-// Each row asks for its part of the next panel: few tokens leave no time to wait for memory.
+// Bytes from a row to what it prefetches, its place in the next panel. With few tokens, computing does not
+// hide the latency of memory.
 enum { AHEAD = PANEL_BYTES };
 _Static_assert(BM % MR == 0 && KC % BK == 0, "whole groups of rows and whole blocks");
 
-// MR rows over `blocks` blocks against `tokens` <= NR tokens, each product's sum in a register: the codes are
-// unpacked once for all tokens and the activations loaded once for all rows. y [t][M_PAD] gains the products.
-static inline __attribute__((always_inline)) void rows_times(const uint8_t *w, const uint8_t *x,
-                                                             int32_t blocks, int tokens, int32_t *y) {
+// MR rows by `tokens` <= NR tokens over `blocks` blocks, a register of sums for each row and token: codes are
+// decoded once for all tokens, activations loaded once for all rows. y [t][M_PAD] gains the products.
+static inline __attribute__((always_inline)) void micro_kernel(const uint8_t *w, const uint8_t *x,
+                                                               int32_t blocks, int tokens, int32_t *y) {
   __m512i acc[MR][NR] = {0};
   for (int32_t b = 0; b < blocks; b++, w += BM * VB, x += BK) {
     __m512i c[MR][4];
@@ -81,8 +82,8 @@ static inline __attribute__((always_inline)) void rows_times(const uint8_t *w, c
       y[(size_t)t * M_PAD + r] += _mm512_reduce_add_epi32(acc[r][t]);
 }
 
-// Panels [p, p_end) over the cache block of columns that starts at k0, for `tokens` <= NR tokens.
-static void panels_times(const uint8_t *w, const uint8_t *x, int32_t tokens, int32_t *y, int32_t p,
+// Panels [p, p_end) by `tokens` <= NR tokens over the cache block of columns from k0 on.
+static void macro_kernel(const uint8_t *w, const uint8_t *x, int32_t tokens, int32_t *y, int32_t p,
                          int32_t p_end, int32_t k0) {
   const int32_t blocks = (K_PAD - k0 < KC ? K_PAD - k0 : KC) / BK;
   x += HEADER + k0;
@@ -91,40 +92,40 @@ static void panels_times(const uint8_t *w, const uint8_t *x, int32_t tokens, int
         w + (size_t)(row / BM) * PANEL_BYTES + (size_t)k0 / BK * (PANEL_BYTES / BLOCKS) + row % BM * VB;
     switch (tokens) {
     case 1:
-      rows_times(wr, x, blocks, 1, y + row);
+      micro_kernel(wr, x, blocks, 1, y + row);
       break;
     case 2:
-      rows_times(wr, x, blocks, 2, y + row);
+      micro_kernel(wr, x, blocks, 2, y + row);
       break;
     case 3:
-      rows_times(wr, x, blocks, 3, y + row);
+      micro_kernel(wr, x, blocks, 3, y + row);
       break;
     case 4:
-      rows_times(wr, x, blocks, 4, y + row);
+      micro_kernel(wr, x, blocks, 4, y + row);
       break;
     case 5:
-      rows_times(wr, x, blocks, 5, y + row);
+      micro_kernel(wr, x, blocks, 5, y + row);
       break;
     case 6:
-      rows_times(wr, x, blocks, 6, y + row);
+      micro_kernel(wr, x, blocks, 6, y + row);
       break;
     case 7:
-      rows_times(wr, x, blocks, 7, y + row);
+      micro_kernel(wr, x, blocks, 7, y + row);
       break;
     case 8:
-      rows_times(wr, x, blocks, 8, y + row);
+      micro_kernel(wr, x, blocks, 8, y + row);
       break;
     }
   }
 }
 
-// As many panels as fill a part of the second-level cache stay there while all tokens pass over them; a cache
-// block of NR tokens' activations stays in the first.
+// The weights of MC rows over KC columns stay in the second-level cache while all tokens pass over them; the
+// activations of NR tokens over KC columns stay in the first.
 enum { MC = 224, PANEL_BLOCK = MC / BM };
 
 static void products(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0,
                      int32_t p1) {
-  const int32_t groups = (n + NR - 1) / NR; // of tokens, as even as can be
+  const int32_t parts = (n + NR - 1) / NR; // of the tokens, as even as possible
   for (int32_t p = p0; p < p1; p += PANEL_BLOCK) {
     const int32_t p_end = p1 - p < PANEL_BLOCK ? p1 : p + PANEL_BLOCK;
     for (int32_t t = 0; t < n; t++) {
@@ -133,40 +134,43 @@ static void products(const uint8_t *w, const uint8_t *operand, int32_t n, int32_
         y[(size_t)t * M_PAD + row] = -sum;
     }
     for (int32_t k0 = 0; k0 < K_PAD; k0 += KC) {
-      for (int32_t g = 0, t = 0; g < groups; g++) {
-        const int32_t t_end = (int32_t)((int64_t)n * (g + 1) / groups);
-        panels_times(w, operand + (size_t)t * OPERAND_BYTES, t_end - t, y + (size_t)t * M_PAD, p, p_end, k0);
+      for (int32_t g = 0, t = 0; g < parts; g++) {
+        const int32_t t_end = (int32_t)((int64_t)n * (g + 1) / parts);
+        macro_kernel(w, operand + (size_t)t * OPERAND_BYTES, t_end - t, y + (size_t)t * M_PAD, p, p_end, k0);
         t = t_end;
       }
     }
   }
 }
 
-// Whole tiles of LANES tokens, by look-up instead of products (the idea of BiQGEMM, arXiv:2005.09904). A
-// table holds, for each of the 81 ways to weight four activations by -1, 0 or +1, the sum in LANES tokens
-// side by side: a load and an add do the work of 4 * LANES multiply-adds. One pass takes every row through
-// the tables of GROUPS groups of four columns, which stay in the nearest caches; then the next are built.
-enum { GROUPS = 8, LANES = 32, ENTRIES = 81, STEP = 16 };
-enum { PASSES = K_PAD / 4 / GROUPS, VECTOR_PASSES = VB / GROUPS };
+// Whole tiles of LANES tokens are looked up, not multiplied (BiQGEMM, arXiv:2005.09904). A table has an entry
+// for each of the 81 ways to weight four activations by -1, 0 or +1: the sums of LANES tokens side by side,
+// so that a load and an add do the work of 4 * LANES multiply-adds. One pass takes all rows through the
+// tables of LUT_GROUPS groups of four columns, which stay in the nearest caches; then the next tables are
+// built.
+enum { LUT_GROUPS = 8, LANES = 32, ENTRIES = 81, STEP = 16 };
+enum { PASSES = K_PAD / 4 / LUT_GROUPS, VECTOR_PASSES = VB / LUT_GROUPS };
 enum { LUT_MC = 2560 };
 _Static_assert(LUT_MC <= M_PAD && LUT_MC % BM == 0, "whole panels");
 
-// Loads bind look-ups. Products whose sums stay in registers need few, so half of the rows are multiplied in
-// the shadow of the others: WIDE rows by FEW tokens at a time. A lane is a row, and no lanes are added up.
+// Look-ups are bound by loads; products with sums in registers need few. So half of the rows are multiplied
+// while the others are looked up: WIDE rows by FEW tokens at a time. A lane is a row, so lanes are never
+// added up.
 enum { WIDE = 64, FEW = 4 };
 enum { MOST_MULTIPLIED = LUT_MC / 2 / WIDE * WIDE, MOST_LOOKED_UP = LUT_MC / 2 + WIDE };
 _Static_assert(LANES / FEW == VECTOR_PASSES && WIDE == 4 * STEP, "all tokens and rows go through a block");
 
-// How many of so many rows are multiplied, the first ones.
+// How many of `rows` rows are multiplied: the first ones.
 static inline int32_t multiplied(int32_t rows) { return rows / 2 / WIDE * WIDE; }
 
 enum { ROOM = (MOST_LOOKED_UP + STEP - 1) / STEP * STEP, STRIP = 80 };
 _Static_assert(STRIP % BM == 0 && STRIP % STEP == 0, "rows are placed by strips of whole panels and steps");
-_Static_assert(GROUPS == 8 && VB % STEP == 0 && LANES % STEP == 0, "a row has a word of entries in a pass");
+_Static_assert(LUT_GROUPS == 8 && VB % STEP == 0 && LANES % STEP == 0,
+               "a row has a word of entries in a pass");
 
 // After FLUSH passes the int16 sums are added to int32: until then they cannot overflow.
-enum { FLUSH = 252 / 4 / GROUPS };
-_Static_assert(4 * 128 * FLUSH * GROUPS <= INT16_MAX, "int16 sums over FLUSH passes are exact");
+enum { FLUSH = 252 / 4 / LUT_GROUPS };
+_Static_assert(4 * 128 * FLUSH * LUT_GROUPS <= INT16_MAX, "int16 sums over FLUSH passes are exact");
 
 typedef int16_t lanes __attribute__((vector_size(2 * LANES)));
 typedef int32_t wide_lanes __attribute__((vector_size(4 * LANES), aligned(64)));
@@ -183,12 +187,12 @@ typedef struct {
 } tile;
 
 typedef struct {
-  lanes table[GROUPS][ENTRIES];
+  lanes table[LUT_GROUPS][ENTRIES];
   lanes x[STEP][4]; // the activations of STEP groups
   lanes part[ROOM]; // sums since the last flush
   wide_lanes total[ROOM];
   // Of each group of a row, its place in the table.
-  uint8_t entry[PASSES][ROOM][GROUPS];
+  uint8_t entry[PASSES][ROOM][LUT_GROUPS];
   // Of the rows that are multiplied: a vector is four columns of every quarter, of STEP rows.
   sums code[BLOCKS][MOST_MULTIPLIED / WIDE][STEP][WIDE / STEP];
 } workspace;
@@ -252,7 +256,8 @@ static inline void place_entries(const columns *code, int32_t b, int32_t row, wo
     for (int round = 0; round < 3; round++)
       riffle_words(v);
     for (int i = 0; i < VECTOR_PASSES; i++)
-      memcpy(s->entry[b * VECTOR_PASSES + i][row + r], (const uint8_t *)v + i * 8 * GROUPS, 8 * GROUPS);
+      memcpy(s->entry[b * VECTOR_PASSES + i][row + r], (const uint8_t *)v + i * 8 * LUT_GROUPS,
+             8 * LUT_GROUPS);
   }
 }
 
@@ -300,7 +305,7 @@ static void load_activations(const uint8_t *q, int32_t n, workspace *s) {
 
 // Entry 27 c0 + 9 c1 + 3 c2 + c3 is the sum of (c - 1) x over the four.
 static void build_tables(lanes (*x)[4], workspace *s) {
-  for (int g = 0; g < GROUPS; g++) {
+  for (int g = 0; g < LUT_GROUPS; g++) {
     lanes high[9], low[9];
     for (int i = 0; i < 9; i++) {
       const int16_t c = (int16_t)(i / 3 - 1), d = (int16_t)(i % 3 - 1);
@@ -313,23 +318,25 @@ static void build_tables(lanes (*x)[4], workspace *s) {
   }
 }
 
-// One row in one pass; in the last before a flush its int16 sums go to the total. A word holds its entries.
-static inline __attribute__((always_inline)) void look_up(int32_t pass, int32_t r, int last, workspace *s) {
+// One row in one pass: a word holds the places of its entries. In the last pass before a flush its int16 sums
+// are added to the total.
+static inline __attribute__((always_inline)) void lut_micro_kernel(int32_t pass, int32_t r, int last,
+                                                                   workspace *s) {
   lanes sum = s->part[r];
   uint64_t entries;
   memcpy(&entries, s->entry[pass][r], sizeof entries);
-  for (int g = 0; g < GROUPS; g++)
+  for (int g = 0; g < LUT_GROUPS; g++)
     sum += s->table[g][(uint8_t)(entries >> 8 * g)];
   if (last)
     s->total[r] += __builtin_convertvector(sum, wide_lanes);
   s->part[r] = last ? (lanes){0} : sum;
 }
 
-// WIDE rows in one pass, and among them as many others times FEW tokens, over the block of columns that the
-// pass lies in. Four loads of activations serve sixteen vpdpbusd.
-static inline __attribute__((always_inline)) void look_up_and_multiply(int32_t pass, int32_t row, int last,
-                                                                       const int8_t *const x[FEW],
-                                                                       int32_t *const y[FEW], workspace *s) {
+// WIDE rows are looked up in one pass while as many others are multiplied by FEW tokens over the block of
+// columns that the pass lies in. Four loads of activations serve sixteen vpdpbusd.
+static inline __attribute__((always_inline)) void mixed_micro_kernel(int32_t pass, int32_t row, int last,
+                                                                     const int8_t *const x[FEW],
+                                                                     int32_t *const y[FEW], workspace *s) {
   enum { VECTORS = WIDE / STEP };
   const sums(*code)[VECTORS] = s->code[pass / VECTOR_PASSES][row / WIDE];
   __m512i acc[FEW][VECTORS];
@@ -341,7 +348,7 @@ static inline __attribute__((always_inline)) void look_up_and_multiply(int32_t p
     memcpy(w, code[i], sizeof w);
 #pragma clang loop unroll(full)
     for (int quarter = 0; quarter < 4; quarter++) {
-      look_up(pass, row + 4 * i + quarter, last, s);
+      lut_micro_kernel(pass, row + 4 * i + quarter, last, s);
       for (int t = 0; t < FEW; t++) {
         int32_t four;
         memcpy(&four, x[t] + quarter * VB + 4 * i, sizeof four);
@@ -357,9 +364,10 @@ static inline __attribute__((always_inline)) void look_up_and_multiply(int32_t p
       _mm512_storeu_si512(y[t] + row + v * STEP, acc[t][v]);
 }
 
-// One pass over the rows. In the passes of a block all tokens go through it, FEW in each; those beyond the
-// last repeat it.
-static inline __attribute__((always_inline)) void take(const tile *t, int32_t pass, int last, workspace *s) {
+// One pass over the rows. The passes of a block multiply all tokens by it, FEW in each; those beyond the last
+// repeat it.
+static inline __attribute__((always_inline)) void lut_pass(const tile *t, int32_t pass, int last,
+                                                           workspace *s) {
   const int32_t token = pass % VECTOR_PASSES * FEW, both = token < t->n ? multiplied(t->rows) : 0;
   const int8_t *x[FEW];
   int32_t *y[FEW];
@@ -369,9 +377,9 @@ static inline __attribute__((always_inline)) void take(const tile *t, int32_t pa
     y[i] = t->y + (size_t)at * M_PAD;
   }
   for (int32_t row = 0; row < both; row += WIDE)
-    look_up_and_multiply(pass, row, last, x, y, s);
+    mixed_micro_kernel(pass, row, last, x, y, s);
   for (int32_t row = both; row < t->rows - multiplied(t->rows); row++)
-    look_up(pass, row, last, s);
+    lut_micro_kernel(pass, row, last, s);
 }
 
 static void start_products(const tile *t) {
@@ -394,20 +402,20 @@ static inline void store_square(const wide_lanes *total, int32_t token, int32_t 
     memcpy(y, &v[t], rows < STEP ? (size_t)rows * sizeof *y : sizeof v[t]);
 }
 
-static void tile_times(const tile *t, workspace *s) {
+static void lut_macro_kernel(const tile *t, workspace *s) {
   const int32_t skip = multiplied(t->rows), rows = t->rows - skip;
   start_products(t);
   memset(s->part, 0, (size_t)rows * sizeof *s->part);
   memset(s->total, 0, (size_t)rows * sizeof *s->total);
   for (int32_t pass = 0; pass < PASSES; pass++) {
-    const int32_t group = pass * GROUPS;
+    const int32_t group = pass * LUT_GROUPS;
     if (group % STEP == 0)
       load_activations(t->operand + HEADER + group / VB * BK + group % VB, t->n, s);
     build_tables(s->x + group % STEP, s);
     if (pass % FLUSH == FLUSH - 1 || pass == PASSES - 1)
-      take(t, pass, 1, s);
+      lut_pass(t, pass, 1, s);
     else
-      take(t, pass, 0, s);
+      lut_pass(t, pass, 0, s);
   }
   for (int32_t r = 0; r < rows; r += STEP)
     for (int32_t token = 0; token < t->n; token += STEP)
@@ -416,7 +424,7 @@ static void tile_times(const tile *t, workspace *s) {
 
 static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1,
                 void *scratch) {
-  // A few tokens are cheaper as products than as a tile.
+  // Up to LANES / 2 tokens beyond whole tiles are multiplied, which takes less time than one more tile.
   const int32_t in_tiles = n % LANES > LANES / 2 ? n : n - n % LANES;
   const int32_t parts = in_tiles ? ((p1 - p0) * BM + LUT_MC - 1) / LUT_MC : 0;
   for (int32_t i = 0; i < parts; i++) {
@@ -425,7 +433,7 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
     for (int32_t t = 0; t < in_tiles; t += LANES) {
       const int32_t tokens = in_tiles - t < LANES ? in_tiles - t : LANES;
       const tile one = {operand + (size_t)t * OPERAND_BYTES, tokens, rows, y + (size_t)t * M_PAD + p * BM};
-      tile_times(&one, scratch);
+      lut_macro_kernel(&one, scratch);
     }
   }
   if (in_tiles < n)
@@ -445,6 +453,6 @@ const bg_kernel bg_i2_s_gemm_m2560_k6912_bm4_bk256_nr8_kc2304_g8_mixed__avx512vn
     .m_tile = 1280,
     .n_tile = LANES,
     .scratch_bytes = sizeof(workspace),
-    .prepare = prepare,
+    .pack_activations = pack_activations,
     .run = run,
 };

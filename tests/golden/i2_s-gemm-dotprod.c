@@ -22,7 +22,7 @@ _Static_assert(BK == 4 * VB && K_PAD % BK == 0, "a block of one row is one vecto
 // the + 1 of the codes: sum (w + 1) q - sum q = sum w q.
 enum { HEADER = 64 };
 
-static void prepare(const int8_t *q, int32_t n, uint8_t *operand) {
+static void pack_activations(const int8_t *q, int32_t n, uint8_t *operand) {
   for (int32_t t = 0; t < n; t++, q += K, operand += OPERAND_BYTES) {
     int32_t sum = 0;
     for (int32_t i = 0; i < K; i++)
@@ -42,11 +42,11 @@ static inline int32_t operand_sum(const uint8_t *operand) {
 
 static inline int8x16_t load(const uint8_t *p) { return vreinterpretq_s8_u8(vld1q_u8(p)); }
 
-// Products by blocks of MR rows and NR tokens, whose sums stay in registers. On both sides a unit, UNIT
-// rows or tokens with STEP columns of each, is one vector; units lie in the order in which blocks read them.
-// The codes of ROW_BLOCKS * MR rows over a cache block of columns are expanded once and stay in the
-// second-level cache while all tokens pass over them; the activations of NR tokens stay in the first
-// meanwhile (Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008).
+// MR rows by NR tokens at a time, their sums in registers. A unit is one vector: STEP columns of each of UNIT
+// rows or tokens. Units lie in the order in which the micro-kernel reads them. The codes of MC rows over KC
+// columns are unpacked once and stay in the second-level cache while all tokens pass over them; the
+// activations of NR tokens over KC columns stay in the first (Goto and van de Geijn, "Anatomy of
+// High-Performance Matrix Multiplication", 2008).
 enum { MR = 8, MC = 72, UNIT = 4, ROW_BLOCKS = MC / MR };
 enum { STEP = VB / UNIT, STEPS = KC / STEP, ROW_UNITS = MR / UNIT, TOKEN_UNITS = NR / UNIT };
 _Static_assert(MR % UNIT == 0 && NR % UNIT == 0, "whole units");
@@ -70,9 +70,10 @@ static inline void interleave(int8x16_t v[UNIT]) {
   v[3] = (int8x16_t)vzip2q_s32(ac_high, bd_high);
 }
 
-// One block: a product has four rows in its lanes and takes a token from its lane of the activations.
-static inline __attribute__((always_inline)) void multiply(const row_units *w, const token_units *x,
-                                                           int32_t steps, int units, int32_t (*sums)[MR]) {
+// MR rows by `units` units of tokens: the lanes of an instruction are four rows, of one token that it takes
+// from a lane of the activations.
+static inline __attribute__((always_inline)) void micro_kernel(const row_units *w, const token_units *x,
+                                                               int32_t steps, int units, int32_t (*out)[MR]) {
   int32x4_t acc[NR][ROW_UNITS];
   for (int t = 0; t < units * UNIT; t++)
     for (int r = 0; r < ROW_UNITS; r++)
@@ -87,20 +88,20 @@ static inline __attribute__((always_inline)) void multiply(const row_units *w, c
       }
   for (int t = 0; t < units * UNIT; t++)
     for (int r = 0; r < ROW_UNITS; r++)
-      vst1q_s32(&sums[t][r * UNIT], acc[t][r]);
+      vst1q_s32(&out[t][r * UNIT], acc[t][r]);
 }
 
-static void block_times(const row_units *w, const token_units *x, int32_t steps, int32_t units,
-                        int32_t (*sums)[MR]) {
+static void call_micro_kernel(const row_units *w, const token_units *x, int32_t steps, int32_t units,
+                              int32_t (*sums)[MR]) {
   switch (units) {
   case 1:
-    multiply(w, x, steps, 1, sums);
+    micro_kernel(w, x, steps, 1, sums);
     break;
   case 2:
-    multiply(w, x, steps, 2, sums);
+    micro_kernel(w, x, steps, 2, sums);
     break;
   case 3:
-    multiply(w, x, steps, 3, sums);
+    micro_kernel(w, x, steps, 3, sums);
     break;
   }
 }
@@ -115,7 +116,7 @@ static inline void decode(int8x16_t bytes, int8x16_t c[4]) {
 }
 
 // The codes of MR rows over `blocks` blocks from column k0 on; rows from row_end on repeat the last.
-static void expand(const uint8_t *w, int32_t row, int32_t row_end, int32_t k0, int32_t blocks,
+static void unpack(const uint8_t *w, int32_t row, int32_t row_end, int32_t k0, int32_t blocks,
                    row_units *out) {
   for (int u = 0; u < ROW_UNITS; u++) {
     const uint8_t *from[UNIT];
@@ -154,25 +155,25 @@ static void arrange(const uint8_t *x, int32_t n, int32_t units, int32_t vectors,
   }
 }
 
-// n <= NR tokens times rows [row, row_end), whose codes are expanded: y [t][M_PAD] gains the products.
-static void tokens_times(const uint8_t *x, int32_t n, int32_t *y, int32_t row, int32_t row_end,
+// Rows [row, row_end), whose codes are unpacked, by n <= NR tokens: y [t][M_PAD] gains the products.
+static void macro_kernel(const uint8_t *x, int32_t n, int32_t *y, int32_t row, int32_t row_end,
                          int32_t columns, workspace *s) {
   const int32_t units = (n + UNIT - 1) / UNIT;
   arrange(x, n, units, columns / VB, s->x);
   for (int32_t i = 0; row < row_end; i++, row += MR) {
     const int32_t rows = row_end - row < MR ? row_end - row : MR;
     int32_t sums[NR][MR];
-    block_times(s->codes[i], s->x, columns / STEP, units, sums);
+    call_micro_kernel(s->codes[i], s->x, columns / STEP, units, sums);
     for (int32_t t = 0; t < n; t++)
       for (int32_t r = 0; r < rows; r++)
         y[(size_t)t * M_PAD + row + r] += sums[t][r];
   }
 }
 
-// All tokens times rows [row0, row_end), at most ROW_BLOCKS blocks of them.
-static void rows_times(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t row0,
-                       int32_t row_end, workspace *s) {
-  const int32_t units = (n + UNIT - 1) / UNIT, groups = (units + TOKEN_UNITS - 1) / TOKEN_UNITS;
+// Rows [row0, row_end), at most MC of them, by all tokens.
+static void multiply_rows(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t row0,
+                          int32_t row_end, workspace *s) {
+  const int32_t units = (n + UNIT - 1) / UNIT, parts = (units + TOKEN_UNITS - 1) / TOKEN_UNITS;
   for (int32_t t = 0; t < n; t++) {
     const int32_t sum = operand_sum(operand + (size_t)t * OPERAND_BYTES);
     for (int32_t row = row0; row < row_end; row++)
@@ -181,10 +182,10 @@ static void rows_times(const uint8_t *w, const uint8_t *operand, int32_t n, int3
   for (int32_t k0 = 0; k0 < K_PAD; k0 += KC) {
     const int32_t columns = K_PAD - k0 < KC ? K_PAD - k0 : KC;
     for (int32_t i = 0, row = row0; row < row_end; i++, row += MR)
-      expand(w, row, row_end, k0, columns / BK, s->codes[i]);
-    for (int32_t g = 0, t = 0, t_end; g < groups; g++, t = t_end) { // as even as can be
-      t_end = (int32_t)((int64_t)units * (g + 1) / groups) * UNIT;
-      tokens_times(operand + (size_t)t * OPERAND_BYTES + HEADER + k0, (t_end < n ? t_end : n) - t,
+      unpack(w, row, row_end, k0, columns / BK, s->codes[i]);
+    for (int32_t g = 0, t = 0, t_end; g < parts; g++, t = t_end) { // as even as possible
+      t_end = (int32_t)((int64_t)units * (g + 1) / parts) * UNIT;
+      macro_kernel(operand + (size_t)t * OPERAND_BYTES + HEADER + k0, (t_end < n ? t_end : n) - t,
                    y + (size_t)t * M_PAD, row0, row_end, columns, s);
     }
   }
@@ -193,8 +194,8 @@ static void rows_times(const uint8_t *w, const uint8_t *operand, int32_t n, int3
 static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1,
                 void *scratch) {
   for (int32_t row = p0 * BM, row_end; row < p1 * BM; row = row_end) {
-    row_end = p1 * BM - row < ROW_BLOCKS * MR ? p1 * BM : row + ROW_BLOCKS * MR;
-    rows_times(w, operand, n, y, row, row_end, scratch);
+    row_end = p1 * BM - row < MC ? p1 * BM : row + MC;
+    multiply_rows(w, operand, n, y, row, row_end, scratch);
   }
 }
 
@@ -208,6 +209,6 @@ const bg_kernel bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr12_kc1728__dotprod = {
     .weight_bytes = WEIGHT_BYTES,
     .operand_bytes = OPERAND_BYTES,
     .scratch_bytes = sizeof(workspace),
-    .prepare = prepare,
+    .pack_activations = pack_activations,
     .run = run,
 };

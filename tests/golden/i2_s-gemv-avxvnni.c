@@ -22,7 +22,7 @@ _Static_assert(BK == 4 * VB && K_PAD % BK == 0, "a block of one row is one vecto
 // the + 1 of the codes: sum (w + 1) q - sum q = sum w q.
 enum { HEADER = 64 };
 
-static void prepare(const int8_t *q, int32_t n, uint8_t *operand) {
+static void pack_activations(const int8_t *q, int32_t n, uint8_t *operand) {
   for (int32_t t = 0; t < n; t++, q += K, operand += OPERAND_BYTES) {
     int32_t sum = 0;
     for (int32_t i = 0; i < K; i++)
@@ -98,6 +98,6 @@ const bg_kernel bg_i2_s_gemv_m2560_k6912_bm4_bk128_pf2048__avxvnni = {
     .max_n = 1,
     .weight_bytes = WEIGHT_BYTES,
     .operand_bytes = OPERAND_BYTES,
-    .prepare = prepare,
+    .pack_activations = pack_activations,
     .run = run,
 };

@@ -23,7 +23,7 @@ _Static_assert(BM == ROWS && BK == 4 * VB && K_PAD % BK == 0, "a panel is five r
 // the + 1 of the codes: sum (w + 1) q - sum q = sum w q.
 enum { HEADER = 64 };
 
-static void prepare(const int8_t *q, int32_t n, uint8_t *operand) {
+static void pack_activations(const int8_t *q, int32_t n, uint8_t *operand) {
   for (int32_t t = 0; t < n; t++, q += K, operand += OPERAND_BYTES) {
     int32_t sum = 0;
     for (int32_t i = 0; i < K; i++)
@@ -92,9 +92,9 @@ static inline void decode(__m512i v, __m512i u[PARTS]) {
   u[FOURTH] = third(u[LOW]);
 }
 
-// By AMX: a square of at most 32 tokens and 32 rows, its sums in four tiles, gains 64 columns in four
-// products. A tile of activations is 16 tokens as they lie. A tile of weights is transposed: each of its 16
-// lines holds four columns of 16 rows. The weights of MC rows over a cache block of columns are expanded
+// AMX: four instructions multiply a square, at most 32 tokens by 32 rows, over 64 columns; its sums are four
+// tiles. A tile of activations is 16 tokens as they lie. A tile of weights is transposed: each of its 16
+// lines holds four columns of 16 rows. The weights of MC rows over a cache block of columns are unpacked
 // once; they and the sums stay in the second-level cache, the activations of a square of tokens in the first.
 enum { SIDE = 16, SQUARE = 2 * SIDE, LINE = 64, STEPS = KC / LINE, MC = 320, NC = 512 };
 _Static_assert(MC % SQUARE == 0 && MC % BM == 0 && KC % BK == 0, "whole squares, panels and blocks");
@@ -121,9 +121,9 @@ typedef struct { // rows [row, row_end), at most MC of them, over `blocks` block
 
 // The weights of a strip, -1..1. Rows beyond its last, up to a whole square, hold any: nothing looks at their
 // sums.
-static void expand(const uint8_t *w, const strip *s, tile (*out)[STEPS][2]);
+static void unpack(const uint8_t *w, const strip *s, tile (*out)[STEPS][2]);
 
-// From a byte of a panel to the one that expand will read in its place in the next strip: the panel's next
+// From a byte of a panel to the one that unpack will read in its place in the next strip: the panel's next
 // cache block, or the first of the rows that follow.
 static inline ptrdiff_t next_strip(const strip *s) {
   enum { BLOCK_BYTES = PANEL_BYTES / BLOCKS };
@@ -170,9 +170,9 @@ static inline void transpose(const uint8_t *const row[SIDE], size_t at, __m512i 
   v[3] = _mm512_unpackhi_epi64(ab_high, cd_high);
 }
 
-// One square over `steps` times 64 columns: the products are added to `from`, or to zeros where it is NULL.
-// The sums of a token are `stride` bytes behind those of the token before in `to`.
-static inline __attribute__((always_inline)) void square_times(const uint8_t *x, int32_t tokens, tile (*w)[2],
+// One square over `steps` times 64 columns: `to` is `from`, or zeros where it is NULL, plus the products. In
+// `to` a token's sums lie `stride` bytes behind those of the token before.
+static inline __attribute__((always_inline)) void micro_kernel(const uint8_t *x, int32_t tokens, tile (*w)[2],
                                                                int32_t steps, int has_second,
                                                                const square *from, int32_t *to,
                                                                size_t stride) {
@@ -214,8 +214,9 @@ static inline __attribute__((always_inline)) void square_times(const uint8_t *x,
   }
 }
 
-// A square of a strip. Its sums go to y after the last cache block; through its own if some are of no row.
-static void square_of_strip(const uint8_t *x, int32_t tokens, const strip *s, int32_t at, tile (*w)[2],
+// A square of a strip. After the last cache block its sums go to y, by way of its own where the strip ends
+// within.
+static void multiply_square(const uint8_t *x, int32_t tokens, const strip *s, int32_t at, tile (*w)[2],
                             square *sums, int32_t *y) {
   const int32_t row = s->row + at * SQUARE, is_last = s->k0 + KC >= K_PAD,
                 is_whole = row + SQUARE <= s->row_end, steps = s->blocks * BK / LINE;
@@ -223,22 +224,22 @@ static void square_of_strip(const uint8_t *x, int32_t tokens, const strip *s, in
   int32_t *to = is_last && is_whole ? y + row : **sums;
   const size_t stride = is_last && is_whole ? M_PAD * sizeof *y : sizeof **sums;
   if (tokens > SIDE)
-    square_times(x, tokens, w, steps, 1, from, to, stride);
+    micro_kernel(x, tokens, w, steps, 1, from, to, stride);
   else
-    square_times(x, tokens, w, steps, 0, from, to, stride);
+    micro_kernel(x, tokens, w, steps, 0, from, to, stride);
   if (is_last && !is_whole)
     for (int32_t t = 0; t < tokens; t++)
       memcpy(y + (size_t)t * M_PAD + row, (*sums)[t], (size_t)(s->row_end - row) * sizeof *y);
 }
 
-// All tokens times a strip. Their squares are as even as can be, larger ones first.
-static void strip_times(const uint8_t *operand, int32_t n, const strip *s, workspace *work, int32_t *y) {
+// A strip by all tokens, at most NC, in squares as even as possible, larger ones first.
+static void macro_kernel(const uint8_t *operand, int32_t n, const strip *s, workspace *work, int32_t *y) {
   const int32_t squares = squares_of(n);
   for (int32_t i = 0, t = 0, tokens; i < squares; i++, t += tokens) {
     tokens = n / squares + (i < n % squares);
     configure(tokens, &work->shapes);
     for (int32_t r = 0; r < squares_of(s->row_end - s->row); r++)
-      square_of_strip(operand + (size_t)t * OPERAND_BYTES + HEADER + s->k0, tokens, s, r, work->weights[r],
+      multiply_square(operand + (size_t)t * OPERAND_BYTES + HEADER + s->k0, tokens, s, r, work->weights[r],
                       &work->sums[i][r], y + (size_t)t * M_PAD);
   }
 }
@@ -253,8 +254,8 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
       strip s = {.row = row, .row_end = p1 * BM - row < MC ? p1 * BM : row + MC};
       for (; s.k0 < K_PAD; s.k0 += KC) {
         s.blocks = (K_PAD - s.k0 < KC ? K_PAD - s.k0 : KC) / BK;
-        expand(w, &s, work->weights);
-        strip_times(operand + (size_t)t * OPERAND_BYTES, tokens, &s, work, y + (size_t)t * M_PAD);
+        unpack(w, &s, work->weights);
+        macro_kernel(operand + (size_t)t * OPERAND_BYTES, tokens, &s, work, y + (size_t)t * M_PAD);
       }
     }
   }
@@ -289,7 +290,7 @@ static void decode_strip(const uint8_t *w, const strip *s, int32_t column, int32
   }
 }
 
-static void expand(const uint8_t *w, const strip *s, tile (*out)[STEPS][2]) {
+static void unpack(const uint8_t *w, const strip *s, tile (*out)[STEPS][2]) {
   _Alignas(64) int8_t rows[MC][LINE];
   const int32_t halves = 2 * squares_of(s->row_end - s->row);
   for (int32_t i = 0; i < s->blocks * BK / LINE; i++) {
@@ -314,6 +315,6 @@ const bg_kernel bg_t5_gemm_m2560_k6912_bm5_bk256_kc512__amx = {
     .weight_bytes = WEIGHT_BYTES,
     .operand_bytes = OPERAND_BYTES,
     .scratch_bytes = sizeof(workspace),
-    .prepare = prepare,
+    .pack_activations = pack_activations,
     .run = run,
 };

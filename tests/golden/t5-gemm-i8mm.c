@@ -23,7 +23,7 @@ _Static_assert(BM == ROWS && BK == 4 * VB && K_PAD % BK == 0, "a panel is five r
 // the + 1 of the codes: sum (w + 1) q - sum q = sum w q.
 enum { HEADER = 64 };
 
-static void prepare(const int8_t *q, int32_t n, uint8_t *operand) {
+static void pack_activations(const int8_t *q, int32_t n, uint8_t *operand) {
   for (int32_t t = 0; t < n; t++, q += K, operand += OPERAND_BYTES) {
     int32_t sum = 0;
     for (int32_t i = 0; i < K; i++)
@@ -82,11 +82,11 @@ static inline void decode(const uint8_t *w, int8x16_t u[PARTS]) {
   u[FOURTH] = vreinterpretq_s8_u8(vqtbl1q_u8(thirds, low));
 }
 
-// Products by blocks of MR rows and NR tokens, whose sums stay in registers. On both sides a unit, UNIT
-// rows or tokens with STEP columns of each, is one vector; units lie in the order in which blocks read them.
-// The codes of ROW_BLOCKS * MR rows over a cache block of columns are expanded once and stay in the
-// second-level cache while all tokens pass over them; the activations of NR tokens stay in the first
-// meanwhile (Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008).
+// MR rows by NR tokens at a time, their sums in registers. A unit is one vector: STEP columns of each of UNIT
+// rows or tokens. Units lie in the order in which the micro-kernel reads them. The codes of MC rows over KC
+// columns are unpacked once and stay in the second-level cache while all tokens pass over them; the
+// activations of NR tokens over KC columns stay in the first (Goto and van de Geijn, "Anatomy of
+// High-Performance Matrix Multiplication", 2008).
 enum { MR = 10, MC = 70, UNIT = 2, ROW_BLOCKS = MC / MR };
 enum { STEP = VB / UNIT, STEPS = KC / STEP, ROW_UNITS = MR / UNIT, TOKEN_UNITS = NR / UNIT };
 _Static_assert(MR % UNIT == 0 && NR % UNIT == 0, "whole units");
@@ -106,9 +106,9 @@ static inline void interleave(int8x16_t v[UNIT]) {
   v[1] = (int8x16_t)vzip2q_s64(a, b);
 }
 
-// One block: a product has two tokens times two rows in its lanes.
-static inline __attribute__((always_inline)) void multiply(const row_units *w, const token_units *x,
-                                                           int32_t steps, int units, int32_t (*sums)[MR]) {
+// MR rows by `units` units of tokens: the lanes of an instruction are two tokens by two rows.
+static inline __attribute__((always_inline)) void micro_kernel(const row_units *w, const token_units *x,
+                                                               int32_t steps, int units, int32_t (*out)[MR]) {
   int32x4_t acc[TOKEN_UNITS][ROW_UNITS];
   for (int u = 0; u < units; u++)
     for (int r = 0; r < ROW_UNITS; r++)
@@ -119,25 +119,25 @@ static inline __attribute__((always_inline)) void multiply(const row_units *w, c
         acc[u][r] = vmmlaq_s32(acc[u][r], x[i][u], w[i][r]);
   for (int u = 0; u < units; u++)
     for (int r = 0; r < ROW_UNITS; r++) {
-      vst1_s32(&sums[u * UNIT][r * UNIT], vget_low_s32(acc[u][r]));
-      vst1_s32(&sums[u * UNIT + 1][r * UNIT], vget_high_s32(acc[u][r]));
+      vst1_s32(&out[u * UNIT][r * UNIT], vget_low_s32(acc[u][r]));
+      vst1_s32(&out[u * UNIT + 1][r * UNIT], vget_high_s32(acc[u][r]));
     }
 }
 
-static void block_times(const row_units *w, const token_units *x, int32_t steps, int32_t units,
-                        int32_t (*sums)[MR]) {
+static void call_micro_kernel(const row_units *w, const token_units *x, int32_t steps, int32_t units,
+                              int32_t (*sums)[MR]) {
   switch (units) {
   case 1:
-    multiply(w, x, steps, 1, sums);
+    micro_kernel(w, x, steps, 1, sums);
     break;
   case 2:
-    multiply(w, x, steps, 2, sums);
+    micro_kernel(w, x, steps, 2, sums);
     break;
   case 3:
-    multiply(w, x, steps, 3, sums);
+    micro_kernel(w, x, steps, 3, sums);
     break;
   case 4:
-    multiply(w, x, steps, 4, sums);
+    micro_kernel(w, x, steps, 4, sums);
     break;
   }
 }
@@ -154,7 +154,7 @@ static inline void decode_rows(const uint8_t *w, int8x16_t c[ROWS]) {
 }
 
 // The codes of MR rows over `blocks` blocks from column k0 on; panels from row_end on repeat the last.
-static void expand(const uint8_t *w, int32_t row, int32_t row_end, int32_t k0, int32_t blocks,
+static void unpack(const uint8_t *w, int32_t row, int32_t row_end, int32_t k0, int32_t blocks,
                    row_units *out) {
   const uint8_t *from[MR / ROWS];
   for (int i = 0; i < MR / ROWS; i++) {
@@ -190,25 +190,25 @@ static void arrange(const uint8_t *x, int32_t n, int32_t units, int32_t vectors,
   }
 }
 
-// n <= NR tokens times rows [row, row_end), whose codes are expanded: y [t][M_PAD] gains the products.
-static void tokens_times(const uint8_t *x, int32_t n, int32_t *y, int32_t row, int32_t row_end,
+// Rows [row, row_end), whose codes are unpacked, by n <= NR tokens: y [t][M_PAD] gains the products.
+static void macro_kernel(const uint8_t *x, int32_t n, int32_t *y, int32_t row, int32_t row_end,
                          int32_t columns, workspace *s) {
   const int32_t units = (n + UNIT - 1) / UNIT;
   arrange(x, n, units, columns / VB, s->x);
   for (int32_t i = 0; row < row_end; i++, row += MR) {
     const int32_t rows = row_end - row < MR ? row_end - row : MR;
     int32_t sums[NR][MR];
-    block_times(s->codes[i], s->x, columns / STEP, units, sums);
+    call_micro_kernel(s->codes[i], s->x, columns / STEP, units, sums);
     for (int32_t t = 0; t < n; t++)
       for (int32_t r = 0; r < rows; r++)
         y[(size_t)t * M_PAD + row + r] += sums[t][r];
   }
 }
 
-// All tokens times rows [row0, row_end), at most ROW_BLOCKS blocks of them.
-static void rows_times(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t row0,
-                       int32_t row_end, workspace *s) {
-  const int32_t units = (n + UNIT - 1) / UNIT, groups = (units + TOKEN_UNITS - 1) / TOKEN_UNITS;
+// Rows [row0, row_end), at most MC of them, by all tokens.
+static void multiply_rows(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t row0,
+                          int32_t row_end, workspace *s) {
+  const int32_t units = (n + UNIT - 1) / UNIT, parts = (units + TOKEN_UNITS - 1) / TOKEN_UNITS;
   for (int32_t t = 0; t < n; t++) {
     const int32_t sum = operand_sum(operand + (size_t)t * OPERAND_BYTES);
     for (int32_t row = row0; row < row_end; row++)
@@ -217,10 +217,10 @@ static void rows_times(const uint8_t *w, const uint8_t *operand, int32_t n, int3
   for (int32_t k0 = 0; k0 < K_PAD; k0 += KC) {
     const int32_t columns = K_PAD - k0 < KC ? K_PAD - k0 : KC;
     for (int32_t i = 0, row = row0; row < row_end; i++, row += MR)
-      expand(w, row, row_end, k0, columns / BK, s->codes[i]);
-    for (int32_t g = 0, t = 0, t_end; g < groups; g++, t = t_end) { // as even as can be
-      t_end = (int32_t)((int64_t)units * (g + 1) / groups) * UNIT;
-      tokens_times(operand + (size_t)t * OPERAND_BYTES + HEADER + k0, (t_end < n ? t_end : n) - t,
+      unpack(w, row, row_end, k0, columns / BK, s->codes[i]);
+    for (int32_t g = 0, t = 0, t_end; g < parts; g++, t = t_end) { // as even as possible
+      t_end = (int32_t)((int64_t)units * (g + 1) / parts) * UNIT;
+      macro_kernel(operand + (size_t)t * OPERAND_BYTES + HEADER + k0, (t_end < n ? t_end : n) - t,
                    y + (size_t)t * M_PAD, row0, row_end, columns, s);
     }
   }
@@ -229,8 +229,8 @@ static void rows_times(const uint8_t *w, const uint8_t *operand, int32_t n, int3
 static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1,
                 void *scratch) {
   for (int32_t row = p0 * BM, row_end; row < p1 * BM; row = row_end) {
-    row_end = p1 * BM - row < ROW_BLOCKS * MR ? p1 * BM : row + ROW_BLOCKS * MR;
-    rows_times(w, operand, n, y, row, row_end, scratch);
+    row_end = p1 * BM - row < MC ? p1 * BM : row + MC;
+    multiply_rows(w, operand, n, y, row, row_end, scratch);
   }
 }
 
@@ -244,6 +244,6 @@ const bg_kernel bg_t5_gemm_m2560_k6912_bm5_bk64_nr8_kc1728__i8mm = {
     .weight_bytes = WEIGHT_BYTES,
     .operand_bytes = OPERAND_BYTES,
     .scratch_bytes = sizeof(workspace),
-    .prepare = prepare,
+    .pack_activations = pack_activations,
     .run = run,
 };

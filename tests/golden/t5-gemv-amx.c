@@ -23,7 +23,7 @@ _Static_assert(BM == ROWS && BK == 4 * VB && K_PAD % BK == 0, "a panel is five r
 // the + 1 of the codes: sum (w + 1) q - sum q = sum w q.
 enum { HEADER = 64 };
 
-static void prepare(const int8_t *q, int32_t n, uint8_t *operand) {
+static void pack_activations(const int8_t *q, int32_t n, uint8_t *operand) {
   for (int32_t t = 0; t < n; t++, q += K, operand += OPERAND_BYTES) {
     int32_t sum = 0;
     for (int32_t i = 0; i < K; i++)
@@ -94,10 +94,10 @@ static inline void decode(__m512i v, __m512i u[PARTS]) {
   u[FOURTH] = third(u[LOW]);
 }
 
-// Five rows over `blocks` blocks against `tokens` <= NR tokens: the parts are found once for all of them.
+// Five rows by `tokens` <= NR tokens over `blocks` blocks: bytes are decoded to parts once for all tokens.
 // y [t][M_PAD] gains the products.
-static inline __attribute__((always_inline)) void rows_times(const uint8_t *w, const uint8_t *x,
-                                                             int32_t blocks, int tokens, int32_t *y) {
+static inline __attribute__((always_inline)) void micro_kernel(const uint8_t *w, const uint8_t *x,
+                                                               int32_t blocks, int tokens, int32_t *y) {
   __m512i acc[NR][PARTS] = {0};
   for (int32_t i = 0; i < 4 * blocks; i++, w += VB, x += VB) {
     _mm_prefetch((const char *)w + PREFETCH, _MM_HINT_T0);
@@ -123,7 +123,7 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
   for (int32_t p = p0; p < p1; p++) {
     for (int r = 0; r < ROWS; r++)
       y[p * ROWS + r] = -operand_sum(operand);
-    rows_times(w + (size_t)p * PANEL_BYTES, operand + HEADER, BLOCKS, NR, y + p * ROWS);
+    micro_kernel(w + (size_t)p * PANEL_BYTES, operand + HEADER, BLOCKS, NR, y + p * ROWS);
   }
 }
 
@@ -136,6 +136,6 @@ const bg_kernel bg_t5_gemv_m2560_k6912_bm5_bk256_pf2048__amx = {
     .max_n = 1,
     .weight_bytes = WEIGHT_BYTES,
     .operand_bytes = OPERAND_BYTES,
-    .prepare = prepare,
+    .pack_activations = pack_activations,
     .run = run,
 };

@@ -23,7 +23,7 @@ _Static_assert(BM == ROWS && BK == 4 * VB && K_PAD % BK == 0, "a panel is five r
 // the + 1 of the codes: sum (w + 1) q - sum q = sum w q.
 enum { HEADER = 64 };
 
-static void prepare(const int8_t *q, int32_t n, uint8_t *operand) {
+static void pack_activations(const int8_t *q, int32_t n, uint8_t *operand) {
   for (int32_t t = 0; t < n; t++, q += K, operand += OPERAND_BYTES) {
     int32_t sum = 0;
     for (int32_t i = 0; i < K; i++)
@@ -101,11 +101,11 @@ static inline int32x4_t widen_add(int32x4_t total, const int16x8_t acc[2]) {
   return vpadalq_s16(vpadalq_s16(total, acc[0]), acc[1]);
 }
 
-// Five rows over `blocks` blocks against `tokens` <= NR tokens: the parts are found once for all of them.
+// Five rows by `tokens` <= NR tokens over `blocks` blocks: bytes are decoded to parts once for all tokens.
 // y [t][M_PAD] gains the products. Loops whose sums must stay in registers ask to be unrolled: not all
 // versions of clang see that by themselves.
-static inline __attribute__((always_inline)) void rows_times(const uint8_t *w, const uint8_t *x,
-                                                             int32_t blocks, int tokens, int32_t *y) {
+static inline __attribute__((always_inline)) void micro_kernel(const uint8_t *w, const uint8_t *x,
+                                                               int32_t blocks, int tokens, int32_t *y) {
   int32x4_t total[NR][PARTS];
   int16x8_t acc[NR][PARTS][2];
   for (int t = 0; t < tokens; t++)
@@ -154,7 +154,7 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
   for (int32_t p = p0; p < p1; p++) {
     for (int r = 0; r < ROWS; r++)
       y[p * ROWS + r] = -operand_sum(operand);
-    rows_times(w + (size_t)p * PANEL_BYTES, operand + HEADER, BLOCKS, NR, y + p * ROWS);
+    micro_kernel(w + (size_t)p * PANEL_BYTES, operand + HEADER, BLOCKS, NR, y + p * ROWS);
   }
 }
 
@@ -167,6 +167,6 @@ const bg_kernel bg_t5_gemv_m2560_k6912_bm5_bk64_pf2048__neon = {
     .max_n = 1,
     .weight_bytes = WEIGHT_BYTES,
     .operand_bytes = OPERAND_BYTES,
-    .prepare = prepare,
+    .pack_activations = pack_activations,
     .run = run,
 };

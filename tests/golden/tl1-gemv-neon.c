@@ -25,7 +25,7 @@ _Static_assert(BK / 2 * (2 * 128) <= 32767, "int16 sums of a tile are exact");
 
 // Operand: a table for each pair. Entry i is the signed sum that i - 4 in balanced ternary spells, its digits
 // for q[0], q[1] from the most significant down. A table is 16 high bytes, then 16 low bytes.
-static void prepare(const int8_t *q, int32_t n, uint8_t *operand) {
+static void pack_activations(const int8_t *q, int32_t n, uint8_t *operand) {
   static const int16_t digits[2][16] = {{-1, -1, -1, 0, 0, 0, 1, 1, 1}, {-1, 0, 1, -1, 0, 1, -1, 0, 1}};
   const int16x8_t a0 = vld1q_s16(digits[0]), a1 = vld1q_s16(digits[0] + 8);
   const int16x8_t b0 = vld1q_s16(digits[1]), b1 = vld1q_s16(digits[1] + 8);
@@ -119,6 +119,6 @@ const bg_kernel bg_tl1_gemv_m2560_k6912_bm64_bk128__neon = {
     .max_n = 1,
     .weight_bytes = WEIGHT_BYTES,
     .operand_bytes = OPERAND_BYTES,
-    .prepare = prepare,
+    .pack_activations = pack_activations,
     .run = run,
 };

@@ -20,7 +20,7 @@ _Static_assert(BM % 32 == 0 && BK % 8 == 0 && K_PAD % BK == 0, "32 rows and 8 co
 
 // Operand: a table for each pair. Entry i is the signed sum that i - 4 in balanced ternary spells, its digits
 // for q[0], q[1] from the most significant down.
-static void prepare(const int8_t *q, int32_t n, uint8_t *operand) {
+static void pack_activations(const int8_t *q, int32_t n, uint8_t *operand) {
   for (int32_t t = 0; t < n; t++, q += K, operand += OPERAND_BYTES) {
     int8_t x[K_PAD] = {0};
     memcpy(x, q, K);
@@ -76,6 +76,6 @@ const bg_kernel bg_tl1_gemv_m2560_k6912_bm64_bk128__scalar = {
     .max_n = 1,
     .weight_bytes = WEIGHT_BYTES,
     .operand_bytes = OPERAND_BYTES,
-    .prepare = prepare,
+    .pack_activations = pack_activations,
     .run = run,
 };

@@ -46,7 +46,7 @@ static inline __m256i add3(__m256i a, __m256i b, __m256i c) {
 // Operand: a table for each triple, then one for each pair. Entry i of a triple's is the signed sum that i in
 // balanced ternary spells, its digits for q[0], q[1], q[2] from the most significant down; entry i of a pair
 // spells i - 4.
-static void prepare(const int8_t *q, int32_t n, uint8_t *operand) {
+static void pack_activations(const int8_t *q, int32_t n, uint8_t *operand) {
   const __m256i d0 = _mm256_setr_epi16(0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0);
   const __m256i d1 = _mm256_setr_epi16(0, 0, 1, 1, 1, -1, -1, -1, 0, 0, 0, 1, 1, 1, 0, 0);
   const __m256i d2 = _mm256_setr_epi16(0, 1, -1, 0, 1, -1, 0, 1, -1, 0, 1, -1, 0, 1, 0, 0);
@@ -168,6 +168,6 @@ const bg_kernel bg_tl2_gemm_m2560_k6912_bm64_bk192__avx2 = {
     .max_n = INT32_MAX,
     .weight_bytes = WEIGHT_BYTES,
     .operand_bytes = OPERAND_BYTES,
-    .prepare = prepare,
+    .pack_activations = pack_activations,
     .run = run,
 };

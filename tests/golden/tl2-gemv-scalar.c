@@ -22,7 +22,7 @@ _Static_assert(BM % 32 == 0 && BK % 96 == 0 && K2 % PAIR_BK == 0, "32 rows a ste
 // Operand: a table for each triple, then one for each pair. Entry i of a triple's is the signed sum that i in
 // balanced ternary spells, its digits for q[0], q[1], q[2] from the most significant down; entry i of a pair
 // spells i - 4.
-static void prepare(const int8_t *q, int32_t n, uint8_t *operand) {
+static void pack_activations(const int8_t *q, int32_t n, uint8_t *operand) {
   for (int32_t t = 0; t < n; t++, q += K, operand += OPERAND_BYTES) {
     int8_t x[K_PAD] = {0};
     memcpy(x, q, K);
@@ -111,6 +111,6 @@ const bg_kernel bg_tl2_gemv_m2560_k6912_bm64_bk192__scalar = {
     .max_n = 1,
     .weight_bytes = WEIGHT_BYTES,
     .operand_bytes = OPERAND_BYTES,
-    .prepare = prepare,
+    .pack_activations = pack_activations,
     .run = run,
 };

@@ -72,7 +72,7 @@ def _preset_ks(format: str, isa: str) -> Iterator[KernelSpec]:
 def _mixed(format: str, isa: str) -> Iterator[KernelSpec]:
     """Half of the rows multiplied beside look-ups: one block of them, an odd number of blocks, more than one part."""
     template, layout = space.TEMPLATES[format, isa], _layouts(format, isa)[0]
-    tile = Tile(template.nr[0], groups=template.groups[0], mixed=True)
+    tile = Tile(template.nr[0], lut_groups=template.lut_groups[0], mixed=True)
     for m, k in ((130, 300), (450, 2500), (4200, 256)) if any(template.mixed) else ():
         yield KernelSpec("gemm", GemmShape(m, k), isa, layout, tile)
 

@@ -70,7 +70,7 @@ static void run_kernel(const bg_kernel *k, const uint8_t *w, const int8_t *q, in
   void *scratch = guarded(k->scratch_bytes, &scratch_mapped);
   memset(operand, 0xa5, operand_bytes);
   memset(scratch, 0xa5, k->scratch_bytes);
-  k->prepare(q, n, operand);
+  k->pack_activations(q, n, operand);
   for (int32_t s = splits - 1; s >= 0; s--)
     run_range(k, w, operand, n, k->panels * s / splits, k->panels * (s + 1) / splits, y, out, scratch);
   fwrite(out, 1, y_bytes, stdout);

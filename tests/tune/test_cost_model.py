@@ -142,7 +142,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     every = cost_model.candidates
 
     def some(shape: GemmShape, isa: str, effort: search.Effort) -> list[KernelSpec]:
-        specs = [spec for spec in every(shape, isa, effort) if not spec.tile.groups]
+        specs = [spec for spec in every(shape, isa, effort) if not spec.tile.lut_groups]
         first: dict[str, Layout] = {}
         return [spec for spec in specs if first.setdefault(spec.layout.format, spec.layout) == spec.layout]
 
@@ -177,7 +177,7 @@ def test_scarce_bandwidth_chooses_the_smallest_format(few: None) -> None:
 def test_candidates_differ_in_what_the_model_sees() -> None:
     specs = cost_model.candidates(SHAPE, "avx2", "thorough")
     assert {s.tile.prefetch for s in specs if s.op == "gemv"} <= {2048, 0}
-    assert len({(s.op, s.layout, s.tile.nr, bool(s.tile.groups)) for s in specs}) == len(specs)
+    assert len({(s.op, s.layout, s.tile.nr, bool(s.tile.lut_groups)) for s in specs}) == len(specs)
 
 
 @needs_llvm_mca

@@ -174,9 +174,9 @@ def some_specs(m: int, k: int) -> list[KernelSpec]:
         layout = Layout(name, template.bm[0], template.bk[0])
         shape = GemmShape(m, k, layout.bk if FORMATS[name].grouped else 0)
         found.append(KernelSpec("gemv", shape, isa, layout, Tile()))
-        for groups in template.groups:
-            found.append(KernelSpec("gemm", shape, isa, layout, Tile(template.nr[0], 0, groups=groups)))
-    return [spec for spec in found if space.legal(spec) is None and spec.tile.groups <= 8]
+        for groups in template.lut_groups:
+            found.append(KernelSpec("gemm", shape, isa, layout, Tile(template.nr[0], 0, lut_groups=groups)))
+    return [spec for spec in found if space.legal(spec) is None and spec.tile.lut_groups <= 8]
 
 
 @functools.cache
@@ -221,7 +221,7 @@ PLACE = re.compile(r"^ *([0-9a-f]+) +[0-9a-f]+ +([0-9a-f]+) +1 {9,}(\w+)$", re.M
 
 
 def executed(spec: KernelSpec, n: int, folder: Path) -> int:
-    """Instructions of one call under qemu, outside `prepare` and libc."""
+    """Instructions of one call under qemu, outside `pack_activations` and libc."""
     arch = {"arm64": "aarch64"}.get(targets.target(spec.isa).arch, "x86_64")
     qemu = shutil.which(f"qemu-{arch}-static") or shutil.which(f"qemu-{arch}")
     if qemu is None:
@@ -235,7 +235,7 @@ def executed(spec: KernelSpec, n: int, folder: Path) -> int:
     if done.returncode:
         pytest.skip(f"this qemu does not execute {spec.isa}: {done.stderr.decode()}")
     lines = [line for line in log.read_text().splitlines() if line.startswith("Trace")]
-    own = parsed(spec).labels.keys() - {"prepare"}
+    own = parsed(spec).labels.keys() - {"pack_activations"}
     places = PLACE.findall((program.parent / "build.log").read_text())
     if not places:
         return sum(line.split()[-1] in own for line in lines)
