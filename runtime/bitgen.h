@@ -120,29 +120,29 @@ typedef struct {
 
 // Choose the next token from logits float32 [vocab]. `history` holds the n tokens so far (for the penalty);
 // `step` numbers the draw: the same seed and step give the same draw. Returns the token or a negative code.
-int32_t bg_sample(bg_session *session, const bg_sampling *how, const float *logits, const int32_t *history,
-                  int32_t n, uint64_t step);
+int32_t bg_sample(bg_session *session, const bg_sampling *sampling, const float *logits,
+                  const int32_t *history, int32_t n, uint64_t step);
 
 // Append n tokens and choose what follows each of the last `count`: the tokens that bg_forward and bg_sample
 // would give, into `chosen`, but with a certified head mostly without computing all logits. `history` ends
 // with the appended tokens; the i-th choice sees it up to its own token, and draws at step + i. count <= n.
-int32_t bg_next(bg_session *session, const int32_t *tokens, int32_t n, const bg_sampling *how,
+int32_t bg_next(bg_session *session, const int32_t *tokens, int32_t n, const bg_sampling *sampling,
                 const int32_t *history, int32_t n_history, uint64_t step, int32_t *chosen, int32_t count);
 
 typedef struct {
-  const bg_sampling *how;
+  const bg_sampling *sampling;
   const int32_t *history;
   int32_t n_history;
   int32_t count;
   uint64_t step;
 } bg_choice;
 
-// The same for `count` different sessions that share, as in bg_forward_batch: each chooses as asks[i] says,
+// The same for `count` different sessions that share, as in bg_forward_batch: each chooses as requests[i] says,
 // by the rules of bg_next. `chosen` gets the choices of one session after the other. The weights and a
 // certified head's codes are read once for many. When a choice fails all tokens are appended nevertheless,
 // and the first error is returned.
 int32_t bg_next_batch(bg_session *const *sessions, int32_t count, const int32_t *tokens,
-                      const int32_t *lengths, const bg_choice *asks, int32_t *chosen);
+                      const int32_t *lengths, const bg_choice *requests, int32_t *chosen);
 // Rows of the float16 output matrix that bg_next has read so far.
 int64_t bg_rescored(const bg_session *session);
 

@@ -233,13 +233,16 @@ def next_batch(
     if not sessions or not len(sessions) == len(tokens) == len(choices) or not all(len(t) for t in tokens):
         raise EngineError("tokens must be a non-empty list of ids for each session, with a choice for each")
     chosen = np.empty(sum(choice.count for choice in choices), np.int32)
-    asks, kept = binding.ffi().new("bg_choice[]", len(choices)), []
-    for ask, choice in zip(asks, choices, strict=True):
+    requests, kept = binding.ffi().new("bg_choice[]", len(choices)), []
+    for request, choice in zip(requests, choices, strict=True):
         history = np.asarray(choice.history[-choice.sampling.repeat_last - choice.count :], np.int32)
-        ask.how, ask.history = owned = binding.ffi().new("bg_sampling *", vars(choice.sampling)), _int32(history)
-        ask.n_history, ask.count, ask.step = len(history), choice.count, choice.step
+        request.sampling, request.history = owned = (
+            binding.ffi().new("bg_sampling *", vars(choice.sampling)),
+            _int32(history),
+        )
+        request.n_history, request.count, request.step = len(history), choice.count, choice.step
         kept.append(owned)  # alive until the call
-    _pass(sessions[0]._lib.bg_next_batch, sessions, tokens, asks, _int32(chosen))
+    _pass(sessions[0]._lib.bg_next_batch, sessions, tokens, requests, _int32(chosen))
     ends = np.cumsum([choice.count for choice in choices])[:-1]
     return [part.tolist() for part in np.split(chosen, ends)]
 

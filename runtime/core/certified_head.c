@@ -215,17 +215,19 @@ static void round_state(const float *h, int32_t n, int8_t *high, int8_t *low, qu
 
 // Tokens at the end of a choice's history that a penalty may move: at most how many.
 static int32_t penalised(const choice *c) {
-  const bg_sampling *how = c->request->how;
-  return how->repeat_penalty == 1 ? 0 : c->n_history < how->repeat_last ? c->n_history : how->repeat_last;
+  const bg_sampling *sampling = c->request->sampling;
+  return sampling->repeat_penalty == 1          ? 0
+         : c->n_history < sampling->repeat_last ? c->n_history
+                                                : sampling->repeat_last;
 }
 
 // How many of the greatest logits a choice depends on; 0: on all of them.
 static int32_t top_k_of(const state *s, const choice *c) {
-  const bg_sampling *how = c->request->how;
+  const bg_sampling *sampling = c->request->sampling;
   const int32_t most = MAX_TOP_K < s->model->config.vocab ? MAX_TOP_K : 0;
-  const int64_t k = (int64_t)(how->temperature == 0 ? 1 : how->top_k) + penalised(c);
+  const int64_t k = (int64_t)(sampling->temperature == 0 ? 1 : sampling->top_k) + penalised(c);
   if (!s->model->head_residuals || s->choosing.screen_row > SCREENED ||
-      (how->temperature != 0 && !how->top_k))
+      (sampling->temperature != 0 && !sampling->top_k))
     return 0;
   return k < most ? (int32_t)k : 0;
 }
@@ -240,7 +242,7 @@ static query query_for(const state *s, int32_t i, int32_t t) {
              .h = s->final_states + (size_t)i * s->hidden_row,
              .high = high,
              .low = low,
-             .margin = 1e-4f * c->request->how->temperature};
+             .margin = 1e-4f * c->request->sampling->temperature};
   if (!q.k)
     return q;
   round_state(q.h, s->hidden_row, high, low, &q);

@@ -251,7 +251,7 @@ static void multiply(state *s, int stage) {
 // ---- choices --------------------------------------------------------------------------------------------
 
 static void choose(state *s, const choice *c, const token_logits *of) {
-  *c->chosen = sample(s, c->request->how, of, c->request->history, c->n_history, c->step);
+  *c->chosen = sample(s, c->request->sampling, of, c->request->history, c->n_history, c->step);
   if (*c->chosen < 0 && s->chunk.code == BG_OK)
     s->chunk.code = *c->chosen;
 }

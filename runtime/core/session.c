@@ -215,27 +215,27 @@ int32_t bg_next_batch(bg_session *const *sessions, int32_t count, const int32_t 
     return BG_E_ARGUMENT;
   for (int32_t i = 0; i < count; i++) {
     const bg_choice *r = &requests[i];
-    if (!r->how || !r->history || r->count < 1 || r->count > lengths[i] || r->n_history < r->count ||
-        !sampling_is_sane(r->how))
+    if (!r->sampling || !r->history || r->count < 1 || r->count > lengths[i] || r->n_history < r->count ||
+        !sampling_is_sane(r->sampling))
       return BG_E_ARGUMENT;
   }
   const wanted want = {.requests = requests, .chosen = chosen};
   return append(sessions, count, tokens, lengths, &want);
 }
 
-int32_t bg_next(bg_session *session, const int32_t *tokens, int32_t n, const bg_sampling *how,
+int32_t bg_next(bg_session *session, const int32_t *tokens, int32_t n, const bg_sampling *sampling,
                 const int32_t *history, int32_t n_history, uint64_t step, int32_t *chosen, int32_t count) {
-  const bg_choice request = {how, history, n_history, count, step};
+  const bg_choice request = {sampling, history, n_history, count, step};
   return bg_next_batch(&session, 1, tokens, &n, &request, chosen);
 }
 
-int32_t bg_sample(bg_session *session, const bg_sampling *how, const float *logits, const int32_t *history,
-                  int32_t n, uint64_t step) {
-  if (!session || !how || !logits || n < 0 || (n && !history) || !sampling_is_sane(how))
+int32_t bg_sample(bg_session *session, const bg_sampling *sampling, const float *logits,
+                  const int32_t *history, int32_t n, uint64_t step) {
+  if (!session || !sampling || !logits || n < 0 || (n && !history) || !sampling_is_sane(sampling))
     return BG_E_ARGUMENT;
   const uint64_t callers = fp_default();
   const token_logits all = {logits, NULL, session->state->model->config.vocab};
-  const int32_t token = sample(session->state, how, &all, history, n, step);
+  const int32_t token = sample(session->state, sampling, &all, history, n, step);
   fp_set(callers);
   return token;
 }

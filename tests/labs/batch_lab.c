@@ -18,7 +18,7 @@ static int32_t other_choices(bg_session *session, const bg_choice *ask, const in
                              const float *logits, int32_t n, int32_t vocab) {
   int32_t different = 0;
   for (int32_t i = 0; i < ask->count; i++)
-    different += chosen[i] != bg_sample(session, ask->how, logits + (size_t)(n - ask->count + i) * vocab,
+    different += chosen[i] != bg_sample(session, ask->sampling, logits + (size_t)(n - ask->count + i) * vocab,
                                         ask->history, ask->n_history - ask->count + 1 + i, ask->step + i);
   return different;
 }

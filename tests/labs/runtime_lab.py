@@ -376,7 +376,7 @@ class Session:
         ids, chosen = np.concatenate(runs).astype(np.int32), np.full(sum(a["count"] for a in asks), -1, np.int32)
         kept = [(self._how(a["how"]), self.ffi.new("int32_t[]", list(a["history"]))) for a in asks]
         choices = [
-            {"how": how, "history": past, "n_history": len(a["history"]), "count": a["count"], "step": a["step"]}
+            {"sampling": how, "history": past, "n_history": len(a["history"]), "count": a["count"], "step": a["step"]}
             for a, (how, past) in zip(asks, kept, strict=True)
         ]
         code = self.lib.bg_next_batch(
