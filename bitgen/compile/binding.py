@@ -1,8 +1,10 @@
-"""The cffi binding. Its declarations are lifted from runtime/bitgen.h, so no signature is written twice."""
+"""The cffi binding. Its declarations are lifted from the runtime's headers, so that no signature is written twice, and
+no layout of a file."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,29 @@ from bitgen.errors import EngineError
 
 
 @functools.cache
-def ffi() -> cffi.FFI:
-    """The parsed public header."""
-    text = (data.folder("runtime") / "bitgen.h").read_text(encoding="utf-8")
+def declared(header: str) -> cffi.FFI:
+    """What a header of the runtime declares between its two marker lines."""
+    text = (data.folder("runtime") / header).read_text(encoding="utf-8")
     made = cffi.FFI()
     made.cdef(text.split("// <cdef>")[1].split("// </cdef>")[0])
     return made
+
+
+def ffi() -> cffi.FFI:
+    """The public ABI."""
+    return declared("bitgen.h")
+
+
+def constants(header: str, enum: str) -> dict[str, int]:
+    """Name -> value of the constants of an enum."""
+    return dict(declared(header).typeof(f"enum {enum}").relements)
+
+
+def record(header: str, struct: str, fields: Mapping[str, Any]) -> bytes:
+    """The bytes of a struct in a file. Every field of it must be given, but `zero`."""
+    made = declared(header)
+    names = [name for name, _ in made.typeof(struct).fields if name != "zero"]
+    return bytes(made.buffer(made.new(f"{struct} *", {name: fields[name] for name in names})))
 
 
 @functools.cache

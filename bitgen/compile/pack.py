@@ -1,14 +1,13 @@
 """Packed models: a checkpoint laid out for one library's kernels, written once and memory-mapped from then on.
 
-The file is the header `bg_header` and a fixed sequence of 64-byte aligned sections (runtime/core/model.c reads it
-in the same order). It appears by atomic rename, keyed by the source file's identity and the layouts, and
-carries its layout key, so that a library with other kernels refuses it.
+The file is the header `bg_header` of runtime/core/model.h and a fixed sequence of aligned sections (runtime/core/model.c reads
+them in the same order). It appears by atomic rename, keyed by the source file's identity and the layouts, and carries
+its layout key, so that a library with other kernels refuses it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -18,6 +17,7 @@ import numpy.typing as npt
 
 from bitgen import data
 from bitgen.checkpoints.checkpoint import FUSED, Checkpoint, row_pieces
+from bitgen.compile.binding import constants, record
 from bitgen.errors import BitgenError, UnsupportedError
 from bitgen.kernels.formats import FORMATS, Format
 from bitgen.kernels.plan import Lookup
@@ -25,33 +25,44 @@ from bitgen.spec import Layout, Progress
 
 Head = Literal["certified", "f16", "int8"]
 
-MAGIC, VERSION, HEADER_BYTES, ALIGN, LANES = b"BITGENPK", 3, 512, 64, 16
+MAGIC, LANES = b"BITGENPK", 16
 PIECE = 1 << 20  # weights that are packed at once
-_HEADER = struct.Struct("<8sIIQ8i2f4i5i3f256s")
-_ACTIVATION = {"silu": 0, "relu2": 1, "gelu_tanh": 2}  # as in runtime/core/model.h
-_HEAD_KIND = {
-    ("f16", True): 0,
-    ("f16", False): 1,
-    ("int8", True): 2,
-    ("int8", False): 2,
-    ("certified", True): 3,
-    ("certified", False): 4,
-}  # (head, tied) -> HEAD_* of runtime/core/model.h
+_HEAD = {  # (head, tied) -> enum bg_head of runtime/core/model.h
+    ("f16", True): "HEAD_TIED_F16",
+    ("f16", False): "HEAD_F16",
+    ("int8", True): "HEAD_I8",
+    ("int8", False): "HEAD_I8",
+    ("certified", True): "HEAD_TIED_CERTIFIED",
+    ("certified", False): "HEAD_CERTIFIED",
+}
+
+
+def _model_h(enum: str) -> dict[str, int]:
+    """The constants of an enum of runtime/core/model.h."""
+    return constants("core/model.h", enum)
 
 
 def header(checkpoint: Checkpoint, lookup: Lookup, head: Head, file_bytes: int) -> bytes:
-    """The first 512 bytes of a packed file."""
-    s = checkpoint.shape
-    fields = _HEADER.pack(
-        MAGIC, VERSION, HEADER_BYTES, file_bytes,
-        *(s.hidden, s.intermediate, s.layers, s.heads, s.kv_heads, s.head_dim, s.vocab, s.context),
-        *(s.rope_theta, s.norm_eps),
-        *(_ACTIVATION[s.activation], int(s.sub_norms), int(s.rope_interleaved), _HEAD_KIND[head, s.tied]),
-        *(int(s.qk_norm), int(s.input_norms), int(s.post_norms), s.window, s.window_period),
-        *(s.embedding_scale, s.attention_scale, s.window_theta),
-        lookup.layout_key.encode(),
-    )  # fmt: skip
-    return fields.ljust(HEADER_BYTES, b"\0")
+    """The first bytes of a packed file: fields of `bg_header` that have the name of one of the shape are that."""
+    shape, packed = checkpoint.shape, _model_h("bg_packed")
+    fields = {
+        **vars(shape),
+        "magic": MAGIC,
+        "version": packed["PACKED_VERSION"],
+        "header_bytes": packed["PACKED_HEADER"],
+        "file_bytes": file_bytes,
+        "activation": _model_h("bg_activation")[f"ACTIVATION_{shape.activation.upper()}"],
+        "head": _model_h("bg_head")[_HEAD[head, shape.tied]],
+        "layout": lookup.layout_key.encode(),
+    }
+    return record("core/model.h", "bg_header", fields)
+
+
+def head_row_bytes(head: Head, hidden: int) -> int:
+    """Bytes of a row of the output matrix that are read to choose a token; certified: of the many rows that lose."""
+    screen = constants("simd/ops.h", "bg_screen")
+    upper = -(-hidden // screen["SCREEN_COLUMNS"]) * screen["SCREEN_UPPER"]
+    return {"f16": 2 * hidden, "int8": hidden + 4, "certified": upper + 12}[head]
 
 
 def path_for(source: Path, lookup: Lookup, head: Head, reading: str) -> Path:
@@ -62,9 +73,9 @@ def path_for(source: Path, lookup: Lookup, head: Head, reading: str) -> Path:
     model at every start would cost more than loading it.
     """
     stat = source.stat()
-    digest = hashlib.sha256(
-        f"{VERSION} {lookup.layout_key} {head} {reading} {stat.st_size} {stat.st_mtime_ns}".encode()
-    )
+    version = _model_h("bg_packed")["PACKED_VERSION"]
+    key = f"{version} {lookup.layout_key} {head} {reading} {stat.st_size} {stat.st_mtime_ns}"
+    digest = hashlib.sha256(key.encode())
     with source.open("rb") as f:
         digest.update(f.read(1 << 20))
         for i in range(64):
@@ -85,7 +96,7 @@ def write(
     with data.replacing(path) as part:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as f:
-            f.write(bytes(HEADER_BYTES))
+            f.write(bytes(_model_h("bg_packed")["PACKED_HEADER"]))
             for done, section in enumerate(_sections(checkpoint, lookup, head), 1):
                 _write_section(f, section)
                 if progress:
@@ -100,10 +111,10 @@ Section = Iterable[npt.NDArray[Any]]
 
 
 def _write_section(f: BinaryIO, section: Section) -> None:
-    """Append one section and zero fill up to the alignment."""
+    """Append one section, and zeros up to where the next begins."""
     for piece in section:
         f.write(np.ascontiguousarray(piece).data)
-    f.write(bytes(-f.tell() % ALIGN))
+    f.write(bytes(-f.tell() % _model_h("bg_packed")["PACKED_ALIGN"]))
 
 
 def _sections(checkpoint: Checkpoint, lookup: Lookup, head: Head) -> Iterator[Section]:
@@ -117,7 +128,7 @@ def _sections(checkpoint: Checkpoint, lookup: Lookup, head: Head) -> Iterator[Se
         scales: list[float] = []
         for role in s.matrices:
             yield _fused(checkpoint, n, role, lookup.matrices[role].layout, scales)
-        yield [np.array([*scales, 0.0], np.float32)]
+        yield [np.array(scales, np.float32), np.zeros(_model_h("bg_parts")["SCALES"] - len(scales), np.float32)]
     name = "token_embd.weight" if s.tied else "output.weight"
     if head != "int8" and not s.tied:
         yield _f16_matrix(checkpoint, name)
@@ -204,9 +215,10 @@ def _int8_matrix(checkpoint: Checkpoint, name: str, certified: bool) -> Iterator
 
 
 def _columns(codes: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
-    """Codes plus 128, uint8 [n, blocks, 4, 64]: rows padded to whole blocks of 256 columns."""
-    padded = np.pad(codes, ((0, 0), (0, -codes.shape[1] % 256)))
-    return (padded.view(np.uint8) ^ np.uint8(128)).reshape(len(codes), -1, 4, 64)
+    """Codes plus 128, uint8 [n, blocks, 4, 64]: rows padded to whole blocks of SCREEN_COLUMNS."""
+    columns = constants("simd/ops.h", "bg_screen")["SCREEN_COLUMNS"]
+    padded = np.pad(codes, ((0, 0), (0, -codes.shape[1] % columns)))
+    return (padded.view(np.uint8) ^ np.uint8(128)).reshape(len(codes), -1, 4, columns // 4)
 
 
 def _upper_bits(codes: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from pathlib import Path
 from bitgen import targets
 from bitgen.checkpoints.checkpoint import Checkpoint
 from bitgen.compile import library, pack
+from bitgen.compile.binding import constants, record
 from bitgen.errors import BitgenError, UnsupportedError
 from bitgen.kernels import plan, space
 from bitgen.kernels.plan import Lookup
@@ -28,8 +28,7 @@ from bitgen.spec import GemmShape, Layout, MatrixPlan, ModelShape, Platform
 from bitgen.text import tables
 from bitgen.text.tokenizer import Tokenizer
 
-MAGIC, ALIGN, PAGE = b"BITGENST", 64, 4096
-_TRAILER = struct.Struct("<8s4Q24x")
+MAGIC, PAGE = b"BITGENST", 4096
 
 
 @dataclass(frozen=True)
@@ -105,10 +104,16 @@ def _append(file: Path, packed: Path | None, tokens: bytes) -> None:
             model_bytes = f.tell() - start
         else:
             start = 0
-        f.write(bytes(-f.tell() % ALIGN))
-        place = f.tell()
+        f.write(bytes(-f.tell() % constants("core/model.h", "bg_packed")["PACKED_ALIGN"]))
+        trailer = {
+            "magic": MAGIC,
+            "model_offset": start,
+            "model_bytes": model_bytes,
+            "vocabulary_offset": f.tell(),
+            "vocabulary_bytes": len(tokens),
+        }
         f.write(tokens)
-        f.write(_TRAILER.pack(MAGIC, start, model_bytes, place, len(tokens)))
+        f.write(record("core/model.h", "bg_trailer", trailer))
 
 
 def shared_layout(

@@ -118,9 +118,7 @@ class Model:
     @property
     def head_bytes(self) -> int:
         """Bytes of the LM head read to choose up to CHOICES tokens (certified: besides the few rows that may win)."""
-        hidden = self.shape.hidden
-        upper = -(-hidden // 256) * 192  # runtime/simd/ops.h
-        return self.shape.vocab * {"f16": 2 * hidden, "int8": hidden + 4, "certified": upper + 12}[self.head]
+        return self.shape.vocab * pack.head_row_bytes(self.head, self.shape.hidden)
 
     def session(self, threads: int | None = None, context: int | None = None, cache: Cache = "f16") -> Session:
         """A new conversation of at most `context` tokens (default: all the model was made for).

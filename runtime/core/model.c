@@ -17,7 +17,7 @@
 #include "core/rope.h"
 #include "os/os.h"
 
-enum { VERSION = 3, MAX_WIDTH = 1 << 22, MAX_LAYERS = 4096, MAX_VOCAB = 1 << 26, MAX_CONTEXT = 1 << 24 };
+enum { MAX_WIDTH = 1 << 22, MAX_LAYERS = 4096, MAX_VOCAB = 1 << 26, MAX_CONTEXT = 1 << 24 };
 
 static int between(int64_t value, int64_t least, int64_t most) { return least <= value && value <= most; }
 
@@ -31,14 +31,14 @@ static int finite(const float *a, int64_t n) {
 }
 
 static int header_is_sane(const bg_header *c, uint64_t bytes) {
-  return memcmp(c->magic, "BITGENPK", 8) == 0 && c->version == VERSION && c->header_bytes == sizeof *c &&
-         c->file_bytes == bytes && between(c->hidden, 1, MAX_WIDTH) &&
+  return memcmp(c->magic, "BITGENPK", 8) == 0 && c->version == PACKED_VERSION &&
+         c->header_bytes == sizeof *c && c->file_bytes == bytes && between(c->hidden, 1, MAX_WIDTH) &&
          between(c->intermediate, 1, MAX_WIDTH) && between(c->layers, 1, MAX_LAYERS) &&
          between(c->heads, 1, MAX_WIDTH) && between(c->kv_heads, 1, c->heads) &&
          c->heads % c->kv_heads == 0 && between(c->head_dim, 2, MAX_HEAD_DIM) && c->head_dim % 2 == 0 &&
          between((int64_t)c->heads * c->head_dim, 1, MAX_WIDTH) && between(c->vocab, 1, MAX_VOCAB) &&
          between(c->context, 1, MAX_CONTEXT) && c->rope_theta >= 1 && is_finite(c->rope_theta) &&
-         c->norm_eps >= 0 && is_finite(c->norm_eps) && between(c->activation, 0, 2) &&
+         c->norm_eps >= 0 && is_finite(c->norm_eps) && between(c->activation, 0, ACTIVATION_GELU_TANH) &&
          between(c->sub_norms, 0, 1) && between(c->rope_interleaved, 0, 1) &&
          between(c->head, 0, HEAD_KINDS - 1) && between(c->qk_norm, 0, 1) && between(c->input_norms, 0, 1) &&
          between(c->post_norms, 0, 1) && between(c->window, 0, MAX_CONTEXT) &&
@@ -94,7 +94,7 @@ typedef struct {
 
 static const void *take(cursor *c, uint64_t bytes) {
   const uint8_t *section = c->at;
-  uint64_t aligned = (bytes + 63) / 64 * 64;
+  uint64_t aligned = (bytes + PACKED_ALIGN - 1) / PACKED_ALIGN * PACKED_ALIGN;
   if (c->bytes < aligned) {
     *c = (cursor){NULL, 0};
     return NULL;
@@ -205,8 +205,8 @@ static int32_t find_contents(bg_model *m) {
   if (memcmp(t.magic, "BITGENST", sizeof t.magic) != 0)
     return BG_OK;
   const uint64_t room = m->bytes - sizeof t;
-  if (t.model_offset % 64 || t.model_offset > room || t.model_bytes > room - t.model_offset ||
-      t.model_bytes < sizeof(bg_header) || t.vocabulary_offset % 64 || t.vocabulary_offset > room ||
+  if (t.model_offset % PACKED_ALIGN || t.model_offset > room || t.model_bytes > room - t.model_offset ||
+      t.model_bytes < sizeof(bg_header) || t.vocabulary_offset % PACKED_ALIGN || t.vocabulary_offset > room ||
       t.vocabulary_bytes > room - t.vocabulary_offset)
     return BG_E_FORMAT;
   m->packed = m->map + t.model_offset;

@@ -9,15 +9,22 @@
 #include "kernel.h"
 #include "simd/ops.h"
 
+// bitgen/pack.py and standalone.py write files by what stands between these two lines.
+// <cdef>
+enum bg_packed { PACKED_VERSION = 3, PACKED_HEADER = 512, PACKED_ALIGN = 64 }; // bytes; of sections
+enum bg_activation { ACTIVATION_SILU, ACTIVATION_RELU2, ACTIVATION_GELU_TANH };
+enum bg_head { HEAD_TIED_F16, HEAD_F16, HEAD_I8, HEAD_TIED_CERTIFIED, HEAD_CERTIFIED, HEAD_KINDS };
+enum bg_parts { PART_Q, PART_K, PART_V, PART_O, PART_GATE, PART_UP, PART_DOWN, PARTS, SCALES = 8 };
+
 // The first 512 bytes of the file. Little-endian; the sections that follow are listed in model.c.
 typedef struct {
   char magic[8];         // "BITGENPK"
-  uint32_t version;      // VERSION
-  uint32_t header_bytes; // 512
+  uint32_t version;      // PACKED_VERSION
+  uint32_t header_bytes; // PACKED_HEADER
   uint64_t file_bytes;
   int32_t hidden, intermediate, layers, heads, kv_heads, head_dim, vocab, context;
   float rope_theta, norm_eps;
-  int32_t activation;       // 0 silu, 1 relu2, 2 gelu
+  int32_t activation;       // ACTIVATION_*
   int32_t sub_norms;        // 0, 1
   int32_t rope_interleaved; // 0: pairs (i, i + d/2), 1: (2i, 2i + 1)
   int32_t head;             // HEAD_*
@@ -32,7 +39,6 @@ typedef struct {
   char layout[256];         // NUL-terminated key of the packed matrices
   uint8_t zero[144];
 } bg_header;
-_Static_assert(sizeof(bg_header) == 512, "the header as written");
 
 // The last 64 bytes of a file that holds more than a packed model: a tokenizer behind it, a program before it
 // (bitgen/compile/standalone.py). Offsets are multiples of 64.
@@ -42,10 +48,8 @@ typedef struct {
   uint64_t vocabulary_offset, vocabulary_bytes; // vocabulary.h
   uint8_t zero[24];
 } bg_trailer;
-_Static_assert(sizeof(bg_trailer) == 64, "the trailer as written");
-
-enum { HEAD_TIED_F16, HEAD_F16, HEAD_I8, HEAD_TIED_CERTIFIED, HEAD_CERTIFIED, HEAD_KINDS };
-enum { PART_Q, PART_K, PART_V, PART_O, PART_GATE, PART_UP, PART_DOWN, PARTS, SCALES = 8 };
+// </cdef>
+_Static_assert(sizeof(bg_header) == PACKED_HEADER && sizeof(bg_trailer) == 64, "the file as written");
 
 // The norms that a layer can have, in the order of the file.
 enum {

@@ -35,16 +35,14 @@ static inline size_t partial_floats(int32_t head_dim) { return (size_t)padded(he
 
 enum { READ_UNIT = 1 << 16 };
 
-// A certified head's codes, -127 to 127, plus 128 are 4 upper + lower. For each 256 columns of a row, of
+// <cdef>
+// A certified head's codes, -127 to 127, plus 128 are 4 upper + lower. For each SCREEN_COLUMNS of a row, of
 // column 64 c + j
 //   upper  [128]  its bits 0 to 3, in byte 64 (c / 2) + j from bit 4 (c % 2) on
 //           [64]  its bits 4 and 5, in byte j from bit 2 c on
 //   lower   [64]  its bits 0 and 1, in byte j from bit 2 c on
-enum { SCREEN_COLUMNS = 256, SCREENED = 1 << 16 }; // so many products of a code int32 can sum
-#define UPPER_BYTES(columns) ((size_t)(columns) / 4 * 3)
-#define LOWER_BYTES(columns) ((size_t)(columns) / 4)
+enum bg_screen { SCREEN_COLUMNS = 256, SCREEN_UPPER = 192, SCREEN_LOWER = 64 };
 
-// <cdef>
 typedef struct {
   size_t width, beside; // bytes of a cached number; of what is kept beside the numbers of a position
   // Write position `at` from k float [d], v float [d].
@@ -107,5 +105,9 @@ struct bg_ops {
   const bg_head_ops *head;
 };
 // </cdef>
+
+enum { SCREENED = 1 << 16 }; // so many products of a code int32 can sum
+#define UPPER_BYTES(columns) ((size_t)(columns) / SCREEN_COLUMNS * SCREEN_UPPER)
+#define LOWER_BYTES(columns) ((size_t)(columns) / SCREEN_COLUMNS * SCREEN_LOWER)
 
 #endif

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ import pytest
 import bitgen
 from bitgen.checkpoints import reference, synth
 from bitgen.checkpoints.checkpoint import ALL
-from bitgen.compile import library, pack
+from bitgen.compile import binding, library, pack
 from bitgen.data import shipped_path
+from bitgen.engine.model import shipped_path
 from bitgen.engine.prompt_lookup import PromptLookup
 from bitgen.engine.session import Cache
 from bitgen.errors import BitgenError, EngineError
@@ -356,6 +358,24 @@ def test_a_damaged_packed_model_is_refused_and_named(tmp_path: Path) -> None:
         packed.write_bytes(whole[:size])
         with pytest.raises(EngineError, match=r"m\.bgpk"):
             bitgen.Model(model.path, model.shape, model.tokenizer, found, model.artefact, packed, "f16", 1)
+
+
+def test_a_packed_header_says_the_shape(tmp_path: Path) -> None:
+    """Each field that has the name of one of the shape's is that; what nobody gives is an error, not zero."""
+    shape = replace(
+        read_gguf(shipped_path()).shape, activation="gelu_tanh", qk_norm=True, post_norms=True, window=100,
+        window_period=6, embedding_scale=1.5, attention_scale=0.25, window_theta=1234.0, rope_interleaved=True,
+    )  # fmt: skip
+    found = plan.lookup(shape, "scalar")
+    pack.write(tmp_path / "m.bgpk", synth.SynthCheckpoint(shape, 0), found, "int8")
+    header = binding.declared("model.h").from_buffer("bg_header *", (tmp_path / "m.bgpk").read_bytes())
+    numbers = {name: value for name, value in vars(shape).items() if hasattr(header, name) and name != "activation"}
+    assert len(numbers) > 18
+    assert {name: getattr(header, name) for name in numbers} == {n: np.float32(v) for n, v in numbers.items()}
+    assert (header.activation, header.head, header.version) == (2, 2, 3)
+    assert binding.declared("model.h").string(header.layout).decode() == found.layout_key
+    with pytest.raises(KeyError, match="model_offset"):
+        binding.record("model.h", "bg_trailer", {"magic": b"BITGENST"})
 
 
 def test_a_failed_packing_leaves_nothing(tmp_path: Path) -> None:
