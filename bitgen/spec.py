@@ -25,6 +25,11 @@ APART: dict[str, tuple[str, ...]] = {"qkv": ("q", "k", "v"), "gate_up": ("gate",
 """The parts of a fused matrix, which are matrices of their own where each has an input of its own."""
 
 
+def round_up(n: int, to: int) -> int:
+    """The least multiple of `to` that is not below n."""
+    return -(-n // to) * to
+
+
 @dataclass(frozen=True)
 class GemmShape:
     """One weight matrix: `m` output features by `k` input features.

@@ -1,6 +1,6 @@
 """Packed models: a checkpoint laid out for one library's kernels, written once and memory-mapped from then on.
 
-The file is the header `bg_header` of runtime/core/model.h and a fixed sequence of aligned sections (runtime/core/model.c reads
+The file is the header `bg_header` of runtime/core/model.h and a fixed sequence of aligned sections (core/model.c reads
 them in the same order). It appears by atomic rename, keyed by the source file's identity and the layouts, and carries
 its layout key, so that a library with other kernels refuses it.
 """
@@ -21,7 +21,7 @@ from bitgen.compile.binding import constants, record
 from bitgen.errors import BitgenError, UnsupportedError
 from bitgen.kernels.formats import FORMATS, Format
 from bitgen.kernels.plan import Lookup
-from bitgen.spec import Layout, Progress
+from bitgen.spec import Layout, Progress, round_up
 
 Head = Literal["certified", "f16", "int8"]
 
@@ -196,7 +196,7 @@ def _int8_matrix(checkpoint: Checkpoint, name: str, certified: bool) -> Iterator
     The rows come last and would not fit in memory, so they are made twice; of a certified head thrice, for the upper
     bits of all rows lie before the lower ones.
     """
-    uppers, residuals, norms, scales = np.zeros((4, _padded(checkpoint.shape.vocab)), np.float32)
+    uppers, residuals, norms, scales = np.zeros((4, round_up(checkpoint.shape.vocab, LANES)), np.float32)
     for rows, values in _dense(checkpoint, name):
         n = len(values)
         row_scales, codes = _int8_rows(values)
@@ -244,10 +244,10 @@ def _int8_rows(rows: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], npt.NDA
     """Row scales float32 [p(n)] and rows int8 [n, p(hidden)]: absmax of a row to 127, half to even."""
     n, hidden = rows.shape
     values = rows.astype(np.float32)
-    scales = np.zeros(_padded(n), np.float32)
+    scales = np.zeros(round_up(n, LANES), np.float32)
     scales[:n] = np.maximum(np.abs(values).max(axis=1), np.float32(1e-30)) / np.float32(127)
     values /= scales[:n, None]
-    codes = np.zeros((n, _padded(hidden)), np.int8)
+    codes = np.zeros((n, round_up(hidden, LANES)), np.int8)
     np.rint(values, out=codes[:, :hidden], casting="unsafe")
     return scales, codes
 
@@ -286,7 +286,7 @@ def _norm(checkpoint: Checkpoint, name: str, width: int) -> npt.NDArray[np.float
     """A norm's weights as float32, padded with zeros to whole vectors."""
     weight = checkpoint.dense(name)
     _expect(name, weight, (width,))
-    return np.pad(weight.astype(np.float32), (0, _padded(width) - width))
+    return np.pad(weight.astype(np.float32), (0, round_up(width, LANES) - width))
 
 
 def _f16_rows(name: str, matrix: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
@@ -295,11 +295,7 @@ def _f16_rows(name: str, matrix: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
         rows = matrix.astype(np.float16, copy=False)
     if not np.isfinite(rows).all():
         raise BitgenError(f"tensor {name} holds NaN, infinity or values beyond the float16 range (65504)")
-    return np.pad(rows, ((0, 0), (0, _padded(rows.shape[1]) - rows.shape[1])))
-
-
-def _padded(n: int) -> int:
-    return -(-n // LANES) * LANES
+    return np.pad(rows, ((0, 0), (0, round_up(rows.shape[1], LANES) - rows.shape[1])))
 
 
 def _expect(name: str, tensor: npt.NDArray[Any], shape: tuple[int, ...]) -> None:

@@ -22,16 +22,15 @@ from bitgen.kernels.layout import (
     Bytes,
     Codes,
     checked,
-    exact_halves,
+    exact_float16,
     exactly,
-    round_up,
     tl2_bytes,
     unpack_i2_s,
     unpack_t5,
     unpack_tl1,
     unpack_tl2,
 )
-from bitgen.spec import GemmShape
+from bitgen.spec import GemmShape, round_up
 
 Scales = npt.NDArray[np.float32]
 Scaled = tuple[Codes, Scales]
@@ -140,10 +139,10 @@ def _tq_scales(codes: Codes, scale: float) -> Bytes:
 
 def pack_q2_0(codes: Codes, scales: Scales) -> Bytes:
     """Codes [M, K], scales [M, K/group] of float16 numbers -> Q2_0 of blocks of `group` weights."""
-    halves = exact_halves(scales)
+    float16 = exact_float16(scales)
     pairs = (checked(codes) + np.uint8(1)).reshape(scales.size, -1, 4) << np.array([0, 2, 4, 6], np.uint8)
     packed = np.bitwise_or.reduce(pairs, axis=2)
-    return np.concatenate([halves.reshape(-1, 1).view(np.uint8), packed], axis=1).reshape(-1)
+    return np.concatenate([float16.reshape(-1, 1).view(np.uint8), packed], axis=1).reshape(-1)
 
 
 def unpack_q2_0(data: Bytes, m: int, k: int, group: int) -> Scaled:

@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bitgen.errors import BitgenError, FormatError, UnsupportedError
-from bitgen.gguf.types import ALIGNMENT, FORMS, Form, round_up, tensor_bytes, type_name
+from bitgen.gguf.types import ALIGNMENT, TENSOR_TYPES, TensorType, tensor_bytes, type_name
+from bitgen.spec import round_up
 
 MAGIC, VERSIONS = b"GGUF", (2, 3)
 MAX_ENTRIES = 1 << 16
@@ -47,7 +48,7 @@ class Tensor:
     name: str
     shape: tuple[int, ...]  # NumPy's order: rows first; the file lists the contiguous dimension first
     type: int
-    type_name: str  # of the form it has, where its type has several
+    type_name: str  # of the type in this file, where several have the id
     offset: int  # from the start of the file
     nbytes: int | None  # None where the type's size is not known here
 
@@ -73,8 +74,8 @@ class Container:
         self.alignment = self._alignment()
         table = cursor.tensor_table(tensors)
         data_start = round_up(cursor.at, self.alignment)
-        forms = self._forms(table, data_start)
-        self.tensors: dict[str, Tensor] = {row[0]: self._tensor(*row, data_start, forms.get(row[2])) for row in table}
+        types = self._types(table, data_start)
+        self.tensors: dict[str, Tensor] = {row[0]: self._tensor(*row, data_start, types.get(row[2])) for row in table}
         self._check_ranges()
 
     def bytes_of(self, tensor: Tensor) -> npt.NDArray[np.uint8]:
@@ -94,43 +95,44 @@ class Container:
             raise FormatError(f"{self.path}: general.alignment is {value!r}; expected a power of two")
         return value
 
-    def _forms(self, table: Sequence[Row], data_start: int) -> dict[int, Form]:
-        """Type id -> the form that the tensors of this type have in this file.
+    def _types(self, table: Sequence[Row], data_start: int) -> dict[int, TensorType]:
+        """Type id -> the type that it means in this file.
 
-        Where the type has several, it is the one whose sizes fill the tensors' room, up to the next tensor or the
-        end of the file, but for padding.
+        Where several types have the id, it is the one whose sizes fill the tensors' room, up to the next tensor or
+        the end of the file, but for padding.
         """
         starts = sorted({data_start + offset for *_, offset in table})
         ends = dict(pairwise([*starts, self.size]))
-        chosen: dict[int, Form] = {}
-        for type in {row[2] for row in table} & FORMS.keys():
+        chosen: dict[int, TensorType] = {}
+        for type in {row[2] for row in table} & TENSOR_TYPES.keys():
             rooms = {
                 name: (math.prod(dims[1:]), dims[0], ends[data_start + offset] - data_start - offset)
                 for name, dims, of, offset in table
                 if of == type
             }
-            chosen[type] = FORMS[type][0] if len(FORMS[type]) == 1 else self._fitting(type, rooms)
+            known = TENSOR_TYPES[type]
+            chosen[type] = known[0] if len(known) == 1 else self._fitting(type, rooms)
         return chosen
 
-    def _fitting(self, type: int, rooms: dict[str, tuple[int, int, int]]) -> Form:
-        """The form of a type whose sizes fit every tensor of it; `rooms`: name -> (rows, columns, bytes)."""
-        fitting: dict[tuple[int | None, ...], Form] = {}
-        for form in FORMS[type]:
-            sizes = [form.size(rows, columns) for rows, columns, _ in rooms.values()]
+    def _fitting(self, type: int, rooms: dict[str, tuple[int, int, int]]) -> TensorType:
+        """The type with this id whose sizes fit every tensor of it; `rooms`: name -> (rows, columns, bytes)."""
+        fitting: dict[tuple[int | None, ...], TensorType] = {}
+        for known in TENSOR_TYPES[type]:
+            sizes = [known.size(rows, columns) for rows, columns, _ in rooms.values()]
             slack = [-1 if n is None else room - n for n, (*_, room) in zip(sizes, rooms.values(), strict=True)]
             if all(0 <= spare < self.alignment for spare in slack):
-                fitting.setdefault(tuple(sizes), form)
+                fitting.setdefault(tuple(sizes), known)
         if len(fitting) == 1:
             return next(iter(fitting.values()))
         name, (rows, columns, room) = next(iter(rooms.items()))
-        wanted = ", ".join(f"{form.name}: {form.size(rows, columns) or 'no whole blocks'}" for form in FORMS[type])
+        wanted = ", ".join(f"{t.name}: {t.size(rows, columns) or 'no whole blocks'}" for t in TENSOR_TYPES[type])
         where = f"{self.path}: tensor {name}, {rows} x {columns}, has room for {room} bytes ({wanted}); tensors of type"
         if fitting:
             raise UnsupportedError(f"{where} {type} could be any of {type_name(type)} by their sizes")
         raise FormatError(f"{where} {type} fit neither {type_name(type)}: the file is cut short or corrupt")
 
     def _tensor(
-        self, name: str, dims: tuple[int, ...], type: int, offset: int, data_start: int, form: Form | None
+        self, name: str, dims: tuple[int, ...], type: int, offset: int, data_start: int, known: TensorType | None
     ) -> Tensor:
         """A checked row of the table: whole blocks, aligned, inside the file."""
         where = f"{self.path}: tensor {name}"
@@ -139,16 +141,16 @@ class Container:
             raise FormatError(f"{where}: {list(dims)} elements do not fit a file of {self.size} bytes")
         if offset % self.alignment:
             raise FormatError(f"{where}: offset {offset} is not a multiple of the alignment, {self.alignment}")
-        nbytes = form.size(elements // dims[0], dims[0]) if form else None
-        if form and nbytes is None:
-            raise FormatError(f"{where}: rows of {dims[0]} are not whole {form.name} blocks")
+        nbytes = known.size(elements // dims[0], dims[0]) if known else None
+        if known and nbytes is None:
+            raise FormatError(f"{where}: rows of {dims[0]} are not whole {known.name} blocks")
         start = data_start + offset
         if start + (nbytes or 0) > self.size:
             raise FormatError(
                 f"{where}: needs bytes {start} to {start + (nbytes or 0)} of a file of {self.size}; "
                 "the file is cut short or corrupt: fetch it again"
             )
-        return Tensor(name, dims[::-1], type, form.name if form else type_name(type), start, nbytes)
+        return Tensor(name, dims[::-1], type, known.name if known else type_name(type), start, nbytes)
 
     def _check_ranges(self) -> None:
         """No two tensors share bytes."""
@@ -274,8 +276,8 @@ class _Cursor:
         except UnicodeDecodeError:
             raise self.corrupt(f"{what} is not UTF-8") from None
 
-    def integer(self, form: str, what: str) -> int:
-        return int(struct.unpack(form, self.take(struct.calcsize(form), what))[0])
+    def integer(self, format: str, what: str) -> int:
+        return int(struct.unpack(format, self.take(struct.calcsize(format), what))[0])
 
     def take(self, count: int, what: str) -> bytes:
         """The next `count` bytes."""
@@ -300,11 +302,11 @@ class Entry:
     name: str
     shape: tuple[int, ...]  # rows first
     type: int
-    form: int = 0  # of the type's in FORMS
+    variant: int = 0  # which of TENSOR_TYPES[type]
 
     @property
     def nbytes(self) -> int:
-        size = tensor_bytes(self.type, self.shape, self.form)
+        size = tensor_bytes(self.type, self.shape, self.variant)
         if size is None:
             raise BitgenError(f"tensor {self.name}: {type_name(self.type)} cannot be written")
         return size
@@ -322,12 +324,12 @@ def head(metadata: Mapping[str, Any], entries: Sequence[Entry]) -> bytes:
     for entry in entries:
         dims = entry.shape[::-1]
         parts += [_string(entry.name), struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, entry.type, offset)]
-        offset += padded(entry.nbytes)
+        offset += aligned(entry.nbytes)
     raw = b"".join(parts)
-    return raw.ljust(padded(len(raw)), b"\0")
+    return raw.ljust(aligned(len(raw)), b"\0")
 
 
-def padded(nbytes: int) -> int:
+def aligned(nbytes: int) -> int:
     """A tensor's size rounded up to the alignment of the files written here."""
     return round_up(nbytes, ALIGNMENT)
 

@@ -22,7 +22,7 @@ from bitgen.gguf.metadata import model_shape
 from bitgen.gguf.tensors import EMBEDDINGS, TERNARY, VECTORS, WHY_NOT, Reading, floats, scale_name
 from bitgen.gguf.tl_tiles import SCRIPTS, tile_of
 from bitgen.gguf.tl_tiles import parse as parse_tiles
-from bitgen.gguf.types import F32, FORMS
+from bitgen.gguf.types import F32, TENSOR_TYPES
 from bitgen.spec import ModelShape
 
 I2sLayout = Literal["x86", "arm", "rows4"]
@@ -104,7 +104,7 @@ class GgufCheckpoint:
     def kept(self) -> dict[str, int]:
         """Name -> type of the embedding and the head, which a copy keeps as they are stored, if one id says how."""
         matrices = (t for t in self._tensors.values() if len(t.shape) == 2 and not is_ternary(t.name))
-        return {t.name: t.type for t in matrices if len(FORMS[t.type]) == 1}
+        return {t.name: t.type for t in matrices if len(TENSOR_TYPES[t.type]) == 1}
 
     def stored(self, name: str) -> Iterator[npt.NDArray[np.uint8]]:
         """The bytes of a float tensor, some rows at a time and once their values are known to be finite."""
@@ -155,13 +155,13 @@ class GgufCheckpoint:
                 )
 
     def _check_type(self, tensor: Tensor) -> None:
-        form = tensor.type_name
+        type = tensor.type_name
         readable = TERNARY if is_ternary(tensor.name) else EMBEDDINGS if len(tensor.shape) == 2 else VECTORS
-        if form not in readable:
-            reason = WHY_NOT.get(form, "which cannot be read here")
-            named = form.removeprefix("type ")
+        if type not in readable:
+            reason = WHY_NOT.get(type, "which cannot be read here")
+            named = type.removeprefix("type ")
             raise UnsupportedError(f"{self.path}: tensor {tensor.name} is of type {named}: {reason}")
-        if form in SCRIPTS:  # said when the file opens, not when its turn comes
+        if type in SCRIPTS:  # said when the file opens, not when its turn comes
             with self._about(tensor.name):
                 m, k = tensor.shape
-                tile_of(form, m, k, self.reading.tiles)
+                tile_of(type, m, k, self.reading.tiles)

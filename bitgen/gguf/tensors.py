@@ -1,4 +1,4 @@
-"""One tensor of a GGUF file as ternary codes and scales, or as floats: two tables from the form's name to a reader."""
+"""One tensor of a GGUF file as ternary codes and scales, or as floats: two tables from its type's name to a reader."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ TERNARY: dict[str, Callable[[Bytes, int, int, Reading], Scaled]] = {
     "IQ2_BN_R4": lambda raw, m, k, _: blocks.unpack_iq2_bn_r4(raw, m, k),
     "T5": lambda raw, m, k, _: blocks.unpack_t5_tensor(raw, m, k),
 }
-"""Form -> (bytes, M, K, reading) -> codes and scales as blocks.py has them."""
+"""Type -> (bytes, M, K, reading) -> codes and scales as blocks.py has them."""
 
 
 def ternary_values(values: Floats) -> Scaled:
@@ -83,37 +83,37 @@ VECTORS: dict[str, Callable[[Bytes], Floats]] = {
     "F16": lambda raw: raw.view("<f2"),
     "BF16": lambda raw: _bf16(raw),
 }
-"""Form -> bytes -> values; those of the first two are views of the file."""
+"""Type -> bytes -> values; those of the first two are views of the file."""
 
 GROUPED = ("Q2_0", "Q2_0_G128")
 QUANTISED = ("Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "Q3_K", "TQ2_0", "TQ1_0")
-"""Forms of embeddings and heads that the gguf package makes floats of."""
+"""Types of embeddings and heads that the gguf package makes floats of."""
 
 EMBEDDINGS = (*VECTORS, *QUANTISED, *GROUPED)
-"""Forms that an embedding or a head may have."""
+"""Types that an embedding or a head may have."""
 
 WHY_NOT = dict.fromkeys(("PQ2_0", "PTQ1_0"), "its activations must go through a Hadamard transform first")
-"""Form -> why it is not read, where there is a reason."""
+"""Type -> why it is not read, where there is a reason."""
 
 
-def floats(form: str, raw: Bytes, shape: tuple[int, ...]) -> Floats:
-    """A tensor of any shape whose form is in VECTORS, or an embedding or head [rows, columns] of EMBEDDINGS."""
-    if form in VECTORS:
-        return VECTORS[form](raw).reshape(shape)
-    if form in GROUPED:
-        codes, scales = TERNARY[form](raw, shape[0], shape[1], Reading())
+def floats(type: str, raw: Bytes, shape: tuple[int, ...]) -> Floats:
+    """A tensor of any shape whose type is in VECTORS, or an embedding or head [rows, columns] of EMBEDDINGS."""
+    if type in VECTORS:
+        return VECTORS[type](raw).reshape(shape)
+    if type in GROUPED:
+        codes, scales = TERNARY[type](raw, shape[0], shape[1], Reading())
         return (codes.reshape(*scales.shape, -1) * scales.astype(np.float16)[:, :, None]).reshape(shape)
-    return _dequantised(form, raw, shape)
+    return _dequantised(type, raw, shape)
 
 
-def _dequantised(form: str, raw: Bytes, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+def _dequantised(type: str, raw: Bytes, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
     """A quantised matrix as float32, some rows at a time."""
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
     blocks_of, values = raw.reshape(shape[0], -1), np.empty(shape, np.float32)
     for rows in row_pieces(shape):
-        values[rows] = dequantize(blocks_of[rows], GGMLQuantizationType[form])
+        values[rows] = dequantize(blocks_of[rows], GGMLQuantizationType[type])
     return values
 
 

@@ -1,7 +1,7 @@
 """The tensor types of GGUF files: ids, names, sizes. Adding one that can be read is adding a row here and there.
 
 An id does not always name one type: bitnet.cpp's TL2 has the id of llama.cpp's MXFP4, and Q2_0 has blocks of 64 or of
-128 weights. Such an id has several forms here, and the container picks the one that fills the tensors' room.
+128 weights. Such an id has several types here, and the container picks the one that fills the tensors' room.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from bitgen.spec import round_up
 
 ALIGNMENT = 32
 """Tensors begin at multiples of so many bytes, unless the file says otherwise."""
@@ -50,58 +52,60 @@ def _t5(rows: int, columns: int) -> int:
 
 
 @dataclass(frozen=True)
-class Form:
-    """One way in which a type's weights lie in a file."""
+class TensorType:
+    """How weights lie in a file, as far as the container has to know."""
 
     name: str
     size: Size
 
 
-FORMS: dict[int, tuple[Form, ...]] = {
-    F32: (Form("F32", _blocks(1, 4)),),
-    F16: (Form("F16", _blocks(1, 2)),),
-    BF16: (Form("BF16", _blocks(1, 2)),),
-    2: (Form("Q4_0", _blocks(32, 18)),),
-    3: (Form("Q4_1", _blocks(32, 20)),),
-    6: (Form("Q5_0", _blocks(32, 22)),),
-    7: (Form("Q5_1", _blocks(32, 24)),),
-    Q8_0: (Form("Q8_0", _blocks(32, 34)),),
-    11: (Form("Q3_K", _blocks(256, 110)),),
-    12: (Form("Q4_K", _blocks(256, 144)),),
-    13: (Form("Q5_K", _blocks(256, 176)),),
-    Q6_K: (Form("Q6_K", _blocks(256, 210)),),
-    TQ1_0: (Form("TQ1_0", _blocks(256, 54)),),
-    TQ2_0: (Form("TQ2_0", _blocks(256, 66)),),
-    I2_S: (Form("I2_S", _blocks(4, 1, tail=32, across_rows=True)),),  # the tail: the scale and 28 filler bytes
-    TL1: (Form("TL1", _blocks(4, 1, tail=32)),),
-    TL2: (Form("TL2", _tl2()), Form("TL2", _tl2(spare=32)), Form("MXFP4", _blocks(32, 17))),  # of llama.cpp
-    Q2_0: (Form("Q2_0", _blocks(64, 18)), Form("Q2_0_G128", _blocks(128, 34))),
-    IQ1_BN: (Form("IQ1_BN", _blocks(64, 13, row=2)),),
-    IQ2_BN: (Form("IQ2_BN", _blocks(64, 16, row=4)),),
-    IQ2_BN_R4: (Form("IQ2_BN_R4", _blocks(64, 16, row=4)),),
-    T5: (Form("T5", _t5),),
+TENSOR_TYPES: dict[int, tuple[TensorType, ...]] = {
+    F32: (TensorType("F32", _blocks(1, 4)),),
+    F16: (TensorType("F16", _blocks(1, 2)),),
+    BF16: (TensorType("BF16", _blocks(1, 2)),),
+    2: (TensorType("Q4_0", _blocks(32, 18)),),
+    3: (TensorType("Q4_1", _blocks(32, 20)),),
+    6: (TensorType("Q5_0", _blocks(32, 22)),),
+    7: (TensorType("Q5_1", _blocks(32, 24)),),
+    Q8_0: (TensorType("Q8_0", _blocks(32, 34)),),
+    11: (TensorType("Q3_K", _blocks(256, 110)),),
+    12: (TensorType("Q4_K", _blocks(256, 144)),),
+    13: (TensorType("Q5_K", _blocks(256, 176)),),
+    Q6_K: (TensorType("Q6_K", _blocks(256, 210)),),
+    TQ1_0: (TensorType("TQ1_0", _blocks(256, 54)),),
+    TQ2_0: (TensorType("TQ2_0", _blocks(256, 66)),),
+    I2_S: (TensorType("I2_S", _blocks(4, 1, tail=32, across_rows=True)),),  # the tail: the scale and 28 filler bytes
+    TL1: (TensorType("TL1", _blocks(4, 1, tail=32)),),
+    TL2: (
+        TensorType("TL2", _tl2()),
+        TensorType("TL2", _tl2(spare=32)),
+        TensorType("MXFP4", _blocks(32, 17)),  # of llama.cpp
+    ),
+    Q2_0: (TensorType("Q2_0", _blocks(64, 18)), TensorType("Q2_0_G128", _blocks(128, 34))),
+    IQ1_BN: (TensorType("IQ1_BN", _blocks(64, 13, row=2)),),
+    IQ2_BN: (TensorType("IQ2_BN", _blocks(64, 16, row=4)),),
+    IQ2_BN_R4: (TensorType("IQ2_BN_R4", _blocks(64, 16, row=4)),),
+    T5: (TensorType("T5", _t5),),
 }
-"""Tensor type id -> its forms, each a name and a size. Where one id has several, the tensor's room tells which."""
+"""Type id -> the types that have it. Where they are several, the room of the tensors tells which."""
 
 OTHER_NAMES: dict[int, str] = {
     10: "Q2_K", 15: "Q8_K", 20: "IQ4_NL", 23: "IQ4_XS", 28: "F64", 37: "I8_S", 40: "NVFP4", 41: "Q1_0",
     142: "PQ2_0", 143: "PTQ1_0",
 }  # fmt: skip
-"""Tensor type id -> name, of types whose size is not known here."""
+"""Type id -> name, of types whose size is not known here."""
 
 
 def type_name(type: int) -> str:
     """The name of a tensor type id, known or not; "TL2 or MXFP4" where the id does not tell."""
-    names = dict.fromkeys(form.name for form in FORMS.get(type, ()))
+    names = dict.fromkeys(known.name for known in TENSOR_TYPES.get(type, ()))
     return " or ".join(names) or OTHER_NAMES.get(type, f"type {type}")
 
 
-def tensor_bytes(type: int, shape: tuple[int, ...], form: int = 0) -> int | None:
-    """Bytes of a tensor [rows, ..., columns] in one form of its type; None where it has none."""
-    size = FORMS[type][form].size if type in FORMS else None
+def tensor_bytes(type: int, shape: tuple[int, ...], variant: int = 0) -> int | None:
+    """Bytes of a tensor [rows, ..., columns] of a type id; None where they are not known or the rows do not fit it.
+
+    variant: which of the id's types.
+    """
+    size = TENSOR_TYPES[type][variant].size if type in TENSOR_TYPES else None
     return size(math.prod(shape[:-1]), shape[-1]) if size else None
-
-
-def round_up(n: int, to: int) -> int:
-    """The least multiple of `to` that is not below n."""
-    return -(-n // to) * to

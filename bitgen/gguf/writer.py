@@ -17,7 +17,7 @@ from bitgen.checkpoints.checkpoint import Checkpoint, Scale, row_pieces
 from bitgen.checkpoints.tensors import is_ternary, tensor_shapes
 from bitgen.errors import BitgenError, FormatError, UnsupportedError
 from bitgen.gguf import blocks
-from bitgen.gguf.container import Entry, head, padded
+from bitgen.gguf.container import Entry, aligned, head
 from bitgen.gguf.metadata import key_values
 from bitgen.gguf.part_file import PartFile
 from bitgen.gguf.reader import GgufCheckpoint
@@ -30,7 +30,7 @@ TernaryType = Literal["i2_s", "tq1_0", "tq2_0", "t5", "q2_0"]
 
 TERNARY_TYPES = (I2_S, TQ1_0, TQ2_0, T5, Q2_0)
 Q2_0_GROUPS = (64, 128)
-"""Weights of a block of Q2_0, by the number of its form."""
+"""Weights of a block of Q2_0, in the order of TENSOR_TYPES."""
 
 FILE_TYPES: dict[str, tuple[int, int]] = {
     "i2_s": (I2_S, 40),
@@ -71,7 +71,7 @@ def write_gguf(
     start = head(key_values(checkpoint, FILE_TYPES[type][1]), entries)
     if identity is not None:
         identity = hashlib.sha256(start + identity.encode()).hexdigest()
-    total, done = sum(padded(entry.nbytes) for entry in entries), 0
+    total, done = sum(aligned(entry.nbytes) for entry in entries), 0
     scales: dict[str, Scale] = {}
     try:
         with PartFile(path, identity) as part:
@@ -80,7 +80,7 @@ def write_gguf(
             for entry in entries:
                 if entry.name not in part.done:
                     _write_tensor(part, entry, payload(checkpoint, entry, scales))
-                done += padded(entry.nbytes)
+                done += aligned(entry.nbytes)
                 if progress:
                     progress(done, total)
     except OSError as error:
@@ -172,7 +172,7 @@ def _misshapen(entry: Entry, data: npt.NDArray[Any]) -> FormatError:
 
 def _write_tensor(part: PartFile, entry: Entry, pieces: Iterable[npt.NDArray[Any]]) -> None:
     """Append a tensor and its padding."""
-    fill = bytes(padded(entry.nbytes) - entry.nbytes)
+    fill = bytes(aligned(entry.nbytes) - entry.nbytes)
     written = part.append(entry.name, chain(pieces, [fill])) - len(fill)
     if written != entry.nbytes:
         raise BitgenError(f"{entry.name}: {written} bytes where {entry.nbytes} were planned")

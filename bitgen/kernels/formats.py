@@ -9,8 +9,8 @@ import numpy as np
 
 from bitgen.errors import UnsupportedError
 from bitgen.kernels import layout as lay
-from bitgen.kernels.layout import Bytes, Codes, Scales, round_up
-from bitgen.spec import GemmShape, Layout
+from bitgen.kernels.layout import Bytes, Codes, Scales
+from bitgen.spec import GemmShape, Layout, round_up
 
 ALIGN = 64
 """Packed weights and activations are padded to cache lines."""

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitgen.errors import FormatError, UnsupportedError
-from bitgen.spec import GemmShape
+from bitgen.spec import GemmShape, round_up
 
 Codes = npt.NDArray[np.int8]
 Bytes = npt.NDArray[np.uint8]
@@ -24,23 +24,18 @@ TL2_PAIR_TILE = 32  # columns of one tile of tl2's tail, where K mod bk is packe
 TL2_ROWS = 32  # rows of one SIMD step of tl2
 
 
-def exact_halves(scales: Scales) -> npt.NDArray[np.float16]:
+def exact_float16(scales: Scales) -> npt.NDArray[np.float16]:
     """Scales of groups in the type that stores them; UnsupportedError where one is no such number, or negative."""
     with np.errstate(over="ignore"):
-        halves = scales.astype("<f2")
-    if not np.array_equal(halves, scales) or np.isinf(halves).any() or np.signbit(halves).any():
+        stored = scales.astype("<f2")
+    if not np.array_equal(stored, scales) or np.isinf(stored).any() or np.signbit(stored).any():
         raise UnsupportedError("a scale of a group is not a finite float16 number of at least 0")
-    return halves
+    return stored
 
 
 def with_steps(q: Codes, steps: Scales) -> Codes:
     """Rows as a kernel with groups takes them: int8 [n, k] and behind it float32 steps [n, k / group], as int8."""
     return np.concatenate([q, steps.astype("<f4").view(np.int8)], axis=1)
-
-
-def round_up(n: int, to: int) -> int:
-    """The least multiple of `to` that is not below n."""
-    return -(-n // to) * to
 
 
 # ---- i2_s: four codes w + 1 to a byte, high bits first -----------------------------------------------------------
@@ -140,12 +135,12 @@ def pack_i2_g(codes: Codes, bm: int, bk: int, scales: Scales) -> Bytes:
     if k % bk or bk % GROUP_STEP or scales.shape != (m, k // bk):
         raise FormatError(f"scales {list(scales.shape)} do not fit {m} x {k} weights in groups of {bk}")
     panels = round_up(m, bm) // bm
-    halves = np.pad(exact_halves(scales), ((0, panels * bm - m), (0, 0))).reshape(panels, bm, -1).transpose(0, 2, 1)
+    stored = np.pad(exact_float16(scales), ((0, panels * bm - m), (0, 0))).reshape(panels, bm, -1).transpose(0, 2, 1)
     c = _padded(codes, bm, bk).reshape(panels, bm, k // GROUP_STEP, 4, 4) + np.uint8(1)
     #                                  panel   row  step            quarter byte
     packed = c[:, :, :, 0] << 6 | c[:, :, :, 1] << 4 | c[:, :, :, 2] << 2 | c[:, :, :, 3]
     steps = packed.transpose(0, 2, 1, 3).reshape(panels, -1)
-    return np.concatenate([np.ascontiguousarray(halves).reshape(panels, -1).view(np.uint8), steps], axis=1).reshape(-1)
+    return np.concatenate([np.ascontiguousarray(stored).reshape(panels, -1).view(np.uint8), steps], axis=1).reshape(-1)
 
 
 def unpack_i2_g(data: Bytes, shape: GemmShape, bm: int, bk: int) -> Codes:

@@ -7,8 +7,7 @@ from itertools import product
 
 from bitgen.errors import UnsupportedError
 from bitgen.kernels.formats import FORMATS, Geometry
-from bitgen.kernels.layout import round_up
-from bitgen.spec import GemmShape, KernelSpec, Layout, MatrixPlan, Op, Tile
+from bitgen.spec import GemmShape, KernelSpec, Layout, MatrixPlan, Op, Tile, round_up
 from bitgen.targets import TARGETS, fallbacks
 
 

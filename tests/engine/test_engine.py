@@ -15,7 +15,6 @@ from bitgen.checkpoints import reference, synth
 from bitgen.checkpoints.checkpoint import ALL
 from bitgen.compile import binding, library, pack
 from bitgen.data import shipped_path
-from bitgen.engine.model import shipped_path
 from bitgen.engine.prompt_lookup import PromptLookup
 from bitgen.engine.session import Cache
 from bitgen.errors import BitgenError, EngineError
@@ -368,14 +367,14 @@ def test_a_packed_header_says_the_shape(tmp_path: Path) -> None:
     )  # fmt: skip
     found = plan.lookup(shape, "scalar")
     pack.write(tmp_path / "m.bgpk", synth.SynthCheckpoint(shape, 0), found, "int8")
-    header = binding.declared("model.h").from_buffer("bg_header *", (tmp_path / "m.bgpk").read_bytes())
+    header = binding.declared("core/model.h").from_buffer("bg_header *", (tmp_path / "m.bgpk").read_bytes())
     numbers = {name: value for name, value in vars(shape).items() if hasattr(header, name) and name != "activation"}
     assert len(numbers) > 18
     assert {name: getattr(header, name) for name in numbers} == {n: np.float32(v) for n, v in numbers.items()}
     assert (header.activation, header.head, header.version) == (2, 2, 3)
-    assert binding.declared("model.h").string(header.layout).decode() == found.layout_key
+    assert binding.declared("core/model.h").string(header.layout).decode() == found.layout_key
     with pytest.raises(KeyError, match="model_offset"):
-        binding.record("model.h", "bg_trailer", {"magic": b"BITGENST"})
+        binding.record("core/model.h", "bg_trailer", {"magic": b"BITGENST"})
 
 
 def test_a_failed_packing_leaves_nothing(tmp_path: Path) -> None:

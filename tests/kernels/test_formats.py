@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from bitgen.errors import UnsupportedError
 from bitgen.kernels.formats import ALIGN, FORMATS, Format
-from bitgen.kernels.layout import round_up
-from bitgen.spec import GemmShape, Layout
+from bitgen.spec import GemmShape, Layout, round_up
 
 
 def layouts(format: Format) -> st.SearchStrategy[Layout]:

@@ -15,8 +15,7 @@ from kernel_lab import Job, Run
 from bitgen.checkpoints import presets
 from bitgen.kernels import space
 from bitgen.kernels.formats import FORMATS
-from bitgen.kernels.layout import round_up
-from bitgen.spec import GemmShape, KernelSpec, Layout, Op, Tile
+from bitgen.spec import GemmShape, KernelSpec, Layout, Op, Tile, round_up
 from bitgen.targets import TARGETS
 
 TOKENS = (1, 2, 3, 5, 8, 17, 35)

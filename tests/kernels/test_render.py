@@ -20,8 +20,7 @@ from bitgen import data
 from bitgen.errors import UnsupportedError
 from bitgen.kernels import render, space
 from bitgen.kernels.formats import FORMATS
-from bitgen.kernels.layout import round_up
-from bitgen.spec import ROLES, GemmShape, KernelSpec, Layout, Op, Tile
+from bitgen.spec import ROLES, GemmShape, KernelSpec, Layout, Op, Tile, round_up
 from bitgen.targets import TARGETS
 
 GOLDEN = places.GOLDEN

@@ -45,7 +45,7 @@ def store(path: Path, metadata: dict[str, Any], tensors: dict[str, Stored]) -> P
     sized = [_Sized(name, shape, type, len(data)) for name, (shape, type, data) in tensors.items()]
     raw = container.head(metadata, sized)  # type: ignore[arg-type]
     for _, _, data in tensors.values():
-        raw += data.ljust(container.padded(len(data)), b"\0")
+        raw += data.ljust(container.aligned(len(data)), b"\0")
     path.write_bytes(raw)
     return path
 
