@@ -17,7 +17,7 @@ from bitgen.checkpoints import presets
 from bitgen.checkpoints.synth import SynthCheckpoint
 from bitgen.compile import clang, library, pack
 from bitgen.compile import standalone as _standalone
-from bitgen.compile.clang import Artefact
+from bitgen.compile.clang import Artefact, BuildOptions
 from bitgen.convert import source as _source
 from bitgen.data import SHIPPED, shipped_path
 from bitgen.engine import score as _score
@@ -42,7 +42,7 @@ from bitgen.measure import profile as _profile
 from bitgen.measure import verify as _verify
 from bitgen.measure.report import BenchReport
 from bitgen.measure.verify import Receipt
-from bitgen.spec import KernelSpec, Listener, ModelShape, Progress
+from bitgen.spec import KernelSpec, Listener, ModelShape, Platform, Progress
 from bitgen.targets import default_threads
 from bitgen.tune import cost_model
 from bitgen.tune import search as _tune
@@ -262,12 +262,12 @@ def build(
     arch, system: of targets.PLATFORMS; without a system the host's where the architecture is, else Linux.
     plans: files of tuned plans that come before what is known here.
     """
-    shape = shape_of(model)
-    arch = targets.host_arch() if arch == "native" else arch
-    isas = [isa] if isa else [t.isa for t in targets.levels(arch, system)]
+    shape, platform = shape_of(model), _platform(arch, system)
+    isas = [isa] if isa else [t.isa for t in targets.levels(platform)]
     given = [plan.for_build(file, shape, isas) for file in plans]
     lookups = [plan.lookup(shape, name, given) for name in isas]
-    return library.for_model(shape, lookups, arch=arch, system=system, root=root, progress=progress, program=program)
+    options = BuildOptions(platform, "runner.c" if program else None, root, progress=progress)
+    return library.for_model(shape, lookups, options)
 
 
 def standalone(
@@ -289,11 +289,16 @@ def standalone(
     """
     source = shipped_path() if model in (None, SHIPPED) else Path(str(model))
     checkpoint = read_gguf(source, **reading)
-    where = targets.platform_of(None if arch == "native" else arch, system)
-    levels = _standalone.shared_layout(checkpoint.shape, where, isa, plans)
+    platform = _platform(arch, system)
+    levels = _standalone.shared_layout(checkpoint.shape, platform, isa, plans)
     return _standalone.write(
-        checkpoint, source.stem, folder, where, *levels, one_file=one_file, head=head, progress=progress
+        checkpoint, source.stem, folder, platform, *levels, one_file=one_file, head=head, progress=progress
     )
+
+
+def _platform(arch: str, system: str | None) -> Platform:
+    """What the user asks to build for; "native": this host's architecture."""
+    return targets.platform_of(None if arch == "native" else arch, system)
 
 
 # ---- files ----------------------------------------------------------------------------------------------------

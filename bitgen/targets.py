@@ -132,10 +132,9 @@ def default_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def levels(arch: str, system: str | None = None) -> list[Target]:
+def levels(platform: Platform) -> list[Target]:
     """Every ISA level of a platform, best first, the portable fallback last."""
-    where = platform_of(arch, system)
-    return [t for t in TARGETS.values() if t.arch in (arch, "any") and t.isa not in where.system.lacks]
+    return [t for t in TARGETS.values() if t.arch in (platform.arch, "any") and t.isa not in platform.system.lacks]
 
 
 def fallbacks(isa: str) -> list[str]:

@@ -21,13 +21,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bitgen import data, targets
 from bitgen.errors import BitgenError, CompileError
+from bitgen.spec import Platform, Progress
 from bitgen.targets import is_host, platform_of
 
 OLDEST_CLANG = 14
@@ -38,6 +39,7 @@ COMMON_FLAGS = (
     "-Wno-unused-command-line-argument",  # what only the link needs stands in every command
     "-I.",  # the root of the source tree, from which headers in its folders are named
 )
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O0")
 BASELINE = {"x86_64": ("-march=x86-64",), "arm64": ("-mcpu=generic",), "riscv64": ("-march=rv64gc",)}
 
 INSTALL_HINT = """no C compiler found. Any one of these installs one:
@@ -55,15 +57,14 @@ class Compiler:
     version: str
     zig: bool
 
-    def target_flags(self, arch: str, system: str | None = None) -> tuple[str, ...]:
-        """Flags that select the platform and its architecture's baseline instruction set."""
-        where = platform_of(arch, system)
+    def target_flags(self, platform: Platform) -> tuple[str, ...]:
+        """Flags that select a platform and its architecture's baseline instruction set."""
         if self.zig:  # zig tunes for the host unless a target is named; -g0: no paths of this machine
-            return ("-target", where.triple, "-fno-sanitize=undefined", "-g0", *where.system.flags)
-        if is_host(where):
-            return BASELINE[arch]
+            return ("-target", platform.triple, "-fno-sanitize=undefined", "-g0", *platform.system.flags)
+        if is_host(platform):
+            return BASELINE[platform.arch]
         sysroot = os.environ.get("BITGEN_SYSROOT", "/")
-        return (f"--target={where.triple}", f"--sysroot={sysroot}", "-fuse-ld=lld", *BASELINE[arch])
+        return (f"--target={platform.triple}", f"--sysroot={sysroot}", "-fuse-ld=lld", *BASELINE[platform.arch])
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,17 @@ class Unit:
 
 
 @dataclass(frozen=True)
+class BuildOptions:
+    """What sources become, and where it is kept."""
+
+    platform: Platform = field(default_factory=platform_of)  # to build for; by default this host
+    program: str | None = None  # the file with `main` of a program; None: a shared library
+    root: Path | None = None  # the folder in which the build gets a folder of its own; None: the cache
+    sanitize: bool = False  # AddressSanitizer and UBSan, for tests
+    progress: Progress | None = None  # told of compiled units, of how many
+
+
+@dataclass(frozen=True)
 class Artefact:
     """A finished build: its folder and the library or program in it."""
 
@@ -85,21 +97,20 @@ class Artefact:
 
 
 @functools.cache
-def find_compiler(arch: str, system: str | None = None) -> Compiler:
+def find_compiler(platform: Platform) -> Compiler:
     """The compiler for a platform: $BITGEN_CC, else a system clang of 14 or newer, else ziglang.
 
     A system clang compiles for another architecture only where BITGEN_SYSROOT names its headers and
     libraries; otherwise ziglang, which carries those of every target, does. For another system it always does.
     """
-    where = platform_of(arch, system)
     named = os.environ.get("BITGEN_CC")
     if named:
         compiler = _probe(tuple(shlex.split(named)))
         if compiler is None:
             raise CompileError(f"BITGEN_CC={named!r} does not run as a clang of {OLDEST_CLANG} or newer")
         return compiler
-    native = is_host(where) and where.system.clang != "never"
-    serves = native or ("BITGEN_SYSROOT" in os.environ and where.system.clang == "sysroot")
+    native = is_host(platform) and platform.system.clang != "never"
+    serves = native or ("BITGEN_SYSROOT" in os.environ and platform.system.clang == "sysroot")
     names = ("clang", *(f"clang-{n}" for n in range(30, OLDEST_CLANG - 1, -1))) if serves else ()
     for command in (*((name,) for name in names), (sys.executable, "-m", "ziglang", "cc")):
         compiler = _probe(command)
@@ -127,32 +138,23 @@ def _probe(command: tuple[str, ...]) -> Compiler | None:
 
 def build(
     name: str,
-    arch: str,
     sources: Mapping[str, str],
     units: Sequence[Unit],
     spec: Mapping[str, object],
-    *,
-    system: str | None = None,
-    root: Path | None = None,
-    program: bool = False,
-    sanitize: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    options: BuildOptions | None = None,
 ) -> Artefact:
-    """Compile `units` of the source tree `sources` (file name -> text) and link them for arch and system.
+    """Compile `units` of the source tree `sources` (file name -> text) and link them.
 
-    Gives a shared library, or when `program` a program that needs no libraries but the system's own (on Linux
-    a static one). Raises CompileError with the failing command, the kept source and the compiler's first words.
+    Gives a shared library, or a program that needs no libraries but the system's own (on Linux a static one).
+    `spec` is recorded in the build's spec.json. Raises CompileError with the failing command, the kept source and the
+    compiler's first words.
     """
-    where = platform_of(arch, system)
-    compiler = find_compiler(arch, system)
-    if program and compiler.zig and where.system.name == "linux":
-        where = platform_of(arch, "musl")  # glibc is not made for static programs
-    flags = (*compiler.target_flags(arch, where.system.name), *COMMON_FLAGS)
-    if sanitize:
-        flags = (*flags, "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O0")
-    product = f"bitgen-runner{where.system.suffix}" if program else where.system.library
-    how = where.system.shared if not program else () if sanitize else where.system.program  # sanitized ones: not static
-    link = [*flags, *how, "-pthread", "-o", product]
+    options = options or BuildOptions()
+    compiler, platform = find_compiler(options.platform), options.platform
+    if options.program and compiler.zig and platform.system.name == "linux":
+        platform = platform_of(platform.arch, "musl")  # glibc is not made for static programs
+    flags = (*compiler.target_flags(platform), *COMMON_FLAGS, *(SANITIZERS if options.sanitize else ()))
+    product, link = _link(platform, flags, options)
     stamp = {
         "compiler": compiler.version,
         "flags": flags,
@@ -161,16 +163,16 @@ def build(
         "sources": {file: hashlib.sha256(text.encode()).hexdigest() for file, text in sorted(sources.items())},
     }
     digest = hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()[:16]
-    root = root or data.cache_root() / "build"
-    folder = root / f"{name}-{where}-{digest}"
+    root = options.root or data.cache_root() / "build"
+    folder = root / f"{name}-{platform}-{digest}"
     if not (folder / product).exists():
         work = _fresh_folder(root, folder.name)
         try:
             write_sources(work, sources)
             made_by = {"compiler": compiler.version, "flags": list(flags)}
-            record = {**spec, "arch": arch, "system": where.system.name, **made_by}
+            record = {**spec, "arch": platform.arch, "system": platform.system.name, **made_by}
             (work / "spec.json").write_text(json.dumps(record, indent=1, default=str) + "\n")
-            log = _compile_all(compiler, flags, units, sources, work, progress)
+            log = _compile_all(compiler, flags, units, sources, work, options.progress)
             objects = [u.object for u in units]
             log += _run(compiler, [*objects, *link], work, f"linking {product}")
             (work / "build.log").write_text(log)
@@ -185,12 +187,20 @@ def build(
     return Artefact(folder, folder / product, json.loads((folder / "spec.json").read_text()))
 
 
+def _link(platform: Platform, flags: Sequence[str], options: BuildOptions) -> tuple[str, list[str]]:
+    """The file name of what is built, and the arguments that link it."""
+    system = platform.system
+    product = f"bitgen-runner{system.suffix}" if options.program else system.library
+    kind = system.shared if not options.program else () if options.sanitize else system.program  # sanitized: not static
+    return product, [*flags, *kind, "-pthread", "-o", product]
+
+
 def assembly(isa: str, file: str, text: str, system: str | None = None) -> str:
     """The assembly of one source file, compiled as it would be for a library's ISA level on a system."""
     target = targets.target(isa)
-    arch = targets.host_arch() if target.arch == "any" else target.arch
-    compiler = find_compiler(arch, system)
-    flags = (*compiler.target_flags(arch, system), *COMMON_FLAGS, *target.flags)
+    platform = platform_of(None if target.arch == "any" else target.arch, system)
+    compiler = find_compiler(platform)
+    flags = (*compiler.target_flags(platform), *COMMON_FLAGS, *target.flags)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         header = data.folder("runtime") / "kernel.h"  # the only one that kernels include
@@ -200,18 +210,19 @@ def assembly(isa: str, file: str, text: str, system: str | None = None) -> str:
 
 
 @functools.cache
-def macros(arch: str, flags: tuple[str, ...] = (), cpu: str | None = None) -> frozenset[str]:
+def macros(platform: Platform, flags: tuple[str, ...] = (), cpu: str | None = None) -> frozenset[str]:
     """Names that the compiler defines for flags or for a CPU, which tell the instructions that there are.
 
     CompileError where the compiler does not know the CPU.
     """
-    compiler = find_compiler(arch)
+    compiler = find_compiler(platform)
     if cpu is not None:
-        flags = (*flags, f"-m{'cpu' if arch == 'arm64' else 'arch'}={cpu.replace('-', '_') if compiler.zig else cpu}")
+        option = "cpu" if platform.arch == "arm64" else "arch"
+        flags = (*flags, f"-m{option}={cpu.replace('-', '_') if compiler.zig else cpu}")
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "empty.c").touch()
-        words = [*compiler.target_flags(arch), *flags, "-E", "-dM", "empty.c", "-o", "macros"]
-        _run(compiler, words, Path(folder), f"asking for the macros of {arch} {shlex.join(flags)}")
+        words = [*compiler.target_flags(platform), *flags, "-E", "-dM", "empty.c", "-o", "macros"]
+        _run(compiler, words, Path(folder), f"asking for the macros of {platform.arch} {shlex.join(flags)}")
         return frozenset(re.findall(r"^#define (\w+)", (Path(folder) / "macros").read_text(), re.M))
 
 
@@ -259,7 +270,7 @@ def _compile_all(
     units: Sequence[Unit],
     sources: Mapping[str, str],
     work: Path,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> str:
     """Objects of all units in `work`, as many compilers at once as there are CPUs. Returns the log."""
     headers = "".join(text for file, text in sorted(sources.items()) if file.endswith(".h"))

@@ -1,7 +1,7 @@
 """Puts a library together: which kernels, probes and runtime files, compiled with which flags.
 
     plans -> KernelSpecs -> generated C ┐
-    runtime/*.c ────────────────────────┴-> source tree + units -> compile.build
+    runtime/*/*.c ──────────────────────┴-> source tree + units -> clang.build
 
 A folder of runtime/ is a compile rule: simd/ is compiled once per ISA level from the same text, core/ and os/ once, for
 the architecture's baseline, text/ and programs/ for programs only.
@@ -10,14 +10,14 @@ the architecture's baseline, text/ and programs/ for programs only.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from bitgen import data, targets
 from bitgen.compile import binding, clang
-from bitgen.compile.clang import Artefact, Unit
+from bitgen.compile.clang import Artefact, BuildOptions, Unit
 from bitgen.errors import UnsupportedError
 from bitgen.kernels import render
 from bitgen.kernels.plan import Lookup
@@ -55,83 +55,46 @@ class Level:
         return cls(isa, tuple(dict.fromkeys(kernels)), {}, "")
 
 
-def for_model(
-    shape: ModelShape,
-    lookups: Sequence[Lookup],
-    *,
-    arch: str | None = None,
-    system: str | None = None,
-    root: Path | None = None,
-    program: bool = False,
-    main: str = "runner.c",
-    sanitize: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-) -> Artefact:
-    """The library of a model's shape with one ISA level per lookup, best first; or a program (see `assemble`)."""
+def for_model(shape: ModelShape, lookups: Sequence[Lookup], options: BuildOptions | None = None) -> Artefact:
+    """The library (or program) of a model's shape with one ISA level per lookup, best first."""
     levels = [Level.of_model(shape, lookup) for lookup in lookups]
     spec = {
         "model": asdict(shape),
         "levels": {lookup.isa: {role: asdict(plan) for role, plan in lookup.matrices.items()} for lookup in lookups},
     }
-    return assemble(
-        *(shape.name, levels, spec),
-        arch=arch,
-        system=system,
-        root=root,
-        program=program,
-        main=main,
-        sanitize=sanitize,
-        progress=progress,
-    )
+    return assemble(shape.name, levels, spec, options)
 
 
-def for_kernels(isa: str, kernels: Iterable[KernelSpec], *, arch: str | None = None, **how: Any) -> Artefact:
-    """A library of bare kernels of one ISA, in the order given."""
+def for_kernels(isa: str, kernels: Iterable[KernelSpec], options: BuildOptions | None = None) -> Artefact:
+    """A library (or program) of bare kernels of one ISA, in the order given."""
     level = Level.of_kernels(isa, kernels)
-    return assemble("kernels", [level], {"kernels": [s.symbol for s in level.kernels]}, arch=arch, **how)
+    return assemble("kernels", [level], {"kernels": [s.symbol for s in level.kernels]}, options)
 
 
 def assemble(
-    name: str,
-    levels: Sequence[Level],
-    spec: Mapping[str, object],
-    *,
-    arch: str | None = None,
-    system: str | None = None,
-    root: Path | None = None,
-    program: bool = False,
-    main: str = "runner.c",
-    sanitize: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    name: str, levels: Sequence[Level], spec: Mapping[str, object], options: BuildOptions | None = None
 ) -> Artefact:
-    """Render, compile and link the source tree of some levels; a program has its `main` in that file."""
-    where = targets.platform_of(arch, system)
+    """Render, compile and link the source tree of some levels; a program is one of PROGRAMS."""
+    options = options or BuildOptions()
+    known = targets.levels(options.platform)
     for level in levels:
-        if targets.target(level.isa) not in targets.levels(where.arch, where.system.name):
-            raise UnsupportedError(f"ISA {level.isa!r} is not of architecture {where.arch!r} on {where.system.name}")
-    of_program = (f"programs/{main}", *PROGRAMS[main]) if program else ()
+        if targets.target(level.isa) not in known:
+            arch, system = options.platform.arch, options.platform.system.name
+            raise UnsupportedError(f"ISA {level.isa!r} is not of architecture {arch!r} on {system}")
+    main = options.program
+    of_program = (f"programs/{main}", *PROGRAMS[main]) if main else ()
     once, per_level = runtime_files(*ONCE, *of_program), runtime_files(PER_LEVEL)
-    sources = {**runtime_files("**/*.h"), **once, **per_level}
-    units = [Unit(file, object_name(file)) for file in once]
+    sources = {**runtime_files("**/*.h"), **once, **per_level, "registry.c": render.render_registry(levels)}
+    units = [Unit(file, object_name(file)) for file in (*once, "registry.c")]
     for level in levels:
         flags = targets.target(level.isa).flags
-        for spec_ in level.kernels:
-            sources[f"{spec_.symbol}.c"] = render.render_kernel(spec_)
-            units.append(Unit(f"{spec_.symbol}.c", f"{spec_.symbol}.o", flags))
-        sources[f"probe__{level.isa}.c"] = render.render_probe(level.isa)
-        units.append(Unit(f"probe__{level.isa}.c", f"probe__{level.isa}.o", flags))
+        generated = {f"{kernel.symbol}.c": render.render_kernel(kernel) for kernel in level.kernels}
+        generated[f"probe__{level.isa}.c"] = render.render_probe(level.isa)
+        sources |= generated
+        units += [Unit(file, object_name(file), flags) for file in generated]
         flags = (*flags, f"-DBG_ISA={level.isa}")
         units += [Unit(file, object_name(file, f"__{level.isa}"), flags) for file in per_level]
-    sources["registry.c"] = render.render_registry(levels)
-    units.append(Unit("registry.c", "registry.o"))
-    return clang.build(
-        *(name, where.arch, sources, units, spec),
-        system=where.system.name,
-        root=root,
-        program=bool(program),
-        sanitize=sanitize,
-        progress=progress,
-    )
+    return clang.build(name, sources, units, spec, options)
 
 
 def runtime_files(*patterns: str) -> dict[str, str]:
@@ -160,7 +123,7 @@ def isa_index(lib: Any, isa: str) -> int:
 @functools.cache
 def host_isas() -> tuple[str, ...]:
     """The ISA levels that this CPU executes, best first, found by running each level's probe."""
-    levels = [Level.of_kernels(t.isa, ()) for t in targets.levels(targets.host_arch())]
+    levels = [Level.of_kernels(t.isa, ()) for t in targets.levels(targets.platform_of())]
     lib = binding.load(assemble("probe", levels, {"purpose": "finds the ISA levels this CPU executes"}).path)
     return tuple(level.isa for i, level in enumerate(levels) if lib.bg_isa_runs(i))
 

@@ -21,6 +21,7 @@ from bitgen import targets
 from bitgen.checkpoints.checkpoint import Checkpoint
 from bitgen.compile import library, pack
 from bitgen.compile.binding import constants, record
+from bitgen.compile.clang import BuildOptions
 from bitgen.errors import BitgenError, UnsupportedError
 from bitgen.kernels import plan, space
 from bitgen.kernels.plan import Lookup
@@ -51,7 +52,7 @@ def write(
     checkpoint: Checkpoint,
     name: str,
     folder: Path,
-    where: Platform,
+    platform: Platform,
     lookups: Sequence[Lookup],
     left_out: Sequence[str] = (),
     *,
@@ -61,14 +62,8 @@ def write(
 ) -> Program:
     """Write the program <folder>/<name>, with the levels of `shared_layout`, and <name>.bgpk unless `one_file`."""
     tokens = tables.blob(Tokenizer.from_metadata(checkpoint.metadata))
-    artefact = library.for_model(
-        *(checkpoint.shape, lookups),
-        arch=where.arch,
-        system=where.system.name,
-        program=True,
-        main="run.c",
-        progress=lambda done, total: progress("compiling", done, total),
-    )
+    options = BuildOptions(platform, "run.c", progress=lambda done, total: progress("compiling", done, total))
+    artefact = library.for_model(checkpoint.shape, lookups, options)
     program = folder / f"{name}{artefact.path.suffix}"
     weights = program.with_name(f"{program.name}.bgpk")
     made, packed = (path.with_name(f".{path.name}.{os.getpid()}") for path in (program, weights))
@@ -117,17 +112,17 @@ def _append(file: Path, packed: Path | None, tokens: bytes) -> None:
 
 
 def shared_layout(
-    shape: ModelShape, where: Platform, isa: str | None = None, plans: Sequence[Path] = ()
+    shape: ModelShape, platform: Platform, isa: str | None = None, plans: Sequence[Path] = ()
 ) -> tuple[list[Lookup], list[str]]:
     """Plans of all levels of a platform that read one level's layouts, best first, and the levels that do not.
 
     That level is `isa`, else the one of the first plan given, else the lowest with vector instructions.
     """
-    names = [target.isa for target in targets.levels(where.arch, where.system.name)]
+    names = [target.isa for target in targets.levels(platform)]
     given = [plan.for_build(file, shape, names) for file in plans]
     base = isa or (given[0].isa if given else names[max(len(names) - 2, 0)])
     if base not in names:
-        raise UnsupportedError(f"ISA {base!r} is not of architecture {where.arch!r}; known: {', '.join(names)}")
+        raise UnsupportedError(f"ISA {base!r} is not of architecture {platform.arch!r}; known: {', '.join(names)}")
     known = {name: plan.lookup(shape, name, given) for name in names}
     layouts = {role: matrix.layout for role, matrix in known[base].matrices.items()}
     found = {name: _with_layouts(shape, known[name], layouts) for name in names}

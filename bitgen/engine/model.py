@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitgen.compile import binding, library, pack
-from bitgen.compile.clang import Artefact
+from bitgen.compile.clang import Artefact, BuildOptions
 from bitgen.data import shipped_path
 from bitgen.engine.embed import embed, pooling_of
 from bitgen.engine.generate import Generation
@@ -82,7 +82,8 @@ class Model:
         checkpoint = read_gguf(source, i2s_layout, activation, tl_tiles)
         lookup = plans.lookup(checkpoint.shape, isa or library.host_isa())
         report = progress or (lambda *_: None)
-        artefact = library.for_model(checkpoint.shape, [lookup], progress=lambda d, t: report("compiling", d, t))
+        options = BuildOptions(progress=lambda done, total: report("compiling", done, total))
+        artefact = library.for_model(checkpoint.shape, [lookup], options)
         packed, warning = pack.path_for(source, lookup, head, f"{checkpoint.shape} {checkpoint.reading}"), None
         if not packed.exists():
             pack.write(packed, checkpoint, lookup, head, lambda d, t: report("packing", d, t))

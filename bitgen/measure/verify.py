@@ -30,7 +30,7 @@ from bitgen import data, targets
 from bitgen.checkpoints import reference
 from bitgen.checkpoints.checkpoint import ALL, Checkpoint
 from bitgen.compile import binding, clang, library, pack
-from bitgen.compile.clang import Artefact
+from bitgen.compile.clang import Artefact, BuildOptions
 from bitgen.engine.model import Model
 from bitgen.engine.session import Sampling
 from bitgen.errors import BitgenError, UnsupportedError
@@ -97,7 +97,7 @@ def verify(path: Path, against: str | None = None, listener: Listener = lambda *
     checkpoint = read_gguf(path, **reading)
     theirs = _transformers(against) if against is not None else None
     lookups = [plan.lookup(checkpoint.shape, isa) for isa in library.host_isas()]
-    artefact = library.for_model(checkpoint.shape, lookups, progress=lambda d, t: listener("compiling", d, t))
+    artefact = library.for_model(checkpoint.shape, lookups, _told(listener, "compiling"))
     receipt = Receipt(_machine(), _model(path, checkpoint), _levels(lookups, artefact))
     model = Model.load(path, progress=listener, **reading)
     stages: list[Iterator[Check]] = [
@@ -130,7 +130,7 @@ def _kernels(shape: ModelShape, lookups: Sequence[Lookup], listener: Listener) -
         planned = [s for role, p in at.matrices.items() for s in p.specs(shape.matrices[role], at.isa)]
         others = [s for m in matrices for p in _formats(m, at.isa) for s in p.specs(m, at.isa)]
         specs = list(dict.fromkeys([*planned, *others]))
-        built = library.for_kernels(at.isa, specs, progress=lambda d, t, isa=at.isa: listener(f"compiling {isa}", d, t))
+        built = library.for_kernels(at.isa, specs, _told(listener, f"compiling {at.isa}"))
         lib = binding.load(built.path)
         isa = library.isa_index(lib, at.isa)
         for index, spec in enumerate(specs):
@@ -197,7 +197,7 @@ def _same_bits(checkpoint: Checkpoint, lookups: Sequence[Lookup], listener: List
             for name, planned in _plans_to_check(shape, at):
                 packed = Path(folder) / "model.bgpk"
                 pack.write(packed, checkpoint, planned, progress=lambda d, t: listener("packing", d, t))
-                built = library.for_model(shape, [planned], progress=lambda d, t: listener("compiling", d, t))
+                built = library.for_model(shape, [planned], _told(listener, "compiling"))
                 model = Model(packed, shape, _NO_TOKENIZER, planned, built, packed, "f16", 2)
                 logits = model.logits(tokens)
                 if first is None:
@@ -336,9 +336,14 @@ def _machine() -> dict[str, Any]:
         "bitgen": __version__,
         "cpu": plan.cpu_name(),
         "system": f"{platform.system()} {platform.machine()}",
-        "compiler": clang.find_compiler(targets.host_arch()).version,
+        "compiler": clang.find_compiler(targets.platform_of()).version,
         "templates": _templates(),
     }
+
+
+def _told(listener: Listener, stage: str) -> BuildOptions:
+    """A build for this host that tells the listener of its progress."""
+    return BuildOptions(progress=lambda done, total: listener(stage, done, total))
 
 
 def _templates() -> str:

@@ -135,12 +135,13 @@ def _run(command: str, arch: str, cpu: str, *regions: Sequence[str]) -> dict[str
 
 def level(arch: str, cpu: str) -> str:
     """The best instruction-set level that a CPU executes, by what the compiler defines for it."""
+    platform = targets.platform_of(arch)
     try:
-        has = clang.macros(arch, cpu=cpu)
+        has = clang.macros(platform, cpu=cpu)
     except CompileError as e:
         raise UnsupportedError(f"the compiler does not know the CPU {cpu!r}; name a level, like --isa neon") from e
-    baseline = clang.macros(arch)
-    return next(t.isa for t in targets.levels(arch) if clang.macros(arch, t.flags) - baseline <= has)
+    baseline = clang.macros(platform)
+    return next(t.isa for t in targets.levels(platform) if clang.macros(platform, t.flags) - baseline <= has)
 
 
 @dataclass(frozen=True)
@@ -261,7 +262,7 @@ def estimate_plan(
     bytes_per_cycle is what one core gets from memory while all run: then no decode kernel is faster than its weights
     come. Without it only computation counts.
     """
-    compiler = clang.find_compiler(core.arch).version
+    compiler = clang.find_compiler(targets.platform_of(core.arch)).version
     plan = Plan(isa, core.cpu, compiler, core.basis)
     for shape in dict.fromkeys(shapes):
         plan.decisions[shape] = decide(shape, isa, core, effort, bytes_per_cycle, listener)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from bitgen import targets
 from bitgen.checkpoints.reference import gemm_groups, gemm_int
 from bitgen.compile import binding, clang, library
+from bitgen.compile.clang import BuildOptions
 from bitgen.errors import EngineError
 from bitgen.kernels import plan
 from bitgen.kernels.formats import FORMATS
@@ -99,7 +100,7 @@ class Host:
         self.cpus = default_threads()
         self.cpu = plan.cpu_name()
         self.basis = f"measured on {self.cpu}"
-        self.compiler = clang.find_compiler(self.arch).version
+        self.compiler = clang.find_compiler(targets.platform_of()).version
         self.load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
     def lab(self, isa: str, specs: Sequence[KernelSpec], threads: int, progress: Progress) -> Lab:
@@ -113,7 +114,7 @@ class HostLab:
     """
 
     def __init__(self, isa: str, specs: Sequence[KernelSpec], threads: int, progress: Progress) -> None:
-        self._lib = binding.load(library.for_kernels(isa, specs, progress=progress).path)
+        self._lib = binding.load(library.for_kernels(isa, specs, BuildOptions(progress=progress)).path)
         self._isa, self._threads = library.isa_index(self._lib, isa), threads
         self._index = {spec: i for i, spec in enumerate(specs)}
         shape = specs[0].shape

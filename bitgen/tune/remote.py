@@ -29,6 +29,7 @@ import numpy as np
 
 from bitgen import targets
 from bitgen.compile import clang, library
+from bitgen.compile.clang import BuildOptions
 from bitgen.compile.library import Level
 from bitgen.errors import RemoteError, UnsupportedError
 from bitgen.kernels import plan
@@ -40,7 +41,7 @@ from bitgen.tune.lab import PREFILL_TOKENS, REPS, VERIFY_TOKENS, Progress
 CONNECT_SECONDS = 60
 ANSWER_SECONDS = 600  # a prefill kernel in portable C on a slow core takes its time
 OPTIONS = ("BatchMode=yes", "ConnectTimeout=15", "ServerAliveInterval=15", "ServerAliveCountMax=4")
-SYSTEM = "linux"  # whatever this host is
+SYSTEM, PROGRAM = "linux", "tuner.c"  # whatever this host is
 GREETING = "bitgen-tuner 1"
 BAND = 64  # rows of each band of weights that verification fills: at the top, in the middle, at the bottom
 RUN = 64  # so many equal bytes of packed weights, or more, travel as one
@@ -185,9 +186,10 @@ class Device:
         self._command = [*ssh_command(target, ssh), f"exec sh -c {shlex.quote(SCRIPT)}"]
         with contextlib.closing(self._connect()) as tuner:
             self.arch = arch or _arch(tuner.name)
-            levels = [Level.of_kernels(t.isa, ()) for t in targets.levels(self.arch, SYSTEM)]
+            self._platform = targets.platform_of(self.arch, SYSTEM)
+            levels = [Level.of_kernels(t.isa, ()) for t in targets.levels(self._platform)]
             spec = {"purpose": "finds what a device executes"}
-            probe = library.assemble("tuner", levels, spec, arch=self.arch, system=SYSTEM, program=True, main="tuner.c")
+            probe = library.assemble("tuner", levels, spec, BuildOptions(self._platform, PROGRAM))
             _bring(tuner, probe.path)
             self.isas = tuple(name for name, runs in (x.split("=") for x in tuner.ask("levels")) if int(runs))
             self.cpus = int(tuner.ask("cpus")[0])
@@ -201,9 +203,7 @@ class Device:
         """A `Lab` of the candidates of one shape, running there."""
         if isa not in self.isas:
             raise UnsupportedError(f"{self._target} cannot execute {isa!r}, but {', '.join(self.isas)}")
-        built = library.for_kernels(
-            isa, specs, arch=self.arch, system=SYSTEM, program=True, main="tuner.c", progress=progress
-        )
+        built = library.for_kernels(isa, specs, BuildOptions(self._platform, PROGRAM, progress=progress))
         tuner = self._connect()
         try:
             _bring(tuner, built.path)

@@ -9,10 +9,9 @@ import pytest
 
 from bitgen import targets
 from bitgen.compile import clang
-from bitgen.compile.clang import Artefact, Unit
+from bitgen.compile.clang import Artefact, BuildOptions, Unit
 from bitgen.errors import BitgenError, CompileError
 
-ARCH = targets.host_arch()
 ANSWER = '__attribute__((visibility("default"))) int answer(void) { return 42; }\n'
 
 
@@ -23,14 +22,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def build(text: str = ANSWER, flags: tuple[str, ...] = (), root: Path | None = None) -> Artefact:
-    return clang.build("t", ARCH, {"a.c": text}, [Unit("a.c", "a.o", flags)], {"made": "for a test"}, root=root)
+    return clang.build("t", {"a.c": text}, [Unit("a.c", "a.o", flags)], {"made": "for a test"}, BuildOptions(root=root))
 
 
 def test_a_build_works_and_is_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     first = build()
     assert ctypes.CDLL(str(first.path)).answer() == 42
     assert {p.name for p in first.folder.iterdir()} == {"a.c", "spec.json", "build.log", "libbitgen.so"}
-    assert first.spec["made"] == "for a test" and first.spec["arch"] == ARCH
+    assert first.spec["made"] == "for a test" and first.spec["arch"] == targets.host_arch()
     monkeypatch.setattr(clang, "_run", lambda *_: pytest.fail("the compiler ran again"))
     assert build() == first
 
@@ -89,8 +88,8 @@ def test_an_unwritable_folder_is_a_clear_error(tmp_path: Path) -> None:
 
 def test_processes_building_the_same_do_not_disturb_each_other(cache: Path) -> None:
     script = (
-        "from bitgen import compile, targets\n"
-        "a = compile.build('t', targets.host_arch(), {'a.c': 'int x;\\n'}, [compile.Unit('a.c', 'a.o')], {})\n"
+        "from bitgen.compile import clang\n"
+        "a = clang.build('t', {'a.c': 'int x;\\n'}, [clang.Unit('a.c', 'a.o')], {})\n"
         "print(a.path.exists())"
     )
     running = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(4)]
@@ -103,7 +102,7 @@ def test_no_compiler_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(clang, "_probe", lambda command: None)
     try:
         with pytest.raises(CompileError, match="pip install ziglang") as e:
-            clang.find_compiler(ARCH)
+            clang.find_compiler(targets.platform_of())
         assert "apt-get install clang" in str(e.value)
     finally:
         clang.find_compiler.cache_clear()
@@ -114,7 +113,7 @@ def test_a_named_compiler_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BITGEN_CC", "/bin/true")
     try:
         with pytest.raises(CompileError, match="BITGEN_CC"):
-            clang.find_compiler(ARCH)
+            clang.find_compiler(targets.platform_of())
     finally:
         clang.find_compiler.cache_clear()
 

@@ -20,11 +20,12 @@ from click.testing import CliRunner
 import bitgen
 from bitgen import api, cli, data, targets
 from bitgen.compile import clang, library, pack
-from bitgen.compile.clang import Artefact, Unit
+from bitgen.compile.clang import Artefact, BuildOptions, Unit
 from bitgen.gguf.reader import read_gguf
 from bitgen.kernels import plan
 
 TOKENS = [1, 17, 300, 299, 5, 4, 1000]
+WINDOWS = targets.platform_of("x86_64", "windows")
 ISA = {"x86_64": "avx2", "arm64": "neon", "riscv64": "scalar"}
 QUICK = [("x86_64", "windows"), ("arm64", "macos"), ("arm64", "musl"), ("arm64", "linux")]
 EACH = [p if p in QUICK else pytest.param(*p, marks=pytest.mark.slow) for p in targets.PLATFORMS]
@@ -66,12 +67,12 @@ def test_no_system_compiler_is_asked_for_another_system(monkeypatch: pytest.Monk
     monkeypatch.delenv("BITGEN_CC", raising=False)
     for where in targets.PLATFORMS.values():
         if not targets.is_host(where):
-            assert clang.find_compiler(where.arch, where.system.name).zig, where
+            assert clang.find_compiler(where).zig, where
 
 
 def test_a_level_that_a_system_does_not_grant() -> None:
     with pytest.raises(bitgen.UnsupportedError, match="not of architecture 'x86_64' on windows"):
-        library.for_kernels("amx", (), arch="x86_64", system="windows")
+        library.for_kernels("amx", (), BuildOptions(WINDOWS))
 
 
 # ---- what the linker made ------------------------------------------------------------------------------------
@@ -172,7 +173,7 @@ def os_lab(arch: str, system: str) -> Path:
     sources["os_lab.c"] = (places.LABS / "os_lab.c").read_text()
     told = ("-Dgetauxval=told_hwcap",)
     units = [Unit(n, library.object_name(n), told if n == "os/posix.c" else ()) for n in sources if n.endswith(".c")]
-    return clang.build("os-lab", arch, sources, units, {}, system=system, program=True).path
+    return clang.build("os-lab", sources, units, {}, BuildOptions(targets.platform_of(arch, system), "os_lab.c")).path
 
 
 def check_os_lab(command: list[str | Path], environment: Mapping[str, str], folder: Path, told: bool) -> None:
@@ -222,7 +223,7 @@ def test_windows_runs_the_levels_that_this_cpu_executes(windows_runner: Artefact
     """On a CPU without AVX-512 some probes trap, and the program lives on."""
     levels = [line.split("\t")[:2] for line in run(["wine", windows_runner.path, "info"], wine).decode().splitlines()]
     runs = library.host_isas()
-    expected = [(t.isa, "runs" if t.isa in runs else "does not run") for t in targets.levels("x86_64", "windows")]
+    expected = [(t.isa, "runs" if t.isa in runs else "does not run") for t in targets.levels(WINDOWS)]
     assert list(map(tuple, levels)) == expected
 
 
@@ -233,7 +234,7 @@ def test_windows_gives_the_same_bits(
 ) -> None:
     model = bitgen.Model.load()
     expected = model.logits(TOKENS, cache=cache)
-    tested = [t.isa for t in targets.levels("x86_64", "windows") if t.isa in library.host_isas()]
+    tested = [t.isa for t in targets.levels(WINDOWS) if t.isa in library.host_isas()]
     for isa in tested:
         packed = tmp_path / f"größe-{isa}.bgpk"
         pack.write(packed, read_gguf(model.path), plan.lookup(model.shape, isa))
@@ -277,7 +278,7 @@ def test_the_dll_loads(wine: Mapping[str, str], tmp_path: Path) -> None:
     best = next(isa for isa in ("avx2", "scalar") if isa in library.host_isas())
     artefact = api.build("stories", arch="x86_64", system="windows", isa=best, root=tmp_path)
     units = [Unit("caller.c", "caller.o")]
-    caller = clang.build("caller", "x86_64", {"caller.c": CALLER}, units, {}, system="windows", program=True)
+    caller = clang.build("caller", {"caller.c": CALLER}, units, {}, BuildOptions(WINDOWS, "caller.c"))
     assert run(["wine", caller.path, f"Z:{artefact.path}"], wine).decode().strip() == best
 
 

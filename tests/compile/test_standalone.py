@@ -26,7 +26,7 @@ import bitgen
 from bitgen import api, cli, data, targets
 from bitgen.checkpoints import presets, synth
 from bitgen.compile import library, standalone
-from bitgen.compile.clang import COMMON_FLAGS, find_compiler
+from bitgen.compile.clang import COMMON_FLAGS, BuildOptions, find_compiler
 from bitgen.convert.hf_tokenizer import metadata_from_hf
 from bitgen.errors import BitgenError, CompileError, UnsupportedError
 from bitgen.kernels import plan
@@ -69,15 +69,20 @@ class Lab:
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """tokenizer_lab.c, with AddressSanitizer and UBSan where the compiler has them."""
     try:
-        compiler = find_compiler(targets.host_arch())
+        compiler = find_compiler(targets.platform_of())
     except CompileError as e:
         pytest.skip(str(e))
     runtime, made = data.folder("runtime"), tmp_path_factory.mktemp("lab") / "tokenizer_lab"
     files = [runtime / file for file in library.runtime_files(*library.PROGRAMS["run.c"])]
-    flags = [*compiler.target_flags(targets.host_arch()), *COMMON_FLAGS, *([] if compiler.zig else SANITIZERS)]
+    flags = [*compiler.target_flags(targets.platform_of()), *COMMON_FLAGS, *([] if compiler.zig else SANITIZERS)]
     source = places.LABS / "tokenizer_lab.c"
     subprocess.run([*compiler.command, *flags, f"-I{runtime}", source, *files, "-o", made], check=True)
     return made
+
+
+def levels(arch: str) -> list[targets.Target]:
+    """The ISA levels of an architecture on the default system."""
+    return targets.levels(targets.platform_of(arch))
 
 
 def first_of_each(words: dict[str, Words]) -> list[str]:
@@ -345,7 +350,7 @@ def story(arch: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str
         command = [emulator, "-cpu", cpu]
     made = api.standalone(arch=arch, folder=tmp_path_factory.mktemp(arch))
     assert [file.name for file in made.files] == ["stories", "stories.bgpk"]
-    assert [target.isa for target in targets.levels(arch) if target.isa not in made.left_out] == list(made.levels)
+    assert [target.isa for target in levels(arch) if target.isa not in made.left_out] == list(made.levels)
     return [*command, str(made.files[0])], made.files[0]
 
 
@@ -451,7 +456,7 @@ def careful(model: bitgen.Model, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """The shipped model's program for this CPU alone, with its weights, under the sanitizers."""
     lookups, _ = standalone.shared_layout(model.shape, targets.platform_of())
     level = next(x for x in lookups if x.isa in library.host_isas())
-    folder = library.for_model(model.shape, [level], program=True, main="run.c").folder
+    folder = library.for_model(model.shape, [level], BuildOptions(program="run.c")).folder
     program = api.standalone(folder=tmp_path_factory.mktemp("careful")).files[0]
     return Path(shutil.copy(runtime_lab.sanitized(folder, level.isa), program))
 
@@ -495,7 +500,7 @@ def test_weights_that_are_missing_cut_or_others(careful: Path, tmp_path: Path) -
 
 def test_a_program_is_small_and_static(story: tuple[list[str], Path], arch: str) -> None:
     program = story[1].read_bytes()
-    glibc = not find_compiler(arch).zig  # which is larger than all the rest
+    glibc = not find_compiler(targets.platform_of(arch)).zig  # which is larger than all the rest
     assert len(program) < (2 << 20 if glibc else 1 << 20)
     at, size, count = struct.unpack_from("<Q14xHH", program, 32)
     types = [struct.unpack_from("<I", program, at + i * size)[0] for i in range(count)]
@@ -536,12 +541,12 @@ def test_other_heads(model: bitgen.Model, tmp_path: Path) -> None:
 def test_the_levels_of_a_program_share_their_layouts(name: str) -> None:
     shape = presets.load(name)
     for arch in targets.ARCHES:
-        for isa in (None, *(target.isa for target in targets.levels(arch))):
+        for isa in (None, *(target.isa for target in levels(arch))):
             lookups, left_out = standalone.shared_layout(shape, targets.platform_of(arch), isa)
             held = [found.isa for found in lookups]
             assert {found.layout_key for found in lookups} == {lookups[0].layout_key}
             assert "scalar" in held and (isa is None or isa in held)
-            assert [t.isa for t in targets.levels(arch)] == sorted([*held, *left_out], key=[*targets.TARGETS].index)
+            assert [t.isa for t in levels(arch)] == sorted([*held, *left_out], key=[*targets.TARGETS].index)
             if isa is None:
                 assert plan.lookup(shape, held[-2 if len(held) > 1 else -1]).layout_key == lookups[0].layout_key
                 assert arch != "arm64" or not left_out

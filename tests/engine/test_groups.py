@@ -18,6 +18,7 @@ from bitgen.checkpoints.architectures import shape_from
 from bitgen.checkpoints.synth import SynthCheckpoint
 from bitgen.checkpoints.tensors import is_ternary, tensor_shapes
 from bitgen.compile import library, pack
+from bitgen.compile.clang import BuildOptions
 from bitgen.errors import FormatError, UnsupportedError
 from bitgen.gguf import types
 from bitgen.gguf.container import Container
@@ -208,9 +209,10 @@ def test_arm64_gives_the_same_bits(shape: ModelShape, tmp_path: Path) -> None:
         pytest.skip("qemu-aarch64-static is not installed (Debian: qemu-user-static)")
     checkpoint = SynthCheckpoint(shape, 3)
     want = lab.logits(checkpoint, TOKENS)
-    levels = targets.levels("arm64")
+    platform = targets.platform_of("arm64")
+    levels = targets.levels(platform)
     lookups = [plan.lookup(shape, level.isa) for level in levels]
-    program = library.for_model(shape, lookups, arch="arm64", root=tmp_path / "build", program=True).path
+    program = library.for_model(shape, lookups, BuildOptions(platform, "runner.c", tmp_path / "build")).path
     for found in lookups:
         pack.write(tmp_path / f"{found.isa}.bgpk", checkpoint, found)
         for chunk in ("1", "4", "9"):

@@ -19,7 +19,7 @@ from kernel_lab import Job, Run
 from bitgen import targets
 from bitgen.checkpoints.reference import gemm_int
 from bitgen.compile import clang
-from bitgen.compile.clang import Unit
+from bitgen.compile.clang import BuildOptions, Unit
 from bitgen.kernels import render, space
 from bitgen.spec import GemmShape, KernelSpec, Layout, Tile
 
@@ -138,7 +138,7 @@ def in_c() -> Path:
     header = (places.LABS / "instructions.h").read_text()
     sources = {"instructions.h": header, "main.c": IN_C}
     units = [Unit("main.c", "main.o", (*targets.target("avx2").flags, "-include", "instructions.h"))]
-    return clang.build("instructions", "x86_64", sources, units, {}, program=True).path
+    return clang.build("instructions", sources, units, {}, BuildOptions(targets.platform_of("x86_64"), "main.c")).path
 
 
 def tiles(m: int, n: int, k: int) -> tuple[bytes, npt.NDArray[np.int32]]:

@@ -16,7 +16,7 @@ from bitgen import targets
 from bitgen.checkpoints import synth
 from bitgen.checkpoints.reference import gemm_int
 from bitgen.compile import clang, library, pack
-from bitgen.compile.clang import Unit
+from bitgen.compile.clang import BuildOptions, Unit
 from bitgen.engine.session import Cache
 from bitgen.gguf.reader import read_gguf
 from bitgen.gguf.writer import write_gguf
@@ -24,6 +24,7 @@ from bitgen.kernels import plan, space
 from bitgen.kernels.formats import FORMATS
 from bitgen.spec import GemmShape, KernelSpec, ModelShape
 
+PLATFORM = targets.platform_of("x86_64")
 ISA = "avx512vnni"
 LEVELS = ("avx512vbmi", ISA)
 EXTREMES = (127, -127, -128)
@@ -35,7 +36,7 @@ pytestmark = pytest.mark.skipif(emulate_avx512.available() is not None, reason=s
 def program(name: str, source: str) -> Path:
     """A C file compiled with the flags of the ISA."""
     units = [Unit("main.c", "main.o", targets.target(ISA).flags)]
-    return clang.build(name, "x86_64", {"main.c": source}, units, {}, program=True).path
+    return clang.build(name, {"main.c": source}, units, {}, BuildOptions(PLATFORM, "main.c")).path
 
 
 DOT_PRODUCTS = """\
@@ -109,7 +110,7 @@ def specs(level: str) -> Iterable[KernelSpec]:
 @pytest.mark.parametrize("level", LEVELS)
 def test_kernels_give_the_integers_of_the_oracle(level: str) -> None:
     kernels = list(dict.fromkeys(specs(level)))
-    runner = library.for_kernels(level, kernels, arch="x86_64", program=True).path
+    runner = library.for_kernels(level, kernels, BuildOptions(PLATFORM, "runner.c")).path
     rng = np.random.default_rng(1)
     calls, wants = b"", []
     for index, spec in enumerate(kernels):
@@ -147,9 +148,8 @@ class Runner:
         self.source, self.head = model.path, model.head
         self.checkpoint = read_gguf(self.source)
         self.lookups = {isa: plan.lookup(self.checkpoint.shape, isa) for isa in (ISA, "avx2")}
-        self.program = library.for_model(
-            self.checkpoint.shape, list(self.lookups.values()), arch="x86_64", program=True
-        ).path
+        options = BuildOptions(PLATFORM, "runner.c")
+        self.program = library.for_model(self.checkpoint.shape, list(self.lookups.values()), options).path
 
     def logits(self, isa: str, chunk: int, cache: Cache = "f16") -> npt.NDArray[np.float32]:
         """On the emulated CPU, for TOKENS, `chunk` of them to a call."""

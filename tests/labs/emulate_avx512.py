@@ -27,6 +27,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bitgen import targets
 from bitgen.compile import clang
 from bitgen.data import cache_root
 
@@ -217,8 +218,8 @@ class Elf:
 @functools.cache
 def _machine() -> Elf:
     """The compiled machine: position-independent, without relocations."""
-    compiler = clang.find_compiler("x86_64")
-    flags = compiler.target_flags("x86_64", "musl" if compiler.zig else None)
+    compiler = clang.find_compiler(targets.platform_of("x86_64"))
+    flags = compiler.target_flags(targets.platform_of("x86_64", "musl" if compiler.zig else None))
     sources = [SOURCES / "machine.c", SOURCES / "rom.S"]
     stamp = repr((compiler.version, flags, COMPILE, [file.read_text() for file in sources]))
     kept = cache_root() / "machine" / hashlib.sha256(stamp.encode()).hexdigest()[:16]

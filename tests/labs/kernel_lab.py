@@ -25,7 +25,7 @@ import numpy.typing as npt
 from bitgen import data, targets
 from bitgen.checkpoints.reference import gemm_groups, gemm_int
 from bitgen.compile import clang
-from bitgen.compile.clang import Unit
+from bitgen.compile.clang import BuildOptions, Unit
 from bitgen.errors import CompileError
 from bitgen.kernels import render
 from bitgen.kernels.formats import FORMATS
@@ -151,9 +151,10 @@ def head(arch: str, flags: tuple[str, ...]) -> tuple[str, ...]:
 
     The objects are the same bytes without it.
     """
-    compiler, system = clang.find_compiler(arch), targets.platform_of(arch).system.name
+    platform = targets.platform_of(arch)
+    compiler, system = clang.find_compiler(platform), platform.system.name
     system = "musl" if compiler.zig and system == "linux" else system  # as compile.build has it
-    words = [*compiler.command, *compiler.target_flags(arch, system), *clang.COMMON_FLAGS, *flags]
+    words = [*compiler.command, *compiler.target_flags(targets.platform_of(arch, system)), *clang.COMMON_FLAGS, *flags]
     words += ["-Xclang", "-fno-pch-timestamp", "-x", "c-header"]
     folder = data.cache_root() / "heads" / hashlib.sha256(repr((compiler.version, words)).encode()).hexdigest()[:16]
     header, parsed = folder / "head.h", folder / "head.pch"
@@ -193,7 +194,8 @@ def program(isa: str, specs: tuple[KernelSpec, ...], in_c: bool = False) -> Path
         for file in sources
         if file.endswith(".c")
     ]
-    return clang.build(f"lab-{isa}{'-in-c' if in_c else ''}", arch, sources, units, {}, program=True).path
+    options = BuildOptions(targets.platform_of(arch), "lab.c")
+    return clang.build(f"lab-{isa}{'-in-c' if in_c else ''}", sources, units, {}, options).path
 
 
 def _table(isa: str, specs: Sequence[KernelSpec]) -> str:

@@ -404,9 +404,9 @@ def ops(isa: str, in_c: bool = False) -> tuple[cffi.FFI, Any]:
 
     in_c: instructions that this CPU may lack are functions in C (instructions.h).
     """
-    runtime, arch = data.folder("runtime"), targets.host_arch()
-    compiler, folder = clang.find_compiler(arch), Path(tempfile.mkdtemp(prefix="bitgen-test-"))
-    flags = [*compiler.target_flags(arch), *clang.COMMON_FLAGS, *targets.target(isa).flags]
+    runtime, platform = data.folder("runtime"), targets.platform_of()
+    compiler, folder = clang.find_compiler(platform), Path(tempfile.mkdtemp(prefix="bitgen-test-"))
+    flags = [*compiler.target_flags(platform), *clang.COMMON_FLAGS, *targets.target(isa).flags]
     flags += [f"-I{runtime}", f"-DBG_ISA={isa}", "-fvisibility=default", "-shared"]
     flags += ["-include", str(Path(__file__).parent / "instructions.h")] * in_c
     sources = [str(runtime / file) for file in library.runtime_files(library.PER_LEVEL)]
@@ -440,9 +440,9 @@ def sanitized(folder: Path, isa: str, main: Path | None = None) -> Path:
         sources[main.name] = main.read_text()
     flags = (*targets.target(isa).flags, f"-DBG_ISA={isa}")
     units = [clang.Unit(file, library.object_name(file), flags) for file in sorted(sources) if file.endswith(".c")]
-    arch = targets.host_arch()
-    has_them = not clang.find_compiler(arch).zig
-    return clang.build("sanitized", arch, sources, units, {}, program=True, sanitize=has_them).path
+    has_them = not clang.find_compiler(targets.platform_of()).zig
+    options = clang.BuildOptions(program=main.name if main else "runner.c", sanitize=has_them)
+    return clang.build("sanitized", sources, units, {}, options).path
 
 
 def tokens(model: ModelShape, n: int, seed: int = 0) -> list[int]:

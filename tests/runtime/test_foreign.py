@@ -13,7 +13,7 @@ import pytest
 import bitgen
 from bitgen import api, targets
 from bitgen.compile import clang, library, pack
-from bitgen.compile.clang import Artefact, Unit
+from bitgen.compile.clang import Artefact, BuildOptions, Unit
 from bitgen.engine.session import Cache
 from bitgen.gguf.reader import read_gguf
 from bitgen.kernels import plan
@@ -62,7 +62,7 @@ def test_probes_choose_what_the_cpu_executes(runner: Artefact) -> None:
     for arch, cpu, best in CASES:
         if arch == runner.spec["arch"]:
             levels = [line.split("\t")[:2] for line in emulate(runner, cpu, "info").decode().splitlines()]
-            assert [name for name, _ in levels] == [t.isa for t in targets.levels(arch)]
+            assert [name for name, _ in levels] == [t.isa for t in targets.levels(targets.platform_of(arch))]
             assert next(name for name, runs in levels if runs == "runs") == best
 
 
@@ -98,7 +98,8 @@ def test_the_screen_of_a_certified_head_is_exact(isa: str) -> None:
     sources["screen_lab.c"] = (places.LABS / "screen_lab.c").read_text()
     flags = (*targets.target(isa).flags, f"-DBG_ISA={isa}")
     units = [Unit(n, library.object_name(n), flags) for n in sources if n.endswith(".c")]
-    program = clang.build("screen-lab", arch, sources, units, {}, program=True).path
+    options = BuildOptions(targets.platform_of(arch), "screen_lab.c")
+    program = clang.build("screen-lab", sources, units, {}, options).path
     done = subprocess.run([QEMU[arch], "-cpu", cpu, str(program)], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
 
@@ -136,9 +137,10 @@ def test_the_arm64_shared_library_loads(model: bitgen.Model, tmp_path: Path) -> 
     if shutil.which(QEMU["arm64"]) is None or not (sysroot / "lib" / "ld-linux-aarch64.so.1").exists():
         pytest.skip("needs qemu-aarch64-static and glibc for arm64 (Debian: qemu-user-static, libc6-arm64-cross)")
     artefact = api.build(model.path, arch="arm64", isa="neon", root=tmp_path)
-    compiler = clang.find_compiler("arm64")
+    platform = targets.platform_of("arm64")
+    compiler = clang.find_compiler(platform)
     (tmp_path / "caller.c").write_text(CALLER)
-    command = [*compiler.command, *compiler.target_flags("arm64"), "caller.c", "-o", "caller", "-ldl"]
+    command = [*compiler.command, *compiler.target_flags(platform), "caller.c", "-o", "caller", "-ldl"]
     subprocess.run(command, cwd=tmp_path, check=True)
     out = subprocess.run(
         [QEMU["arm64"], "-L", str(sysroot), "-cpu", "cortex-a53", str(tmp_path / "caller"), str(artefact.path)],
@@ -151,4 +153,4 @@ def test_the_arm64_shared_library_loads(model: bitgen.Model, tmp_path: Path) -> 
 
 def test_a_level_of_another_architecture_cannot_be_built(model: bitgen.Model) -> None:
     with pytest.raises(bitgen.UnsupportedError, match="not of architecture"):
-        library.for_model(model.shape, [plan.lookup(model.shape, "avx2")], arch="arm64")
+        library.for_model(model.shape, [plan.lookup(model.shape, "avx2")], BuildOptions(targets.platform_of("arm64")))

@@ -20,7 +20,7 @@ import runtime_lab as lab
 from bitgen import targets
 from bitgen.checkpoints import reference
 from bitgen.compile import binding, library, pack
-from bitgen.compile.clang import find_compiler
+from bitgen.compile.clang import BuildOptions, find_compiler
 from bitgen.engine.session import CACHES, Cache
 from bitgen.spec import round_up
 
@@ -427,7 +427,7 @@ def test_wrong_sampling_is_refused(scores: np.ndarray, wrong: dict[str, float]) 
 
 def sanitized_program(bench: lab.Bench, main: Path | None = None) -> Path:
     """A model's runner at the best level, or with another main, under the sanitizers."""
-    if find_compiler(targets.host_arch()).zig:
+    if find_compiler(targets.platform_of()).zig:
         pytest.skip("zig has no AddressSanitizer runtime; install clang")
     return lab.sanitized(bench.artefact.folder, library.host_isas()[0], main)
 
@@ -556,7 +556,7 @@ def test_same_bits_with_avx512(tmp_path: Path) -> None:
     tokens = lab.tokens(bench.shape, 20)
     want = bench.logits(tokens)
     found = lab.lookup(bench.shape, "avx512vnni")
-    program = library.for_model(bench.shape, [found], arch="x86_64", program=True).path
+    program = library.for_model(bench.shape, [found], BuildOptions(targets.platform_of("x86_64"), "runner.c")).path
     pack.write(tmp_path / "m.bgpk", bench.checkpoint, found)
     for chunk in ("20", "1"):
         args = ["logits", "m.bgpk", "--isa", "avx512vnni", "--chunk", chunk]
@@ -574,8 +574,8 @@ def test_same_bits_on_other_architectures(arch: str, name: str, tmp_path: Path) 
     bench = lab.bench(name)
     tokens = lab.tokens(bench.shape, 20)
     want = bench.logits(tokens)
-    lookups = [lab.lookup(bench.shape, target.isa) for target in targets.levels(arch)]
-    program = library.for_model(bench.shape, lookups, arch=arch, program=True).path
+    lookups = [lab.lookup(bench.shape, target.isa) for target in targets.levels(targets.platform_of(arch))]
+    program = library.for_model(bench.shape, lookups, BuildOptions(targets.platform_of(arch), "runner.c")).path
     for found in lookups:
         packed = tmp_path / f"{found.isa}.bgpk"
         pack.write(packed, bench.checkpoint, found)

@@ -22,14 +22,16 @@ from click.testing import CliRunner
 
 from bitgen import api, cli, targets
 from bitgen.compile import clang, library
+from bitgen.compile.clang import BuildOptions
 from bitgen.errors import BitgenError, EngineError, RemoteError, UnsupportedError
 from bitgen.kernels import plan, space
 from bitgen.spec import GemmShape, KernelSpec
 from bitgen.tune import lab, remote, search
 from bitgen.tune.remote import Device, RemoteLab, Tuner, ssh_command
 
+ARM64 = targets.platform_of("arm64")
 HOST = targets.host_arch()
-ISA = targets.levels(HOST)[-2].isa if HOST != "riscv64" else "scalar"  # avx2, neon: the host surely has it
+ISA = targets.levels(targets.platform_of())[-2].isa if HOST != "riscv64" else "scalar"  # avx2, neon: the host has it
 SHAPE = GemmShape(300, 256)  # three bands and zeros between them; panels of 8 and 64 rows do not fit evenly
 QEMU = shutil.which("qemu-aarch64-static")
 
@@ -58,7 +60,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def program(specs: Sequence[KernelSpec], isa: str = ISA, arch: str = HOST) -> Path:
-    return library.for_kernels(isa, specs, arch=arch, program=True, main="tuner.c").path
+    return library.for_kernels(isa, specs, BuildOptions(targets.platform_of(arch), "tuner.c")).path
 
 
 @pytest.fixture(params=["native", "arm64 under qemu"])
@@ -317,7 +319,7 @@ def test_an_arm64_device(server: Server) -> None:
     if QEMU is None:
         pytest.skip("qemu-aarch64-static is not installed (Debian: qemu-user-static)")
     shape = api.shape_of("stories")
-    best = targets.levels("arm64")[0].isa
+    best = targets.levels(ARM64)[0].isa
     report = api.tune("stories", remote=server.target, ssh=server.ssh("arm64"), threads=2)
     assert (report.isa, report.path) == (best, plan.path_of(report.cpu, best))
     made = plan.for_build(report.path, shape, [best])
@@ -337,7 +339,7 @@ def test_a_device_says_which_levels_it_executes(server: Server) -> None:
     assert (old.arch, old.isas) == ("arm64", ("neon", "scalar"))
     with pytest.raises(UnsupportedError, match="cannot execute 'dotprod', but neon, scalar"):
         old.lab("dotprod", few(SHAPE, "dotprod"), 1, lambda *_: None)
-    assert Device(server.target, ssh=server.ssh("arm64")).isas == tuple(t.isa for t in targets.levels("arm64"))
+    assert Device(server.target, ssh=server.ssh("arm64")).isas == tuple(t.isa for t in targets.levels(ARM64))
 
 
 def test_a_lost_connection_keeps_what_was_decided(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -452,7 +454,7 @@ def test_refusals_say_what_to_do(server: Server, tmp_path: Path) -> None:
 def test_ssh_comes_from_the_environment(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BITGEN_SSH", server.ssh("native"))
     assert Device(server.target).cpus == len(os.sched_getaffinity(0))
-    assert clang.find_compiler(HOST).version in Device(server.target).compiler
+    assert clang.find_compiler(targets.platform_of(HOST)).version in Device(server.target).compiler
 
 
 def test_options_of_a_device_without_one() -> None:
