@@ -332,7 +332,7 @@ def convert(
 
 def warning(checkpoint: _source.Source) -> str | None:
     """Why a file may have been read by the wrong I2_S layout, or None."""
-    return i2s_layout.doubt(checkpoint) if isinstance(checkpoint, GgufCheckpoint) else None
+    return i2s_layout.warning(checkpoint) if isinstance(checkpoint, GgufCheckpoint) else None
 
 
 def info(file: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ Tensors carry their GGUF names: `blk.3.attn_q.weight`, `token_embd.weight`, `out
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,7 +29,8 @@ FUSED: dict[str, tuple[str, ...]] = {
 }
 """Role of a matrix -> the GGUF names of its parts, top to bottom."""
 
-
+Codes = npt.NDArray[np.int8]
+Floats = npt.NDArray[np.floating[Any]]
 Scale = float | npt.NDArray[np.float32]
 
 ALL = slice(None)
@@ -43,6 +44,29 @@ def row_pieces(shape: tuple[int, ...]) -> Iterator[slice]:
     return (slice(at, min(at + step, shape[0])) for at in range(0, shape[0], step))
 
 
+def widen_bf16(bits: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
+    """bfloat16 bit patterns -> the float32 values they stand for (exact)."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def ternary_floats(shape: tuple[int, ...], read: Callable[[slice], Floats]) -> tuple[Codes, np.float32, float | None]:
+    """Floats [M, K] that are -s, 0 and +s, of which `read` gives rows -> codes int8 [M, K], s, and None.
+
+    Instead of None the first value that is none of them. The tolerance, a ten-thousandth of s, is for rounding; a
+    matrix of master weights is far outside it.
+    """
+    scale = np.float32(max(float(np.abs(read(rows)).max()) for rows in row_pieces(shape)))
+    codes = np.zeros(shape, np.int8)
+    for rows in row_pieces(shape) if scale else ():
+        values = read(rows).astype(np.float32)
+        relative = values / scale
+        np.rint(relative, out=codes[rows], casting="unsafe")
+        wrong = ~(np.abs(relative - codes[rows]) <= 1e-4)  # NaN is wrong too
+        if wrong.any():
+            return codes, scale, float(values[wrong][0])
+    return codes, scale, None
+
+
 class Checkpoint(Protocol):
     """A model's weights: a ternary matrix is read at once, a float tensor by rows, so that memory stays small."""
 
@@ -54,11 +78,11 @@ class Checkpoint(Protocol):
     def metadata(self) -> Mapping[str, Any]:
         """GGUF key-values: tokenizer, chat template, names."""
 
-    def ternary(self, name: str) -> tuple[npt.NDArray[np.int8], Scale]:
+    def ternary(self, name: str) -> tuple[Codes, Scale]:
         """Codes {-1, 0, +1} int8 [M, K] and the multiplier: W = scale * codes.
 
         Where the shape has a group, the multipliers are float32 [M, K / group], one for each group of a row.
         """
 
-    def dense(self, name: str, rows: slice = ALL) -> npt.NDArray[np.floating[Any]]:
+    def dense(self, name: str, rows: slice = ALL) -> Floats:
         """Rows of a float tensor (embedding, head: [rows, cols]; norm: [n]) as float16 or float32."""

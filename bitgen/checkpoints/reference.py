@@ -170,14 +170,14 @@ def states_many(
     rows = [embedding[np.asarray(tokens, dtype=np.int64)] for tokens in prompts]
     xs = [x.astype(np.float32) * np.float32(shape.embedding_scale) for x in rows]
     for layer in range(shape.layers):
-        block = Block(Kept(checkpoint), layer, cache)
+        block = Block(Cached(checkpoint), layer, cache)
         xs = [x + block.attend(x) for x in xs]
         xs = [x + block.feed_forward(x) for x in xs]
     gain = checkpoint.dense("output_norm.weight").astype(np.float32)
     return [rms_norm(x, gain, shape.norm_eps) for x in xs]
 
 
-class Kept:
+class Cached:
     """A checkpoint that reads each tensor once."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitgen.checkpoints.checkpoint import ALL, row_pieces
+from bitgen.checkpoints.checkpoint import ALL, row_pieces, ternary_floats
 from bitgen.checkpoints.tensors import is_ternary, tensor_shapes
 from bitgen.convert.hf_config import Config, Storage
 from bitgen.convert.safetensors import StoredTensor, open_directory
@@ -111,10 +111,10 @@ class HfCheckpoint:
         if self._storage == "master":
             codes, scale = absmean(weight)
         elif self._storage == "values":
-            codes, scale = ternary_floats(weight)
+            codes, scale = scaled_codes(weight)
         else:
             packed = weight.shape != dims
-            codes = unpack_quarters(weight) if packed else ternary_values(weight)
+            codes = unpack_quarters(weight) if packed else unpacked_codes(weight)
             scale = packed_scale(self._tensors[weight.name + "_scale"], self._storage)
         codes = codes[rows]
         if self._shape.rope_interleaved and name.endswith(("attn_q.weight", "attn_k.weight")):
@@ -194,7 +194,7 @@ def unpack_quarters(weight: StoredTensor) -> npt.NDArray[np.int8]:
     return codes.reshape(4 * rows, k)
 
 
-def ternary_values(weight: StoredTensor) -> npt.NDArray[np.int8]:
+def unpacked_codes(weight: StoredTensor) -> npt.NDArray[np.int8]:
     """Codes stored one by one as floats -1, 0, +1."""
     codes = np.empty(weight.shape, np.int8)
     for rows in row_pieces(weight.shape):
@@ -205,20 +205,14 @@ def ternary_values(weight: StoredTensor) -> npt.NDArray[np.int8]:
     return codes
 
 
-def ternary_floats(weight: StoredTensor) -> tuple[npt.NDArray[np.int8], float]:
-    """Floats [M, K] that are -s, 0 and s -> codes and s, some rows at a time; UnsupportedError for any other value."""
-    codes = np.empty(weight.shape, np.int8)
-    scale = max(np.float32(np.abs(finite(weight, rows)).max()) for rows in row_pieces(weight.shape))
-    for rows in row_pieces(weight.shape):
-        values = finite(weight, rows).astype(np.float32)
-        relative = values / scale if scale else values
-        codes[rows] = np.rint(relative)
-        wrong = np.abs(relative - codes[rows]) > 1e-4
-        if wrong.any():
-            raise UnsupportedError(
-                f"{weight.path}: {weight.name} holds {values[wrong][0]:g} besides 0 and ±{scale:g}, and config.json "
-                "has no quantization_config: the model is not ternary, or its matrices have several scales each"
-            )
+def scaled_codes(weight: StoredTensor) -> tuple[npt.NDArray[np.int8], float]:
+    """Floats [M, K] that are -s, 0 and +s -> codes and s; UnsupportedError names any other value."""
+    codes, scale, other = ternary_floats(weight.shape, lambda rows: finite(weight, rows))
+    if other is not None:
+        raise UnsupportedError(
+            f"{weight.path}: {weight.name} holds {other:g} besides 0 and ±{scale:g}, and config.json "
+            "has no quantization_config: the model is not ternary, or its matrices have several scales each"
+        )
     return codes, float(scale)
 
 

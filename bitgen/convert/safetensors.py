@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitgen.checkpoints.checkpoint import ALL
+from bitgen.checkpoints.checkpoint import ALL, widen_bf16
 from bitgen.errors import FormatError
 
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -56,11 +56,6 @@ class StoredTensor:
             raise FormatError(f"{self.path}: tensor {self.name} is cut short; download the file again")
         values = widen_bf16(raw) if self.dtype == "BF16" else raw
         return values.reshape((stop - start, *self.shape[1:]) if self.shape else ())
-
-
-def widen_bf16(bits: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
-    """bfloat16 bit patterns -> the float32 values they stand for (exact)."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def open_directory(directory: Path) -> dict[str, StoredTensor]:

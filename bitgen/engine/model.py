@@ -21,7 +21,7 @@ from bitgen.engine.generate import Generation
 from bitgen.engine.score import Score, score
 from bitgen.engine.session import Cache, Choice, Sampling, Session, next_batch
 from bitgen.errors import BitgenError
-from bitgen.gguf.i2s_layout import doubt as i2s_warning
+from bitgen.gguf.i2s_layout import warning as i2s_warning
 from bitgen.gguf.reader import I2sLayout, read_gguf
 from bitgen.kernels import plan as plans
 from bitgen.kernels.formats import FORMATS

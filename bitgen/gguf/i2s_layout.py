@@ -29,7 +29,7 @@ EVIDENCE, RATIO = 100.0, 4.0
 """Least evidence for a layout, and how many times as much as for another: of random weights each has about 4."""
 
 
-def doubt(checkpoint: GgufCheckpoint) -> str | None:
+def warning(checkpoint: GgufCheckpoint) -> str | None:
     """Why the I2_S layout that a checkpoint is read by looks wrong, and what to do; None where it does not."""
     declared = checkpoint.reading.i2s_layout
     if not any(t.type_name == "I2_S" for t in checkpoint.container.tensors.values()):

@@ -32,8 +32,8 @@ def describe(path: str | Path) -> dict[str, Any]:
         checkpoint = GgufCheckpoint(container)
     except UnsupportedError as error:
         return facts | {"unsupported": str(error)}
-    if doubt := i2s_layout.doubt(checkpoint):
-        facts["warning"] = doubt
+    if warning := i2s_layout.warning(checkpoint):
+        facts["warning"] = warning
     facts |= _shape(checkpoint.shape, checkpoint.activation_reason)
     return facts | _weights(container) | _tokenizer(container)
 

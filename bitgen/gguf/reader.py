@@ -101,8 +101,8 @@ class GgufCheckpoint:
         return values
 
     @property
-    def kept(self) -> dict[str, int]:
-        """Name -> type of the embedding and the head, which a copy keeps as they are stored, if one id says how."""
+    def stored_types(self) -> dict[str, int]:
+        """Name -> type id of the embedding and the head, where the id says all: a copy has their bytes as they are."""
         matrices = (t for t in self._tensors.values() if len(t.shape) == 2 and not is_ternary(t.name))
         return {t.name: t.type for t in matrices if len(TENSOR_TYPES[t.type]) == 1}
 

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bitgen.checkpoints.checkpoint import row_pieces
+from bitgen.checkpoints.checkpoint import Floats, row_pieces, ternary_floats, widen_bf16
 from bitgen.errors import FormatError, UnsupportedError
 from bitgen.gguf import blocks, tl_tiles
 from bitgen.gguf.blocks import Scaled
 from bitgen.kernels.layout import Bytes
-
-Floats = npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -39,9 +36,9 @@ def scale_name(name: str) -> str:
 # ---- ternary -------------------------------------------------------------------------------------------------------
 
 TERNARY: dict[str, Callable[[Bytes, int, int, Reading], Scaled]] = {
-    "F32": lambda raw, m, k, _: ternary_values(raw.view("<f4").reshape(m, k)),
-    "F16": lambda raw, m, k, _: ternary_values(raw.view("<f2").reshape(m, k)),
-    "BF16": lambda raw, m, k, _: ternary_values(_bf16(raw).reshape(m, k)),
+    "F32": lambda raw, m, k, _: _scaled_floats(raw.view("<f4").reshape(m, k)),
+    "F16": lambda raw, m, k, _: _scaled_floats(raw.view("<f2").reshape(m, k)),
+    "BF16": lambda raw, m, k, _: _scaled_floats(widen_bf16(raw.view("<u2")).reshape(m, k)),
     "I2_S": lambda raw, m, k, how: blocks.unpack_i2_s_tensor(raw, m, k, how.i2s_layout),
     "TL1": lambda raw, m, k, how: blocks.unpack_tl1_tensor(raw, m, k, *tl_tiles.tile_of("TL1", m, k, how.tiles)),
     "TL2": lambda raw, m, k, how: blocks.unpack_tl2_tensor(raw, m, k, *tl_tiles.tile_of("TL2", m, k, how.tiles)),
@@ -57,22 +54,13 @@ TERNARY: dict[str, Callable[[Bytes, int, int, Reading], Scaled]] = {
 """Type -> (bytes, M, K, reading) -> codes and scales as blocks.py has them."""
 
 
-def ternary_values(values: Floats) -> Scaled:
-    """Floats [M, K] that are -s, 0 and +s -> codes int8 [M, K] and s [1, 1]; FormatError names any other value.
-
-    The tolerance, a ten-thousandth of s, is for rounding; a matrix of master weights is far outside it.
-    """
-    scale = np.float32(max(float(np.abs(values[rows]).max()) for rows in row_pieces(values.shape)))
+def _scaled_floats(values: Floats) -> Scaled:
+    """Floats [M, K] that are -s, 0 and +s -> codes int8 [M, K] and s [1, 1]; FormatError names any other value."""
+    codes, scale, other = ternary_floats(values.shape, values.__getitem__)
     if not np.isfinite(scale):
         raise FormatError("it holds NaN or infinite values")
-    codes = np.zeros(values.shape, np.int8)
-    for rows in row_pieces(values.shape) if scale else ():
-        relative = values[rows].astype(np.float32) / scale
-        np.rint(relative, out=codes[rows], casting="unsafe")
-        wrong = ~(np.abs(relative - codes[rows]) <= 1e-4)  # NaN is wrong too
-        if wrong.any():
-            value = float(values[rows][wrong][0])
-            raise FormatError(f"the value {value:g} is none of 0 and ±{scale:g}: the weights are not ternary")
+    if other is not None:
+        raise FormatError(f"the value {other:g} is none of 0 and ±{scale:g}: the weights are not ternary")
     return codes, np.array([[scale]])
 
 
@@ -81,7 +69,7 @@ def ternary_values(values: Floats) -> Scaled:
 VECTORS: dict[str, Callable[[Bytes], Floats]] = {
     "F32": lambda raw: raw.view("<f4"),
     "F16": lambda raw: raw.view("<f2"),
-    "BF16": lambda raw: _bf16(raw),
+    "BF16": lambda raw: widen_bf16(raw.view("<u2")),
 }
 """Type -> bytes -> values; those of the first two are views of the file."""
 
@@ -115,7 +103,3 @@ def _dequantised(type: str, raw: Bytes, shape: tuple[int, ...]) -> npt.NDArray[n
     for rows in row_pieces(shape):
         values[rows] = dequantize(blocks_of[rows], GGMLQuantizationType[type])
     return values
-
-
-def _bf16(raw: Bytes) -> npt.NDArray[np.float32]:
-    return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)

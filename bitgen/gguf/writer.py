@@ -67,7 +67,7 @@ def write_gguf(
     type = type or ("q2_0" if checkpoint.shape.group else "i2_s")
     if type not in FILE_TYPES:
         raise UnsupportedError(f"unknown file type {type!r}; known: {', '.join(FILE_TYPES)}")
-    entries = tensor_table(checkpoint.shape, type, checkpoint.kept if isinstance(checkpoint, GgufCheckpoint) else {})
+    entries = tensor_table(checkpoint.shape, type, _stored_types(checkpoint))
     start = head(key_values(checkpoint, FILE_TYPES[type][1]), entries)
     if identity is not None:
         identity = hashlib.sha256(start + identity.encode()).hexdigest()
@@ -84,12 +84,20 @@ def write_gguf(
                 if progress:
                     progress(done, total)
     except OSError as error:
-        kept = "; what is done is kept, and the same command goes on from there" if identity else ""
-        raise BitgenError(f"cannot write {path}: {error.strerror}{kept}") from error
+        advice = "; what is done is kept, and the same command goes on from there" if identity else ""
+        raise BitgenError(f"cannot write {path}: {error.strerror}{advice}") from error
 
 
-def tensor_table(shape: ModelShape, type: str, kept: Mapping[str, int] = MappingProxyType({})) -> list[Entry]:
-    """The tensor table of a file, checked against what the type can hold. `kept`: types of float matrices."""
+def _stored_types(checkpoint: Checkpoint) -> Mapping[str, int]:
+    """Name -> type id of the float matrices that are copied as they are stored."""
+    return checkpoint.stored_types if isinstance(checkpoint, GgufCheckpoint) else {}
+
+
+def tensor_table(shape: ModelShape, type: str, stored: Mapping[str, int] = MappingProxyType({})) -> list[Entry]:
+    """The tensors of a file, checked against what the type can hold.
+
+    stored: name -> type id of float matrices that do not become F16.
+    """
     known = ARCHITECTURES.get(shape.architecture)
     traits = ("sub_norms", "rope_interleaved", "qk_norm", "post_norms")
     if known is None or any(getattr(known, trait) != getattr(shape, trait) for trait in traits):
@@ -104,7 +112,7 @@ def tensor_table(shape: ModelShape, type: str, kept: Mapping[str, int] = Mapping
         )
     for name, dims in tensor_shapes(shape).items():
         if not is_ternary(name):
-            entries.append(Entry(name, dims, F32 if len(dims) == 1 else kept.get(name, F16)))
+            entries.append(Entry(name, dims, F32 if len(dims) == 1 else stored.get(name, F16)))
             continue
         m, k = dims
         if id == I2_S and m * k % 128:
@@ -127,7 +135,7 @@ def payload(checkpoint: Checkpoint, entry: Entry, scales: dict[str, Scale]) -> I
         if entry.name not in scales:  # an earlier run wrote the matrix
             scales[entry.name] = checkpoint.ternary(entry.name.removesuffix("scale") + "weight")[1]
         return [np.array([scales[entry.name]], "<f4")]
-    if isinstance(checkpoint, GgufCheckpoint) and entry.name in checkpoint.kept:
+    if isinstance(checkpoint, GgufCheckpoint) and entry.name in checkpoint.stored_types:
         return checkpoint.stored(entry.name)
     return _converted(entry, checkpoint)
 

@@ -179,15 +179,15 @@ class Litespark:
 
         def layer(n: int) -> Any:
             matrices = {key: projection(f"blk.{n}.{name}.weight") for key, name in _PARTS.items()}
-            norms = {key: _bf16(source.dense(f"blk.{n}.{name}.weight")) for key, name in _NORMS.items()}
+            norms = {key: _to_bf16(source.dense(f"blk.{n}.{name}.weight")) for key, name in _NORMS.items()}
             return parts.PackedLayer(**matrices, **norms)
 
-        embedding, scales = loader._quantize_embedding_int4(_bf16(source.dense("token_embd.weight")))
+        embedding, scales = loader._quantize_embedding_int4(_to_bf16(source.dense("token_embd.weight")))
         sizes = (s.hidden, s.layers, s.heads, s.kv_heads, s.intermediate, s.vocab, s.context, s.norm_eps, s.rope_theta)
         self._model = parts.PackedBitNetModel(
             config=parts.BitNetConfig(*sizes),
             embed_tokens=None,
-            final_norm=_bf16(source.dense("output_norm.weight")),
+            final_norm=_to_bf16(source.dense("output_norm.weight")),
             layers=[layer(n) for n in range(s.layers)],
             embed_int4=embedding,
             embed_scale=scales,
@@ -216,7 +216,7 @@ class Litespark:
         return step
 
 
-def _bf16(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint16]:
+def _to_bf16(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint16]:
     """Rounded to bfloat16, whose bits Litespark keeps in uint16."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)

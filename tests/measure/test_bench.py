@@ -186,7 +186,7 @@ def test_the_real_peers_agree(name: str, model: Model) -> None:
 
 def test_bfloat16_rounds_to_even() -> None:
     values = np.array([1, -1, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20], np.float32)
-    assert (peer_engines._bf16(values).astype(np.uint32) << 16).view(np.float32).tolist() == [
+    assert (peer_engines._to_bf16(values).astype(np.uint32) << 16).view(np.float32).tolist() == [
         *(1, -1, 1, 1 + 2**-6, 1 + 2**-7)
     ]
 

@@ -36,12 +36,12 @@ def rewritten(source: Path, to: Path, i2s_layout: str) -> Path:
 def test_a_trained_model_in_every_layout(tmp_path: Path, written: I2sLayout) -> None:
     path = rewritten(SHIPPED, tmp_path / "m.gguf", written)
     for declared in blocks.I2S_LAYOUTS:
-        doubt = i2s_layout.doubt(read_gguf(path, i2s_layout=declared))  # type: ignore[arg-type]
+        said = i2s_layout.warning(read_gguf(path, i2s_layout=declared))  # type: ignore[arg-type]
         if declared == written:
-            assert doubt is None
+            assert said is None
         else:
-            assert doubt is not None and f"as {written}, not as {declared}" in doubt
-            assert doubt.endswith(f"try --i2s-layout {written}") and str(path) in doubt
+            assert said is not None and f"as {written}, not as {declared}" in said
+            assert said.endswith(f"try --i2s-layout {written}") and str(path) in said
     codes = read_gguf(path, i2s_layout=written).ternary("blk.3.ffn_down.weight")
     want = read_gguf(SHIPPED).ternary("blk.3.ffn_down.weight")
     assert np.array_equal(codes[0], want[0]) and codes[1] == want[1]
@@ -53,12 +53,12 @@ def test_random_weights_are_no_evidence(tmp_path: Path, declared: I2sLayout) -> 
         path = changed(tmp_path / f"{name}.gguf", lambda m, t: None, shape=shape)
         checkpoint = read_gguf(path, i2s_layout=declared)
         assert all(i2s_layout.evidence(checkpoint, each) < 30 for each in blocks.I2S_LAYOUTS)
-        assert i2s_layout.doubt(checkpoint) is None
+        assert i2s_layout.warning(checkpoint) is None
 
 
 def test_other_types_are_not_looked_at(tmp_path: Path) -> None:
     metadata, tensors = contents(type="tq2_0")
-    assert i2s_layout.doubt(read_gguf(store(tmp_path / "m.gguf", metadata, tensors))) is None
+    assert i2s_layout.warning(read_gguf(store(tmp_path / "m.gguf", metadata, tensors))) is None
 
 
 def test_no_variation_is_no_evidence() -> None:
