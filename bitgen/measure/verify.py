@@ -14,6 +14,7 @@ which has every matrix shape of the whole. All other checks run the model itself
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import platform
 import tempfile
@@ -330,10 +331,8 @@ def _transformers(source: str) -> Logits:
 
 
 def _machine() -> dict[str, Any]:
-    from bitgen import __version__
-
     return {
-        "bitgen": __version__,
+        "bitgen": importlib.metadata.version("bitgen"),
         "cpu": plan.cpu_name(),
         "system": f"{platform.system()} {platform.machine()}",
         "compiler": clang.find_compiler(targets.platform_of()).version,
