@@ -1,4 +1,4 @@
-"""Other engines behind one interface, each in a process of its own: `python -m bitgen.peer_engines llama.cpp`.
+"""Other engines behind one interface, each in a process of its own: `python -m bitgen.measure.peer_engines llama.cpp`.
 
 The process answers lines of JSON on stdin with lines on stdout, one each, and ends with its input:
 

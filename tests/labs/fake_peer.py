@@ -1,4 +1,4 @@
-"""A peer for test_bench.py: bitgen behind the protocol of bitgen.peer_engines, with the fault named by its argument."""
+"""A peer for test_bench.py: bitgen behind the protocol of peer_engines.py, with the fault named by its argument."""
 
 from __future__ import annotations
 

@@ -22,11 +22,12 @@ from bitgen.measure.peers import PEERS, Peer
 from bitgen.measure.report import BenchReport, Case, PeerRow, Race
 
 CASE_KEYS = {"kind", "tokens", "threads", "batch", "context"}
+STEP_KEYS = {"step", "share", "ms_per_token", "calls", "gb_s", "gop_s", "bandwidth_share", "ops_share"}
 NUMBERS = ("tok_s", "tok_s_min", "tok_s_max", "bitgen_tok_s", "ratio")
 STEPS = {
-    *("qkv", "o", "gate_up", "down", "embed", "enter_attention", "split_heads", "attention", "leave_attention"),
-    *("enter_ffn", "activate", "leave_ffn", "final_norm", "head"),
-}
+    "qkv", "o", "gate_up", "down", "embed", "enter_attention", "split_heads", "attention", "leave_attention",
+    "enter_ffn", "activate", "leave_ffn", "final_norm", "head",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -186,9 +187,8 @@ def test_the_real_peers_agree(name: str, model: Model) -> None:
 
 def test_bfloat16_rounds_to_even() -> None:
     values = np.array([1, -1, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20], np.float32)
-    assert (peer_engines._to_bf16(values).astype(np.uint32) << 16).view(np.float32).tolist() == [
-        *(1, -1, 1, 1 + 2**-6, 1 + 2**-7)
-    ]
+    rounded = (peer_engines._to_bf16(values).astype(np.uint32) << 16).view(np.float32)
+    assert rounded.tolist() == [1, -1, 1, 1 + 2**-6, 1 + 2**-7]
 
 
 # ---- energy --------------------------------------------------------------------------------------------------
@@ -303,9 +303,7 @@ def test_the_optional_parts_of_the_report(tmp_path: Path, monkeypatch: pytest.Mo
     for entry in found["profile"]:
         assert set(entry) == {*CASE_KEYS, "steps"}
         for step in entry["steps"]:
-            assert set(step) == {
-                *("step", "share", "ms_per_token", "calls", "gb_s", "gop_s", "bandwidth_share", "ops_share")
-            }
+            assert set(step) == STEP_KEYS
     assert set(found["energy"]) == {"zones", "reason", "results"}
     assert bool(found["energy"]["reason"]) == (not found["energy"]["results"])
     text = CliRunner().invoke(cli.main, args).output
