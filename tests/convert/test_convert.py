@@ -17,11 +17,11 @@ from jinja2.sandbox import SandboxedEnvironment
 torch = pytest.importorskip("torch", reason="the checkpoints are made with PyTorch")
 
 import hf_models  # noqa: E402
-from bitgen.checkpoint import widen_bf16  # noqa: E402
 from hf_models import VOCAB, Tiny  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from tokenizers import Tokenizer, processors  # noqa: E402
 
+from bitgen.checkpoints.checkpoint import widen_bf16  # noqa: E402
 from bitgen.checkpoints.tensors import is_ternary, tensor_shapes  # noqa: E402
 from bitgen.convert import HfCheckpoint, convert  # noqa: E402
 from bitgen.convert.safetensors import open_file  # noqa: E402

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from bitgen.part_file import PartFile
 
 from bitgen.errors import BitgenError
+from bitgen.gguf.part_file import PartFile
 
 
 def test_another_process_is_waited_for_until_it_is_killed(tmp_path: Path) -> None:
@@ -17,7 +17,7 @@ def test_another_process_is_waited_for_until_it_is_killed(tmp_path: Path) -> Non
     code = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from bitgen.part_file import PartFile\n"
+        "from bitgen.gguf.part_file import PartFile\n"
         "with PartFile(Path(sys.argv[1]), 'this from that') as part:\n"
         "    part.append('a', [b'first'])\n"
         "    print('written', flush=True)\n"
