@@ -33,6 +33,7 @@ from bitgen.gguf import info as _info
 from bitgen.gguf.reader import GgufCheckpoint, read_gguf
 from bitgen.gguf.writer import TernaryType, write_gguf
 from bitgen.kernels import plan, render, space
+from bitgen.kernels.evidence import Effort, Measured
 from bitgen.kernels.plan import Plan
 from bitgen.measure import bench as _bench
 from bitgen.measure import energy as _energy
@@ -198,15 +199,15 @@ class TuneReport:
     @property
     def disturbed(self) -> list[str]:
         """The matrices that were measured while the machine had other work."""
-        decisions = self.plan.decisions
-        return [role for role, gemm in self.model.matrices.items() if decisions[gemm].evidence.get("disturbed")]
+        evidence = {role: self.plan.decisions[gemm].evidence for role, gemm in self.model.matrices.items()}
+        return [role for role, found in evidence.items() if isinstance(found, Measured) and found.disturbed]
 
 
 def tune(
     model: str | Path,
     *,
     threads: int | None = None,
-    effort: _tune.Effort = "quick",
+    effort: Effort = "quick",
     isa: str | None = None,
     listener: Listener = lambda *_: None,
     remote: str | None = None,
@@ -230,7 +231,7 @@ def estimate(
     cpu: str,
     arch: str | None = None,
     isa: str | None = None,
-    effort: _tune.Effort = "quick",
+    effort: Effort = "quick",
     bytes_per_cycle: float | None = None,
     output: Path | None = None,
     listener: Listener = lambda *_: None,

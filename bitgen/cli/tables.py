@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from rich import box
 from rich.console import RenderableType
@@ -11,9 +10,10 @@ from rich.table import Table
 
 from bitgen.api import TuneReport
 from bitgen.engine.score import TokenChoice
+from bitgen.kernels.evidence import Cost, Decode, Prefill
 from bitgen.measure.report import BenchReport, Energy, PeerRow, Profile, Rate, Step
 from bitgen.measure.verify import Receipt
-from bitgen.spec import KernelSpec
+from bitgen.spec import GemmShape
 from bitgen.text.tokenizer import Tokenizer
 
 BAR = 20
@@ -43,7 +43,7 @@ KERNEL_WORDS = ("matrix", "phase", "kernel")
 def tuned(report: TuneReport) -> Table:
     """A row for each matrix and phase: its kernel, as measured."""
     title = f"{report.model.name} on {report.isa}, {report.threads} threads; {report.cpu}"
-    rows = ((*kernel, *_measured(spec, evidence)) for kernel, spec, evidence in _kernels(report))
+    rows = ((*kernel, *_measured(e)) for kernel, _, e in _kernels(report) if not isinstance(e, Cost))
     return _table(title, (*KERNEL, "time", "rate", "share", "vs default"), KERNEL_WORDS, rows)
 
 
@@ -51,31 +51,35 @@ def estimated(report: TuneReport) -> Table:
     """A row for each matrix and phase: its kernel, by the cost model."""
     title = f"{report.model.name} on {report.isa}, {report.plan.basis}"
     columns = (*KERNEL, "cycles/token", "/weight", "instr./weight", "vs default")
-    rows = ((*kernel, *_costs(spec, evidence)) for kernel, spec, evidence in _kernels(report))
+    rows = ((*kernel, *_costs(e, shape)) for kernel, shape, e in _kernels(report) if isinstance(e, Cost))
     return _table(title, columns, KERNEL_WORDS, rows)
 
 
-def _kernels(report: TuneReport) -> Iterator[tuple[tuple[str, ...], KernelSpec, Mapping[str, Any]]]:
-    """The columns KERNEL, the kernel and its evidence, for each matrix and phase."""
+def _kernels(report: TuneReport) -> Iterator[tuple[tuple[str, ...], GemmShape, Decode | Prefill | Cost]]:
+    """The columns KERNEL, the matrix and the kernel's evidence, for each matrix and phase."""
     for role, gemm in report.model.matrices.items():
         decision = report.plan.decisions[gemm]
-        for phase, spec in zip(("decode", "prefill"), decision.plan.specs(gemm, report.isa), strict=True):
+        assert decision.evidence is not None  # it was just made
+        evidence = decision.evidence.gemv, decision.evidence.gemm
+        specs = decision.plan.specs(gemm, report.isa)
+        for phase, spec, found in zip(("decode", "prefill"), specs, evidence, strict=True):
             tile = spec.symbol.split(f"_k{spec.shape.k}_")[1].split("__")[0].replace("_", " ")
             kernel = (role, f"{gemm.m}x{gemm.k}", phase, f"{spec.layout.format} {tile}")
-            yield kernel, spec, decision.evidence[spec.op]
+            yield kernel, gemm, found
 
 
-def _measured(spec: KernelSpec, e: Mapping[str, Any]) -> tuple[str, ...]:
-    rate, share = f"{e['gop_s']:.0f} GOP/s", e["peak_share"]
-    if spec.op == "gemv":
-        rate, share = f"{e['gb_s']:.1f} GB/s", e["bandwidth_share"]
-    return f"{e['seconds'] * 1e6:.0f} us", rate, f"{share:.0%}", f"{e['default_seconds'] / e['seconds']:.2f}x"
+def _measured(e: Decode | Prefill) -> tuple[str, ...]:
+    if isinstance(e, Decode):
+        rate, share = f"{e.gb_s:.1f} GB/s", e.bandwidth_share
+    else:
+        rate, share = f"{e.gop_s:.0f} GOP/s", e.peak_share
+    return f"{e.seconds * 1e6:.0f} us", rate, f"{share:.0%}", f"{e.default_seconds / e.seconds:.2f}x"
 
 
-def _costs(spec: KernelSpec, e: Mapping[str, Any]) -> tuple[str, ...]:
-    per_weight = f"{e['cycles'] / (spec.shape.m * spec.shape.k):.4f}", f"{e['instructions_per_weight']:.4f}"
-    gain = f"{e['default_cycles'] / e['cycles']:.2f}x" if e["default_cycles"] else ""
-    return f"{e['cycles']:,.0f}", *per_weight, gain
+def _costs(e: Cost, shape: GemmShape) -> tuple[str, ...]:
+    per_weight = f"{e.cycles / (shape.m * shape.k):.4f}", f"{e.instructions_per_weight:.4f}"
+    gain = f"{e.default_cycles / e.cycles:.2f}x" if e.default_cycles else ""
+    return f"{e.cycles:,.0f}", *per_weight, gain
 
 
 # ---- bench --------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from bitgen import data, targets
 from bitgen.data import cache_root
 from bitgen.errors import BitgenError
 from bitgen.kernels import render, space
+from bitgen.kernels.evidence import Evidence, Measured, from_json, to_json
 from bitgen.spec import GemmShape, Layout, MatrixPlan, ModelShape, Tile
 
 VERSION = 2
@@ -36,11 +37,11 @@ class Decision:
     """A plan for one matrix and why: candidates tried, seconds, share of the machine's limit."""
 
     plan: MatrixPlan
-    evidence: dict[str, Any] = field(default_factory=dict)
+    evidence: Evidence | None = None
     stamp: str = ""  # of the kernels that the evidence is about; "": not known
 
     @classmethod
-    def of(cls, plan: MatrixPlan, shape: GemmShape, isa: str, evidence: dict[str, Any]) -> Decision:
+    def of(cls, plan: MatrixPlan, shape: GemmShape, isa: str, evidence: Evidence) -> Decision:
         """A decision about a matrix with the kernels of today's templates."""
         return cls(plan, evidence, stamp(plan, shape, isa))
 
@@ -73,7 +74,7 @@ class Plan:
         """The plan as plain data, matrices keyed "MxK" or "MxK_sGROUP"."""
         head = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "decisions"}
         matrices = {
-            str(shape): {"stamp": d.stamp, **dataclasses.asdict(d.plan), "evidence": d.evidence}
+            str(shape): {"stamp": d.stamp, **dataclasses.asdict(d.plan), "evidence": to_json(d.evidence)}
             for shape, d in sorted(self.decisions.items(), key=lambda item: astuple(item[0]))
         }
         return {"version": VERSION, **head, "matrices": matrices}
@@ -90,7 +91,7 @@ class Plan:
             plan = cls(raw["isa"], raw["cpu"], raw["compiler"], raw.get("basis", ""))
             for key, entry in raw["matrices"].items() if raw["version"] == VERSION else ():
                 matrix = MatrixPlan(Layout(**entry["layout"]), Tile(**entry["gemv"]), Tile(**entry["gemm"]))
-                plan.decisions[GemmShape.parse(key)] = Decision(matrix, entry["evidence"], entry["stamp"])
+                plan.decisions[GemmShape.parse(key)] = Decision(matrix, from_json(entry["evidence"]), entry["stamp"])
             return plan
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise BitgenError(f"{where} is not a bitgen plan ({e}); delete it and tune again") from e
@@ -152,7 +153,7 @@ class Lookup:
 
 def best_threads(decisions: Sequence[Decision]) -> int | None:
     """The thread count with the least measured decode time over some matrices; None without measurements."""
-    times = [d.evidence.get("gemv", {}).get("seconds_by_threads", {}) for d in decisions]
+    times = [d.evidence.gemv.seconds_by_threads if isinstance(d.evidence, Measured) else {} for d in decisions]
     counts = set.intersection(*map(set, times)) if times else set()
     return int(min(counts, key=lambda n: sum(t[n] for t in times))) if counts else None
 

@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -26,9 +26,10 @@ from bitgen import targets
 from bitgen.compile import clang
 from bitgen.errors import BitgenError, CompileError, UnsupportedError
 from bitgen.kernels import render, space
+from bitgen.kernels.evidence import Cost, Effort, Estimated
 from bitgen.kernels.formats import FORMATS
 from bitgen.kernels.plan import Decision, Plan
-from bitgen.spec import GemmShape, KernelSpec, MatrixPlan
+from bitgen.spec import GemmShape, KernelSpec, Listener, MatrixPlan
 from bitgen.tune import search, trace
 from bitgen.tune.lab import PREFILL_TOKENS, weight_bytes
 from bitgen.tune.trace import Path, Profile
@@ -241,7 +242,7 @@ def _extrapolate(program: trace.Program, few: int, panels: int, some: int, n: in
     return line(some, n, lambda t: line(few, panels, lambda p: trace.follow(program, t, p)))
 
 
-def candidates(shape: GemmShape, isa: str, effort: search.Effort) -> list[KernelSpec]:
+def candidates(shape: GemmShape, isa: str, effort: Effort) -> list[KernelSpec]:
     """The tuner's candidates, one of each set that differs only in what the model cannot see."""
     first: dict[tuple[Any, ...], KernelSpec] = {}
     for spec in search.candidates(shape, isa, effort):
@@ -253,9 +254,9 @@ def estimate_plan(
     shapes: Sequence[GemmShape],
     isa: str,
     core: Core,
-    effort: search.Effort = "quick",
+    effort: Effort = "quick",
     bytes_per_cycle: float | None = None,
-    listener: search.Listener = lambda *_: None,
+    listener: Listener = lambda *_: None,
 ) -> Plan:
     """A plan for a core that was never run.
 
@@ -273,9 +274,9 @@ def decide(
     shape: GemmShape,
     isa: str,
     core: Core,
-    effort: search.Effort,
+    effort: Effort,
     bytes_per_cycle: float | None,
-    listener: search.Listener,
+    listener: Listener,
 ) -> Decision:
     """The layout and tiles that cost least for a token of decode and a token of prefill together."""
     specs = candidates(shape, isa, effort)
@@ -296,17 +297,18 @@ def decide(
         reasons = "; ".join(dict.fromkeys(failed.values()))
         raise UnsupportedError(f"no kernel for {shape.m}x{shape.k} on {isa} could be estimated: {reasons}")
     gemv, gemm = min(pairs, key=lambda pair: costs[pair[0]] + costs[pair[1]])
-    evidence: dict[str, Any] = {"effort": effort, "bytes_per_cycle": bytes_per_cycle, "failed": failed}
-    for chosen in (gemv, gemm):
-        cost = estimates[chosen]
-        tried = {spec.symbol: costs[spec] for spec in sorted(costs, key=costs.__getitem__) if spec.op == chosen.op}
-        evidence[chosen.op] = {
-            "cycles": costs[chosen],  # of a token
-            "default_cycles": next(costs.get(s) for s in specs if s.op == chosen.op),
-            "instructions_per_weight": cost.instructions / cost.products,
-            "tried": tried,
-        }
+    by_op = [_cost(chosen, specs, costs, estimates[chosen]) for chosen in (gemv, gemm)]
+    evidence = Estimated(effort, bytes_per_cycle, failed, *by_op)
     return Decision.of(MatrixPlan(gemv.layout, gemv.tile, gemm.tile), shape, isa, evidence)
+
+
+def _cost(
+    chosen: KernelSpec, specs: Sequence[KernelSpec], costs: Mapping[KernelSpec, float], estimate: Estimate
+) -> Cost:
+    """The evidence of one kernel; costs: kernel -> cycles of a token."""
+    default = next(costs.get(spec) for spec in specs if spec.op == chosen.op)
+    tried = {spec.symbol: costs[spec] for spec in sorted(costs, key=costs.__getitem__) if spec.op == chosen.op}
+    return Cost(costs[chosen], default, estimate.instructions / estimate.products, tried)
 
 
 def _try(spec: KernelSpec, core: Core) -> Estimate | BitgenError:

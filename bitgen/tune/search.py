@@ -17,15 +17,16 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Generic, TypeVar
 
 from bitgen.errors import BitgenError
 from bitgen.kernels import plan as plans
 from bitgen.kernels import space
+from bitgen.kernels.evidence import Decode, Effort, Evidence, Measured, Prefill
 from bitgen.kernels.plan import Decision, Plan
-from bitgen.spec import GemmShape, KernelSpec, MatrixPlan
+from bitgen.spec import GemmShape, KernelSpec, Listener, MatrixPlan
 from bitgen.tune.lab import PREFILL_TOKENS, Host, Lab, Site
 
 FINALIST_LAYOUTS = 3
@@ -35,11 +36,6 @@ SPREAD = 0.15  # rounds disagree when the middle half of a kernel's times spans 
 BUSY = 0.5  # the machine was busy when so many more processes than our threads ran at the start
 
 T = TypeVar("T")
-Effort = Literal["quick", "thorough"]
-
-
-Listener = Callable[[str, int, int], None]
-"""A progress display is told: stage, done, total."""
 
 
 @dataclass(frozen=True)
@@ -125,10 +121,11 @@ def tune(
     return plan
 
 
-def _serves(evidence: Mapping[str, Any], threads: int, effort: Effort) -> bool:
+def _serves(evidence: Evidence | None, threads: int, effort: Effort) -> bool:
     """Whether a decision need not be made again."""
-    enough = evidence["threads"] == threads and evidence["effort"] in (effort, "thorough")
-    return enough and not evidence.get("disturbed", False)
+    if not isinstance(evidence, Measured) or evidence.disturbed:
+        return False
+    return evidence.threads == threads and evidence.effort in (effort, "thorough")
 
 
 def candidates(shape: GemmShape, isa: str, effort: Effort) -> list[KernelSpec]:
@@ -150,14 +147,12 @@ def decide(shape: GemmShape, isa: str, threads: int, effort: Effort, listener: L
         for done, spec in enumerate(specs, 1):
             lab.verify(spec)
             listener(f"{name} verifying", done, len(specs))
-        decision = _decide(lab, specs, threads, lambda stage, *progress: listener(f"{name} {stage}", *progress))
-    decision.evidence["effort"] = effort
-    decision.evidence["load"] = site.load
-    decision.evidence["disturbed"] |= site.load > threads + BUSY
-    return decision
+        plan, found = _decide(lab, specs, threads, lambda stage, *progress: listener(f"{name} {stage}", *progress))
+    disturbed = found.disturbed or site.load > threads + BUSY
+    return Decision.of(plan, shape, isa, replace(found, effort=effort, load=site.load, disturbed=disturbed))
 
 
-def _decide(lab: Lab, specs: Sequence[KernelSpec], threads: int, listener: Listener) -> Decision:
+def _decide(lab: Lab, specs: Sequence[KernelSpec], threads: int, listener: Listener) -> tuple[MatrixPlan, Measured]:
     """Race verified kernels of one shape, those of the static default first."""
 
     def run(stage: str, field: list[KernelSpec]) -> Race[KernelSpec]:
@@ -176,29 +171,26 @@ def _decide(lab: Lab, specs: Sequence[KernelSpec], threads: int, listener: Liste
         return decode[pair[0]] + prefill[pair[1]] / PREFILL_TOKENS
 
     gemv, gemm = min(((v, g) for v in decode for g in prefill if v.layout == g.layout), key=cost)
+    bandwidth, disturbed = lab.bandwidth(), decoding.disturbed or prefilling.disturbed
     counts = [str(1 << i) for i in range(threads.bit_length()) if 1 << i < threads] + [str(threads)]
-    bandwidth = lab.bandwidth()
-    operations = 2 * gemm.shape.m * gemm.shape.k * PREFILL_TOKENS / prefill[gemm]
-    rate = lab.weight_bytes(gemv) / decode[gemv]
-    evidence = {
-        "threads": threads,
-        "disturbed": decoding.disturbed or prefilling.disturbed,
-        "bandwidth_gb_s": bandwidth / 1e9,
-        "gemv": {
-            "seconds": decode[gemv],
-            "default_seconds": decode[default_gemv],
-            "seconds_by_threads": race(counts, lambda count: lab.seconds(gemv, int(count))).medians,
-            "gb_s": rate / 1e9,
-            "bandwidth_share": rate / bandwidth,
-            "tried": {s.symbol: t for s, t in decode.items()},
-        },
-        "gemm": {
-            "tokens": PREFILL_TOKENS,
-            "seconds": prefill[gemm],
-            "default_seconds": prefill[default_gemm],
-            "gop_s": operations / 1e9,
-            "peak_share": operations / lab.peak(),
-            "tried": {s.symbol: t for s, t in prefill.items()},
-        },
-    }
-    return Decision.of(MatrixPlan(gemv.layout, gemv.tile, gemm.tile), gemv.shape, gemv.isa, evidence)
+    by_threads = race(counts, lambda count: lab.seconds(gemv, int(count))).medians
+    of_decode = _decode_evidence(lab, gemv, decode, decode[default_gemv], by_threads, bandwidth)
+    of_prefill = _prefill_evidence(lab, gemm, prefill, prefill[default_gemm])
+    evidence = Measured(threads, bandwidth / 1e9, of_decode, of_prefill, disturbed=disturbed)
+    return MatrixPlan(gemv.layout, gemv.tile, gemm.tile), evidence
+
+
+def _decode_evidence(
+    lab: Lab, chosen: KernelSpec, tried: Mapping[KernelSpec, float], default: float,
+    by_threads: dict[str, float], bandwidth: float,
+) -> Decode:  # fmt: skip
+    """tried: kernel -> seconds of one call; bandwidth: bytes per second."""
+    rate, times = lab.weight_bytes(chosen) / tried[chosen], {s.symbol: t for s, t in tried.items()}
+    return Decode(tried[chosen], default, by_threads, rate / 1e9, rate / bandwidth, times)
+
+
+def _prefill_evidence(lab: Lab, chosen: KernelSpec, tried: Mapping[KernelSpec, float], default: float) -> Prefill:
+    """tried: kernel -> seconds of one call."""
+    operations = 2 * chosen.shape.m * chosen.shape.k * PREFILL_TOKENS / tried[chosen]
+    times = {s.symbol: t for s, t in tried.items()}
+    return Prefill(PREFILL_TOKENS, tried[chosen], default, operations / 1e9, operations / lab.peak(), times)

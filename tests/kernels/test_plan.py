@@ -15,6 +15,7 @@ from bitgen import data
 from bitgen.checkpoints import presets
 from bitgen.errors import BitgenError
 from bitgen.kernels import plan, render, space
+from bitgen.kernels.evidence import Decode, Measured, Prefill, to_json
 from bitgen.kernels.plan import Decision, Plan
 from bitgen.spec import GemmShape, Layout, MatrixPlan, Tile
 from bitgen.targets import TARGETS
@@ -24,7 +25,11 @@ SHAPE = presets.load("stories")
 GEMM = SHAPE.matrices["o"]
 OTHER = MatrixPlan(Layout("i2_s", 2, 128), Tile(prefetch=2048), Tile(nr=4, kc=128))
 
-EVIDENCE = {"gemv": {"seconds_by_threads": {"1": 2e-3, "2": 1e-3, "4": 3e-3}}}
+TRIED = {"some_kernel": 1e-3}
+EVIDENCE = Measured(
+    4, 30.0, Decode(1e-3, 2e-3, {"1": 2e-3, "2": 1e-3, "4": 3e-3}, 20.0, 0.6, TRIED),
+    Prefill(128, 1e-2, 1e-2, 200.0, 0.9, TRIED),
+)  # fmt: skip
 OTHER_KERNELS = "shipped, chosen among other kernels"
 
 
@@ -155,7 +160,12 @@ def test_a_stale_decision_of_the_host_is_passed_over(monkeypatch: pytest.MonkeyP
 def test_a_file_of_an_earlier_version_is_passed_over() -> None:
     """Version 1 had one stamp of all template text."""
     before = plan.lookup(SHAPE, ISA)
-    matrix = {"layout": {"format": "i2_s", "bm": 2, "bk": 128}, "gemv": {}, "gemm": {"nr": 4}, "evidence": EVIDENCE}
+    matrix = {
+        "layout": {"format": "i2_s", "bm": 2, "bk": 128},
+        "gemv": {},
+        "gemm": {"nr": 4},
+        "evidence": to_json(EVIDENCE),
+    }
     raw = {"version": 1, "isa": ISA, "cpu": plan.cpu_name(), "stamp": "95d26c55dc23ad2a", "compiler": "clang"}
     path = plan.host_path(ISA)
     path.parent.mkdir(parents=True)

@@ -14,9 +14,10 @@ from bitgen.checkpoints import presets
 from bitgen.cli import main
 from bitgen.errors import BitgenError, UnsupportedError
 from bitgen.kernels import plan
+from bitgen.kernels.evidence import Effort
 from bitgen.kernels.formats import FORMATS
 from bitgen.spec import GemmShape, KernelSpec, Layout
-from bitgen.tune import cost_model, search, trace
+from bitgen.tune import cost_model, trace
 from bitgen.tune.cost_model import Core
 
 SHAPE = GemmShape(96, 256)
@@ -141,7 +142,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the candidates, the first layout of each format and no look-ups of sums: those take a second each."""
     every = cost_model.candidates
 
-    def some(shape: GemmShape, isa: str, effort: search.Effort) -> list[KernelSpec]:
+    def some(shape: GemmShape, isa: str, effort: Effort) -> list[KernelSpec]:
         specs = [spec for spec in every(shape, isa, effort) if not spec.tile.lut_groups]
         first: dict[str, Layout] = {}
         return [spec for spec in specs if first.setdefault(spec.layout.format, spec.layout) == spec.layout]
@@ -160,8 +161,8 @@ def test_the_plan_is_an_estimate_and_always_the_same(few: None) -> None:
     assert cost_model.estimate_plan([SHAPE], "neon", core) == made
     evidence = made.decisions[SHAPE].evidence
     chosen, _ = made.decisions[SHAPE].plan.specs(SHAPE, "neon")
-    assert evidence["gemv"]["tried"][chosen.symbol] == evidence["gemv"]["cycles"]
-    assert not evidence["failed"]
+    assert evidence.gemv.tried[chosen.symbol] == evidence.gemv.cycles
+    assert not evidence.failed
 
 
 @needs_llvm_mca
@@ -170,7 +171,7 @@ def test_scarce_bandwidth_chooses_the_smallest_format(few: None) -> None:
     shape = GemmShape(320, 640)
     scarce = cost_model.estimate_plan([shape], "neon", core, bytes_per_cycle=0.02).decisions[shape]
     assert scarce.plan.layout.format == "t5"
-    assert scarce.evidence["gemv"]["cycles"] == 320 * 640 / 5 / 0.02
+    assert scarce.evidence.gemv.cycles == 320 * 640 / 5 / 0.02
     assert cost_model.estimate_plan([shape], "neon", core).decisions[shape].plan.layout.format != "t5"
 
 

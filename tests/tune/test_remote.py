@@ -326,7 +326,7 @@ def test_an_arm64_device(server: Server) -> None:
     assert set(made.decisions) == set(shape.matrices.values()) and "aarch64" in made.compiler
     for gemm, decision in made.decisions.items():
         tried = {s.symbol for s in few(gemm, best)}
-        assert set(decision.evidence["gemv"]["tried"]) | set(decision.evidence["gemm"]["tried"]) == tried
+        assert set(decision.evidence.gemv.tried) | set(decision.evidence.gemm.tried) == tried
     assert set(plan.lookup(shape, best, [made]).sources.values()) == {f"given, {made.basis}"}
     assert server.left("arm64") == []
 

@@ -141,15 +141,15 @@ def test_the_fastest_pair_of_one_layout_wins() -> None:
     assert decision.plan.layout.format == "tl2"
     specs = decision.plan.specs(SHAPES[0], "avx2")
     assert all(space.legal(s) is None for s in specs)
-    tried = decision.evidence["gemv"]["tried"]
+    tried = decision.evidence.gemv.tried
     assert tried[specs[0].symbol] == min(tried.values())
     default = space.default_plan(SHAPES[0], "avx2").specs(SHAPES[0], "avx2")
-    assert decision.evidence["gemv"]["default_seconds"] == tried[default[0].symbol]
+    assert decision.evidence.gemv.default_seconds == tried[default[0].symbol]
 
 
 def test_the_thread_count_is_measured_too() -> None:
     made = search.tune(SHAPES, "avx2", 4)
-    assert set(made.decisions[SHAPES[0]].evidence["gemv"]["seconds_by_threads"]) == {"1", "2", "4"}
+    assert set(made.decisions[SHAPES[0]].evidence.gemv.seconds_by_threads) == {"1", "2", "4"}
     assert plans.best_threads(list(made.decisions.values())) == 2
     assert plans.best_threads([]) is None
 
@@ -190,12 +190,15 @@ def test_an_interrupted_run_resumes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_only_stale_decisions_are_measured_again() -> None:
     first = search.tune(SHAPES, "avx2", 2)
     path = plans.path_of(FakeSite.cpu, "avx2")
-    first.decisions[SHAPES[0]].evidence["mark"] = first.decisions[SHAPES[1]].evidence["mark"] = "kept"
+    for shape in SHAPES:
+        known = first.decisions[shape]
+        marked = dataclasses.replace(known.evidence, load=0.125)
+        first.decisions[shape] = dataclasses.replace(known, evidence=marked)
     first.decisions[SHAPES[0]] = dataclasses.replace(first.decisions[SHAPES[0]], stamp="older")
     plans.save(first, path)
     second = search.tune(SHAPES, "avx2", 2)
     assert len(FakeLab.made) == len(SHAPES) + 1
-    assert [second.decisions[s].evidence.get("mark") for s in SHAPES] == [None, "kept"]
+    assert [second.decisions[s].evidence.load == 0.125 for s in SHAPES] == [False, True]
     assert all(second.decisions[s].is_current(s, "avx2") for s in SHAPES)
     assert plans.load(path) == second
 
@@ -243,9 +246,9 @@ def test_a_plan_of_another_cpu_is_not_overwritten(tmp_path: Path) -> None:
 def test_a_disturbed_tuning_is_told_of_and_done_again(site: FakeSite, disturbed: bool) -> None:
     shape = SHAPES[:1]
     evidence = search.tune(shape, "avx2", 2, site=site).decisions[shape[0]].evidence
-    assert (evidence["disturbed"], evidence["load"]) == (disturbed, site.load)
+    assert (evidence.disturbed, evidence.load) == (disturbed, site.load)
     quiet = search.tune(shape, "avx2", 2).decisions[shape[0]].evidence
-    assert not quiet["disturbed"]
+    assert not quiet.disturbed
     assert len(FakeLab.made) == 1 + disturbed
 
 
