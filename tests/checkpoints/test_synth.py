@@ -115,7 +115,7 @@ def test_2b4t_is_written_in_little_memory(tmp_path: Path) -> None:
     """Two of its thirty layers: memory follows the largest tensor, the embedding, and not the layers."""
     code = (
         "import dataclasses, re, sys\n"
-        "from bitgen import presets, synth\n"
+        "from bitgen.checkpoints import presets, synth\n"
         "from bitgen.gguf.writer import write_gguf\n"
         "shape = dataclasses.replace(presets.load('2B4T'), layers=2)\n"
         "write_gguf(sys.argv[1], synth.SynthCheckpoint(shape, 1))\n"
