@@ -1,8 +1,8 @@
-// bg_i2_g_gemm_m2560_k6912_s128_bm64_bk128_nr4__avx512vnni
+// bg_i2_g_gemm_m127_k128_s64_bm64_bk64_nr4__avx512vnni
 //
-// gemm of W [2560, 6912] in layout i2_g_bm64_bk128 on avx512vnni.
+// gemm of W [127, 128] in layout i2_g_bm64_bk64 on avx512vnni.
 // Generated from templates/i2_g/avx512vnni.c.j2 by:
-//   bitgen gen bg_i2_g_gemm_m2560_k6912_s128_bm64_bk128_nr4__avx512vnni
+//   bitgen gen bg_i2_g_gemm_m127_k128_s64_bm64_bk64_nr4__avx512vnni
 
 #include <immintrin.h>
 #include <string.h>
@@ -10,10 +10,10 @@
 #include "kernel.h"
 
 enum { ROWS = 16, TOGETHER = 4 }; // rows of a vector, vectors that prefill takes together
-enum { M = 2560, K = 6912, M_PAD = 2560, K_PAD = 6912 };
-enum { BM = 64, BK = 128, PANELS = 40 };
-enum { WEIGHT_BYTES = 4700160, OPERAND_BYTES = 7360 };
-enum { NR = 4, KC = 6912 };
+enum { M = 127, K = 128, M_PAD = 128, K_PAD = 128 };
+enum { BM = 64, BK = 64, PANELS = 2 };
+enum { WEIGHT_BYTES = 4608, OPERAND_BYTES = 192 };
+enum { NR = 4, KC = 128 };
 _Static_assert(M_PAD == PANELS * BM && M <= M_PAD && K <= K_PAD, "whole panels and blocks cover the matrix");
 
 enum { GROUP = BK, GROUPS = K / GROUP, STEP = 16, VB = ROWS * STEP / 4, VECTORS = BM / ROWS };
@@ -134,7 +134,7 @@ static void macro_kernel(const uint8_t *w, const uint8_t *x, int32_t tokens, int
 }
 
 // The weights of MC rows stay in the second-level cache while all tokens pass over them.
-enum { MC = 64, PANEL_BLOCK = MC / BM };
+enum { MC = 3584, PANEL_BLOCK = MC / BM };
 
 static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1,
                 void *scratch) {
@@ -149,8 +149,8 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
   }
 }
 
-const bg_kernel bg_i2_g_gemm_m2560_k6912_s128_bm64_bk128_nr4__avx512vnni = {
-    .symbol = "bg_i2_g_gemm_m2560_k6912_s128_bm64_bk128_nr4__avx512vnni",
+const bg_kernel bg_i2_g_gemm_m127_k128_s64_bm64_bk64_nr4__avx512vnni = {
+    .symbol = "bg_i2_g_gemm_m127_k128_s64_bm64_bk64_nr4__avx512vnni",
     .m = M,
     .k = K,
     .group = GROUP,

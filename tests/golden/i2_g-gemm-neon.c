@@ -1,8 +1,8 @@
-// bg_i2_g_gemm_m2560_k6912_s128_bm16_bk128_nr4__neon
+// bg_i2_g_gemm_m31_k128_s64_bm16_bk64_nr2__neon
 //
-// gemm of W [2560, 6912] in layout i2_g_bm16_bk128 on neon.
+// gemm of W [31, 128] in layout i2_g_bm16_bk64 on neon.
 // Generated from templates/i2_g/neon.c.j2 by:
-//   bitgen gen bg_i2_g_gemm_m2560_k6912_s128_bm16_bk128_nr4__neon
+//   bitgen gen bg_i2_g_gemm_m31_k128_s64_bm16_bk64_nr2__neon
 
 #include <arm_neon.h>
 #include <string.h>
@@ -10,10 +10,10 @@
 #include "kernel.h"
 
 enum { ROWS = 4, TOGETHER = 1 }; // rows of a vector, vectors that prefill takes together
-enum { M = 2560, K = 6912, M_PAD = 2560, K_PAD = 6912 };
-enum { BM = 16, BK = 128, PANELS = 160 };
-enum { WEIGHT_BYTES = 4700160, OPERAND_BYTES = 7360 };
-enum { NR = 4, KC = 6912 };
+enum { M = 31, K = 128, M_PAD = 32, K_PAD = 128 };
+enum { BM = 16, BK = 64, PANELS = 2 };
+enum { WEIGHT_BYTES = 1152, OPERAND_BYTES = 192 };
+enum { NR = 2, KC = 128 };
 _Static_assert(M_PAD == PANELS * BM && M <= M_PAD && K <= K_PAD, "whole panels and blocks cover the matrix");
 
 enum { GROUP = BK, GROUPS = K / GROUP, STEP = 16, VB = ROWS * STEP / 4, VECTORS = BM / ROWS };
@@ -138,18 +138,12 @@ static void macro_kernel(const uint8_t *w, const uint8_t *x, int32_t tokens, int
     case 2:
       micro_kernel(scales + v * ROWS * 2, codes + v * VB, x, 2, y + i * ROWS);
       break;
-    case 3:
-      micro_kernel(scales + v * ROWS * 2, codes + v * VB, x, 3, y + i * ROWS);
-      break;
-    case 4:
-      micro_kernel(scales + v * ROWS * 2, codes + v * VB, x, 4, y + i * ROWS);
-      break;
     }
   }
 }
 
 // The weights of MC rows stay in the second-level cache while all tokens pass over them.
-enum { MC = 64, PANEL_BLOCK = MC / BM };
+enum { MC = 3632, PANEL_BLOCK = MC / BM };
 
 static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1,
                 void *scratch) {
@@ -164,8 +158,8 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
   }
 }
 
-const bg_kernel bg_i2_g_gemm_m2560_k6912_s128_bm16_bk128_nr4__neon = {
-    .symbol = "bg_i2_g_gemm_m2560_k6912_s128_bm16_bk128_nr4__neon",
+const bg_kernel bg_i2_g_gemm_m31_k128_s64_bm16_bk64_nr2__neon = {
+    .symbol = "bg_i2_g_gemm_m31_k128_s64_bm16_bk64_nr2__neon",
     .m = M,
     .k = K,
     .group = GROUP,

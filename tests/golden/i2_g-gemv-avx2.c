@@ -1,8 +1,8 @@
-// bg_i2_g_gemv_m2560_k6912_s128_bm64_bk128_pf2048__avx2
+// bg_i2_g_gemv_m127_k128_s64_bm64_bk64_pf2048__avx2
 //
-// gemv of W [2560, 6912] in layout i2_g_bm64_bk128 on avx2.
+// gemv of W [127, 128] in layout i2_g_bm64_bk64 on avx2.
 // Generated from templates/i2_g/avx2.c.j2 by:
-//   bitgen gen bg_i2_g_gemv_m2560_k6912_s128_bm64_bk128_pf2048__avx2
+//   bitgen gen bg_i2_g_gemv_m127_k128_s64_bm64_bk64_pf2048__avx2
 
 #include <immintrin.h>
 #include <string.h>
@@ -10,9 +10,9 @@
 #include "kernel.h"
 
 enum { ROWS = 8, TOGETHER = 1 }; // rows of a vector, vectors that prefill takes together
-enum { M = 2560, K = 6912, M_PAD = 2560, K_PAD = 6912 };
-enum { BM = 64, BK = 128, PANELS = 40 };
-enum { WEIGHT_BYTES = 4700160, OPERAND_BYTES = 7360 };
+enum { M = 127, K = 128, M_PAD = 128, K_PAD = 128 };
+enum { BM = 64, BK = 64, PANELS = 2 };
+enum { WEIGHT_BYTES = 4608, OPERAND_BYTES = 192 };
 enum { PREFETCH = 2048 };
 _Static_assert(M_PAD == PANELS * BM && M <= M_PAD && K <= K_PAD, "whole panels and blocks cover the matrix");
 
@@ -132,8 +132,8 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
     micro_kernel(w, w + PANEL_SCALES, operand, 1, y + p * BM);
 }
 
-const bg_kernel bg_i2_g_gemv_m2560_k6912_s128_bm64_bk128_pf2048__avx2 = {
-    .symbol = "bg_i2_g_gemv_m2560_k6912_s128_bm64_bk128_pf2048__avx2",
+const bg_kernel bg_i2_g_gemv_m127_k128_s64_bm64_bk64_pf2048__avx2 = {
+    .symbol = "bg_i2_g_gemv_m127_k128_s64_bm64_bk64_pf2048__avx2",
     .m = M,
     .k = K,
     .group = GROUP,

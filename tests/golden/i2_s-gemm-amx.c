@@ -1,18 +1,18 @@
-// bg_i2_s_gemm_m2560_k6912_bm4_bk256_kc512__amx
+// bg_i2_s_gemm_m7_k512_bm4_bk256_kc256__amx
 //
-// gemm of W [2560, 6912] in layout i2_s_bm4_bk256 on amx.
+// gemm of W [7, 512] in layout i2_s_bm4_bk256 on amx.
 // Generated from templates/i2_s/amx.c.j2 by:
-//   bitgen gen bg_i2_s_gemm_m2560_k6912_bm4_bk256_kc512__amx
+//   bitgen gen bg_i2_s_gemm_m7_k512_bm4_bk256_kc256__amx
 
 #include <immintrin.h>
 #include <string.h>
 
 #include "kernel.h"
 
-enum { M = 2560, K = 6912, M_PAD = 2560, K_PAD = 6912 };
-enum { BM = 4, BK = 256, PANELS = 640 };
-enum { WEIGHT_BYTES = 4423680, OPERAND_BYTES = 6976 };
-enum { NR = 1, KC = 512 };
+enum { M = 7, K = 512, M_PAD = 8, K_PAD = 512 };
+enum { BM = 4, BK = 256, PANELS = 2 };
+enum { WEIGHT_BYTES = 1024, OPERAND_BYTES = 576 };
+enum { NR = 1, KC = 256 };
 _Static_assert(M_PAD == PANELS * BM && M <= M_PAD && K <= K_PAD, "whole panels and blocks cover the matrix");
 
 enum { VB = 64, BLOCKS = K_PAD / BK, PANEL_BYTES = BM * K_PAD / 4 };
@@ -252,8 +252,8 @@ static void unpack(const uint8_t *w, const strip *s, tile (*out)[STEPS][2]) {
   }
 }
 
-const bg_kernel bg_i2_s_gemm_m2560_k6912_bm4_bk256_kc512__amx = {
-    .symbol = "bg_i2_s_gemm_m2560_k6912_bm4_bk256_kc512__amx",
+const bg_kernel bg_i2_s_gemm_m7_k512_bm4_bk256_kc256__amx = {
+    .symbol = "bg_i2_s_gemm_m7_k512_bm4_bk256_kc256__amx",
     .m = M,
     .k = K,
     .m_pad = M_PAD,

@@ -1,18 +1,18 @@
-// bg_i2_s_gemm_m2560_k6912_bm4_bk256_nr8_kc2304_g8_mixed__avx512vnni
+// bg_i2_s_gemm_m127_k512_bm4_bk256_nr4_kc256_g8_mixed__avx512vnni
 //
-// gemm of W [2560, 6912] in layout i2_s_bm4_bk256 on avx512vnni.
+// gemm of W [127, 512] in layout i2_s_bm4_bk256 on avx512vnni.
 // Generated from templates/i2_s/avx512vnni.c.j2 by:
-//   bitgen gen bg_i2_s_gemm_m2560_k6912_bm4_bk256_nr8_kc2304_g8_mixed__avx512vnni
+//   bitgen gen bg_i2_s_gemm_m127_k512_bm4_bk256_nr4_kc256_g8_mixed__avx512vnni
 
 #include <immintrin.h>
 #include <string.h>
 
 #include "kernel.h"
 
-enum { M = 2560, K = 6912, M_PAD = 2560, K_PAD = 6912 };
-enum { BM = 4, BK = 256, PANELS = 640 };
-enum { WEIGHT_BYTES = 4423680, OPERAND_BYTES = 6976 };
-enum { NR = 8, KC = 2304 };
+enum { M = 127, K = 512, M_PAD = 128, K_PAD = 512 };
+enum { BM = 4, BK = 256, PANELS = 32 };
+enum { WEIGHT_BYTES = 16384, OPERAND_BYTES = 576 };
+enum { NR = 4, KC = 256 };
 _Static_assert(M_PAD == PANELS * BM && M <= M_PAD && K <= K_PAD, "whole panels and blocks cover the matrix");
 
 enum { VB = 64, BLOCKS = K_PAD / BK, PANEL_BYTES = BM * K_PAD / 4 };
@@ -103,25 +103,13 @@ static void macro_kernel(const uint8_t *w, const uint8_t *x, int32_t tokens, int
     case 4:
       micro_kernel(wr, x, blocks, 4, y + row);
       break;
-    case 5:
-      micro_kernel(wr, x, blocks, 5, y + row);
-      break;
-    case 6:
-      micro_kernel(wr, x, blocks, 6, y + row);
-      break;
-    case 7:
-      micro_kernel(wr, x, blocks, 7, y + row);
-      break;
-    case 8:
-      micro_kernel(wr, x, blocks, 8, y + row);
-      break;
     }
   }
 }
 
 // The weights of MC rows over KC columns stay in the second-level cache while all tokens pass over them; the
 // activations of NR tokens over KC columns stay in the first.
-enum { MC = 224, PANEL_BLOCK = MC / BM };
+enum { MC = 2048, PANEL_BLOCK = MC / BM };
 
 static void products(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0,
                      int32_t p1) {
@@ -150,7 +138,7 @@ static void products(const uint8_t *w, const uint8_t *operand, int32_t n, int32_
 // built.
 enum { LUT_GROUPS = 8, LANES = 32, ENTRIES = 81, STEP = 16 };
 enum { PASSES = K_PAD / 4 / LUT_GROUPS, VECTOR_PASSES = VB / LUT_GROUPS };
-enum { LUT_MC = 2560 };
+enum { LUT_MC = 128 };
 _Static_assert(LUT_MC <= M_PAD && LUT_MC % BM == 0, "whole panels");
 
 // Look-ups are bound by loads; products with sums in registers need few. So half of the rows are multiplied
@@ -441,8 +429,8 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
              p1);
 }
 
-const bg_kernel bg_i2_s_gemm_m2560_k6912_bm4_bk256_nr8_kc2304_g8_mixed__avx512vnni = {
-    .symbol = "bg_i2_s_gemm_m2560_k6912_bm4_bk256_nr8_kc2304_g8_mixed__avx512vnni",
+const bg_kernel bg_i2_s_gemm_m127_k512_bm4_bk256_nr4_kc256_g8_mixed__avx512vnni = {
+    .symbol = "bg_i2_s_gemm_m127_k512_bm4_bk256_nr4_kc256_g8_mixed__avx512vnni",
     .m = M,
     .k = K,
     .m_pad = M_PAD,

@@ -1,18 +1,18 @@
-// bg_i2_s_gemm_m2560_k6912_bm4_bk128_nr10_kc2304_g8__avxvnni
+// bg_i2_s_gemm_m7_k256_bm4_bk128_nr6_kc128_g8__avxvnni
 //
-// gemm of W [2560, 6912] in layout i2_s_bm4_bk128 on avxvnni.
+// gemm of W [7, 256] in layout i2_s_bm4_bk128 on avxvnni.
 // Generated from templates/i2_s/avxvnni.c.j2 by:
-//   bitgen gen bg_i2_s_gemm_m2560_k6912_bm4_bk128_nr10_kc2304_g8__avxvnni
+//   bitgen gen bg_i2_s_gemm_m7_k256_bm4_bk128_nr6_kc128_g8__avxvnni
 
 #include <immintrin.h>
 #include <string.h>
 
 #include "kernel.h"
 
-enum { M = 2560, K = 6912, M_PAD = 2560, K_PAD = 6912 };
-enum { BM = 4, BK = 128, PANELS = 640 };
-enum { WEIGHT_BYTES = 4423680, OPERAND_BYTES = 6976 };
-enum { NR = 10, KC = 2304 };
+enum { M = 7, K = 256, M_PAD = 8, K_PAD = 256 };
+enum { BM = 4, BK = 128, PANELS = 2 };
+enum { WEIGHT_BYTES = 512, OPERAND_BYTES = 320 };
+enum { NR = 6, KC = 128 };
 _Static_assert(M_PAD == PANELS * BM && M <= M_PAD && K <= K_PAD, "whole panels and blocks cover the matrix");
 
 enum { VB = 32, BLOCKS = K_PAD / BK, PANEL_BYTES = BM * K_PAD / 4 };
@@ -107,25 +107,13 @@ static void macro_kernel(const uint8_t *w, const uint8_t *x, int32_t tokens, int
     case 6:
       micro_kernel(wr, x, blocks, 6, y + row);
       break;
-    case 7:
-      micro_kernel(wr, x, blocks, 7, y + row);
-      break;
-    case 8:
-      micro_kernel(wr, x, blocks, 8, y + row);
-      break;
-    case 9:
-      micro_kernel(wr, x, blocks, 9, y + row);
-      break;
-    case 10:
-      micro_kernel(wr, x, blocks, 10, y + row);
-      break;
     }
   }
 }
 
 // The weights of MC rows over KC columns stay in the second-level cache while all tokens pass over them; the
 // activations of NR tokens over KC columns stay in the first.
-enum { MC = 224, PANEL_BLOCK = MC / BM };
+enum { MC = 4096, PANEL_BLOCK = MC / BM };
 
 static void products(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0,
                      int32_t p1) {
@@ -154,7 +142,7 @@ static void products(const uint8_t *w, const uint8_t *operand, int32_t n, int32_
 // built.
 enum { LUT_GROUPS = 8, LANES = 32, ENTRIES = 81, STEP = 16 };
 enum { PASSES = K_PAD / 4 / LUT_GROUPS, VECTOR_PASSES = VB / LUT_GROUPS };
-enum { LUT_MC = 2560 };
+enum { LUT_MC = 8 };
 _Static_assert(LUT_MC <= M_PAD && LUT_MC % BM == 0, "whole panels");
 enum { MOST_LOOKED_UP = LUT_MC };
 
@@ -368,8 +356,8 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
              p1);
 }
 
-const bg_kernel bg_i2_s_gemm_m2560_k6912_bm4_bk128_nr10_kc2304_g8__avxvnni = {
-    .symbol = "bg_i2_s_gemm_m2560_k6912_bm4_bk128_nr10_kc2304_g8__avxvnni",
+const bg_kernel bg_i2_s_gemm_m7_k256_bm4_bk128_nr6_kc128_g8__avxvnni = {
+    .symbol = "bg_i2_s_gemm_m7_k256_bm4_bk128_nr6_kc128_g8__avxvnni",
     .m = M,
     .k = K,
     .m_pad = M_PAD,

@@ -1,18 +1,18 @@
-// bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr12_kc1728__dotprod
+// bg_i2_s_gemm_m15_k128_bm4_bk64_nr4_kc64__dotprod
 //
-// gemm of W [2560, 6912] in layout i2_s_bm4_bk64 on dotprod.
+// gemm of W [15, 128] in layout i2_s_bm4_bk64 on dotprod.
 // Generated from templates/i2_s/dotprod.c.j2 by:
-//   bitgen gen bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr12_kc1728__dotprod
+//   bitgen gen bg_i2_s_gemm_m15_k128_bm4_bk64_nr4_kc64__dotprod
 
 #include <arm_neon.h>
 #include <string.h>
 
 #include "kernel.h"
 
-enum { M = 2560, K = 6912, M_PAD = 2560, K_PAD = 6912 };
-enum { BM = 4, BK = 64, PANELS = 640 };
-enum { WEIGHT_BYTES = 4423680, OPERAND_BYTES = 6976 };
-enum { NR = 12, KC = 1728 };
+enum { M = 15, K = 128, M_PAD = 16, K_PAD = 128 };
+enum { BM = 4, BK = 64, PANELS = 4 };
+enum { WEIGHT_BYTES = 512, OPERAND_BYTES = 192 };
+enum { NR = 4, KC = 64 };
 _Static_assert(M_PAD == PANELS * BM && M <= M_PAD && K <= K_PAD, "whole panels and blocks cover the matrix");
 
 enum { VB = 16, BLOCKS = K_PAD / BK, PANEL_BYTES = BM * K_PAD / 4 };
@@ -47,7 +47,7 @@ static inline int8x16_t load(const uint8_t *p) { return vreinterpretq_s8_u8(vld1
 // columns are unpacked once and stay in the second-level cache while all tokens pass over them; the
 // activations of NR tokens over KC columns stay in the first (Goto and van de Geijn, "Anatomy of
 // High-Performance Matrix Multiplication", 2008).
-enum { MR = 8, MC = 72, UNIT = 4, ROW_BLOCKS = MC / MR };
+enum { MR = 8, MC = 2048, UNIT = 4, ROW_BLOCKS = MC / MR };
 enum { STEP = VB / UNIT, STEPS = KC / STEP, ROW_UNITS = MR / UNIT, TOKEN_UNITS = NR / UNIT };
 _Static_assert(MR % UNIT == 0 && NR % UNIT == 0, "whole units");
 _Static_assert(MR % BM == 0 && KC % BK == 0, "whole panels and whole blocks");
@@ -96,12 +96,6 @@ static void call_micro_kernel(const row_units *w, const token_units *x, int32_t 
   switch (units) {
   case 1:
     micro_kernel(w, x, steps, 1, sums);
-    break;
-  case 2:
-    micro_kernel(w, x, steps, 2, sums);
-    break;
-  case 3:
-    micro_kernel(w, x, steps, 3, sums);
     break;
   }
 }
@@ -199,8 +193,8 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
   }
 }
 
-const bg_kernel bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr12_kc1728__dotprod = {
-    .symbol = "bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr12_kc1728__dotprod",
+const bg_kernel bg_i2_s_gemm_m15_k128_bm4_bk64_nr4_kc64__dotprod = {
+    .symbol = "bg_i2_s_gemm_m15_k128_bm4_bk64_nr4_kc64__dotprod",
     .m = M,
     .k = K,
     .m_pad = M_PAD,

@@ -1,18 +1,18 @@
-// bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr4_kc3456_g8__neon
+// bg_i2_s_gemm_m7_k128_bm4_bk64_nr2_kc64_g8__neon
 //
-// gemm of W [2560, 6912] in layout i2_s_bm4_bk64 on neon.
+// gemm of W [7, 128] in layout i2_s_bm4_bk64 on neon.
 // Generated from templates/i2_s/neon.c.j2 by:
-//   bitgen gen bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr4_kc3456_g8__neon
+//   bitgen gen bg_i2_s_gemm_m7_k128_bm4_bk64_nr2_kc64_g8__neon
 
 #include <arm_neon.h>
 #include <string.h>
 
 #include "kernel.h"
 
-enum { M = 2560, K = 6912, M_PAD = 2560, K_PAD = 6912 };
-enum { BM = 4, BK = 64, PANELS = 640 };
-enum { WEIGHT_BYTES = 4423680, OPERAND_BYTES = 6976 };
-enum { NR = 4, KC = 3456 };
+enum { M = 7, K = 128, M_PAD = 8, K_PAD = 128 };
+enum { BM = 4, BK = 64, PANELS = 2 };
+enum { WEIGHT_BYTES = 256, OPERAND_BYTES = 192 };
+enum { NR = 2, KC = 64 };
 _Static_assert(M_PAD == PANELS * BM && M <= M_PAD && K <= K_PAD, "whole panels and blocks cover the matrix");
 
 enum { VB = 16, BLOCKS = K_PAD / BK, PANEL_BYTES = BM * K_PAD / 4 };
@@ -125,19 +125,13 @@ static void macro_kernel(const uint8_t *w, const uint8_t *x, int32_t tokens, int
     case 2:
       micro_kernel(wr, x, blocks, 2, y + row);
       break;
-    case 3:
-      micro_kernel(wr, x, blocks, 3, y + row);
-      break;
-    case 4:
-      micro_kernel(wr, x, blocks, 4, y + row);
-      break;
     }
   }
 }
 
 // The weights of MC rows over KC columns stay in the second-level cache while all tokens pass over them; the
 // activations of NR tokens over KC columns stay in the first.
-enum { MC = 148, PANEL_BLOCK = MC / BM };
+enum { MC = 8192, PANEL_BLOCK = MC / BM };
 
 static void products(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0,
                      int32_t p1) {
@@ -166,7 +160,7 @@ static void products(const uint8_t *w, const uint8_t *operand, int32_t n, int32_
 // built.
 enum { LUT_GROUPS = 8, LANES = 16, ENTRIES = 81, STEP = 16 };
 enum { PASSES = K_PAD / 4 / LUT_GROUPS, VECTOR_PASSES = VB / LUT_GROUPS };
-enum { LUT_MC = 2560 };
+enum { LUT_MC = 8 };
 _Static_assert(LUT_MC <= M_PAD && LUT_MC % BM == 0, "whole panels");
 enum { MOST_LOOKED_UP = LUT_MC };
 
@@ -380,8 +374,8 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
              p1);
 }
 
-const bg_kernel bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr4_kc3456_g8__neon = {
-    .symbol = "bg_i2_s_gemm_m2560_k6912_bm4_bk64_nr4_kc3456_g8__neon",
+const bg_kernel bg_i2_s_gemm_m7_k128_bm4_bk64_nr2_kc64_g8__neon = {
+    .symbol = "bg_i2_s_gemm_m7_k128_bm4_bk64_nr2_kc64_g8__neon",
     .m = M,
     .k = K,
     .m_pad = M_PAD,

@@ -1,17 +1,17 @@
-// bg_i2_s_gemm_m2560_k6912_bm4_bk128__scalar
+// bg_i2_s_gemm_m7_k128_bm4_bk64__scalar
 //
-// gemm of W [2560, 6912] in layout i2_s_bm4_bk128 on scalar.
+// gemm of W [7, 128] in layout i2_s_bm4_bk64 on scalar.
 // Generated from templates/i2_s/scalar.c.j2 by:
-//   bitgen gen bg_i2_s_gemm_m2560_k6912_bm4_bk128__scalar
+//   bitgen gen bg_i2_s_gemm_m7_k128_bm4_bk64__scalar
 
 #include <string.h>
 
 #include "kernel.h"
 
-enum { M = 2560, K = 6912, M_PAD = 2560, K_PAD = 6912 };
-enum { BM = 4, BK = 128, PANELS = 640 };
-enum { WEIGHT_BYTES = 4423680, OPERAND_BYTES = 6976 };
-enum { NR = 1, KC = 6912 };
+enum { M = 7, K = 128, M_PAD = 8, K_PAD = 128 };
+enum { BM = 4, BK = 64, PANELS = 2 };
+enum { WEIGHT_BYTES = 256, OPERAND_BYTES = 192 };
+enum { NR = 1, KC = 128 };
 _Static_assert(M_PAD == PANELS * BM && M <= M_PAD && K <= K_PAD, "whole panels and blocks cover the matrix");
 
 enum { QUARTER = BK / 4 };
@@ -79,8 +79,8 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
   }
 }
 
-const bg_kernel bg_i2_s_gemm_m2560_k6912_bm4_bk128__scalar = {
-    .symbol = "bg_i2_s_gemm_m2560_k6912_bm4_bk128__scalar",
+const bg_kernel bg_i2_s_gemm_m7_k128_bm4_bk64__scalar = {
+    .symbol = "bg_i2_s_gemm_m7_k128_bm4_bk64__scalar",
     .m = M,
     .k = K,
     .m_pad = M_PAD,

@@ -1,17 +1,17 @@
-// bg_i2_s_gemv_m2560_k6912_bm4_bk256_pf2048__avx512vnni
+// bg_i2_s_gemv_m7_k512_bm4_bk256_pf2048__avx512vnni
 //
-// gemv of W [2560, 6912] in layout i2_s_bm4_bk256 on avx512vnni.
+// gemv of W [7, 512] in layout i2_s_bm4_bk256 on avx512vnni.
 // Generated from templates/i2_s/avx512vnni.c.j2 by:
-//   bitgen gen bg_i2_s_gemv_m2560_k6912_bm4_bk256_pf2048__avx512vnni
+//   bitgen gen bg_i2_s_gemv_m7_k512_bm4_bk256_pf2048__avx512vnni
 
 #include <immintrin.h>
 #include <string.h>
 
 #include "kernel.h"
 
-enum { M = 2560, K = 6912, M_PAD = 2560, K_PAD = 6912 };
-enum { BM = 4, BK = 256, PANELS = 640 };
-enum { WEIGHT_BYTES = 4423680, OPERAND_BYTES = 6976 };
+enum { M = 7, K = 512, M_PAD = 8, K_PAD = 512 };
+enum { BM = 4, BK = 256, PANELS = 2 };
+enum { WEIGHT_BYTES = 1024, OPERAND_BYTES = 576 };
 enum { PREFETCH = 2048 };
 _Static_assert(M_PAD == PANELS * BM && M <= M_PAD && K <= K_PAD, "whole panels and blocks cover the matrix");
 
@@ -77,8 +77,8 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
   }
 }
 
-const bg_kernel bg_i2_s_gemv_m2560_k6912_bm4_bk256_pf2048__avx512vnni = {
-    .symbol = "bg_i2_s_gemv_m2560_k6912_bm4_bk256_pf2048__avx512vnni",
+const bg_kernel bg_i2_s_gemv_m7_k512_bm4_bk256_pf2048__avx512vnni = {
+    .symbol = "bg_i2_s_gemv_m7_k512_bm4_bk256_pf2048__avx512vnni",
     .m = M,
     .k = K,
     .m_pad = M_PAD,

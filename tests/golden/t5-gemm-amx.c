@@ -1,18 +1,18 @@
-// bg_t5_gemm_m2560_k6912_bm5_bk256_kc512__amx
+// bg_t5_gemm_m9_k512_bm5_bk256_kc256__amx
 //
-// gemm of W [2560, 6912] in layout t5_bm5_bk256 on amx.
+// gemm of W [9, 512] in layout t5_bm5_bk256 on amx.
 // Generated from templates/t5/amx.c.j2 by:
-//   bitgen gen bg_t5_gemm_m2560_k6912_bm5_bk256_kc512__amx
+//   bitgen gen bg_t5_gemm_m9_k512_bm5_bk256_kc256__amx
 
 #include <immintrin.h>
 #include <string.h>
 
 #include "kernel.h"
 
-enum { M = 2560, K = 6912, M_PAD = 2560, K_PAD = 6912 };
-enum { BM = 5, BK = 256, PANELS = 512 };
-enum { WEIGHT_BYTES = 3538944, OPERAND_BYTES = 6976 };
-enum { NR = 1, KC = 512 };
+enum { M = 9, K = 512, M_PAD = 10, K_PAD = 512 };
+enum { BM = 5, BK = 256, PANELS = 2 };
+enum { WEIGHT_BYTES = 1024, OPERAND_BYTES = 576 };
+enum { NR = 1, KC = 256 };
 _Static_assert(M_PAD == PANELS * BM && M <= M_PAD && K <= K_PAD, "whole panels and blocks cover the matrix");
 
 enum { VB = 64 };
@@ -305,8 +305,8 @@ static void unpack(const uint8_t *w, const strip *s, tile (*out)[STEPS][2]) {
   }
 }
 
-const bg_kernel bg_t5_gemm_m2560_k6912_bm5_bk256_kc512__amx = {
-    .symbol = "bg_t5_gemm_m2560_k6912_bm5_bk256_kc512__amx",
+const bg_kernel bg_t5_gemm_m9_k512_bm5_bk256_kc256__amx = {
+    .symbol = "bg_t5_gemm_m9_k512_bm5_bk256_kc256__amx",
     .m = M,
     .k = K,
     .m_pad = M_PAD,

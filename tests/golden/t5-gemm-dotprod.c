@@ -1,18 +1,18 @@
-// bg_t5_gemm_m2560_k6912_bm5_bk64_nr4_kc1728__dotprod
+// bg_t5_gemm_m39_k128_bm5_bk64_nr4_kc64__dotprod
 //
-// gemm of W [2560, 6912] in layout t5_bm5_bk64 on dotprod.
+// gemm of W [39, 128] in layout t5_bm5_bk64 on dotprod.
 // Generated from templates/t5/dotprod.c.j2 by:
-//   bitgen gen bg_t5_gemm_m2560_k6912_bm5_bk64_nr4_kc1728__dotprod
+//   bitgen gen bg_t5_gemm_m39_k128_bm5_bk64_nr4_kc64__dotprod
 
 #include <arm_neon.h>
 #include <string.h>
 
 #include "kernel.h"
 
-enum { M = 2560, K = 6912, M_PAD = 2560, K_PAD = 6912 };
-enum { BM = 5, BK = 64, PANELS = 512 };
-enum { WEIGHT_BYTES = 3538944, OPERAND_BYTES = 6976 };
-enum { NR = 4, KC = 1728 };
+enum { M = 39, K = 128, M_PAD = 40, K_PAD = 128 };
+enum { BM = 5, BK = 64, PANELS = 8 };
+enum { WEIGHT_BYTES = 1024, OPERAND_BYTES = 192 };
+enum { NR = 4, KC = 64 };
 _Static_assert(M_PAD == PANELS * BM && M <= M_PAD && K <= K_PAD, "whole panels and blocks cover the matrix");
 
 enum { VB = 16 };
@@ -87,7 +87,7 @@ static inline void decode(const uint8_t *w, int8x16_t u[PARTS]) {
 // columns are unpacked once and stay in the second-level cache while all tokens pass over them; the
 // activations of NR tokens over KC columns stay in the first (Goto and van de Geijn, "Anatomy of
 // High-Performance Matrix Multiplication", 2008).
-enum { MR = 20, MC = 60, UNIT = 4, ROW_BLOCKS = MC / MR };
+enum { MR = 20, MC = 2040, UNIT = 4, ROW_BLOCKS = MC / MR };
 enum { STEP = VB / UNIT, STEPS = KC / STEP, ROW_UNITS = MR / UNIT, TOKEN_UNITS = NR / UNIT };
 _Static_assert(MR % UNIT == 0 && NR % UNIT == 0, "whole units");
 _Static_assert(MR % BM == 0 && KC % BK == 0, "whole panels and whole blocks");
@@ -232,8 +232,8 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
   }
 }
 
-const bg_kernel bg_t5_gemm_m2560_k6912_bm5_bk64_nr4_kc1728__dotprod = {
-    .symbol = "bg_t5_gemm_m2560_k6912_bm5_bk64_nr4_kc1728__dotprod",
+const bg_kernel bg_t5_gemm_m39_k128_bm5_bk64_nr4_kc64__dotprod = {
+    .symbol = "bg_t5_gemm_m39_k128_bm5_bk64_nr4_kc64__dotprod",
     .m = M,
     .k = K,
     .m_pad = M_PAD,

@@ -1,18 +1,18 @@
-// bg_t5_gemm_m2560_k6912_bm5_bk64_nr8_kc1728__i8mm
+// bg_t5_gemm_m19_k128_bm5_bk64_nr4_kc64__i8mm
 //
-// gemm of W [2560, 6912] in layout t5_bm5_bk64 on i8mm.
+// gemm of W [19, 128] in layout t5_bm5_bk64 on i8mm.
 // Generated from templates/t5/i8mm.c.j2 by:
-//   bitgen gen bg_t5_gemm_m2560_k6912_bm5_bk64_nr8_kc1728__i8mm
+//   bitgen gen bg_t5_gemm_m19_k128_bm5_bk64_nr4_kc64__i8mm
 
 #include <arm_neon.h>
 #include <string.h>
 
 #include "kernel.h"
 
-enum { M = 2560, K = 6912, M_PAD = 2560, K_PAD = 6912 };
-enum { BM = 5, BK = 64, PANELS = 512 };
-enum { WEIGHT_BYTES = 3538944, OPERAND_BYTES = 6976 };
-enum { NR = 8, KC = 1728 };
+enum { M = 19, K = 128, M_PAD = 20, K_PAD = 128 };
+enum { BM = 5, BK = 64, PANELS = 4 };
+enum { WEIGHT_BYTES = 512, OPERAND_BYTES = 192 };
+enum { NR = 4, KC = 64 };
 _Static_assert(M_PAD == PANELS * BM && M <= M_PAD && K <= K_PAD, "whole panels and blocks cover the matrix");
 
 enum { VB = 16 };
@@ -87,7 +87,7 @@ static inline void decode(const uint8_t *w, int8x16_t u[PARTS]) {
 // columns are unpacked once and stay in the second-level cache while all tokens pass over them; the
 // activations of NR tokens over KC columns stay in the first (Goto and van de Geijn, "Anatomy of
 // High-Performance Matrix Multiplication", 2008).
-enum { MR = 10, MC = 70, UNIT = 2, ROW_BLOCKS = MC / MR };
+enum { MR = 10, MC = 2040, UNIT = 2, ROW_BLOCKS = MC / MR };
 enum { STEP = VB / UNIT, STEPS = KC / STEP, ROW_UNITS = MR / UNIT, TOKEN_UNITS = NR / UNIT };
 _Static_assert(MR % UNIT == 0 && NR % UNIT == 0, "whole units");
 _Static_assert(MR % BM == 0 && KC % BK == 0, "whole panels and whole blocks");
@@ -132,12 +132,6 @@ static void call_micro_kernel(const row_units *w, const token_units *x, int32_t 
     break;
   case 2:
     micro_kernel(w, x, steps, 2, sums);
-    break;
-  case 3:
-    micro_kernel(w, x, steps, 3, sums);
-    break;
-  case 4:
-    micro_kernel(w, x, steps, 4, sums);
     break;
   }
 }
@@ -234,8 +228,8 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
   }
 }
 
-const bg_kernel bg_t5_gemm_m2560_k6912_bm5_bk64_nr8_kc1728__i8mm = {
-    .symbol = "bg_t5_gemm_m2560_k6912_bm5_bk64_nr8_kc1728__i8mm",
+const bg_kernel bg_t5_gemm_m19_k128_bm5_bk64_nr4_kc64__i8mm = {
+    .symbol = "bg_t5_gemm_m19_k128_bm5_bk64_nr4_kc64__i8mm",
     .m = M,
     .k = K,
     .m_pad = M_PAD,

@@ -1,18 +1,18 @@
-// bg_t5_gemm_m2560_k6912_bm5_bk64_nr2_kc3456_g8__neon
+// bg_t5_gemm_m9_k128_bm5_bk64_nr2_kc64_g8__neon
 //
-// gemm of W [2560, 6912] in layout t5_bm5_bk64 on neon.
+// gemm of W [9, 128] in layout t5_bm5_bk64 on neon.
 // Generated from templates/t5/neon.c.j2 by:
-//   bitgen gen bg_t5_gemm_m2560_k6912_bm5_bk64_nr2_kc3456_g8__neon
+//   bitgen gen bg_t5_gemm_m9_k128_bm5_bk64_nr2_kc64_g8__neon
 
 #include <arm_neon.h>
 #include <string.h>
 
 #include "kernel.h"
 
-enum { M = 2560, K = 6912, M_PAD = 2560, K_PAD = 6912 };
-enum { BM = 5, BK = 64, PANELS = 512 };
-enum { WEIGHT_BYTES = 3538944, OPERAND_BYTES = 6976 };
-enum { NR = 2, KC = 3456 };
+enum { M = 9, K = 128, M_PAD = 10, K_PAD = 128 };
+enum { BM = 5, BK = 64, PANELS = 2 };
+enum { WEIGHT_BYTES = 256, OPERAND_BYTES = 192 };
+enum { NR = 2, KC = 64 };
 _Static_assert(M_PAD == PANELS * BM && M <= M_PAD && K <= K_PAD, "whole panels and blocks cover the matrix");
 
 enum { VB = 16 };
@@ -169,7 +169,7 @@ static void macro_kernel(const uint8_t *w, const uint8_t *x, int32_t tokens, int
 
 // The weights of MC rows over KC columns stay in the second-level cache while all tokens pass over them; the
 // activations of NR tokens over KC columns stay in the first.
-enum { MC = 150, PANEL_BLOCK = MC / BM };
+enum { MC = 8190, PANEL_BLOCK = MC / BM };
 
 static void products(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0,
                      int32_t p1) {
@@ -198,7 +198,7 @@ static void products(const uint8_t *w, const uint8_t *operand, int32_t n, int32_
 // built.
 enum { LUT_GROUPS = 8, LANES = 16, ENTRIES = 81, STEP = 16 };
 enum { PASSES = K_PAD / 4 / LUT_GROUPS, VECTOR_PASSES = VB / LUT_GROUPS };
-enum { LUT_MC = 2560 };
+enum { LUT_MC = 10 };
 _Static_assert(LUT_MC <= M_PAD && LUT_MC % BM == 0, "whole panels");
 enum { MOST_LOOKED_UP = LUT_MC };
 
@@ -442,8 +442,8 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
              p1);
 }
 
-const bg_kernel bg_t5_gemm_m2560_k6912_bm5_bk64_nr2_kc3456_g8__neon = {
-    .symbol = "bg_t5_gemm_m2560_k6912_bm5_bk64_nr2_kc3456_g8__neon",
+const bg_kernel bg_t5_gemm_m9_k128_bm5_bk64_nr2_kc64_g8__neon = {
+    .symbol = "bg_t5_gemm_m9_k128_bm5_bk64_nr2_kc64_g8__neon",
     .m = M,
     .k = K,
     .m_pad = M_PAD,

@@ -1,17 +1,17 @@
-// bg_t5_gemv_m2560_k6912_bm5_bk128_pf2048__avx2
+// bg_t5_gemv_m9_k256_bm5_bk128_pf2048__avx2
 //
-// gemv of W [2560, 6912] in layout t5_bm5_bk128 on avx2.
+// gemv of W [9, 256] in layout t5_bm5_bk128 on avx2.
 // Generated from templates/t5/avx2.c.j2 by:
-//   bitgen gen bg_t5_gemv_m2560_k6912_bm5_bk128_pf2048__avx2
+//   bitgen gen bg_t5_gemv_m9_k256_bm5_bk128_pf2048__avx2
 
 #include <immintrin.h>
 #include <string.h>
 
 #include "kernel.h"
 
-enum { M = 2560, K = 6912, M_PAD = 2560, K_PAD = 6912 };
-enum { BM = 5, BK = 128, PANELS = 512 };
-enum { WEIGHT_BYTES = 3538944, OPERAND_BYTES = 6976 };
+enum { M = 9, K = 256, M_PAD = 10, K_PAD = 256 };
+enum { BM = 5, BK = 128, PANELS = 2 };
+enum { WEIGHT_BYTES = 512, OPERAND_BYTES = 320 };
 enum { PREFETCH = 2048 };
 _Static_assert(M_PAD == PANELS * BM && M <= M_PAD && K <= K_PAD, "whole panels and blocks cover the matrix");
 
@@ -155,8 +155,8 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
   }
 }
 
-const bg_kernel bg_t5_gemv_m2560_k6912_bm5_bk128_pf2048__avx2 = {
-    .symbol = "bg_t5_gemv_m2560_k6912_bm5_bk128_pf2048__avx2",
+const bg_kernel bg_t5_gemv_m9_k256_bm5_bk128_pf2048__avx2 = {
+    .symbol = "bg_t5_gemv_m9_k256_bm5_bk128_pf2048__avx2",
     .m = M,
     .k = K,
     .m_pad = M_PAD,

@@ -1,17 +1,17 @@
-// bg_t5_gemv_m2560_k6912_bm5_bk256_pf2048__avx512vbmi
+// bg_t5_gemv_m9_k512_bm5_bk256_pf2048__avx512vbmi
 //
-// gemv of W [2560, 6912] in layout t5_bm5_bk256 on avx512vbmi.
+// gemv of W [9, 512] in layout t5_bm5_bk256 on avx512vbmi.
 // Generated from templates/t5/avx512vbmi.c.j2 by:
-//   bitgen gen bg_t5_gemv_m2560_k6912_bm5_bk256_pf2048__avx512vbmi
+//   bitgen gen bg_t5_gemv_m9_k512_bm5_bk256_pf2048__avx512vbmi
 
 #include <immintrin.h>
 #include <string.h>
 
 #include "kernel.h"
 
-enum { M = 2560, K = 6912, M_PAD = 2560, K_PAD = 6912 };
-enum { BM = 5, BK = 256, PANELS = 512 };
-enum { WEIGHT_BYTES = 3538944, OPERAND_BYTES = 6976 };
+enum { M = 9, K = 512, M_PAD = 10, K_PAD = 512 };
+enum { BM = 5, BK = 256, PANELS = 2 };
+enum { WEIGHT_BYTES = 1024, OPERAND_BYTES = 576 };
 enum { PREFETCH = 2048 };
 _Static_assert(M_PAD == PANELS * BM && M <= M_PAD && K <= K_PAD, "whole panels and blocks cover the matrix");
 
@@ -127,8 +127,8 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
   }
 }
 
-const bg_kernel bg_t5_gemv_m2560_k6912_bm5_bk256_pf2048__avx512vbmi = {
-    .symbol = "bg_t5_gemv_m2560_k6912_bm5_bk256_pf2048__avx512vbmi",
+const bg_kernel bg_t5_gemv_m9_k512_bm5_bk256_pf2048__avx512vbmi = {
+    .symbol = "bg_t5_gemv_m9_k512_bm5_bk256_pf2048__avx512vbmi",
     .m = M,
     .k = K,
     .m_pad = M_PAD,

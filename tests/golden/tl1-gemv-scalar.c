@@ -1,16 +1,16 @@
-// bg_tl1_gemv_m2560_k6912_bm64_bk128__scalar
+// bg_tl1_gemv_m127_k128_bm64_bk64__scalar
 //
-// gemv of W [2560, 6912] in layout tl1_bm64_bk128 on scalar.
+// gemv of W [127, 128] in layout tl1_bm64_bk64 on scalar.
 // Generated from templates/tl1/scalar.c.j2 by:
-//   bitgen gen bg_tl1_gemv_m2560_k6912_bm64_bk128__scalar
+//   bitgen gen bg_tl1_gemv_m127_k128_bm64_bk64__scalar
 
 #include <string.h>
 
 #include "kernel.h"
 
-enum { M = 2560, K = 6912, M_PAD = 2560, K_PAD = 6912 };
-enum { BM = 64, BK = 128, PANELS = 40 };
-enum { WEIGHT_BYTES = 4423680, OPERAND_BYTES = 110592 };
+enum { M = 127, K = 128, M_PAD = 128, K_PAD = 128 };
+enum { BM = 64, BK = 64, PANELS = 2 };
+enum { WEIGHT_BYTES = 4096, OPERAND_BYTES = 2048 };
 enum { PREFETCH = 0 };
 _Static_assert(M_PAD == PANELS * BM && M <= M_PAD && K <= K_PAD, "whole panels and blocks cover the matrix");
 
@@ -67,8 +67,8 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
   }
 }
 
-const bg_kernel bg_tl1_gemv_m2560_k6912_bm64_bk128__scalar = {
-    .symbol = "bg_tl1_gemv_m2560_k6912_bm64_bk128__scalar",
+const bg_kernel bg_tl1_gemv_m127_k128_bm64_bk64__scalar = {
+    .symbol = "bg_tl1_gemv_m127_k128_bm64_bk64__scalar",
     .m = M,
     .k = K,
     .m_pad = M_PAD,

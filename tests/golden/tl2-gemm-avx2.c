@@ -1,18 +1,18 @@
-// bg_tl2_gemm_m2560_k6912_bm64_bk192__avx2
+// bg_tl2_gemm_m127_k128_bm64_bk96__avx2
 //
-// gemm of W [2560, 6912] in layout tl2_bm64_bk192 on avx2.
+// gemm of W [127, 128] in layout tl2_bm64_bk96 on avx2.
 // Generated from templates/tl2/avx2.c.j2 by:
-//   bitgen gen bg_tl2_gemm_m2560_k6912_bm64_bk192__avx2
+//   bitgen gen bg_tl2_gemm_m127_k128_bm64_bk96__avx2
 
 #include <immintrin.h>
 #include <string.h>
 
 #include "kernel.h"
 
-enum { M = 2560, K = 6912, M_PAD = 2560, K_PAD = 6912 };
-enum { BM = 64, BK = 192, PANELS = 40 };
-enum { WEIGHT_BYTES = 3686400, OPERAND_BYTES = 73728 };
-enum { NR = 1, KC = 6912 };
+enum { M = 127, K = 128, M_PAD = 128, K_PAD = 128 };
+enum { BM = 64, BK = 96, PANELS = 2 };
+enum { WEIGHT_BYTES = 3584, OPERAND_BYTES = 1536 };
+enum { NR = 1, KC = 128 };
 _Static_assert(M_PAD == PANELS * BM && M <= M_PAD && K <= K_PAD, "whole panels and blocks cover the matrix");
 
 // K3 columns in triples, in tiles of BK; the other K2 in pairs, in tiles of PAIR_BK. A table of 16 int16 sums
@@ -159,8 +159,8 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
   }
 }
 
-const bg_kernel bg_tl2_gemm_m2560_k6912_bm64_bk192__avx2 = {
-    .symbol = "bg_tl2_gemm_m2560_k6912_bm64_bk192__avx2",
+const bg_kernel bg_tl2_gemm_m127_k128_bm64_bk96__avx2 = {
+    .symbol = "bg_tl2_gemm_m127_k128_bm64_bk96__avx2",
     .m = M,
     .k = K,
     .m_pad = M_PAD,

@@ -1,16 +1,16 @@
-// bg_tl2_gemv_m2560_k6912_bm64_bk192__scalar
+// bg_tl2_gemv_m127_k128_bm64_bk96__scalar
 //
-// gemv of W [2560, 6912] in layout tl2_bm64_bk192 on scalar.
+// gemv of W [127, 128] in layout tl2_bm64_bk96 on scalar.
 // Generated from templates/tl2/scalar.c.j2 by:
-//   bitgen gen bg_tl2_gemv_m2560_k6912_bm64_bk192__scalar
+//   bitgen gen bg_tl2_gemv_m127_k128_bm64_bk96__scalar
 
 #include <string.h>
 
 #include "kernel.h"
 
-enum { M = 2560, K = 6912, M_PAD = 2560, K_PAD = 6912 };
-enum { BM = 64, BK = 192, PANELS = 40 };
-enum { WEIGHT_BYTES = 3686400, OPERAND_BYTES = 73728 };
+enum { M = 127, K = 128, M_PAD = 128, K_PAD = 128 };
+enum { BM = 64, BK = 96, PANELS = 2 };
+enum { WEIGHT_BYTES = 3584, OPERAND_BYTES = 1536 };
 enum { PREFETCH = 0 };
 _Static_assert(M_PAD == PANELS * BM && M <= M_PAD && K <= K_PAD, "whole panels and blocks cover the matrix");
 
@@ -102,8 +102,8 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
   }
 }
 
-const bg_kernel bg_tl2_gemv_m2560_k6912_bm64_bk192__scalar = {
-    .symbol = "bg_tl2_gemv_m2560_k6912_bm64_bk192__scalar",
+const bg_kernel bg_tl2_gemv_m127_k128_bm64_bk96__scalar = {
+    .symbol = "bg_tl2_gemv_m127_k128_bm64_bk96__scalar",
     .m = M,
     .k = K,
     .m_pad = M_PAD,
