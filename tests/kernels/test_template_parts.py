@@ -17,10 +17,10 @@ from functools import cache
 
 import jinja2
 import pytest
-from bitgen.formats import FORMATS
 from jinja2 import meta
 
-from bitgen import render, space
+from bitgen.kernels import render, space
+from bitgen.kernels.formats import FORMATS
 from bitgen.spec import GemmShape, KernelSpec, Layout, Op
 
 MACROS = "shared/macros.j2"
