@@ -12,7 +12,7 @@ import numpy as np
 from bitgen.checkpoints import synth
 from bitgen.gguf import container, types
 from bitgen.gguf.metadata import key_values
-from bitgen.gguf.writer import payload, tensor_table
+from bitgen.gguf.writer import FILE_TYPES, payload, tensor_table
 from bitgen.spec import ModelShape
 
 TINY = ModelShape(
@@ -24,6 +24,21 @@ TINY_LLAMA = dataclasses.replace(
     TINY, architecture="llama", activation="silu", sub_norms=False, tied=False, rope_interleaved=True
 )
 SMALLEST = dataclasses.replace(TINY, hidden=64, intermediate=64, layers=1, heads=2, kv_heads=1, head_dim=32, vocab=40)
+
+SHAPES = {"bitnet-b1.58": TINY, "llama": TINY_LLAMA}
+SHAPES["bitnet"] = dataclasses.replace(TINY, architecture="bitnet", activation="silu")
+SHAPES["odd heads"] = dataclasses.replace(TINY, head_dim=128)
+SHAPES["qwen3"] = dataclasses.replace(TINY_LLAMA, architecture="qwen3", rope_interleaved=False, qk_norm=True)
+SHAPES["qwen3 inputs"] = dataclasses.replace(SHAPES["qwen3"], input_norms=True, tied=True)
+SHAPES["gemma3"] = dataclasses.replace(
+    SHAPES["qwen3"], architecture="gemma3", activation="gelu_tanh", post_norms=True, embedding_scale=16.0, tied=True
+)
+SHAPES["gemma3 inputs"] = dataclasses.replace(
+    SHAPES["gemma3"], input_norms=True, attention_scale=0.1, window=7, window_period=2, window_theta=500.0
+)
+"""A shape of every kind of model, by what is special about it."""
+
+Q = "blk.0.attn_q.weight"
 
 Stored = tuple[tuple[int, ...], int, bytes]
 """Shape (rows first), type id, bytes."""
@@ -37,7 +52,7 @@ def contents(shape: ModelShape = TINY, type: str = "i2_s") -> tuple[dict[str, An
     for entry in tensor_table(shape, type):
         data = b"".join(piece.tobytes() for piece in payload(checkpoint, entry, scales))
         tensors[entry.name] = (entry.shape, entry.type, data)
-    return key_values(checkpoint, type), tensors
+    return key_values(checkpoint, FILE_TYPES[type][1]), tensors
 
 
 def store(path: Path, metadata: dict[str, Any], tensors: dict[str, Stored]) -> Path:
@@ -74,3 +89,15 @@ class _Sized:
     shape: tuple[int, ...]
     type: int
     nbytes: int
+
+
+def spoil(name: str, at: slice, data: bytes):
+    """A change of some bytes of a tensor."""
+
+    def change(metadata: dict, tensors: dict) -> None:
+        shape, type, old = tensors[name]
+        new = bytearray(old)
+        new[at] = data
+        tensors[name] = (shape, type, bytes(new))
+
+    return change
