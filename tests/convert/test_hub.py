@@ -15,14 +15,13 @@ import pytest
 torch = pytest.importorskip("torch", reason="the checkpoints are made with PyTorch")
 
 import hf_models  # noqa: E402
-from hf_models import Tiny  # noqa: E402
+from hf_models import BITNET  # noqa: E402
 from hub_server import COMMIT, TOKEN, Hub  # noqa: E402
 
 from bitgen.convert import HfCheckpoint  # noqa: E402
 from bitgen.gguf.reader import read_gguf  # noqa: E402
 
 REPO = "microsoft/bitnet-b1.58-2B-4T"  # the preset 2B4T's
-BITNET = Tiny("BitNetForCausalLM", "autobitlinear", hidden=128, inter=256, layers=1, heads=2, kv_heads=1)
 
 
 @pytest.fixture

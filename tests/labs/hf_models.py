@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # transformers' BitNet code would compile itself, for minutes
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 torch.set_num_threads(1)  # tiny matrices: threads that wait for each other cost more than they give
@@ -210,3 +211,28 @@ def save_tokenizer(directory: Path) -> None:
         "chat_template": "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}",
     }
     (directory / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+BITNET = Tiny("BitNetForCausalLM", "autobitlinear", hidden=128, inter=256, layers=1, heads=2, kv_heads=1)
+LLAMA = replace(BITNET, architecture="LlamaForCausalLM", linear="bitlinear", act="silu", tied=False)
+ONEBIT = replace(BITNET, architecture="BitnetForCausalLM", linear="custom", act="silu")
+TABLES = ("model.embed_tokens", "lm_head")
+ATTN_Q, GATE = "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.gate_proj"
+
+
+def edit_config(directory: Path, **changes: Any) -> None:
+    """Set keys of config.json; None removes one."""
+    path = directory / "config.json"
+    config = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+
+
+def edit_quantization(directory: Path, **changes: Any) -> None:
+    config = json.loads((directory / "config.json").read_text())
+    edit_config(directory, quantization_config=config["quantization_config"] | changes)
+
+
+def edit_tensors(directory: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    tensors = load_file(directory / "model.safetensors")
+    change(tensors)
+    save_file(tensors, directory / "model.safetensors")

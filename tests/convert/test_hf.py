@@ -1,0 +1,344 @@
+"""Hugging Face directories: what is read is what was stored, and a bad directory is a clear error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="the checkpoints are made with PyTorch")
+
+import hf_models  # noqa: E402
+from hf_models import (  # noqa: E402
+    ATTN_Q,
+    BITNET,
+    GATE,
+    LLAMA,
+    ONEBIT,
+    VOCAB,
+    edit_config,
+    edit_quantization,
+    edit_tensors,
+)
+from safetensors.torch import load_file  # noqa: E402
+
+from bitgen.checkpoints.checkpoint import widen_bf16  # noqa: E402
+from bitgen.convert import HfCheckpoint, convert  # noqa: E402
+from bitgen.errors import BitgenError, FormatError, UnsupportedError  # noqa: E402
+from bitgen.gguf.reader import read_gguf  # noqa: E402
+
+# ---- what is read ----
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_packed_weights_and_scales(tmp_path: Path, shards: int) -> None:
+    """Row r + i*M/4 sits in bits 2i, 2i+1 of row r; autobitlinear's scale multiplies."""
+    checkpoint = HfCheckpoint(hf_models.save(replace(BITNET, dtype=torch.bfloat16), tmp_path, shards))
+    stored = hf_models.random_tensors(replace(BITNET, dtype=torch.bfloat16))
+    codes, scale = checkpoint.ternary("blk.0.ffn_gate.weight")
+    packed = stored[f"{GATE}.weight"].numpy()
+    assert codes.dtype == np.int8 and codes.shape == (256, 128)
+    for row in (0, 63, 64, 130, 255):
+        assert (codes[row] == ((packed[row % 64] >> (2 * (row // 64))) & 3).astype(np.int8) - 1).all()
+    assert scale == stored[f"{GATE}.weight_scale"].float().item()
+    norm = checkpoint.dense("blk.0.ffn_sub_norm.weight")
+    assert norm.dtype == np.float32
+    assert (norm == stored["model.layers.0.mlp.ffn_sub_norm.weight"].float().numpy()).all()
+
+
+def test_bitlinear_scales_divide(tmp_path: Path) -> None:
+    checkpoint = HfCheckpoint(hf_models.save(LLAMA, tmp_path))
+    stored = hf_models.random_tensors(LLAMA)[f"{GATE}.weight_scale"].numpy()
+    assert checkpoint.ternary("blk.0.ffn_gate.weight")[1] == np.float32(1) / stored[0]
+
+
+def test_llama_rows_of_q_and_k_are_permuted(tmp_path: Path) -> None:
+    """GGUF row h*D + 2j + b is row h*D + b*D/2 + j of the checkpoint; v stays."""
+    llama = HfCheckpoint(hf_models.save(LLAMA, tmp_path / "llama"))
+    bitnet = HfCheckpoint(hf_models.save(BITNET, tmp_path / "bitnet"))  # the same random matrices
+    assert llama.shape.rope_interleaved and not bitnet.shape.rope_interleaved
+    for part, heads in (("attn_q", 2), ("attn_k", 1)):
+        gguf, hf = (c.ternary(f"blk.0.{part}.weight")[0] for c in (llama, bitnet))
+        for h in range(heads):
+            for j in (0, 1, 31):
+                for b in (0, 1):
+                    assert (gguf[h * 64 + 2 * j + b] == hf[h * 64 + b * 32 + j]).all()
+    assert (llama.ternary("blk.0.attn_v.weight")[0] == bitnet.ternary("blk.0.attn_v.weight")[0]).all()
+
+
+def test_master_weights_become_ternary_by_absmean(tmp_path: Path) -> None:
+    """W / mean|W| rounded half to even and clamped: a half goes to 0, one and a half to 1."""
+    hf_models.save(ONEBIT, tmp_path)
+    weight = torch.full((128, 128), 2.0)
+    weight[0, :8] = torch.tensor([1, -1, 3, -3, 1.25, -1.25, 2.75, -2.75])  # the mean stays 2
+    edit_tensors(tmp_path, lambda t: t.update({f"{ATTN_Q}.weight": weight.half()}))
+    codes, scale = HfCheckpoint(tmp_path).ternary("blk.0.attn_q.weight")
+    assert scale == 2
+    assert codes[0, :8].tolist() == [0, 0, 1, -1, 1, -1, 1, -1] and (codes[1:] == 1).all()
+
+
+def test_a_matrix_of_zeros_meets_the_floor(tmp_path: Path) -> None:
+    hf_models.save(ONEBIT, tmp_path)
+    edit_tensors(tmp_path, lambda t: t[f"{ATTN_Q}.weight"].zero_())
+    codes, scale = HfCheckpoint(tmp_path).ternary("blk.0.attn_q.weight")
+    assert not codes.any() and scale == pytest.approx(1e-5)
+
+
+def test_shape(tmp_path: Path) -> None:
+    shape = HfCheckpoint(hf_models.save(LLAMA, tmp_path / "my-model")).shape
+    assert (shape.name, shape.architecture, shape.activation) == ("my-model", "llama", "silu")
+    assert (shape.hidden, shape.intermediate, shape.layers, shape.vocab) == (128, 256, 1, VOCAB)
+    assert (shape.heads, shape.kv_heads, shape.head_dim, shape.context) == (2, 1, 64, 128)
+    assert (shape.sub_norms, shape.tied, shape.rope_theta, shape.norm_eps) == (False, False, 10000.0, 1e-5)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"rope_theta": None, "rope_parameters": {"rope_theta": 123.0, "rope_type": "default"}},
+        {"rope_theta": 123, "rope_scaling": {"type": "linear", "factor": 1.0}},
+        {"rope_theta": 123.0, "head_dim": None},
+        {"rope_theta": 123.0, "num_key_value_heads": 1, "hidden_act": "relu2", "unknown_key": [1]},
+    ],
+)
+def test_spellings_of_config(directory: Path, config: dict[str, Any]) -> None:
+    edit_config(directory, **config)
+    shape = HfCheckpoint(directory).shape
+    assert (shape.rope_theta, shape.head_dim, shape.kv_heads) == (123.0, 64, 1)
+
+
+def test_what_may_lie_beside(directory: Path) -> None:
+    """A copy of the tied head, and RoPE tables as old checkpoints store them, change nothing."""
+    edit_tensors(
+        directory,
+        lambda t: t.update({"lm_head.weight": torch.zeros(1), "x.rotary_emb.inv_freq": torch.ones(4)}),
+    )
+    assert HfCheckpoint(directory).shape.tied
+
+
+def test_bf16_is_widened_exactly() -> None:
+    values = torch.tensor([1.0, -2.5, 3.3895e38, 1e-40, 0.0]).bfloat16()
+    assert (widen_bf16(values.view(torch.uint16).numpy()) == values.float().numpy()).all()
+
+
+# ---- what is refused ----
+
+REFUSED_CONFIG: dict[str, tuple[dict[str, Any], type[BitgenError], str]] = {
+    "no architectures": ({"architectures": None}, FormatError, "architectures"),
+    "two architectures": ({"architectures": ["A", "B"]}, FormatError, "architectures"),
+    "unknown architecture": ({"architectures": ["GPT2LMHeadModel"]}, UnsupportedError, "'GPT2LMHeadModel'"),
+    "unknown activation": ({"hidden_act": "gelu"}, UnsupportedError, "hidden_act is 'gelu'"),
+    "missing activation": ({"hidden_act": None}, FormatError, "hidden_act is missing"),
+    "missing size": ({"intermediate_size": None}, FormatError, "intermediate_size is missing"),
+    "missing theta": ({"rope_theta": None}, FormatError, "rope_theta is missing"),
+    "missing tie": ({"tie_word_embeddings": None}, FormatError, "tie_word_embeddings is missing"),
+    "size is text": ({"hidden_size": "128"}, FormatError, "hidden"),
+    "size is zero": ({"num_hidden_layers": 0}, FormatError, "layers"),
+    "size is true": ({"num_hidden_layers": True}, FormatError, "layers"),
+    "heads do not divide": ({"num_key_value_heads": 3}, FormatError, "kv_heads"),
+    "no heads": ({"num_attention_heads": 0, "head_dim": None}, FormatError, "head"),
+    "eps is negative": ({"rms_norm_eps": -1e-5}, FormatError, "eps"),
+    "llama3 rope": ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, UnsupportedError, "'llama3'"),
+    "linear rope": ({"rope_scaling": {"type": "linear", "factor": 2.0}}, UnsupportedError, "'linear'"),
+    "yarn rope": (
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
+        UnsupportedError,
+        "rope_parameters asks for 'yarn'",
+    ),
+    "rope is text": ({"rope_scaling": "yarn"}, FormatError, "rope_scaling"),
+    "not quantised": ({"quantization_config": None}, UnsupportedError, "quant_method must be 'bitnet'"),
+    "bias": ({"attention_bias": True}, UnsupportedError, "attention_bias = True"),
+    "other method": ({"quantization_config": {"quant_method": "gptq"}}, UnsupportedError, "'bitnet'"),
+}
+
+REFUSED_QUANTIZATION: dict[str, tuple[dict[str, Any], str]] = {
+    "inner norm": ({"use_rms_norm": True}, "use_rms_norm"),
+    "some linears kept": ({"modules_to_not_convert": ["lm_head", "o_proj"]}, "modules_to_not_convert"),
+    "head quantised too": ({"modules_to_not_convert": []}, "modules_to_not_convert"),
+    "unknown class": ({"linear_class": "turbolinear"}, "'turbolinear'"),
+    "online bitlinear": ({"linear_class": "bitlinear", "quantization_mode": "online"}, "'online'"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_CONFIG.values(), ids=REFUSED_CONFIG)
+def test_refused_config(case: tuple[dict[str, Any], type[BitgenError], str], directory: Path) -> None:
+    changes, kind, message = case
+    edit_config(directory, **changes)
+    with pytest.raises(kind, match=message) as caught:
+        HfCheckpoint(directory)
+    assert "config.json" in str(caught.value)
+
+
+@pytest.mark.parametrize("case", REFUSED_QUANTIZATION.values(), ids=REFUSED_QUANTIZATION)
+def test_refused_quantization(case: tuple[dict[str, Any], str], directory: Path) -> None:
+    edit_quantization(directory, **case[0])
+    with pytest.raises(UnsupportedError, match=case[1]):
+        HfCheckpoint(directory)
+
+
+GEMMA3 = replace(BITNET, architecture="Gemma3ForCausalLM", act="gelu_pytorch_tanh", layers=4)
+REFUSED_GEMMA3: dict[str, tuple[dict[str, Any], type[BitgenError], str]] = {
+    "both ways": ({"use_bidirectional_attention": True}, UnsupportedError, "use_bidirectional_attention"),
+    "soft caps": ({"final_logit_softcapping": 30.0}, UnsupportedError, "final_logit_softcapping"),
+    "no period": (
+        {"layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]},
+        UnsupportedError,
+        "follow no period",
+    ),
+    "unknown layers": ({"layer_types": ["chunked_attention"] * 4}, UnsupportedError, "layer_types"),
+    "too few layers": ({"layer_types": ["full_attention"]}, FormatError, "layer_types has 1 entries"),
+    "no window": ({"sliding_window": -1}, FormatError, "window is -1"),
+    "scale": ({"query_pre_attn_scalar": 0}, FormatError, "query_pre_attn_scalar is 0"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_GEMMA3.values(), ids=REFUSED_GEMMA3)
+def test_refused_gemma3(case: tuple[dict[str, Any], type[BitgenError], str], tmp_path: Path) -> None:
+    hf_models.save(GEMMA3, tmp_path)
+    edit_config(tmp_path, **case[0])
+    with pytest.raises(case[1], match=case[2]):
+        HfCheckpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "want"),
+    [
+        ({"sliding_window": 9, "sliding_window_pattern": 2}, (9, 2, 1e4)),
+        ({"sliding_window": 9, "layer_types": ["sliding_attention"] * 4, "rope_local_base_freq": 5.0}, (9, 5, 5.0)),
+        ({"sliding_window": 9, "layer_types": ["full_attention"] * 4}, (0, 1, 1e4)),
+        ({"sliding_window": 9}, (9, 6, 1e4)),
+        ({}, (4096, 6, 1e4)),
+    ],
+)
+def test_windows(config: dict[str, Any], want: tuple[int, int, float], tmp_path: Path) -> None:
+    """What transformers takes where config.json is silent; and the same shape through a GGUF."""
+    hf_models.save(replace(GEMMA3, extra=config), tmp_path)
+    shape = HfCheckpoint(tmp_path).shape
+    assert (shape.window, shape.window_period, shape.window_theta) == want
+    assert shape.embedding_scale == 128**0.5 and shape.attention_scale == 256**-0.5  # 256: transformers' default
+    convert(tmp_path, tmp_path / "m.gguf")
+    assert read_gguf(tmp_path / "m.gguf").shape == shape
+
+
+def test_a_plain_model_must_be_ternary(tmp_path: Path) -> None:
+    """Float weights, and ternary ones with two scales in a matrix, are no model for here."""
+    hf_models.save(replace(LLAMA, plain=True), tmp_path)
+    name = "model.layers.0.self_attn.k_proj.weight"
+    weight = load_file(tmp_path / "model.safetensors")[name]
+    for wrong in (torch.randn(64, 128), torch.cat([weight[:32], 2 * weight[32:]])):
+        edit_tensors(tmp_path, lambda t, wrong=wrong: t.update({name: wrong}))
+        with pytest.raises(UnsupportedError, match="not ternary, or its matrices have several scales"):
+            HfCheckpoint(tmp_path)
+
+
+def test_1bitllm_must_be_one_bit(tmp_path: Path) -> None:
+    hf_models.save(ONEBIT, tmp_path)
+    edit_config(tmp_path, weight_bits=4)
+    with pytest.raises(UnsupportedError, match="weight_bits"):
+        HfCheckpoint(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000], ids=["empty", "cut", "array", "deep"])
+def test_broken_config(directory: Path, text: str) -> None:
+    (directory / "config.json").write_text(text)
+    with pytest.raises(FormatError, match=r"config\.json"):
+        HfCheckpoint(directory)
+
+
+def test_no_config(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match=r"config\.json is missing"):
+        HfCheckpoint(tmp_path / "nowhere")
+
+
+REFUSED_TENSORS: dict[str, tuple[Callable[[dict[str, Any]], Any], type[BitgenError], str]] = {
+    "missing matrix": (lambda t: t.pop(f"{GATE}.weight"), FormatError, f"{GATE}.weight is missing"),
+    "missing scale": (lambda t: t.pop(f"{GATE}.weight_scale"), FormatError, "weight_scale is missing"),
+    "missing norm": (lambda t: t.pop("model.norm.weight"), FormatError, "model.norm.weight is missing"),
+    "wrong shape": (lambda t: t.update({f"{GATE}.weight": t[f"{GATE}.weight"][:-1]}), FormatError, GATE),
+    "scale per row": (
+        lambda t: t.update({f"{GATE}.weight_scale": torch.ones(256)}),
+        FormatError,
+        "weight_scale",
+    ),
+    "a bias": (lambda t: t.update({f"{GATE}.bias": torch.ones(256)}), UnsupportedError, f"{GATE}.bias"),
+    "norm in linear": (
+        lambda t: t.update({f"{GATE}.rms_norm.weight": torch.ones(128)}),
+        UnsupportedError,
+        "rms_norm",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_TENSORS.values(), ids=REFUSED_TENSORS)
+def test_refused_tensors(case: tuple[Callable[[dict[str, Any]], Any], type[BitgenError], str], directory: Path) -> None:
+    """Missing, misshapen and unknown tensors are found on opening, before any work."""
+    edit_tensors(directory, case[0])
+    with pytest.raises(case[1], match=case[2]):
+        HfCheckpoint(directory)
+
+
+def test_untied_needs_a_head(directory: Path) -> None:
+    edit_config(directory, tie_word_embeddings=False)
+    with pytest.raises(FormatError, match=r"lm_head\.weight is missing"):
+        HfCheckpoint(directory)
+
+
+REFUSED_VALUES: dict[str, tuple[str, Any, str]] = {
+    "code 3": (f"{GATE}.weight", torch.full((64, 128), 0b11010101, dtype=torch.uint8), "code 3"),
+    "packed in another type": (f"{GATE}.weight", torch.ones(64, 128), "packed ternary weights are U8"),
+    "neither packed nor ternary": (f"{GATE}.weight", torch.full((256, 128), 0.5), "not ternary"),
+    "scale is NaN": (f"{GATE}.weight_scale", torch.tensor([float("nan")]), "NaN"),
+    "scale is infinite": (f"{GATE}.weight_scale", torch.tensor([float("inf")]), "infinite"),
+    "scale is zero": (f"{GATE}.weight_scale", torch.zeros(1), "is no scale"),
+    "scale is an integer": (f"{GATE}.weight_scale", torch.ones(1, dtype=torch.int32), "not a float type"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_VALUES.values(), ids=REFUSED_VALUES)
+def test_refused_values(case: tuple[str, Any, str], directory: Path) -> None:
+    name, value, message = case
+    edit_tensors(directory, lambda t: t.update({name: value}))
+    checkpoint = HfCheckpoint(directory)
+    with pytest.raises(FormatError, match=message) as caught:
+        checkpoint.ternary("blk.0.ffn_gate.weight")
+    assert name in str(caught.value)
+
+
+def test_scale_so_small_that_its_inverse_overflows(tmp_path: Path) -> None:
+    hf_models.save(LLAMA, tmp_path)
+    edit_tensors(tmp_path, lambda t: t[f"{GATE}.weight_scale"].fill_(1e-42))
+    with pytest.raises(FormatError, match="weight_scale"):
+        HfCheckpoint(tmp_path).ternary("blk.0.ffn_gate.weight")
+
+
+def test_master_weights_with_nan(tmp_path: Path) -> None:
+    hf_models.save(ONEBIT, tmp_path)
+    edit_tensors(tmp_path, lambda t: t[f"{GATE}.weight"].fill_(float("nan")))
+    with pytest.raises(FormatError, match=f"{GATE}.weight holds NaN"):
+        HfCheckpoint(tmp_path).ternary("blk.0.ffn_gate.weight")
+
+
+@pytest.mark.parametrize("name", ["blk.0.attn_q.bias", "blk.1.attn_q.weight", "nonsense", "output.weight"])
+def test_unknown_names(directory: Path, name: str) -> None:
+    checkpoint = HfCheckpoint(directory)
+    for read in (checkpoint.ternary, checkpoint.dense):
+        with pytest.raises(FormatError, match=r"no (ternary|float) tensor"):
+            read(name)
+
+
+def test_a_tensor_is_ternary_or_not(directory: Path) -> None:
+    checkpoint = HfCheckpoint(directory)
+    with pytest.raises(FormatError, match="no ternary tensor token_embd"):
+        checkpoint.ternary("token_embd.weight")
+    with pytest.raises(FormatError, match="no float tensor blk"):
+        checkpoint.dense("blk.0.attn_q.weight")
+
+
+def test_an_embedding_beyond_float16_is_not_written(directory: Path, tmp_path: Path) -> None:
+    edit_tensors(directory, lambda t: t["model.embed_tokens.weight"].fill_(1e5))
+    with pytest.raises(BitgenError, match=r"token_embd\.weight"):
+        convert(directory, tmp_path / "m.gguf")
