@@ -180,6 +180,15 @@ def test_contexts_fit_their_templates(monkeypatch: pytest.MonkeyPatch) -> None:
         render.render_kernel(spec)
 
 
+def test_the_code_of_a_kernel_is_its_text_without_comments_and_white_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (
+        '// one "\nint f(char *s, /* of\n two */ int n) {\n  return  g( "a  // \\" b",\n          n - -1 ); // "c"\n}\n'
+    )
+    monkeypatch.setattr(render, "render_kernel", lambda spec: text)
+    code = render.kernel_code(example("i2_s", "avx2", "gemv"))
+    assert code == r"""int f(char *s,int n){return g("a // \" b",n - -1);}"""
+
+
 def test_the_registry_lists_levels_best_first() -> None:
     text = render.render_registry([level("avx2", True), level("scalar", False)])
     assert re.findall(r"&isa__(\w+)", text) == ["avx2", "scalar"]

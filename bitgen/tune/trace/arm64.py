@@ -110,16 +110,9 @@ def decode(line: str, labels: Mapping[str, int], after: int) -> Step | None:
         return _jump(name, operands, labels, after)
     if name[:2] in ("ld", "st"):
         return _transfer(name, operands, labels)
-    if name in _COMPARISONS:
-        name, operands = _COMPARISONS[name], ["wzr" if operands[0][0] == "w" else "xzr", *operands]
-    if name == "negs":
-        name, operands = "subs", [operands[0], "xzr", *operands[1:]]
+    name, operands = _in_full(name, operands)
     if name in ("ccmp", "ccmn"):
         return _conditional_comparison(name, operands, labels)
-    if name in _ALIASES:
-        full, between = _ALIASES[name]
-        opposite = {**_OPPOSITES, **{v: k for k, v in _OPPOSITES.items()}}[operands[-1]]
-        name, operands = full, [operands[0], *between(operands[1]), opposite]
     if name in _OTHERWISE:
         return _choice(name, operands, labels)
     if not operands or not _is_register(operands[0]):
@@ -145,6 +138,19 @@ def decode(line: str, labels: Mapping[str, int], after: int) -> Step | None:
 
         return step
     return lambda m: _write(m, target, None)
+
+
+def _in_full(name: str, operands: list[str]) -> tuple[str, list[str]]:
+    """The instruction that an alias stands for, with its operands; any other as it is."""
+    if name in _COMPARISONS:
+        return _COMPARISONS[name], ["wzr" if operands[0][0] == "w" else "xzr", *operands]
+    if name == "negs":
+        return "subs", [operands[0], "xzr", *operands[1:]]
+    if name in _ALIASES:
+        full, between = _ALIASES[name]
+        opposite = {**_OPPOSITES, **{v: k for k, v in _OPPOSITES.items()}}[operands[-1]]
+        return full, [operands[0], *between(operands[1]), opposite]
+    return name, operands
 
 
 def _is_register(operand: str) -> bool:
