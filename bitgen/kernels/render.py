@@ -54,8 +54,10 @@ _STRING_OR_COMMENT = re.compile(r'"(?:\\.|[^"\\])*"|//[^\n]*|/\*.*?\*/', re.DOTA
 
 
 def kernel_code(spec: KernelSpec) -> str:
-    """The C of one kernel without comments, and with white space only where it parts words: the same code is the same
-    kernel. Names of other files, like kernel.h, stand for their contents."""
+    """The C of one kernel without comments and with the least white space: kernels are the same when their code is.
+
+    Of other files, like kernel.h, it has but the names.
+    """
     text = _STRING_OR_COMMENT.sub(lambda found: found[0] if found[0].startswith('"') else " ", render_kernel(spec))
     text = " ".join(text.split())
     for bracket in "()[]{},;":

@@ -34,6 +34,8 @@ MOST_COLUMNS = 1 << 22
 L2_SHARE = 128 << 10
 # AMX: rows, in whole squares of 32 and whole panels, and tokens whose sums, 640 KiB, stay in the second-level cache.
 AMX_ROWS, AMX_TOKENS = 320, 512
+# Groups of four columns that one pass looks up: their tables stay in the nearest caches, their entries fill a word.
+LUT_GROUPS = 8
 # Rows that pass through one set of tables: the sums of 2560 rows take 480 KiB of the second-level cache. Of mixed
 # kernels half of the rows have none.
 LUT_ROWS, MIXED_LUT_ROWS = 2560, 4096
@@ -59,11 +61,15 @@ class Template:
     l2: int = L2_SHARE  # bytes of a cache block of weights; 0: no loop has one
     mc: int = 0  # rows of a cache block; 0: as many as fill l2
     nc: int = 0  # tokens of a cache block; 0: all
-    lut_groups: tuple[int, ...] = (0,)  # of four columns, looked up in one pass (gemm)
     mixed: tuple[bool, ...] = (False,)  # whether half of the rows are multiplied while the others are looked up
-    lanes: int = 0  # tokens that a look-up serves; 0: there is none
+    lanes: int = 0  # tokens that a look-up serves; 0: there are no look-ups
     int16_columns: int = 0  # most columns that an int16 partial sum may span; 0: sums are int32
     any_layout: bool = False  # bm and bk are a choice, not a limit
+
+    @property
+    def lut_groups(self) -> tuple[int, ...]:
+        """Groups of four columns that one pass may look up."""
+        return (LUT_GROUPS, 0) if self.lanes else (0,)
 
 
 _AHEAD = (2048, 1024, 4096, 512, 0)
@@ -73,42 +79,16 @@ TEMPLATES: dict[tuple[str, str], Template] = {
         (4, 8, 2), (256,), prefetch=(4096, 2048, 1024, 512, 0), kc=512, mc=AMX_ROWS, nc=AMX_TOKENS
     ),
     ("i2_s", "avx512vnni"): Template(
-        (4, 8, 2),
-        (256,),
-        nr=(8, 6, 4, 12),
-        mr=2,
-        prefetch=_AHEAD,
-        kc=3072,
-        lut_groups=(8, 0),
-        mixed=(True, False),
-        lanes=32,
+        (4, 8, 2), (256,), nr=(8, 6, 4, 12), mr=2, prefetch=_AHEAD, kc=3072, mixed=(True, False), lanes=32
     ),
-    ("i2_s", "avxvnni"): Template(
-        (4, 8, 2, 1), (128,), nr=(10, 12, 8, 6), mr=1, prefetch=_AHEAD, kc=2560, lut_groups=(8, 0), lanes=32
-    ),
+    ("i2_s", "avxvnni"): Template((4, 8, 2, 1), (128,), nr=(10, 12, 8, 6), mr=1, prefetch=_AHEAD, kc=2560, lanes=32),
     ("i2_s", "avx2"): Template(
-        (4, 8, 2, 1),
-        (128,),
-        nr=(8, 6, 10, 4),
-        mr=1,
-        prefetch=_AHEAD,
-        kc=3072,
-        int16_columns=PRODUCT_COLUMNS,
-        lut_groups=(8, 0),
-        lanes=32,
+        (4, 8, 2, 1), (128,), nr=(8, 6, 10, 4), mr=1, prefetch=_AHEAD, kc=3072, int16_columns=PRODUCT_COLUMNS, lanes=32
     ),
     ("i2_s", "i8mm"): Template((4, 2, 1), (64,), nr=(12, 8, 4), mr=8, unit=2, prefetch=_AHEAD, kc=2048),
     ("i2_s", "dotprod"): Template((4, 2, 1), (64,), nr=(12, 8, 4), mr=8, unit=4, prefetch=_AHEAD, kc=2048),
     ("i2_s", "neon"): Template(
-        (4, 2, 1),
-        (64,),
-        nr=(4, 2),
-        mr=2,
-        prefetch=_AHEAD,
-        kc=4096,
-        int16_columns=PRODUCT_COLUMNS,
-        lut_groups=(8, 0),
-        lanes=16,
+        (4, 2, 1), (64,), nr=(4, 2), mr=2, prefetch=_AHEAD, kc=4096, int16_columns=PRODUCT_COLUMNS, lanes=16
     ),
     ("i2_s", "scalar"): Template((4, 1, 8), (128, 64), l2=0, any_layout=True),
     ("i2_g", "avx512vnni"): Template((64,), (128, 64), nr=(4,), prefetch=_AHEAD),
@@ -118,19 +98,13 @@ TEMPLATES: dict[tuple[str, str], Template] = {
     ("i2_g", "neon"): Template((16, 8, 4), (128, 64), nr=(4, 2), prefetch=_AHEAD, int16_columns=GROUP_COLUMNS_VMLAL),
     ("i2_g", "scalar"): Template((16, 4, 64), (128, 64), nr=(4,)),
     ("t5", "amx"): Template((5,), (256,), prefetch=_AHEAD, kc=512, mc=AMX_ROWS, nc=AMX_TOKENS),
-    ("t5", "avx512vbmi"): Template(
-        (5,), (256,), nr=(4, 2), mr=5, prefetch=_AHEAD, lut_groups=(8, 0), mixed=(True, False), lanes=32
-    ),
-    ("t5", "avx512vnni"): Template(
-        (5,), (256,), nr=(4, 2), mr=5, prefetch=_AHEAD, lut_groups=(8, 0), mixed=(True, False), lanes=32
-    ),
-    ("t5", "avx2"): Template(
-        (5,), (128,), nr=(2, 1), mr=5, prefetch=_AHEAD, int16_columns=T5_COLUMNS, lut_groups=(8, 0), lanes=32
-    ),
+    ("t5", "avx512vbmi"): Template((5,), (256,), nr=(4, 2), mr=5, prefetch=_AHEAD, mixed=(True, False), lanes=32),
+    ("t5", "avx512vnni"): Template((5,), (256,), nr=(4, 2), mr=5, prefetch=_AHEAD, mixed=(True, False), lanes=32),
+    ("t5", "avx2"): Template((5,), (128,), nr=(2, 1), mr=5, prefetch=_AHEAD, int16_columns=T5_COLUMNS, lanes=32),
     ("t5", "i8mm"): Template((5,), (64,), nr=(8, 4), mr=10, unit=2, prefetch=_AHEAD, kc=2048),
     ("t5", "dotprod"): Template((5,), (64,), nr=(4,), mr=20, unit=4, prefetch=_AHEAD, kc=2048),
     ("t5", "neon"): Template(
-        (5,), (64,), nr=(2, 1), mr=5, prefetch=_AHEAD, kc=4096, int16_columns=T5_COLUMNS, lut_groups=(8, 0), lanes=16
+        (5,), (64,), nr=(2, 1), mr=5, prefetch=_AHEAD, kc=4096, int16_columns=T5_COLUMNS, lanes=16
     ),
     ("t5", "scalar"): Template((5, 10), (128, 64), l2=0, any_layout=True),
     ("tl1", "neon"): Template((64, 32, 128, 256), (128, 64), l2=0, int16_columns=PAIR_COLUMNS, any_layout=True),
