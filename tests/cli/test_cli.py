@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from bitgen import Sampling, api, cli
+from bitgen import Sampling, api, cli, data
+from bitgen.cli import tables
+from bitgen.kernels import plan
 
 BITGEN = [sys.executable, "-m", "bitgen"]
 
@@ -185,6 +187,18 @@ def test_bench_at_a_filled_context() -> None:
     assert list(rows) == [("prefill", 0), ("decode", 0), ("prefill", 256), ("decode", 256)]
     position = 2 * 8 * 2 * (64 + 4)  # keys and values, layers, heads, int8 numbers and a scale of the shipped model
     assert rows["decode", 256] - rows["decode", 0] == 256 * position
+
+
+def test_a_tuned_plan_is_a_table_of_its_evidence() -> None:
+    shape, file = api.shape_of("2B4T"), data.folder("presets") / "plans" / "avx2.json"
+    report = api.TuneReport(shape, plan.load(file), file, build="", threads=2)
+    rows = list(zip(*(column.cells for column in tables.tuned(report).columns), strict=True))
+    assert [row[:3] for row in rows[:2]] == [("qkv", "3840x2560", "decode"), ("qkv", "3840x2560", "prefill")]
+    assert len(rows) == 2 * len(shape.matrices)
+    evidence = report.plan.decisions[shape.matrices["down"]].evidence
+    decode, prefill = evidence.gemv, evidence.gemm
+    assert rows[-2][-3:-1] == (f"{decode.gb_s:.1f} GB/s", f"{decode.bandwidth_share:.0%}")
+    assert rows[-1][-3:-1] == (f"{prefill.gop_s:.0f} GOP/s", f"{prefill.peak_share:.0%}")
 
 
 def test_a_warm_start_is_quick_enough_to_feel_instant() -> None:
