@@ -30,28 +30,19 @@ static float p_of(uint64_t candidate_) {
   return p;
 }
 
-// A heap whose first element is the greatest.
-static void sift_down(uint64_t *heap, int32_t at, int32_t n) {
-  for (int32_t child; (child = 2 * at + 1) < n; at = child) {
-    if (child + 1 < n && heap[child + 1] > heap[child])
-      child++;
-    if (heap[at] >= heap[child])
-      return;
-    const uint64_t swap = heap[at];
-    heap[at] = heap[child];
-    heap[child] = swap;
-  }
-}
+#define HEAP_OF uint64_t
+#define HEAP_ABOVE(a, b) ((a) > (b))
+#include "algorithms/heap.h"
+
 static void make_heap(uint64_t *heap, int32_t n) {
   for (int32_t i = n / 2; i-- > 0;)
-    sift_down(heap, i, n);
+    heap_sink(heap, (size_t)n, (size_t)i, heap[i]);
 }
 // Move the greatest of n behind the others.
 static uint64_t take_greatest(uint64_t *heap, int32_t n) {
   const uint64_t greatest = heap[0];
-  heap[0] = heap[n - 1];
+  heap_sink(heap, (size_t)n - 1, 0, heap[n - 1]);
   heap[n - 1] = greatest;
-  sift_down(heap, 0, n - 1);
   return greatest;
 }
 

@@ -7,6 +7,9 @@
 
 #include "text/vocabulary.h"
 
+// Whether a text is short of everything that normalisation could change; a quick look that may say no in vain.
+int nfc_is_normal(const uint8_t *text, size_t bytes);
+
 // Normalise valid UTF-8. *out is the caller's to free. The number of bytes, or BG_E_MEMORY.
 int64_t nfc_normalize(const vocabulary *v, const uint8_t *text, size_t bytes, uint8_t **out);
 

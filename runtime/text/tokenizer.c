@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "algorithms/search.h"
 #include "bitgen.h"
 #include "text/nfc.h"
 #include "text/pretokenizer.h"
@@ -21,6 +22,10 @@ typedef struct {
   uint64_t order; // rank of the merge, then place of its left symbol
   int32_t id;     // what the two become
 } candidate;
+
+#define HEAP_OF candidate
+#define HEAP_ABOVE(a, b) ((a).order < (b).order)
+#include "algorithms/heap.h"
 
 typedef struct {
   const vocabulary *v;
@@ -60,31 +65,19 @@ static int32_t reserve(encoder *e, size_t bytes) {
   return BG_OK;
 }
 
-static void push(encoder *e, candidate c) {
-  size_t at = e->n_heap++;
-  for (; at && e->heap[(at - 1) / 2].order > c.order; at = (at - 1) / 2)
-    e->heap[at] = e->heap[(at - 1) / 2];
-  e->heap[at] = c;
-}
-
-static candidate pop(encoder *e) {
-  const candidate least = e->heap[0], last = e->heap[--e->n_heap];
-  size_t at = 0;
-  for (size_t child; (child = 2 * at + 1) < e->n_heap; at = child) {
-    child += child + 1 < e->n_heap && e->heap[child + 1].order < e->heap[child].order;
-    if (last.order <= e->heap[child].order)
-      break;
-    e->heap[at] = e->heap[child];
-  }
-  e->heap[at] = last;
-  return least;
+// What two tokens become, or NULL.
+static const merge *find_merge(const vocabulary *v, int32_t left, int32_t right) {
+  const uint32_t *first = v->merge_first + left;
+  const merge *m = v->merges;
+  uint32_t i;
+  return SEARCH(i, first[0], first[1], (int64_t)m[i].right - right) ? m + i : NULL;
 }
 
 static void consider(encoder *e, int32_t left) {
   const int32_t right = e->symbols[left].next;
   const merge *m = find_merge(e->v, e->symbols[left].id, e->symbols[right].id);
   if (m)
-    push(e, (candidate){(uint64_t)m->rank << 32 | (uint32_t)left, m->id});
+    heap_rise(e->heap, e->n_heap++, (candidate){(uint64_t)m->rank << 32 | (uint32_t)left, m->id});
 }
 
 static void join(encoder *e, int32_t left, int32_t id) {
@@ -109,7 +102,9 @@ static int32_t merge_symbols(encoder *e) {
   for (int32_t i = 0; i + 1 < n; i++)
     consider(e, i);
   while (e->n_heap) {
-    const candidate c = pop(e);
+    const candidate c = e->heap[0];
+    e->n_heap--;
+    heap_sink(e->heap, e->n_heap, 0, e->heap[e->n_heap]);
     const int32_t left = (int32_t)(uint32_t)c.order;
     if (s[left].id < 0 || s[left].next < 0)
       continue;
@@ -197,14 +192,8 @@ static int32_t encode_spaced(encoder *e, const uint8_t *text, size_t bytes) {
   return code;
 }
 
-static int is_below_u0300(const uint8_t *text, size_t bytes) { // which form C leaves alone
-  while (bytes && text[bytes - 1] < 0xcc)
-    bytes--;
-  return bytes == 0;
-}
-
 static int32_t encode_words(encoder *e, const uint8_t *text, size_t bytes) {
-  if (!(e->v->header->flags & NFC) || is_below_u0300(text, bytes))
+  if (!(e->v->header->flags & NFC) || nfc_is_normal(text, bytes))
     return pretokenize(e->v, text, bytes, encode_bytes, e);
   uint8_t *normal = NULL;
   const int64_t n = nfc_normalize(e->v, text, bytes, &normal);

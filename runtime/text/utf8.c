@@ -26,16 +26,6 @@ int utf8_valid(const uint8_t *p, size_t n) {
   return 1;
 }
 
-uint32_t utf8_next(const uint8_t **at) {
-  const uint8_t *p = *at;
-  const int length = p[0] < 0x80 ? 1 : p[0] < 0xe0 ? 2 : p[0] < 0xf0 ? 3 : 4;
-  uint32_t code = length == 1 ? p[0] : p[0] & (0x7f >> length);
-  for (int i = 1; i < length; i++)
-    code = code << 6 | (p[i] & 0x3f);
-  *at += length;
-  return code;
-}
-
 size_t utf8_put(uint32_t code, uint8_t *out) {
   const int length = code < 0x80 ? 1 : code < 0x800 ? 2 : code < 0x10000 ? 3 : 4;
   for (int i = length - 1; i > 0; i--, code >>= 6)

@@ -13,7 +13,15 @@ int32_t utf8_length(const uint8_t *p, size_t n);
 int utf8_valid(const uint8_t *p, size_t n);
 
 // The code point at *p, which is valid UTF-8; *p moves behind it.
-uint32_t utf8_next(const uint8_t **p);
+static inline uint32_t utf8_next(const uint8_t **p) {
+  const uint8_t *at = *p;
+  const int length = at[0] < 0x80 ? 1 : at[0] < 0xe0 ? 2 : at[0] < 0xf0 ? 3 : 4;
+  uint32_t code = length == 1 ? at[0] : at[0] & (0x7f >> length);
+  for (int i = 1; i < length; i++)
+    code = code << 6 | (at[i] & 0x3f);
+  *p += length;
+  return code;
+}
 
 // Write a code point; the number of bytes, 1 to 4.
 size_t utf8_put(uint32_t code, uint8_t *out);

@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "algorithms/search.h"
 #include "bitgen.h"
 
 // ---- opening ----------------------------------------------------------------------------------------------
@@ -126,74 +127,41 @@ int32_t vocabulary_open(vocabulary *v, const void *file, size_t bytes) {
 // ---- look-up ----------------------------------------------------------------------------------------------
 
 uint32_t step_value(const step *steps, uint32_t n, uint32_t code) {
-  uint32_t low = 0, high = n; // steps[low] starts at or before, steps[high] behind
-  while (high - low > 1) {
-    const uint32_t middle = low + (high - low) / 2;
-    if (start_of(steps[middle]) <= code)
-      low = middle;
-    else
-      high = middle;
-  }
-  return steps[low] >> STEP_SHIFT;
+  uint32_t i;
+  SEARCH(i, 0, n, start_of(steps[i]) <= code ? -1 : 1);
+  return steps[i - 1] >> STEP_SHIFT; // the first step starts at 0
+}
+
+static int64_t compare_text(const vocabulary *v, span s, const uint8_t *text, size_t bytes) {
+  const int order = memcmp(v->strings + s.start, text, s.length < bytes ? s.length : bytes);
+  return order ? order : (int64_t)s.length - (int64_t)bytes;
 }
 
 int32_t find_token(const vocabulary *v, const uint8_t *spelling, size_t bytes) {
-  uint32_t low = 0, high = count_of(v, SPELLINGS);
-  while (low < high) {
-    const uint32_t middle = low + (high - low) / 2;
-    const entry *e = v->spellings + middle;
-    const size_t length = e->text.length;
-    int order = memcmp(v->strings + e->text.start, spelling, length < bytes ? length : bytes);
-    if (!order)
-      order = (length > bytes) - (length < bytes);
-    if (!order)
-      return e->id;
-    if (order < 0)
-      low = middle + 1;
-    else
-      high = middle;
-  }
-  return -1;
+  const entry *e = v->spellings;
+  uint32_t i;
+  return SEARCH(i, 0, count_of(v, SPELLINGS), compare_text(v, e[i].text, spelling, bytes)) ? e[i].id : -1;
 }
 
-const merge *find_merge(const vocabulary *v, int32_t left, int32_t right) {
-  uint32_t low = v->merge_first[left], high = v->merge_first[left + 1];
-  while (low < high) {
-    const uint32_t middle = low + (high - low) / 2;
-    if (v->merges[middle].right == (uint32_t)right)
-      return v->merges + middle;
-    if (v->merges[middle].right < (uint32_t)right)
-      low = middle + 1;
-    else
-      high = middle;
-  }
-  return NULL;
+// Byte n of a special token, or -1 behind its end.
+static int special_byte(const vocabulary *v, uint32_t i, size_t n) {
+  const span s = v->specials[i].text;
+  return n < s.length ? v->strings[s.start + n] : -1;
 }
 
-// The specials that agree with the first `n` bytes are neighbours in the sorted table; the shortest of them,
-// if it is no longer than that, comes first.
+// The specials that agree with the first n bytes of the text are neighbours in the sorted table, from i to
+// end; the shortest of them, if it is no longer than that, comes first.
 const entry *find_special(const vocabulary *v, const uint8_t *text, size_t bytes) {
   const entry *found = NULL;
-  uint32_t low = 0, high = count_of(v, SPECIALS);
-  for (size_t n = 0; n <= bytes && low < high; n++) {
-    if (v->specials[low].text.length == n)
-      found = v->specials + low++;
+  uint32_t i = 0, end = count_of(v, SPECIALS);
+  for (size_t n = 0; i < end; n++) {
+    if (v->specials[i].text.length == n)
+      found = v->specials + i++;
     if (n == bytes)
       break;
-    uint32_t ends[2];
-    for (int after = 0; after < 2; after++) { // the range whose byte n is the text's
-      uint32_t a = low, b = high;
-      while (a < b) {
-        const uint32_t middle = a + (b - a) / 2;
-        const span s = v->specials[middle].text;
-        if (s.length <= n || v->strings[s.start + n] < text[n] + after)
-          a = middle + 1;
-        else
-          b = middle;
-      }
-      ends[after] = a;
-    }
-    low = ends[0], high = ends[1];
+    uint32_t behind;
+    SEARCH(behind, i, end, special_byte(v, behind, n) <= text[n] ? -1 : 1);
+    SEARCH(i, i, end = behind, special_byte(v, i, n) < text[n] ? -1 : 1);
   }
   return found;
 }

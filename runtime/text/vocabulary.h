@@ -129,9 +129,6 @@ int32_t find_token(const vocabulary *v, const uint8_t *spelling, size_t bytes);
 // The longest special token at the beginning of a text, or NULL.
 const entry *find_special(const vocabulary *v, const uint8_t *text, size_t bytes);
 
-// What two tokens become, or NULL.
-const merge *find_merge(const vocabulary *v, int32_t left, int32_t right);
-
 // Whether a token ends a text.
 int is_stop(const vocabulary *v, int32_t id);
 
