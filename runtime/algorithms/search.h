@@ -4,9 +4,9 @@
 
 #include <stdint.h>
 
-// Search first .. end of a sorted table for an element whose `order` is 0: an expression in the index i that
-// is negative for the elements before it and positive for those behind. 1 and its index in i; else 0, and i is
-// where it would be: the first element of positive order, or end.
+// Search first .. end of a sorted table for the element whose `order` is 0. `order` is an expression in the
+// index i: negative for the elements before that one, positive for those behind. Gives 1, and i is its index;
+// or 0, and i is where it would be: at the first element of positive order, or end.
 //
 //   uint32_t i;
 //   return SEARCH(i, 0, n, (int64_t)table[i].code - code) ? table + i : NULL;

@@ -68,7 +68,7 @@ static int info(void) {
   return 0;
 }
 
-// The decimal numbers on stdin; their count, or -1 when memory is short.
+// Read the decimal numbers on stdin. Their count, or -1 when memory is short.
 static int32_t read_ids(int32_t **out) {
   int32_t n = 0, room = 0, id;
   *out = NULL;
@@ -85,7 +85,8 @@ static int32_t read_ids(int32_t **out) {
   return n;
 }
 
-// Feed n ids in calls of `chunk`; logits [n][vocab], or NULL and those of the last into last [vocab].
+// Append n ids in calls of `chunk`. logits: [n][vocab] of all; or NULL, and those of the last id go to
+// last [vocab].
 static int32_t feed(bg_session *s, const int32_t *ids, int32_t n, int32_t chunk, size_t vocab, float *logits,
                     float *last) {
   if (chunk < 1)
@@ -149,8 +150,8 @@ static int32_t run_call(int32_t isa, int32_t index, int32_t n, int32_t threads) 
   int32_t code = bg_kernel_get(isa, index, &k);
   if (code != BG_OK || n < 1)
     return BG_E_ARGUMENT;
-  const size_t w_bytes = (size_t)k.weight_bytes, q_bytes = (size_t)n * (size_t)k.row_bytes,
-               y_bytes = (size_t)n * k.m_pad * 4;
+  const size_t w_bytes = (size_t)k.weight_bytes, q_bytes = (size_t)n * (size_t)k.row_bytes;
+  const size_t y_bytes = (size_t)n * (size_t)k.m_pad * sizeof(int32_t);
   uint8_t *w = malloc(w_bytes);
   int8_t *q = malloc(q_bytes);
   int32_t *y = malloc(y_bytes);

@@ -17,19 +17,19 @@
 //
 // A span is uint64 n, n bytes, uint64 times, and one byte that is repeated `times` times.
 #include <inttypes.h>
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "bitgen.h"
+#include "os/os.h"
 
 enum {
   ARGUMENTS = 6,
   MAX_REPS = 64,
-  PASSES = 5,         // of which the best counts
-  IDLE_SECONDS = 600, // without a request, or within one: whoever asks has gone
+  PASSES = 5,         // the best of them is the answer
+  IDLE_SECONDS = 600, // without a request, or within one: the other side has gone
 };
 
 typedef struct {
@@ -39,8 +39,8 @@ typedef struct {
 
 static buffer weights, activations, stream;
 
-// Make room for some bytes; what the buffer held is gone.
-static int32_t make(buffer *b, int64_t bytes) {
+// Allocate, without the old content.
+static int32_t allocate(buffer *b, int64_t bytes) {
   free(b->at);
   *b = (buffer){0};
   if (bytes < 1 || (uint64_t)bytes > SIZE_MAX / 2)
@@ -62,15 +62,13 @@ static int32_t levels(const int64_t *a) {
 }
 
 static int32_t cpus(const int64_t *a) {
-  cpu_set_t set;
   (void)a;
-  const int many = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
-  printf("ok %d\n", many);
+  printf("ok %d\n", os_cpus());
   return BG_OK;
 }
 
 static int32_t receive_weights(const int64_t *a) {
-  const int32_t code = make(&weights, a[0]);
+  const int32_t code = allocate(&weights, a[0]);
   for (size_t at = 0; code == BG_OK && at < weights.bytes;) {
     uint64_t n, times;
     if (fread(&n, sizeof n, 1, stdin) != 1 || n > weights.bytes - at ||
@@ -88,7 +86,7 @@ static int32_t receive_weights(const int64_t *a) {
 }
 
 static int32_t receive_activations(const int64_t *a) {
-  const int32_t code = make(&activations, a[0]);
+  const int32_t code = allocate(&activations, a[0]);
   if (code == BG_OK && fread(activations.at, 1, activations.bytes, stdin) != activations.bytes)
     return BG_E_IO;
   if (code == BG_OK)
@@ -116,7 +114,7 @@ static int32_t verify(const int64_t *a) {
   int32_t *y = malloc(y_bytes);
   if (!y)
     return BG_E_MEMORY;
-  memset(y, 0xA5, y_bytes); // an element that is not written shows
+  memset(y, 0xA5, y_bytes); // an element that the kernel leaves out is noticed
   code = bg_kernel_run(0, (int32_t)a[0], weights.at, (const int8_t *)activations.at + row * k.row_bytes,
                        (int32_t)n, y, (int32_t)a[3]);
   uint32_t crc = UINT32_MAX;
@@ -129,7 +127,7 @@ static int32_t verify(const int64_t *a) {
 }
 
 static int32_t make_stream(const int64_t *a) {
-  const int32_t code = make(&stream, a[0]);
+  const int32_t code = allocate(&stream, a[0]);
   uint64_t x = 88172645463325252u; // xorshift64 (Marsaglia, 2003)
   for (size_t i = 0; i + sizeof x <= stream.bytes; i += sizeof x) {
     x ^= x << 13;
@@ -179,10 +177,10 @@ static int32_t peak(const int64_t *a) {
 }
 
 static int32_t file(const char *path) {
-  enum { MOST = 1 << 20 };
-  char *text = malloc(MOST);
+  enum { MAX_BYTES = 1 << 20 };
+  char *text = malloc(MAX_BYTES);
   FILE *f = text ? fopen(path, "rb") : NULL;
-  const size_t bytes = f ? fread(text, 1, MOST, f) : 0;
+  const size_t bytes = f ? fread(text, 1, MAX_BYTES, f) : 0;
   if (f)
     fclose(f);
   printf("ok %zu\n", bytes);

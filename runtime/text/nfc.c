@@ -8,8 +8,8 @@
 #include "bitgen.h"
 #include "text/utf8.h"
 
-// Below the first of these no code point decomposes; below the second none is a mark, or composes with the one
-// before it.
+// Below the first of these no code point decomposes; below the second none is a mark, or composes with the
+// one before it.
 enum { FIRST_DECOMPOSED = 0xc0, FIRST_MARK = 0x300 };
 
 // Hangul syllables and their parts: leading consonants, vowels, trailing consonants.

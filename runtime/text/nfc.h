@@ -7,7 +7,7 @@
 
 #include "text/vocabulary.h"
 
-// Whether a text is short of everything that normalisation could change; a quick look that may say no in vain.
+// Whether a quick look finds nothing that normalisation could change.
 int nfc_is_normal(const uint8_t *text, size_t bytes);
 
 // Normalise valid UTF-8. *out is the caller's to free. The number of bytes, or BG_E_MEMORY.

@@ -1,6 +1,7 @@
 // pretokenizer.c: the regular expressions that cut text into words, spelt out.
 //
-// Each function returns the bytes that its pattern matches at `at`, as a backtracking engine would, or 0.
+// A function returns the bytes that its pattern matches at `at`, as a backtracking engine would, or 0. Where
+// alternatives stand on lines of their own, the first that matches is taken.
 #include "text/pretokenizer.h"
 
 #include "bitgen.h"
@@ -12,20 +13,21 @@ static uint32_t class_of(const vocabulary *v, uint32_t code) {
 }
 
 // The class of the character at `at`, and where the next one is; 0 at the end.
-static uint32_t look(const vocabulary *v, const uint8_t *at, const uint8_t *end, const uint8_t **next) {
+static uint32_t class_at(const vocabulary *v, const uint8_t *at, const uint8_t *end, const uint8_t **next) {
   *next = at;
   return at == end ? 0 : class_of(v, utf8_next(next));
 }
 
-// Past all characters of some classes.
+// The first character that is of none of some classes.
 static const uint8_t *skip(const vocabulary *v, const uint8_t *at, const uint8_t *end, uint32_t classes) {
-  for (const uint8_t *next; look(v, at, end, &next) & classes;)
+  for (const uint8_t *next; class_at(v, at, end, &next) & classes;)
     at = next;
   return at;
 }
 
 static int is_line_end(uint8_t c) { return c == '\r' || c == '\n'; }
 
+// Whether a code point is a letter of a contraction.
 static int matches(const vocabulary *v, uint32_t code, uint32_t letter, int any_case) {
   for (uint32_t i = 0; any_case && i < count_of(v, FOLDS); i++)
     if (v->folds[i].code == code && v->folds[i].letter == letter)
@@ -47,7 +49,9 @@ static size_t contraction(const vocabulary *v, const uint8_t *at, const uint8_t 
   return 0;
 }
 
-// \s*[\r\n]+ (where `lines`) | \s+(?!\S) | \s+
+// \s*[\r\n]+    where `lines`
+// \s+(?!\S)
+// \s+
 static size_t spaces(const vocabulary *v, const uint8_t *at, const uint8_t *end, int lines) {
   const uint8_t *stop = skip(v, at, end, SPACE), *last = stop;
   for (const uint8_t *p = stop; lines && p > at; p--)
@@ -55,25 +59,29 @@ static size_t spaces(const vocabulary *v, const uint8_t *at, const uint8_t *end,
       return (size_t)(p - at);
   if (stop == end || stop == at)
     return (size_t)(stop - at);
-  do // a word follows: the last space is its
+  do // a word follows: the last space belongs to it
     last--;
   while ((*last & 0xc0) == 0x80);
   return (size_t)((last > at ? last : stop) - at);
 }
 
-// (?i:'s|'t|'re|'ve|'m|'ll|'d) | [^\r\n\p{L}\p{N}]?\p{L}+ | \p{N}{1,digits} | ?[^\s\p{L}\p{N}]+[\r\n]* | spaces
+// (?i:'s|'t|'re|'ve|'m|'ll|'d)
+// [^\r\n\p{L}\p{N}]?\p{L}+
+// \p{N}{1,digits}
+// [ ]?[^\s\p{L}\p{N}]+[\r\n]*
+// spaces
 static size_t modern(const vocabulary *v, const uint8_t *at, const uint8_t *end, int digits) {
   const uint8_t *next, *stop, *p;
-  const uint32_t first = look(v, at, end, &next);
-  const size_t short_form = contraction(v, at, end, 1);
-  if (short_form)
-    return short_form;
+  const uint32_t first = class_at(v, at, end, &next);
+  const size_t contracted = contraction(v, at, end, 1);
+  if (contracted)
+    return contracted;
   if (!(first & NUMBER) && !is_line_end(*at)) {
     p = first & LETTER ? at : next;
     if ((stop = skip(v, p, end, LETTER)) > p)
       return (size_t)(stop - at);
   }
-  for (p = at; digits && look(v, p, end, &next) & NUMBER; digits--)
+  for (p = at; digits && class_at(v, p, end, &next) & NUMBER; digits--)
     p = next;
   if (p > at)
     return (size_t)(p - at);
@@ -93,12 +101,16 @@ static size_t qwen2(const vocabulary *v, const uint8_t *at, const uint8_t *end) 
   return modern(v, at, end, 1);
 }
 
-// 's|'t|'re|'ve|'m|'ll|'d | ?\p{L}+ | ?\p{N}+ | ?[^\s\p{L}\p{N}]+ | spaces
+// 's|'t|'re|'ve|'m|'ll|'d
+// [ ]?\p{L}+
+// [ ]?\p{N}+
+// [ ]?[^\s\p{L}\p{N}]+
+// spaces
 static size_t gpt2(const vocabulary *v, const uint8_t *at, const uint8_t *end) {
   static const uint32_t kinds[] = {LETTER, NUMBER, OTHER};
-  const size_t short_form = contraction(v, at, end, 0);
-  if (short_form)
-    return short_form;
+  const size_t contracted = contraction(v, at, end, 0);
+  if (contracted)
+    return contracted;
   const uint8_t *p = *at == ' ' ? at + 1 : at;
   for (int i = 0; i < 3; i++) {
     const uint8_t *stop = skip(v, p, end, kinds[i]);
@@ -133,7 +145,7 @@ static matcher *const matchers[SPLITS] = {
     [SPLIT_PUNCTUATION] = punctuation, [SPLIT_NUMBERS] = numbers, [SPLIT_DIGITS] = three_digits,
 };
 
-// What the first pattern matches, and what lies between, goes to the next pattern by itself.
+// Cut by the first pattern; its matches and what lies between them are cut by the next one, each by itself.
 static int32_t split(const vocabulary *v, const uint8_t *patterns, const uint8_t *at, const uint8_t *end,
                      word_function *on_word, void *arg) {
   if (!*patterns)

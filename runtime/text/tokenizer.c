@@ -1,5 +1,5 @@
-// tokenizer.c: a text becomes ids: special tokens are found, the rest is cut into words, and the parts of a
-// word are joined pair by pair, the best-ranked pair first (byte-pair encoding).
+// tokenizer.c: byte-pair encoding. Special tokens are found in a text, the rest is cut into words, and the
+// symbols of a word are merged pair by pair, the pair of the lowest rank first.
 #include "text/tokenizer.h"
 
 #include <stdlib.h>
@@ -15,12 +15,13 @@ enum { MAX_TEXT = 1 << 28 }; // bytes
 // ---- one word ---------------------------------------------------------------------------------------------
 
 typedef struct {
-  int32_t id, previous, next; // id -1: joined to the one before
+  int32_t id;             // -1: merged into the one before
+  int32_t previous, next; // symbols of the word, or -1
 } symbol;
 
 typedef struct {
-  uint64_t order; // rank of the merge, then place of its left symbol
-  int32_t id;     // what the two become
+  uint64_t order; // rank of the merge << 32 | its left symbol
+  int32_t id;     // what the pair becomes
 } candidate;
 
 #define HEAP_OF candidate
@@ -29,14 +30,14 @@ typedef struct {
 
 typedef struct {
   const vocabulary *v;
-  int32_t *ids;
+  int32_t *ids; // [room]: the n of the text so far
   size_t n, room;
-  symbol *symbols;
-  candidate *heap; // the first is the least
+  symbol *symbols; // [longest]: the word's
+  candidate *heap; // [3 longest]: merges that may apply, the lowest order first
   size_t n_symbols, n_heap, longest;
 } encoder;
 
-static int32_t emit(encoder *e, int32_t id) {
+static int32_t append(encoder *e, int32_t id) {
   if (e->n == e->room) {
     const size_t room = e->room ? 2 * e->room : 256;
     int32_t *more = realloc(e->ids, room * sizeof *more);
@@ -49,7 +50,8 @@ static int32_t emit(encoder *e, int32_t id) {
   return BG_OK;
 }
 
-// Room for a word: no more symbols than bytes, two candidates for each merge besides the first pairs.
+// Make room for a word: at most a symbol for each byte, and two candidates for each merge besides the first
+// pairs.
 static int32_t reserve(encoder *e, size_t bytes) {
   e->n_symbols = e->n_heap = 0;
   if (bytes <= e->longest)
@@ -73,14 +75,14 @@ static const merge *find_merge(const vocabulary *v, int32_t left, int32_t right)
   return SEARCH(i, first[0], first[1], (int64_t)m[i].right - right) ? m + i : NULL;
 }
 
-static void consider(encoder *e, int32_t left) {
+static void queue_pair(encoder *e, int32_t left) {
   const int32_t right = e->symbols[left].next;
   const merge *m = find_merge(e->v, e->symbols[left].id, e->symbols[right].id);
   if (m)
     heap_rise(e->heap, e->n_heap++, (candidate){(uint64_t)m->rank << 32 | (uint32_t)left, m->id});
 }
 
-static void join(encoder *e, int32_t left, int32_t id) {
+static void apply(encoder *e, int32_t left, int32_t id) {
   symbol *s = e->symbols, *a = s + left, *b = s + a->next;
   a->id = id;
   a->next = b->next;
@@ -88,19 +90,19 @@ static void join(encoder *e, int32_t left, int32_t id) {
   if (a->next >= 0)
     s[a->next].previous = left;
   if (a->previous >= 0)
-    consider(e, a->previous);
+    queue_pair(e, a->previous);
   if (a->next >= 0)
-    consider(e, left);
+    queue_pair(e, left);
 }
 
-// Join the symbols as long as a merge applies; the ids of those left.
+// Merge the word's symbols as long as a pair has a merge, and append the ids of those left.
 static int32_t merge_symbols(encoder *e) {
   symbol *s = e->symbols;
   const int32_t n = (int32_t)e->n_symbols;
   for (int32_t i = 0; i < n; i++)
     s[i].previous = i - 1, s[i].next = i + 1 < n ? i + 1 : -1;
   for (int32_t i = 0; i + 1 < n; i++)
-    consider(e, i);
+    queue_pair(e, i);
   while (e->n_heap) {
     const candidate c = e->heap[0];
     e->n_heap--;
@@ -110,22 +112,22 @@ static int32_t merge_symbols(encoder *e) {
       continue;
     const merge *m = find_merge(e->v, s[left].id, s[s[left].next].id);
     if (m && m->id == c.id) // else the pair has changed since
-      join(e, left, c.id);
+      apply(e, left, c.id);
   }
   int32_t code = BG_OK;
   for (int32_t i = 0; i < n && code == BG_OK; i = s[i].next < 0 ? n : s[i].next)
-    code = emit(e, s[i].id);
+    code = append(e, s[i].id);
   return code;
 }
 
 static void add_symbol(encoder *e, int32_t id) { e->symbols[e->n_symbols++].id = id; }
 
-// A word of a byte-level vocabulary. Bytes that are no token are dropped.
-static int32_t encode_bytes(void *arg, const uint8_t *word, size_t bytes) {
+// Encode a word of a byte-level vocabulary. Bytes that are no token are dropped.
+static int32_t encode_word(void *arg, const uint8_t *word, size_t bytes) {
   encoder *e = arg;
   const int32_t whole = e->v->header->flags & WHOLE_WORDS ? find_token(e->v, word, bytes) : -1;
   if (whole >= 0)
-    return emit(e, whole);
+    return append(e, whole);
   if (reserve(e, bytes) != BG_OK)
     return BG_E_MEMORY;
   for (size_t i = 0; i < bytes; i++)
@@ -140,10 +142,10 @@ static int all_bytes_are_tokens(const vocabulary *v, const uint8_t *bytes, size_
   return n == 0;
 }
 
-// A SentencePiece text. A character that is no token becomes its bytes, if those are; else unknown, one for
-// many in a row.
-// (`tokenizers` puts an unknown before the next known character: behind bytes that come between.)
-static int32_t encode_characters(encoder *e, const uint8_t *text, size_t bytes) {
+// Encode a SentencePiece text as one word. A character that is no token becomes its bytes where those are
+// tokens; other characters become one unknown token for all in a row. `tokenizers` puts that before the next
+// known character, which is behind the bytes of others that come between.
+static int32_t encode_whole(encoder *e, const uint8_t *text, size_t bytes) {
   const vocabulary *v = e->v;
   const uint8_t *end = text + bytes, *next = text;
   int pending = 0;
@@ -172,7 +174,8 @@ static int32_t encode_characters(encoder *e, const uint8_t *text, size_t bytes) 
 
 // ---- a text -----------------------------------------------------------------------------------------------
 
-static int32_t encode_spaced(encoder *e, const uint8_t *text, size_t bytes) {
+// Spell spaces U+2581.
+static int32_t encode_sentencepiece(encoder *e, const uint8_t *text, size_t bytes) {
   static const uint8_t space[] = {0xe2, 0x96, 0x81}; // U+2581
   uint8_t *spelt = malloc(3 * bytes + 3);
   size_t n = 0;
@@ -187,26 +190,26 @@ static int32_t encode_spaced(encoder *e, const uint8_t *text, size_t bytes) {
     } else {
       spelt[n++] = text[i];
     }
-  const int32_t code = encode_characters(e, spelt, n);
+  const int32_t code = encode_whole(e, spelt, n);
   free(spelt);
   return code;
 }
 
-static int32_t encode_words(encoder *e, const uint8_t *text, size_t bytes) {
+static int32_t encode_byte_level(encoder *e, const uint8_t *text, size_t bytes) {
   if (!(e->v->header->flags & NFC) || nfc_is_normal(text, bytes))
-    return pretokenize(e->v, text, bytes, encode_bytes, e);
+    return pretokenize(e->v, text, bytes, encode_word, e);
   uint8_t *normal = NULL;
   const int64_t n = nfc_normalize(e->v, text, bytes, &normal);
-  const int32_t code = n < 0 ? (int32_t)n : pretokenize(e->v, normal, (size_t)n, encode_bytes, e);
+  const int32_t code = n < 0 ? (int32_t)n : pretokenize(e->v, normal, (size_t)n, encode_word, e);
   free(normal);
   return code;
 }
 
-// Text without special tokens.
+// Encode text without special tokens.
 static int32_t encode_plain(encoder *e, const uint8_t *text, size_t bytes) {
   if (!bytes)
     return BG_OK;
-  return (e->v->header->flags & BYTE_LEVEL ? encode_words : encode_spaced)(e, text, bytes);
+  return (e->v->header->flags & BYTE_LEVEL ? encode_byte_level : encode_sentencepiece)(e, text, bytes);
 }
 
 static int32_t encode_text(encoder *e, const uint8_t *text, size_t bytes) {
@@ -220,7 +223,7 @@ static int32_t encode_text(encoder *e, const uint8_t *text, size_t bytes) {
     }
     code = encode_plain(e, plain, (size_t)(at - plain));
     if (code == BG_OK)
-      code = emit(e, special->id);
+      code = append(e, special->id);
     plain = at += special->text.length;
   }
   return code == BG_OK ? encode_plain(e, plain, (size_t)(end - plain)) : code;
@@ -232,7 +235,7 @@ int32_t tokenizer_encode(const vocabulary *v, const char *text, size_t bytes, in
   const int32_t bos = v->header->flags & ADD_BOS ? v->header->bos : -1;
   int32_t code = bytes >= MAX_TEXT ? BG_E_ARGUMENT : !utf8_valid(bytes_, bytes) ? BG_E_VALUE : BG_OK;
   if (code == BG_OK && bos >= 0)
-    code = emit(&e, bos);
+    code = append(&e, bos);
   if (code == BG_OK)
     code = encode_text(&e, bytes_, bytes);
   if (bos >= 0 && e.n > 1 && e.ids[1] == bos) // the text has one itself

@@ -161,7 +161,8 @@ const entry *find_special(const vocabulary *v, const uint8_t *text, size_t bytes
       break;
     uint32_t behind;
     SEARCH(behind, i, end, special_byte(v, behind, n) <= text[n] ? -1 : 1);
-    SEARCH(i, i, end = behind, special_byte(v, i, n) < text[n] ? -1 : 1);
+    end = behind;
+    SEARCH(i, i, end, special_byte(v, i, n) < text[n] ? -1 : 1);
   }
   return found;
 }
