@@ -22,6 +22,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "algorithms/search.h"
+
 enum { SCREEN_ROWS = 64 };        // that are screened in one call
 enum { FEW = 2 };                 // choices whose digits are both multiplied with all rows
 enum { CENTRE = 128 };            // what codes are kept with
@@ -56,19 +58,14 @@ typedef struct {
 
 // ---- candidates -----------------------------------------------------------------------------------------
 
+#define HEAP_OF float
+#define HEAP_ABOVE(a, b) ((a) < (b))
+#include "algorithms/heap.h"
+
 // A heap of the k greatest values, the least of them first: a greater value replaces it.
 static void heap_replace_least(float *heap, int32_t k, float value) {
-  int32_t at = 0;
-  if (!(value > heap[0]))
-    return;
-  for (int32_t child; (child = 2 * at + 1) < k; at = child) {
-    if (child + 1 < k && heap[child + 1] < heap[child])
-      child++;
-    if (value <= heap[child])
-      break;
-    heap[at] = heap[child];
-  }
-  heap[at] = value;
+  if (value > heap[0])
+    heap_sink(heap, (size_t)k, 0, value);
 }
 
 static candidates *candidates_of(const state *s, int32_t thread, int32_t t) {
@@ -260,8 +257,9 @@ static int32_t add_penalised(const state *s, const query *q, int32_t *ids, int32
   const int32_t recent = penalised(q->choice);
   const int32_t *history = q->choice->request->history + q->choice->n_history - recent;
   for (int32_t i = 0; i < recent; i++) {
-    const int32_t at = lower_bound(ids, n, history[i]);
-    if (history[i] < 0 || history[i] >= s->model->config.vocab || (at < n && ids[at] == history[i]))
+    int32_t at;
+    if (SEARCH(at, 0, n, (int64_t)ids[at] - history[i]) || history[i] < 0 ||
+        history[i] >= s->model->config.vocab)
       continue; // the sampler refuses what is no token
     if (n == MAX_CANDIDATES)
       return -1;

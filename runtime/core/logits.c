@@ -25,17 +25,3 @@ void output_logits(state *s, const float *x, int32_t n, float *logits) {
   output_work w = {s, x, n, logits};
   pool_run(s->pool, output_task, &w);
 }
-
-int32_t lower_bound(const int32_t *ids, int32_t n, int32_t id) {
-  int32_t from = 0;
-  while (n > 0) {
-    const int32_t half = n / 2;
-    if (ids[from + half] < id) {
-      from += half + 1;
-      n -= half + 1;
-    } else {
-      n = half;
-    }
-  }
-  return from;
-}

@@ -11,9 +11,6 @@ typedef struct {
   int32_t n;
 } token_logits;
 
-// Index of the first of n rising ids that is not less than id; n where all are.
-int32_t lower_bound(const int32_t *ids, int32_t n, int32_t id);
-
 // logits [n][vocab] of hidden states x [n][hidden_row].
 void output_logits(state *s, const float *x, int32_t n, float *logits);
 

@@ -5,6 +5,8 @@
 
 #include <string.h>
 
+#include "algorithms/search.h"
+
 // Draw number `step` of a seed, uniform in [0, 1): SplitMix64's finaliser (Steele et al. 2014), twice.
 static uint64_t mix(uint64_t a) {
   a = (a ^ a >> 30) * 0xbf58476d1ce4e5b9u;
@@ -117,8 +119,8 @@ static int32_t penalise(state *s, const bg_sampling *sampling, const token_logit
     const int32_t id = history[i];
     if (id < 0 || id >= s->model->config.vocab)
       return BG_E_TOKEN;
-    const int32_t at = of->ids ? lower_bound(of->ids, of->n, id) : id;
-    if (at < of->n && (!of->ids || of->ids[at] == id))
+    int32_t at = id;
+    if (!of->ids || SEARCH(at, 0, of->n, (int64_t)of->ids[at] - id))
       s->choosing.scores[at] = of->logits[at] > 0 ? of->logits[at] / sampling->repeat_penalty
                                                   : of->logits[at] * sampling->repeat_penalty;
   }
