@@ -20,7 +20,7 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from bitgen.engine.generate import Generation
-from bitgen.engine.session import Cache, OpenedModel, Sampling, Session
+from bitgen.engine.session import Cache, OpenedModel, Sampling, Session, common_prefix
 from bitgen.errors import BitgenError, FormatError, UnsupportedError
 from bitgen.text.chat_templates import MISSING, NAMED, corrected
 from bitgen.text.tokenizer import Tokenizer
@@ -122,10 +122,10 @@ def _refuse(message: str) -> NoReturn:
 
 @dataclass
 class Chat:
-    """A dialogue with a model: `say` streams the answer. Not for use by two threads at once.
+    """A dialogue with a model: `say` streams the answer. For one thread at a time.
 
-    What two turns have in common stays in the KV cache. Where the context is full, the oldest turns are forgotten (the
-    system message is not); `dropped` counts them.
+    Tokens that two turns begin with stay in the KV cache. Where the context is full, the oldest turns are forgotten,
+    but not the system message; `dropped` counts them.
     """
 
     model: ChatModel
@@ -143,11 +143,10 @@ class Chat:
         self._held: list[int] = []  # what the cache holds
 
     def say(self, text: str, max_tokens: int = 1024, sampling: Sampling | None = None) -> Generator[str, None, None]:
-        """Answer a message, piece by piece. An answer broken off (the iterator closed) counts as far as it came."""
+        """Answer a message, piece by piece. Of an interrupted answer (the iterator is closed) what was said is kept."""
         self.messages.append({"role": "user", "content": text})
         ids = self._fit(max_tokens)
-        shared = next((i for i, (a, b) in enumerate(zip(ids, self._held, strict=False)) if a != b), len(self._held))
-        self._session.rewind(min(shared, len(ids) - 1, self._session.position))
+        self._session.rewind(min(common_prefix(ids, self._held), len(ids) - 1))
         first = sampling or Sampling()
         turn = sum(m["role"] == "user" for m in self.messages) + self.dropped
         own = replace(first, seed=(first.seed + turn - 1) % 2**64)

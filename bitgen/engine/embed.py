@@ -15,10 +15,10 @@ from bitgen.engine.session import FloatArray, OpenedModel, Session, states_batch
 from bitgen.errors import BitgenError, UnsupportedError
 
 POOLINGS: dict[str, int] = {"mean": 1, "cls": 2, "last": 3}
-"""How a text's vectors become one -> GGUF's <architecture>.pooling_type. cls: that of the first token."""
+"""How a text's states become one vector -> GGUF's <architecture>.pooling_type. cls: the state of the first token."""
 
 PASS_TOKENS, MOST_SESSIONS = 512, 32
-"""Tokens that go through the layers together, of so many texts at most."""
+"""Most tokens and most texts of one pass."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def embed(model: OpenedModel, texts: Sequence[str], pooling: str) -> FloatArray:
     with ExitStack() as opened:
         sessions: list[Session] = []
         for group in _groups(ids):
-            for i in group[len(sessions) :]:  # the longest texts come first: a session's first is its longest
+            for i in group[len(sessions) :]:  # the longest texts come first, so each session has room for later ones
                 context = len(ids[i])
                 session = sessions[0].share(context) if sessions else Session(model, context=context)
                 sessions.append(opened.enter_context(session))
@@ -86,7 +86,7 @@ def _ids(model: OpenedModel, number: int, text: str) -> list[int]:
 
 
 def _groups(ids: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """Numbers of texts, the longest first, that go through the layers together."""
+    """Indices of the texts of each pass; the longest texts come first."""
     group: list[int] = []
     tokens = 0
     for i in sorted(range(len(ids)), key=lambda i: -len(ids[i])):
@@ -100,7 +100,7 @@ def _groups(ids: Sequence[Sequence[int]]) -> Iterator[list[int]]:
 
 
 def _pooled(sessions: Sequence[Session], ids: Sequence[Sequence[int]], pooling: str) -> FloatArray:
-    """One vector [hidden] per text, from sessions of their own. The mean is taken in float64."""
+    """float32 [texts, hidden], each text in a session of its own. The mean is taken in float64."""
     for session in sessions:
         session.rewind(0)
     if pooling == "last":

@@ -31,28 +31,33 @@ from bitgen.text.tokenizer import Tokenizer
 
 
 def _give_back_memory() -> None:
-    """Return what is free to the system: building a tokenizer of 280,000 merges leaves glibc holding some 30 MB."""
+    """Return free memory to the system: glibc keeps some 30 MB after building a tokenizer of 280,000 merges."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim:
         trim(0)
 
 
 class Model:
-    """A model ready to run: its kernels compiled for this CPU, its weights packed and memory-mapped."""
+    """A model ready to run: its kernels compiled for this CPU, its weights packed and memory-mapped.
+
+    It does not change once it is loaded. Several threads may use one at once, each with sessions of its own, and
+    generate, logits, embed and score open theirs; a Session, a Generation and a Chat are for one thread at a
+    time. Load models one after the other: what is not cached yet is built by one thread of a process.
+    """
 
     def __init__(
-        self, path: Path, shape: ModelShape, tokenizer: Tokenizer, lookup: plans.Lookup, artefact: Artefact,
+        self, path: Path, shape: ModelShape, tokenizer: Tokenizer, plan: plans.Lookup, artefact: Artefact,
         packed: Path, head: pack.Head, threads: int | None,
     ) -> None:  # fmt: skip
         self.path, self.shape, self.tokenizer = path, shape, tokenizer
-        self.lookup, self.artefact, self.packed = lookup, artefact, packed
-        self.threads = threads or lookup.threads or default_threads()
+        self.plan, self.artefact, self.packed = plan, artefact, packed
+        self.threads = threads or plan.threads or default_threads()
         self.head, self.load_s, self.pooling = head, 0.0, "last"
         self.chat_template: str | None = None  # as the file carries it
         self.warning: str | None = None  # said when a file is packed that seems to be read by the wrong I2_S layout
         self.lib = binding.load(artefact.path)
         out = binding.ffi().new("bg_model **")
-        index = library.isa_index(self.lib, lookup.isa)
+        index = library.isa_index(self.lib, plan.isa)
         binding.check(self.lib, self.lib.bg_open(str(packed).encode(), index, out), f"cannot open {packed}")
         self.handle = binding.ffi().gc(out[0], self.lib.bg_close)
 
@@ -80,17 +85,17 @@ class Model:
         started = time.perf_counter()
         source = Path(path) if path is not None else shipped_path()
         checkpoint = read_gguf(source, i2s_layout, activation, tl_tiles)
-        lookup = plans.lookup(checkpoint.shape, isa or library.host_isa())
+        plan = plans.lookup(checkpoint.shape, isa or library.host_isa())
         report = progress or (lambda *_: None)
         options = BuildOptions(progress=lambda done, total: report("compiling", done, total))
-        artefact = library.for_model(checkpoint.shape, [lookup], options)
-        packed, warning = pack.path_for(source, lookup, head, f"{checkpoint.shape} {checkpoint.reading}"), None
+        artefact = library.for_model(checkpoint.shape, [plan], options)
+        packed, warning = pack.path_for(source, plan, head, f"{checkpoint.shape} {checkpoint.reading}"), None
         if not packed.exists():
-            pack.write(packed, checkpoint, lookup, head, lambda d, t: report("packing", d, t))
+            pack.write(packed, checkpoint, plan, head, lambda d, t: report("packing", d, t))
             warning = i2s_warning(checkpoint)
         tokenizer = Tokenizer.from_metadata(checkpoint.metadata)
         _give_back_memory()
-        model = cls(source, checkpoint.shape, tokenizer, lookup, artefact, packed, head, threads)
+        model = cls(source, checkpoint.shape, tokenizer, plan, artefact, packed, head, threads)
         carried = checkpoint.metadata.get("tokenizer.chat_template")
         model.chat_template = carried if isinstance(carried, str) and carried.strip() else None
         model.pooling = pooling_of(checkpoint.metadata)
@@ -100,7 +105,7 @@ class Model:
     @property
     def about(self) -> str:
         """One line: the model, the ISA it runs on, the head, the threads."""
-        return f"{self.shape.name} on {self.lookup.isa}, {self.head} head, {self.threads} threads"
+        return f"{self.shape.name} on {self.plan.isa}, {self.head} head, {self.threads} threads"
 
     @property
     def ternary_weights(self) -> int:
@@ -110,7 +115,7 @@ class Model:
     @property
     def weight_bytes(self) -> int:
         """Packed ternary bytes that one token reads."""
-        matrices = self.lookup.matrices.items()
+        matrices = self.plan.matrices.items()
         layer = sum(
             FORMATS[p.layout.format].geometry(self.shape.matrices[r], p.layout).weight_bytes for r, p in matrices
         )
@@ -138,7 +143,8 @@ class Model:
         """Vectors float32 [len(texts), hidden] of length one, whose dot products say how alike texts are.
 
         pooling: "last" (the last token's state), "mean" (of all tokens) or "cls" (the first token's); None: what
-            the file says, or else "last". Texts share passes through the layers; a vector does not depend on which.
+            the file says, or else "last". Several texts go through the layers in one pass, with the same vectors as
+            each alone.
         """
         return embed(self, texts, self.pooling if pooling is None else pooling)
 

@@ -17,12 +17,12 @@ from bitgen.errors import BitgenError
 FloatArray = npt.NDArray[np.float64]
 
 LOGITS_AT_ONCE = 1 << 24
-"""Logits held at a time: 64 MiB."""
+"""Most logits in memory: 64 MiB."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """What a model makes of the tokens of a text, each given all before it."""
+    """Log probabilities of a text's tokens, each given all before it."""
 
     tokens: list[int]
     logprobs: FloatArray  # natural log of each token's probability, [len(tokens)]

@@ -43,7 +43,7 @@ class OpenedModel(Protocol):
 
     @property
     def threads(self) -> int:
-        """Threads of a session, where nobody says how many."""
+        """Threads of a session, unless the caller says how many."""
 
     @property
     def load_s(self) -> float:
@@ -86,11 +86,18 @@ class Choice:
     count: int = 1
 
 
-class Session:
-    """One conversation: a KV cache, buffers and threads. Not for use by two threads at once.
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """Tokens with which both begin."""
+    return next((i for i, (one, other) in enumerate(zip(a, b, strict=False)) if one != other), min(len(a), len(b)))
 
-    Close it, or use it as a context manager. Tokens are appended by `forward`; `rewind` forgets the latest.
-    Conversations that share buffers and threads (`share`) can go through the model together (`forward_batch`).
+
+class Session:
+    """One conversation: a KV cache, and the buffers and threads that serve it.
+
+    Close it, or use it as a context manager. `forward` appends tokens; `rewind` forgets the latest. Conversations that
+    share buffers and threads (`share`) can go through the model in one pass (`forward_batch`).
+    A session is for one thread at a time, and so are all sessions that share together. Sessions that do not share are
+    independent: threads may use them at once, on one model.
     """
 
     def __init__(
@@ -114,7 +121,7 @@ class Session:
     def share(self, context: int | None = None) -> Session:
         """Another conversation with a cache of the same type, served by the same buffers and threads.
 
-        Sessions that share are not for use by two threads at once. They are closed one by one, in any order.
+        Sessions that share are closed one by one, in any order.
         """
         return Session(self._model, context=context, beside=self)
 
@@ -133,7 +140,7 @@ class Session:
         return logits if every else logits[0]
 
     def append(self, tokens: Sequence[int]) -> None:
-        """Append tokens whose logits nobody asks for."""
+        """Append tokens without computing logits."""
         ids = self._ids(tokens)
         code = self._lib.bg_forward(self._open(), _int32(ids), len(ids), binding.ffi().NULL, 0)
         binding.check(self._lib, code, self._appending(len(ids)))

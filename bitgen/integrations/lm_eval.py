@@ -21,7 +21,7 @@ from tqdm import tqdm
 from bitgen.engine.generate import Generation
 from bitgen.engine.model import Model
 from bitgen.engine.score import score_ids
-from bitgen.engine.session import Cache
+from bitgen.engine.session import Cache, common_prefix
 
 
 @register_model("bitgen")
@@ -78,8 +78,7 @@ class BitgenLM(TemplateLM):  # type: ignore[misc]
             for key, context, continuation in tqdm(requests, disable=disable_tqdm, desc="log likelihoods"):
                 ids = (context + continuation)[-self.max_length - 1 :]
                 first = max(1, len(ids) - len(continuation))
-                shared = next((i for i, (a, b) in enumerate(zip(ids, held, strict=False)) if a != b), len(held))
-                session.rewind(min(shared, first - 1))
+                session.rewind(min(common_prefix(ids, held), first - 1))
                 found, held = score_ids(session, ids, first), ids[:-1]
                 answers.append((found.total, bool(found.greedy.all())))
                 self.cache_hook.add_partial("loglikelihood", key, answers[-1])
@@ -103,19 +102,19 @@ class BitgenLM(TemplateLM):  # type: ignore[misc]
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Continue each prompt until one of its strings (left out), a stop token of the model or its limit."""
         texts = []
-        for prompt, how in tqdm([r.args for r in requests], disable=disable_tqdm, desc="generating"):
-            until = [how["until"]] if isinstance(how.get("until"), str) else list(how.get("until") or [])
-            texts.append(self._generate(prompt, until, how))
-            self.cache_hook.add_partial("generate_until", (prompt, how), texts[-1])
+        for prompt, options in tqdm([r.args for r in requests], disable=disable_tqdm, desc="generating"):
+            until = [options["until"]] if isinstance(options.get("until"), str) else list(options.get("until") or [])
+            texts.append(self._generate(prompt, until, options))
+            self.cache_hook.add_partial("generate_until", (prompt, options), texts[-1])
         return texts
 
-    def _generate(self, prompt: str, until: list[str], how: dict[str, Any]) -> str:
-        limit = min(int(how.get("max_gen_toks", self.max_gen_toks)), self.max_length - 1)
-        sampled = how.get("do_sample", False) and how.get("temperature", 0) > 0
+    def _generate(self, prompt: str, until: list[str], options: dict[str, Any]) -> str:
+        limit = min(int(options.get("max_gen_toks", self.max_gen_toks)), self.max_length - 1)
+        sampled = options.get("do_sample", False) and options.get("temperature", 0) > 0
         ids = self.tok_encode(prompt)[-(self.max_length - limit) :]
         generation: Generation = self._model.generate(
-            ids, limit, temperature=float(how.get("temperature", 0)) if sampled else 0.0,
-            top_p=float(how.get("top_p", 1.0)), top_k=int(how.get("top_k", 0)), cache=self._cache,
+            ids, limit, temperature=float(options.get("temperature", 0)) if sampled else 0.0,
+            top_p=float(options.get("top_p", 1.0)), top_k=int(options.get("top_k", 0)), cache=self._cache,
         )  # fmt: skip
         text = ""
         for piece in generation:

@@ -29,7 +29,7 @@ CACHE_BYTES: dict[Cache, tuple[int, int]] = {"f16": (2, 0), "f32": (4, 0), "int8
 
 def limits(model: Model, threads: int) -> Limits:
     """Sequential read bandwidth in bytes/s and peak integer operations/s, measured now."""
-    lib, isa = model.lib, library.isa_index(model.lib, model.lookup.isa)
+    lib, isa = model.lib, library.isa_index(model.lib, model.plan.isa)
     out, buffer = binding.ffi().new("double *"), np.ones(stream_bytes(), np.uint8)
     at = binding.ffi().cast("void *", buffer.ctypes.data)
     code = lib.bg_read_bandwidth(isa, at, len(buffer), threads, 5, out)
@@ -65,7 +65,7 @@ def bench(
     for done, case in enumerate(cases, 1):
         results.append(_measure(model, machine[case.threads], case, cache))
         listener(f"{case.kind} {case.tokens}", done, len(cases))
-    shape, isa = model.shape, model.lookup.isa
+    shape, isa = model.shape, model.plan.isa
     subject = Subject(shape.name, model.path.name, model.head, cache, isa, shape.activation)
     system, compiler = platform.platform(terse=True), str(model.artefact.spec["compiler"])
     return BenchReport(subject, Machine(plan.cpu_name(), system, compiler, busy, machine), tuple(results))

@@ -55,7 +55,7 @@ def _work(model: Model, step: str, calls: int, tokens: int) -> tuple[int, int]:
     """Bytes of weights that all calls of a step read, and integer operations that it did for all tokens."""
     matrices = model.shape.matrices_of(step)
     if matrices:
-        layouts = {role: model.lookup.matrices[role].layout for role in matrices}
+        layouts = {role: model.plan.matrices[role].layout for role in matrices}
         packed = [FORMATS[at.format].geometry(matrices[role], at).weight_bytes for role, at in layouts.items()]
         return sum(packed) * calls, sum(2 * s.m * s.k for s in matrices.values()) * model.shape.layers * tokens
     return (model.head_bytes * calls, 0) if step == "head" else (0, 0)

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import bitgen
+from bitgen.checkpoints import presets
 from bitgen.data import shipped_path
 from bitgen.engine.chat import Chat, ChatTemplate, source_of
 from bitgen.engine.session import Sampling
@@ -89,7 +90,7 @@ def test_2b4t_gets_its_right_template(model: bitgen.Model) -> None:
     )
     turns = ("System: Be brief.", "User: Hi", "Assistant: Yes?", "User: Go", "Assistant: ")
     assert text == "<|begin_of_text|>" + "<|eot_id|>".join(turns)
-    Told.chat_template, Told.shape = None, bitgen.presets.load("2B4T")  # type: ignore[attr-defined]
+    Told.chat_template, Told.shape = None, presets.load("2B4T")  # type: ignore[attr-defined]
     assert source_of(Told()) == NAMED["bitnet"]  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""Vectors of texts: what they are made of, and that company does not change them."""
+"""Vectors of texts: how they are computed, and that texts of one pass do not change each other's."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_pooling(model: bitgen.Model, pooling: str) -> None:
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
 
 
-def test_company_changes_nothing(model: bitgen.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vector_does_not_depend_on_the_texts_beside_it(model: bitgen.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     many = [text[: 7 * i + 1] for i, text in enumerate(TEXTS * 8)]
     want = np.concatenate([model.embed([text]) for text in many])
     assert np.array_equal(model.embed(many), want)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,7 +57,7 @@ def test_logits_agree_with_the_reference(model: bitgen.Model) -> None:
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_same_bits_on_every_isa_and_thread_count(isa: str, threads: int, expected: np.ndarray) -> None:
     loaded = bitgen.Model.load(isa=isa, threads=threads)
-    assert loaded.lookup.isa == isa
+    assert loaded.plan.isa == isa
     assert np.array_equal(loaded.logits(TOKENS), expected)
 
 
@@ -115,7 +119,7 @@ def test_same_bits_from_every_format(
     for lookup in lookups:
         monkeypatch.setattr(plan, "lookup", lambda shape, isa, found=lookup: found)
         loaded = bitgen.Model.load()
-        assert loaded.lookup.layout_key != model.lookup.layout_key
+        assert loaded.plan.layout_key != model.plan.layout_key
         assert np.array_equal(loaded.logits(TOKENS), expected)
 
 
@@ -162,6 +166,25 @@ def test_generation_ends_where_the_context_is_full(model: bitgen.Model) -> None:
     generation = model.generate(prompt[: len(prompt) // 2], 10**6, stop=False, temperature=0)
     list(generation)
     assert generation.timing.prompt_tokens + generation.timing.tokens == model.shape.context + 1
+
+
+def test_threads_use_one_model_at_once(model: bitgen.Model) -> None:
+    """Four threads from the start together; the tokenizer's lazy tables are built while they run."""
+    fresh, start = bitgen.Model.load(threads=1), threading.Barrier(4)
+    jobs: list[Callable[[bitgen.Model], Any]] = [
+        lambda m: ["".join(m.generate("Once upon a time", 60, temperature=1.0, seed=seed)) for seed in range(4)],
+        lambda m: ["".join(m.generate("The little dog", 60, temperature=0, lookup=8)) for _ in range(4)],
+        lambda m: m.generate_many(["A", "Lily", "Tom ran to"], 60, top_k=20, seed=2),
+        lambda m: (m.embed(["A cat", "dogs"] * 8).tolist(), m.score("Tom has a red ball. " * 8).logprobs.tolist()),
+    ]
+
+    def run(job: Callable[[bitgen.Model], Any]) -> Any:
+        start.wait()
+        return job(fresh)
+
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(run, jobs))
+    assert found == [job(model) for job in jobs]
 
 
 # ---- many at once, and many tokens at once -------------------------------------------------------------------

@@ -140,8 +140,8 @@ def test_the_evaluation_harness(tmp_path: Path, model: bitgen.Model) -> None:
     (tmp_path / "which_word.yaml").write_text(TASK.format(data=data))
     manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
     results = lm_eval.simple_evaluate(
-        *("bitgen", "threads=2,max_length=64"), tasks=["which_word"], task_manager=manager, bootstrap_iters=0
-    )
+        "bitgen", "threads=2,max_length=64", tasks=["which_word"], task_manager=manager, bootstrap_iters=0
+    )  # fmt: skip
     assert results["results"]["which_word"]["acc,none"] == 1.0
     for sample, (text, choices, _) in zip(results["samples"]["which_word"], QUESTIONS, strict=True):
         for (total, greedy), choice in zip(sample["filtered_resps"], choices, strict=True):
