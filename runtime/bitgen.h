@@ -125,24 +125,36 @@ int32_t bg_sample(bg_session *session, const bg_sampling *sampling, const float 
 
 // Append n tokens and choose what follows each of the last `count`: the tokens that bg_forward and bg_sample
 // would give, into `chosen`, but with a certified head mostly without computing all logits. `history` ends
-// with the appended tokens; the i-th choice sees it up to its own token, and draws at step + i. count <= n.
+// with the appended tokens; the i-th choice sees it up to its own token, and draws at step + i.
+// 0 <= count <= n, n_history >= count. An error changes nothing.
 int32_t bg_next(bg_session *session, const int32_t *tokens, int32_t n, const bg_sampling *sampling,
                 const int32_t *history, int32_t n_history, uint64_t step, int32_t *chosen, int32_t count);
 
+// What one session of bg_next_batch is to choose, by the rules of bg_next, and what became of it.
 typedef struct {
-  const bg_sampling *sampling;
-  const int32_t *history;
+  const bg_sampling *sampling; // not looked at where count is 0
+  const int32_t *history;      // [n_history], likewise
   int32_t n_history;
-  int32_t count;
+  int32_t count; // tokens to choose, one after each of the last `count` appended ones; 0: only append
   uint64_t step;
+  int32_t code; // written by the call: BG_OK, or why the session is as it was before
 } bg_choice;
 
-// The same for `count` different sessions that share, as in bg_forward_batch: each chooses as requests[i] says,
-// by the rules of bg_next. `chosen` gets the choices of one session after the other. The weights and a
-// certified head's codes are read once for many. When a choice fails all tokens are appended nevertheless,
-// and the first error is returned.
+// Append lengths[i] >= 1 tokens to each of `count` different sessions that share, as bg_forward_batch does, and
+// choose what requests[i] says. The weights and a certified head's codes are read once for all of them. With a
+// request that only appends, a long prompt is taken in pieces while other sessions decode.
+// chosen: the tokens of one session after the other, requests[i].count each.
+//
+// An error of one session is its own. It is left as it was, with its error in requests[i].code, what stands in
+// its part of `chosen` means nothing (a count below 0 has no part), and the others are served:
+//   BG_E_ARGUMENT  count below 0 or above lengths[i] or n_history, sampling out of range, a null pointer
+//   BG_E_CONTEXT   its tokens do not fit into its context
+//   BG_E_TOKEN     an id outside the vocabulary among its tokens or the penalised ones of its history
+//   BG_E_VALUE     its logits are no numbers
+// Returns BG_OK whatever the codes are, or BG_E_ARGUMENT, with nothing changed and no code written, where the
+// call is no batch: a null pointer, a length below 1, sessions that repeat or do not share.
 int32_t bg_next_batch(bg_session *const *sessions, int32_t count, const int32_t *tokens,
-                      const int32_t *lengths, const bg_choice *requests, int32_t *chosen);
+                      const int32_t *lengths, bg_choice *requests, int32_t *chosen);
 // Rows of the float16 output matrix that bg_next has read so far.
 int64_t bg_rescored(const bg_session *session);
 

@@ -213,9 +213,9 @@ static void round_state(const float *h, int32_t n, int8_t *high, int8_t *low, qu
 // Tokens at the end of a choice's history that a penalty may move: at most how many.
 static int32_t penalised(const choice *c) {
   const bg_sampling *sampling = c->request->sampling;
-  return sampling->repeat_penalty == 1          ? 0
-         : c->n_history < sampling->repeat_last ? c->n_history
-                                                : sampling->repeat_last;
+  if (sampling->repeat_penalty == 1)
+    return 0;
+  return c->n_history < sampling->repeat_last ? c->n_history : sampling->repeat_last;
 }
 
 // How many of the greatest logits a choice depends on; 0: on all of them.

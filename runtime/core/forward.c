@@ -251,9 +251,12 @@ static void multiply(state *s, int stage) {
 // ---- choices --------------------------------------------------------------------------------------------
 
 static void choose(state *s, const choice *c, const token_logits *of) {
-  *c->chosen = sample(s, c->request->sampling, of, c->request->history, c->n_history, c->step);
-  if (*c->chosen < 0 && s->chunk.code == BG_OK)
-    s->chunk.code = *c->chosen;
+  bg_choice *r = c->request;
+  const int32_t token = sample(s, r->sampling, of, r->history, c->n_history, c->step);
+  if (token >= 0)
+    *c->chosen = token;
+  else if (r->code == BG_OK)
+    r->code = token;
 }
 
 // A token after each final state, CHOICES of them in a pass over the output matrix.

@@ -87,10 +87,10 @@ int64_t bg_rescored(const bg_session *session) {
 // What a call gives of the last `last` tokens of each session; or, where it has requests, of as many as each
 // chooses after.
 typedef struct {
-  float *logits;             // [..][vocab], or NULL
-  float *states;             // [..][hidden] after the last norm, or NULL
-  const bg_choice *requests; // [sessions], or NULL
-  int32_t *chosen;           // [..] the tokens that follow
+  float *logits;       // [..][vocab], or NULL
+  float *states;       // [..][hidden] after the last norm, or NULL
+  bg_choice *requests; // [sessions], or NULL; those with an error are passed over
+  int32_t *chosen;     // [..] the tokens that follow
   int32_t last;
 } wanted;
 
@@ -99,13 +99,13 @@ typedef struct {
   bg_session *session;
   const int32_t *tokens; // [left]
   int32_t left, last;    // of the last ones something is wanted
-  const bg_choice *request;
+  bg_choice *request;
   int32_t *chosen; // [request->count]
 } sequence;
 
 // The choice after the token that is followed by left - 1 others.
 static choice choice_of(const sequence *of, int32_t left) {
-  const bg_choice *r = of->request;
+  bg_choice *r = of->request;
   const int32_t nth = r->count - left;
   return (choice){r, r->n_history - left + 1, r->step + (uint64_t)nth, of->chosen + nth};
 }
@@ -139,7 +139,37 @@ static void forward_and_advance(state *s) {
   c->n = c->n_runs = c->n_states = 0;
 }
 
-// Whether every token of every session can be appended.
+static void forward_sequence(state *s, sequence *of) {
+  while (of->left) {
+    fill_chunk(s, of);
+    if (s->chunk.n == s->max_rows)
+      forward_and_advance(s);
+  }
+}
+
+// Append lengths[i] tokens to each session, for what is wanted.
+static void append(bg_session *const *sessions, int32_t count, const int32_t *tokens, const int32_t *lengths,
+                   const wanted *want) {
+  const uint64_t callers = fp_default();
+  state *s = sessions[0]->state;
+  int32_t *chosen = want->chosen;
+  s->chunk.logits = want->logits;
+  s->chunk.states = want->states;
+  s->chunk.chooses = want->requests != NULL;
+  for (int32_t i = 0; i < count; tokens += lengths[i++]) {
+    bg_choice *r = want->requests ? &want->requests[i] : NULL;
+    sequence of = {sessions[i], tokens, lengths[i], r ? r->count : want->last, r, chosen};
+    if (!r || r->code == BG_OK)
+      forward_sequence(s, &of);
+    if (r && r->count > 0)
+      chosen += r->count;
+  }
+  if (s->chunk.n)
+    forward_and_advance(s);
+  fp_set(callers);
+}
+
+// Whether this is a batch: sessions that share and differ, and tokens for each.
 static int32_t check_batch(bg_session *const *sessions, int32_t count, const int32_t *tokens,
                            const int32_t *lengths) {
   if (!sessions || !tokens || !lengths || count < 1)
@@ -151,56 +181,41 @@ static int32_t check_batch(bg_session *const *sessions, int32_t count, const int
       if (sessions[j] == sessions[i])
         return BG_E_ARGUMENT;
   }
-  for (int32_t i = 0; i < count; i++)
-    if (lengths[i] > sessions[i]->context - sessions[i]->position)
-      return BG_E_CONTEXT;
-  for (int32_t i = 0; i < count; i++)
-    for (int32_t j = 0; j < lengths[i]; j++, tokens++)
-      if (*tokens < 0 || *tokens >= sessions[0]->state->model->config.vocab)
-        return BG_E_TOKEN;
   return BG_OK;
 }
 
-static int32_t append(bg_session *const *sessions, int32_t count, const int32_t *tokens,
-                      const int32_t *lengths, const wanted *want) {
-  const int32_t code = check_batch(sessions, count, tokens, lengths);
-  if (code != BG_OK)
-    return code;
-  const uint64_t callers = fp_default();
-  state *s = sessions[0]->state;
-  chunk *c = &s->chunk;
-  c->logits = want->logits;
-  c->states = want->states;
-  c->chooses = want->requests != NULL;
-  c->code = BG_OK;
-  int32_t *chosen = want->chosen;
-  for (int32_t i = 0; i < count; tokens += lengths[i++]) {
-    sequence from = {sessions[i], tokens, lengths[i], want->last, NULL, chosen};
-    if (want->requests) {
-      from.request = &want->requests[i];
-      from.last = from.request->count;
-      chosen += from.last;
-    }
-    while (from.left) {
-      fill_chunk(s, &from);
-      if (c->n == s->max_rows || (!from.left && i == count - 1))
-        forward_and_advance(s);
-    }
-  }
-  fp_set(callers);
-  return c->code;
+// Whether n tokens can be appended to a session.
+static int32_t check_tokens(const bg_session *session, const int32_t *tokens, int32_t n) {
+  if (n > session->context - session->position)
+    return BG_E_CONTEXT;
+  for (int32_t i = 0; i < n; i++)
+    if (tokens[i] < 0 || tokens[i] >= session->state->model->config.vocab)
+      return BG_E_TOKEN;
+  return BG_OK;
+}
+
+// Append all or, where a session has an error, nothing.
+static int32_t append_all(bg_session *const *sessions, int32_t count, const int32_t *tokens,
+                          const int32_t *lengths, const wanted *want) {
+  int32_t code = check_batch(sessions, count, tokens, lengths);
+  const int32_t *at = tokens;
+  for (int32_t i = 0; i < count && code == BG_OK; at += lengths[i++])
+    code = check_tokens(sessions[i], at, lengths[i]);
+  if (code == BG_OK)
+    append(sessions, count, tokens, lengths, want);
+  return code;
 }
 
 int32_t bg_forward_batch(bg_session *const *sessions, int32_t count, const int32_t *tokens,
                          const int32_t *lengths, float *logits, int32_t all) {
   const wanted want = {.logits = logits, .last = !logits ? 0 : all ? INT32_MAX : 1};
-  return append(sessions, count, tokens, lengths, &want);
+  return append_all(sessions, count, tokens, lengths, &want);
 }
 
 int32_t bg_states_batch(bg_session *const *sessions, int32_t count, const int32_t *tokens,
                         const int32_t *lengths, float *states, int32_t all) {
   const wanted want = {.states = states, .last = all ? INT32_MAX : 1};
-  return states ? append(sessions, count, tokens, lengths, &want) : BG_E_ARGUMENT;
+  return states ? append_all(sessions, count, tokens, lengths, &want) : BG_E_ARGUMENT;
 }
 
 int32_t bg_forward(bg_session *session, const int32_t *tokens, int32_t n, float *logits, int32_t all) {
@@ -209,24 +224,43 @@ int32_t bg_forward(bg_session *session, const int32_t *tokens, int32_t n, float 
 
 // ---- choosing tokens ------------------------------------------------------------------------------------
 
+// Whether a request makes sense beside n appended tokens.
+static int32_t check_request(const bg_choice *r, int32_t n) {
+  if (r->count == 0)
+    return BG_OK;
+  return r->count > 0 && r->count <= n && r->sampling && r->history && r->n_history >= r->count &&
+                 sampling_is_sane(r->sampling)
+             ? BG_OK
+             : BG_E_ARGUMENT;
+}
+
 int32_t bg_next_batch(bg_session *const *sessions, int32_t count, const int32_t *tokens,
-                      const int32_t *lengths, const bg_choice *requests, int32_t *chosen) {
-  if (!lengths || !requests || !chosen)
+                      const int32_t *lengths, bg_choice *requests, int32_t *chosen) {
+  if (!requests || !chosen)
     return BG_E_ARGUMENT;
-  for (int32_t i = 0; i < count; i++) {
-    const bg_choice *r = &requests[i];
-    if (!r->sampling || !r->history || r->count < 1 || r->count > lengths[i] || r->n_history < r->count ||
-        !sampling_is_sane(r->sampling))
-      return BG_E_ARGUMENT;
+  const int32_t code = check_batch(sessions, count, tokens, lengths);
+  if (code != BG_OK)
+    return code;
+  const int32_t *at = tokens;
+  for (int32_t i = 0; i < count; at += lengths[i++]) {
+    requests[i].code = check_request(&requests[i], lengths[i]);
+    if (requests[i].code == BG_OK)
+      requests[i].code = check_tokens(sessions[i], at, lengths[i]);
+    sessions[i]->began = sessions[i]->position;
   }
   const wanted want = {.requests = requests, .chosen = chosen};
-  return append(sessions, count, tokens, lengths, &want);
+  append(sessions, count, tokens, lengths, &want);
+  for (int32_t i = 0; i < count; i++)
+    if (requests[i].code != BG_OK)
+      sessions[i]->position = sessions[i]->began;
+  return BG_OK;
 }
 
 int32_t bg_next(bg_session *session, const int32_t *tokens, int32_t n, const bg_sampling *sampling,
                 const int32_t *history, int32_t n_history, uint64_t step, int32_t *chosen, int32_t count) {
-  const bg_choice request = {sampling, history, n_history, count, step};
-  return bg_next_batch(&session, 1, tokens, &n, &request, chosen);
+  bg_choice request = {sampling, history, n_history, count, step, BG_OK};
+  const int32_t code = bg_next_batch(&session, 1, tokens, &n, &request, chosen);
+  return code == BG_OK ? request.code : code;
 }
 
 int32_t bg_sample(bg_session *session, const bg_sampling *sampling, const float *logits,

@@ -29,6 +29,7 @@ struct bg_session {
   state *state;
   int32_t context;  // positions that the cache holds
   int32_t position; // tokens in the cache
+  int32_t began;    // position before the call at hand
 
   int32_t attend_blocks; // of ATTEND_BLOCK positions that make up the context
   size_t k_head, v_head; // bytes of one head's cache in one layer
@@ -48,7 +49,7 @@ typedef struct {
 
 // A token that is chosen to follow one of the chunk.
 typedef struct {
-  const bg_choice *request;
+  bg_choice *request;
   int32_t n_history; // tokens of its history that the choice sees
   uint64_t step;     // the number of its draw
   int32_t *chosen;
@@ -69,7 +70,6 @@ typedef struct {
   float *states; // [n_states][hidden] that the caller wants, or NULL
   int32_t chooses;
   choice choices[CHUNK]; // [n_states] where the chunk chooses
-  int32_t code;          // the first error of a choice
 } chunk;
 
 // What one thread has found for one choice: rows of the output matrix whose logit may be great enough.

@@ -1,76 +1,146 @@
 // batch_lab.c: sequences together and alone, for the sanitizers. MODEL THREADS: takes a packed model, gives
 // random tokens to sequences that share, in steps of random length, and prints how many logits had other bits
-// than those of a session of its own, or how many tokens were chosen that those logits would not have chosen.
+// than those of a session of its own, how many tokens were chosen that those logits would not have chosen, and
+// how many sessions with a wrong request had another code than theirs or did not stay as they were.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "bitgen.h"
 
-enum { SEQUENCES = 5, STEPS = 12, LONGEST = 150 };
+enum { SEQUENCES = 5, STEPS = 18, LONGEST = 150 };
 
 static bg_session *together[SEQUENCES], *alone[SEQUENCES];
 
 static int32_t below(int32_t n) { return rand() % n; }
 
-// What the last `count` of n tokens, whose logits are given, would choose, beside what was chosen.
-static int32_t other_choices(bg_session *session, const bg_choice *ask, const int32_t *chosen,
-                             const float *logits, int32_t n, int32_t vocab) {
-  int32_t different = 0;
-  for (int32_t i = 0; i < ask->count; i++)
-    different += chosen[i] != bg_sample(session, ask->sampling, logits + (size_t)(n - ask->count + i) * vocab,
-                                        ask->history, ask->n_history - ask->count + 1 + i, ask->step + i);
-  return different;
-}
+// Some of the sequences and what they append and choose in one step; codes that they must get.
+typedef struct {
+  int32_t n, total, which[SEQUENCES];
+  bg_session *sessions[SEQUENCES];
+  int32_t lengths[SEQUENCES], codes[SEQUENCES];
+  bg_choice requests[SEQUENCES];
+  int32_t tokens[SEQUENCES * LONGEST];
+} batch;
 
-// One step of some of the sequences; the number of differences, or a negative code.
-static int32_t step(int32_t vocab) {
-  static const bg_sampling hows[] = {
+static void fill(batch *b, int32_t vocab) {
+  static const bg_sampling samplings[] = {
       {.temperature = 0, .top_p = 1, .repeat_penalty = 1},
       {.temperature = 0.8f, .top_k = 20, .top_p = 0.9f, .repeat_penalty = 1.2f, .repeat_last = 8, .seed = 3},
       {.temperature = 1, .top_p = 1, .repeat_penalty = 1},
   };
-  static int32_t tokens[SEQUENCES * LONGEST], chosen[SEQUENCES * LONGEST];
-  bg_session *some[SEQUENCES];
-  bg_choice asks[SEQUENCES];
-  int32_t lengths[SEQUENCES], which[SEQUENCES], count = 0, total = 0;
   const int32_t kinds = 1 + below(3); // in this step: 1 or 2 need few of the logits
+  *b = (batch){0};
   for (int32_t i = 0; i < SEQUENCES; i++)
-    if (count == 0 || below(4)) {
-      which[count] = (i + 2) % SEQUENCES;
-      some[count] = together[which[count]];
-      lengths[count] = below(3) ? 1 + below(3) : 1 + below(LONGEST);
-      asks[count] =
-          (bg_choice){&hows[below(kinds)], tokens + total, lengths[count], 1 + below(lengths[count]), 5};
-      total += lengths[count++];
+    if (b->n == 0 || below(4)) {
+      const int32_t n = below(8) ? 1 + below(5) : 1 + below(LONGEST);
+      b->which[b->n] = (i + 2) % SEQUENCES;
+      b->sessions[b->n] = together[b->which[b->n]];
+      b->lengths[b->n] = n;
+      b->requests[b->n] = (bg_choice){&samplings[below(kinds)], b->tokens + b->total, n, 1 + below(n), 5, 99};
+      b->total += n;
+      b->n++;
     }
-  for (int32_t i = 0; i < total; i++)
-    tokens[i] = below(vocab);
-  float *got = malloc((size_t)total * vocab * sizeof *got),
-        *want = malloc((size_t)total * vocab * sizeof *want);
-  const int32_t what = below(4); // logits of the last tokens, of all, and in half of the steps choices
-  const size_t row = (size_t)vocab * sizeof *got;
-  int32_t code = what < 2 ? bg_forward_batch(some, count, tokens, lengths, got, what)
-                          : bg_next_batch(some, count, tokens, lengths, asks, chosen);
-  int32_t different = 0, done = 0;
-  for (int32_t i = 0, first = 0; i < count && code == BG_OK; first += lengths[i++]) {
-    code = bg_forward(alone[which[i]], tokens + first, lengths[i], want, 1);
-    if (what == 0)
-      different += memcmp(got + (size_t)i * vocab, want + (size_t)(lengths[i] - 1) * vocab, row) != 0;
-    else if (what == 1)
-      different += memcmp(got + (size_t)first * vocab, want, lengths[i] * row) != 0;
-    else
-      different += other_choices(alone[which[i]], &asks[i], chosen + done, want, lengths[i], vocab);
-    done += asks[i].count;
-    if (below(3) == 0) { // as after a refused guess
-      const int32_t back = bg_position(some[i]) - below(lengths[i] + 1);
-      bg_rewind(some[i], back);
-      bg_rewind(alone[which[i]], back);
-    }
+  for (int32_t i = 0; i < b->total; i++)
+    b->tokens[i] = below(vocab);
+}
+
+// Make a request that is wrong in some way, or only appends; the code that it must get.
+static int32_t spoil(bg_choice *request, int32_t *tokens, int32_t length, int32_t vocab) {
+  static const bg_sampling insane = {.temperature = -1, .top_p = 1, .repeat_penalty = 1};
+  switch (below(6)) {
+  case 0:
+    tokens[below(length)] = below(2) ? vocab : -1;
+    return BG_E_TOKEN;
+  case 1:
+    request->count = below(2) ? length + 1 : -1;
+    return BG_E_ARGUMENT;
+  case 2:
+    request->n_history = request->count - 1;
+    return BG_E_ARGUMENT;
+  case 3:
+    request->sampling = &insane;
+    return BG_E_ARGUMENT;
+  default:
+    *request = (bg_choice){.count = 0, .code = 99};
+    return BG_OK;
   }
+}
+
+// Append the tokens of a sequence alone; logits [rows][vocab] of the last ones.
+static int32_t forward_alone(const batch *b, int32_t i, int32_t first, int32_t rows, float *logits) {
+  bg_session *session = alone[b->which[i]];
+  const int32_t before = b->lengths[i] - rows;
+  int32_t code = before ? bg_forward(session, b->tokens + first, before, NULL, 0) : BG_OK;
+  if (code == BG_OK && rows)
+    code = bg_forward(session, b->tokens + first + before, rows, logits, 1);
+  return code;
+}
+
+// How many of a sequence's choices are others than those from its logits [count][vocab].
+static int32_t other_choices(bg_session *session, const bg_choice *r, const int32_t *chosen,
+                             const float *logits, int32_t vocab) {
+  int32_t different = 0;
+  for (int32_t i = 0; i < r->count; i++, logits += vocab)
+    different += chosen[i] != bg_sample(session, r->sampling, logits, r->history,
+                                        r->n_history - r->count + 1 + i, r->step + i);
+  return different;
+}
+
+// Choices of a step beside those of each sequence alone; the number of differences, or a negative code.
+static int32_t choose(batch *b, float *logits, int32_t vocab) {
+  int32_t chosen[SEQUENCES * (LONGEST + 1)], before[SEQUENCES], different = 0, done = 0;
+  for (int32_t i = 0, first = 0; i < b->n; first += b->lengths[i++]) {
+    before[i] = bg_position(b->sessions[i]);
+    if (below(2))
+      b->codes[i] = spoil(&b->requests[i], b->tokens + first, b->lengths[i], vocab);
+  }
+  int32_t code = bg_next_batch(b->sessions, b->n, b->tokens, b->lengths, b->requests, chosen);
+  for (int32_t i = 0, first = 0; i < b->n && code == BG_OK; first += b->lengths[i++]) {
+    const bg_choice *r = &b->requests[i];
+    different += r->code != b->codes[i];
+    if (r->code == BG_OK) {
+      code = forward_alone(b, i, first, r->count, logits);
+      different += other_choices(alone[b->which[i]], r, chosen + done, logits, vocab);
+    }
+    different += bg_position(b->sessions[i]) - before[i] != (r->code == BG_OK ? b->lengths[i] : 0);
+    done += r->count > 0 ? r->count : 0;
+  }
+  return code == BG_OK ? different : code;
+}
+
+// Logits of a step, of the last tokens or of all, beside those of each sequence alone; likewise.
+static int32_t compare(batch *b, int32_t all, float *got, float *want, int32_t vocab) {
+  const size_t row = (size_t)vocab * sizeof *got;
+  int32_t different = 0;
+  int32_t code = bg_forward_batch(b->sessions, b->n, b->tokens, b->lengths, got, all);
+  for (int32_t i = 0, first = 0; i < b->n && code == BG_OK; first += b->lengths[i++]) {
+    const int32_t rows = all ? b->lengths[i] : 1;
+    code = forward_alone(b, i, first, rows, want);
+    different += memcmp(got, want, rows * row) != 0;
+    got += (size_t)rows * vocab;
+  }
+  return code == BG_OK ? different : code;
+}
+
+// One step of some of the sequences.
+static int32_t step(int32_t vocab) {
+  static batch b;
+  fill(&b, vocab);
+  const size_t bytes = (size_t)b.total * vocab * sizeof(float);
+  float *got = malloc(bytes), *want = malloc(bytes);
+  const int32_t what = below(8); // 0, 1: logits of the last tokens, of all; else choices
+  const int32_t result = what < 2 ? compare(&b, what, got, want, vocab) : choose(&b, want, vocab);
+  for (int32_t i = 0; i < b.n && result == BG_OK; i++)
+    if (below(3) == 0) { // as after a refused guess
+      const int32_t position = bg_position(b.sessions[i]);
+      const int32_t back = position - below((b.lengths[i] < position ? b.lengths[i] : position) + 1);
+      bg_rewind(b.sessions[i], back);
+      bg_rewind(alone[b.which[i]], back);
+    }
   free(got);
   free(want);
-  return code == BG_OK ? different : code;
+  return result;
 }
 
 int main(int argc, char **argv) {

@@ -371,20 +371,40 @@ class Session:
 
     def next_batch(
         self, handles: Sequence[Any], runs: Sequence[Sequence[int]], asks: Sequence[dict[str, Any]]
-    ) -> list[int] | int:
-        """What bg_next_batch chose, or its error code. asks: fields of bg_choice, `how` as in `sample`."""
-        ids, chosen = np.concatenate(runs).astype(np.int32), np.full(sum(a["count"] for a in asks), -1, np.int32)
+    ) -> list[list[int] | int] | int:
+        """What bg_next_batch chose in each session, or the session's error code; or the code of the call.
+
+        asks: fields of bg_choice, `how` as in `sample`; with a count of 0 all others are NULL and 0.
+        """
+        ids = np.concatenate(runs).astype(np.int32)
+        places = np.cumsum([0, *(max(a["count"], 0) for a in asks)])
+        chosen = np.full(places[-1] + 1, -1, np.int32)  # the last place belongs to nobody
+        asks = [a if a["count"] else {"how": {}, "history": [], "count": 0, "step": 0} for a in asks]
         kept = [(self._how(a["how"]), self.ffi.new("int32_t[]", list(a["history"]))) for a in asks]
         choices = [
-            {"sampling": how, "history": past, "n_history": len(a["history"]), "count": a["count"], "step": a["step"]}
+            {
+                "sampling": how if a["count"] else self.ffi.NULL,
+                "history": past if a["count"] else self.ffi.NULL,
+                "n_history": len(a["history"]),
+                "count": a["count"],
+                "step": a["step"],
+                "code": 99,  # whatever stood there
+            }
             for a, (how, past) in zip(asks, kept, strict=True)
         ]
+        requests = self.ffi.new("bg_choice[]", choices)
         code = self.lib.bg_next_batch(
             *(self.ffi.new("bg_session *[]", list(handles)), len(handles), self.ffi.cast("int32_t *", ids.ctypes.data)),
-            *(self.ffi.new("int32_t[]", [len(r) for r in runs]), self.ffi.new("bg_choice[]", choices)),
+            *(self.ffi.new("int32_t[]", [len(r) for r in runs]), requests),
             self.ffi.cast("int32_t *", chosen.ctypes.data),
         )
-        return [int(i) for i in chosen] if code == 0 else int(code)
+        assert chosen[-1] == -1
+        if code:
+            return int(code)
+        return [
+            [int(i) for i in chosen[first:end]] if request.code == 0 else int(request.code)
+            for request, first, end in zip(requests, places, places[1:], strict=False)
+        ]
 
     def _how(self, how: dict[str, Any]) -> Any:
         fields = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repeat_penalty": 1.0}

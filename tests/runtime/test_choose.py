@@ -73,12 +73,12 @@ def states_of(rows: np.ndarray) -> np.ndarray:
 
 
 class Crafted(SynthCheckpoint):
-    """No ternary weights, and a given embedding and output matrix."""
+    """No ternary weights, and a given embedding, output matrix and last norm."""
 
-    def __init__(self, embedding: np.ndarray, output: np.ndarray) -> None:
+    def __init__(self, embedding: np.ndarray, output: np.ndarray, norm: float) -> None:
         super().__init__(SHAPE, seed=1)
-        ones = np.ones(HIDDEN, np.float32)
-        self._given = {"token_embd.weight": embedding, "output.weight": output, "output_norm.weight": ones}
+        last = np.full(HIDDEN, norm, np.float32)
+        self._given = {"token_embd.weight": embedding, "output.weight": output, "output_norm.weight": last}
 
     def ternary(self, name: str) -> Any:
         """Zeros."""
@@ -91,10 +91,13 @@ class Crafted(SynthCheckpoint):
 
 
 def crafted(
-    output: np.ndarray, embedding: np.ndarray | None = None, certificate: Callable[..., Any] | None = None
+    output: np.ndarray,
+    embedding: np.ndarray | None = None,
+    certificate: Callable[..., Any] | None = None,
+    norm: float = 1,
 ) -> lab.Bench:
     """A packed model with a certified head, for the best level here."""
-    checkpoint = Crafted(states_of(output) if embedding is None else embedding, output)
+    checkpoint = Crafted(states_of(output) if embedding is None else embedding, output, norm)
     found = lab.lookup(SHAPE, library.host_isa())
     path = Path(tempfile.mkdtemp(prefix="bitgen-test-")) / "model.bgpk"
     with pytest.MonkeyPatch.context() as patch:
@@ -233,8 +236,8 @@ def test_sequences_choose_together_as_alone(kind: str, hows: tuple[dict[str, Any
                 done[i] += n
                 history = texts[i][: done[i]]
                 asks.append({"how": asked[i], "history": history, "count": count, "step": done[i] - count})
-                for end in range(done[i] - count + 1, done[i] + 1):
-                    want.append(session.sample(every[i][end - 1], texts[i][:end], end - 1, **asked[i]))
+                ends = range(done[i] - count + 1, done[i] + 1)
+                want.append([session.sample(every[i][e - 1], texts[i][:e], e - 1, **asked[i]) for e in ends])
             assert session.next_batch([handles[i] for i in who], runs, asks) == want
         for handle in handles[1:]:
             bench.lib.bg_session_close(handle)
@@ -246,7 +249,7 @@ def test_few_rows_are_computed_for_many_sequences() -> None:
         handles = [session.handle, *(session.share(9) for _ in tokens[1:])]
         asks = [{"how": {"temperature": 0.0}, "history": [t], "count": 1, "step": 0} for t in tokens]
         chosen = session.next_batch(handles, [[t] for t in tokens], asks)
-        assert isinstance(chosen, list) and len(chosen) == len(tokens)
+        assert isinstance(chosen, list) and all(isinstance(c, list) and len(c) == 1 for c in chosen)
         assert len(tokens) <= session.lib.bg_rescored(session.handle) < len(tokens) * 20
         for handle in handles[1:]:
             session.lib.bg_session_close(handle)
@@ -287,24 +290,101 @@ def test_wrong_calls_are_refused() -> None:
         assert session.next([1] * 21, [1] * 21) == context
 
 
-def test_wrong_batches_change_nothing() -> None:
-    with crafted(rows_of("plain")).open(context=20) as session:
-        lib, a, b = session.lib, session.handle, session.share(20)
-        argument, token, context = (lib.BG_E_ARGUMENT, lib.BG_E_TOKEN, lib.BG_E_CONTEXT)
+def ask(history: list[int], count: int = 1, step: int = 0, **how: Any) -> dict[str, Any]:
+    """A request, greedy where nothing is said."""
+    return {"how": {"temperature": 0.0, **how}, "history": history, "count": count, "step": step}
 
-        def ask(history: list[int], count: int = 1, **how: Any) -> dict[str, Any]:
-            return {"how": how, "history": history, "count": count, "step": 0}
 
-        for handles, runs, asks, code in (
-            ([a, b], [[1], [2]], [ask([1]), ask([2], 2)], argument),  # more choices than tokens
-            ([a, b], [[1], [2, 3]], [ask([1]), ask([3], 2)], argument),  # a history without the tokens
-            ([a, b], [[1], [2]], [ask([1]), ask([2], temperature=-1.0)], argument),
-            ([a, a], [[1], [2]], [ask([1]), ask([2])], argument),
-            ([a, b], [[1], [VOCAB]], [ask([1]), ask([2])], token),
-            ([a, b], [[1], [2] * 21], [ask([1]), ask([2])], context),
+def test_what_is_no_batch_changes_nothing() -> None:
+    with crafted(rows_of("plain")).open(context=20) as session, crafted(rows_of("plain")).open() as stranger:
+        lib, a, b, none = session.lib, session.handle, session.share(20), session.ffi.NULL
+        for handles, runs in (
+            ([a, a], [[1], [2]]),
+            ([a, stranger.handle], [[1], [2]]),
+            ([a, none], [[1], [2]]),
+            ([a, b], [[1], []]),
+            ([], [[1]]),
         ):
-            assert session.next_batch(handles, runs, asks) == code
+            assert session.next_batch(handles, runs, [ask([1]), ask([2])]) == lib.BG_E_ARGUMENT
             assert lib.bg_position(a) == lib.bg_position(b) == 0
-        none = session.ffi.NULL
-        assert lib.bg_next_batch(none, 1, none, none, none, none) == argument
+        assert lib.bg_next_batch(none, 1, none, none, none, none) == lib.BG_E_ARGUMENT
         lib.bg_session_close(b)
+
+
+def test_an_error_of_one_session_is_its_own() -> None:
+    """Wrong sessions between good ones: they stay as they were, the others choose what they choose without them."""
+    with crafted(rows_of("plain")).open(threads=2, context=600) as session:
+        lib, small = session.lib, session.share(20)
+        handles = [session.handle, small, session.share(600), session.share(600)]
+        argument, token, context = lib.BG_E_ARGUMENT, lib.BG_E_TOKEN, lib.BG_E_CONTEXT
+        good, penalty = [5, 6, 7], {"repeat_penalty": 1.2}
+        for run, wrong, code in (
+            ([1], ask([1], 2), argument),  # more choices than tokens
+            ([2, 3], ask([3], 2), argument),  # a history without the tokens
+            ([1], ask([1], -1), argument),
+            ([1], ask([1], temperature=-1.0), argument),
+            ([1], ask([1], top_p=np.nan), argument),
+            ([VOCAB], ask([1]), token),
+            ([1, -1], ask([1, -1], 0), token),  # nothing to choose, yet no token
+            ([2] * 21, ask([2] * 21), context),
+            ([2] * 21, ask([], 0), context),
+            ([2] * 18, ask([VOCAB, *[2] * 18], 2, **penalty), token),  # found when the first of two is chosen
+        ):
+            for handle in handles:
+                lib.bg_rewind(handle, 0)
+            session.next_batch([small], [[9]], [ask([9])])
+            asks = [ask(good, 2), wrong, ask([], 0), ask(good, 3, **penalty)]
+            runs = [good, run, [3] * 520, good]  # 520: over two chunks
+            got = session.next_batch(handles, runs, asks)
+            assert [lib.bg_position(h) for h in handles] == [3, 1, 520, 3], (run, wrong)
+            want = []
+            for i in (0, 3):
+                lib.bg_rewind(handles[i], 0)
+                want += session.next_batch([handles[i]], [good], [asks[i]])  # type: ignore[arg-type,operator]
+            assert got == [want[0], code, [], want[1]], (run, wrong)
+            assert session.next_batch([small], [run], [wrong]) == [code] and lib.bg_position(small) == 1  # alone
+        for handle in handles[1:]:
+            lib.bg_session_close(handle)
+
+
+def test_every_wrong_session_keeps_its_own_error() -> None:
+    with crafted(rows_of("plain")).open(context=20) as session:
+        lib, handles = session.lib, [session.handle, session.share(20), session.share(20)]
+        asks = [ask([1], temperature=-1.0), ask([VOCAB]), ask([2] * 21)]
+        codes = [lib.BG_E_ARGUMENT, lib.BG_E_TOKEN, lib.BG_E_CONTEXT]
+        assert session.next_batch(handles, [[1], [VOCAB], [2] * 21], asks) == codes
+        assert [lib.bg_position(h) for h in handles] == [0, 0, 0]
+        for handle in handles[1:]:
+            lib.bg_session_close(handle)
+
+
+def test_logits_that_are_no_numbers_are_an_error_of_their_session() -> None:
+    """A last norm so great that every state but zero overflows; its session is as it was."""
+    rows = rows_of("plain")
+    states = np.zeros_like(rows)
+    states[1] = rows[1]
+    with crafted(rows, states, norm=3e38).open() as session:
+        lib, handles = session.lib, [session.handle, session.share(600), session.share(600)]
+        runs, asks = [[0], [0, 1, 0], [0, 0]], [ask([0]), ask([0, 1, 0], 2), ask([0, 0], 2)]
+        assert session.next_batch(handles, runs, asks) == [[0], lib.BG_E_VALUE, [0, 0]]
+        assert [lib.bg_position(h) for h in handles] == [1, 0, 2]
+        assert session.next([0, 1], [0, 1], temperature=0.0) == lib.BG_E_VALUE
+        assert lib.bg_position(session.handle) == 1
+        for handle in handles[1:]:
+            lib.bg_session_close(handle)
+
+
+def test_a_request_may_only_append() -> None:
+    """Choices of the others stand where they would without it."""
+    with crafted(rows_of("plain")).open(threads=2) as session:
+        lib, handles = session.lib, [session.handle, *(session.share(600) for _ in range(4))]
+        runs = [[1] * 7, [11, 12, 13], [2] * 300, [14], [3]]
+        asks = [ask([], 0), ask([11, 12, 13], 2), ask([], 0), ask([14]), ask([], 0)]
+        want = [session.next([t], [t], temperature=0.0)[0] for t in (12, 13, 14)]  # type: ignore[index]
+        lib.bg_rewind(session.handle, 0)
+        assert session.next_batch(handles, runs, asks) == [[], want[:2], [], want[2:], []]
+        assert [lib.bg_position(h) for h in handles] == [7, 3, 300, 1, 1]
+        assert session.next_batch(handles, runs, [ask([], 0)] * 5) == [[]] * 5
+        assert session.next([5], [5], count=0) == []
+        for handle in handles[1:]:
+            lib.bg_session_close(handle)

@@ -237,6 +237,39 @@ def test_sessions_that_share_may_close_in_any_order() -> None:
     assert same_bits(out[0], bench.logits(tokens)[-1])
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_prompt_taken_in_pieces_beside_others(threads: int) -> None:
+    """Two sequences decode while a long prompt is appended in pieces; then it decodes with them."""
+    bench = lab.bench("wide-heads", 0, "certified", library.host_isas()[:1])
+    how = {"temperature": 0.8, "top_k": 20, "repeat_penalty": 1.2, "seed": 4}
+    prompts = [lab.tokens(bench.shape, n, seed) for seed, n in enumerate((3, 540, 9))]
+    texts = []
+    for prompt in prompts:
+        text = list(prompt)
+        with bench.open(threads=threads) as session:
+            for step in range(12):
+                text += session.next(text[len(prompt) + step - 1 :] if step else text, text, step, **how)  # type: ignore[operator]
+        texts.append(text[len(prompt) :])
+    with bench.open(threads=threads) as session:
+        handles = [session.handle, session.share(600), session.share(600)]
+        got: list[list[int]] = [[], [], []]
+        pieces = [prompts[1][i : i + 90] for i in range(0, 540, 90)]
+        while len(got[1]) < 12:
+            runs, asks = [], []
+            for i, chosen in enumerate(got):
+                history = prompts[i] + chosen
+                run = [chosen[-1]] if chosen else pieces.pop(0) if i == 1 else prompts[i]
+                count = 0 if i == 1 and pieces else 1
+                runs.append(run)
+                asks.append({"how": how, "history": history, "count": count, "step": len(chosen)})
+            for chosen, new in zip(got, session.next_batch(handles, runs, asks), strict=True):  # type: ignore[arg-type]
+                chosen += new  # type: ignore[arg-type]
+        assert got[1] == texts[1]
+        assert all(chosen[:12] == text and len(chosen) == 17 for chosen, text in zip(got[::2], texts[::2], strict=True))
+        for handle in handles[1:]:
+            bench.lib.bg_session_close(handle)
+
+
 def test_wrong_batches_change_nothing() -> None:
     bench = lab.bench("flagship")
     lib, none = bench.lib, binding.ffi().NULL
