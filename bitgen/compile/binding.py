@@ -52,5 +52,10 @@ def load(path: Path) -> Any:
 def check(lib: Any, code: int, what: str) -> int:
     """Pass a non-negative result through; turn an error code into an exception that says what failed."""
     if code < 0:
-        raise EngineError(f"{what}: {ffi().string(lib.bg_strerror(code)).decode()}")
+        raise error(lib, code, what)
     return code
+
+
+def error(lib: Any, code: int, what: str) -> EngineError:
+    """The exception for an error code, which says what failed and why."""
+    return EngineError(f"{what}: {ffi().string(lib.bg_strerror(code)).decode()}")

@@ -1,1 +1,1 @@
-"""The runtime from Python: models, sessions, tokenizers."""
+"""The runtime from Python: `Model` on sessions, generation, batches, embeddings, scores and chat."""

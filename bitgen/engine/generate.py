@@ -37,52 +37,42 @@ class Timing:
         return f"load {self.load_s:.2f} s | {prefill} | {decode}{lookup}"
 
 
-@dataclass
-class Generation:
-    """Text in the making. Iterate for the pieces; `timing` and `token_ids` hold what happened so far."""
+@dataclass(eq=False)
+class Continuation:
+    """A prompt and the tokens that followed it so far."""
 
     model: OpenedModel
     prompt: str | Sequence[int]
-    max_tokens: int
-    stop: bool = True
+    max_tokens: int = 256
+    stop: bool = True  # at the model's stop tokens
     sampling: Sampling = field(default_factory=Sampling)
-    cache: Cache = "f16"
-    lookup: int = 0  # most tokens to propose at a time
-    logprobs: int | None = None  # likeliest tokens to keep at each place; None: and no log probabilities
-    session: Session | None = None  # holds the first `position` tokens of the prompt; None: one of its own
     timing: Timing = field(init=False)
-    prompt_ids: list[int] = field(init=False)
-    token_ids: list[int] = field(default_factory=list)
-    choices: list[TokenChoice] = field(default_factory=list)  # of token_ids and the stop token, with logprobs
+    prompt_ids: list[int] = field(init=False, default_factory=list)
+    token_ids: list[int] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         self.timing = Timing(self.model.load_s)
         prompt = self.prompt
         self.prompt_ids = self.model.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        context = self._most
         if not self.prompt_ids:
             raise BitgenError("the prompt is empty and this model has no begin-of-text token; give it some text")
-        if len(self.prompt_ids) >= context:
-            raise BitgenError(f"the prompt has {len(self.prompt_ids)} tokens, the model's context holds {context}")
-        if self.lookup < 0 or (self.logprobs or 0) < 0:
-            raise BitgenError(f"lookup is {self.lookup}, logprobs {self.logprobs}; both must be 0 or more")
-        if self.lookup and self.logprobs is not None:
-            raise BitgenError("prompt lookup computes no log probabilities; ask for one of the two")
+        if len(self.prompt_ids) >= self.room:
+            raise BitgenError(f"the prompt has {len(self.prompt_ids)} tokens, the context holds {self.room}")
+
+    @property
+    def room(self) -> int:
+        """Positions that the context has."""
+        return self.model.shape.context
 
     @property
     def limit(self) -> int:
         """Most tokens to generate; the last of them need not fit into the context."""
-        return min(self.max_tokens, self._most - len(self.prompt_ids) + 1)
+        return min(self.max_tokens, self.room - len(self.prompt_ids) + 1)
 
     @property
     def context(self) -> int:
-        """Positions that the session needs."""
-        return min(self._most, len(self.prompt_ids) + self.limit)
-
-    @property
-    def _most(self) -> int:
-        """Positions that there can be."""
-        return self.session.context if self.session else self.model.shape.context
+        """Positions that the session needs: a prompt does not fill it."""
+        return min(self.room, len(self.prompt_ids) + max(self.limit, 1))
 
     @property
     def finished(self) -> bool:
@@ -116,6 +106,29 @@ class Generation:
                 break
         self.timing.tokens = len(self.token_ids)
         return self.token_ids[before:]
+
+
+@dataclass(eq=False)
+class Generation(Continuation):
+    """Text in the making. Iterate for the pieces; `timing` and `token_ids` hold what happened so far."""
+
+    cache: Cache = "f16"
+    lookup: int = 0  # most tokens to propose at a time
+    logprobs: int | None = None  # likeliest tokens to keep at each place; None: and no log probabilities
+    session: Session | None = None  # holds the first `position` tokens of the prompt; None: one of its own
+    choices: list[TokenChoice] = field(init=False, default_factory=list)  # with logprobs: of each token, and of a stop
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lookup < 0 or (self.logprobs or 0) < 0:
+            raise BitgenError(f"lookup is {self.lookup}, logprobs {self.logprobs}; both must be 0 or more")
+        if self.lookup and self.logprobs is not None:
+            raise BitgenError("prompt lookup computes no log probabilities; ask for one of the two")
+
+    @property
+    def room(self) -> int:
+        """Positions that the context has."""
+        return self.session.context if self.session else super().room
 
     def __iter__(self) -> Iterator[str]:
         model, timing, prompt = self.model, self.timing, self.prompt_ids

@@ -6,7 +6,6 @@ import ctypes
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,11 @@ import numpy.typing as npt
 from bitgen.compile import binding, library, pack
 from bitgen.compile.clang import Artefact, BuildOptions
 from bitgen.data import shipped_path
+from bitgen.engine.batch import Batch
 from bitgen.engine.embed import embed, pooling_of
-from bitgen.engine.generate import Generation
+from bitgen.engine.generate import Continuation, Generation
 from bitgen.engine.score import Score, score
-from bitgen.engine.session import Cache, Choice, Sampling, Session, next_batch
-from bitgen.errors import BitgenError
+from bitgen.engine.session import Cache, Sampling, Session
 from bitgen.gguf.i2s_layout import warning as i2s_warning
 from bitgen.gguf.reader import I2sLayout, read_gguf
 from bitgen.kernels import plan as plans
@@ -41,7 +40,7 @@ class Model:
     """A model ready to run: its kernels compiled for this CPU, its weights packed and memory-mapped.
 
     It does not change once it is loaded. Several threads may use one at once, each with sessions of its own, and
-    generate, logits, embed and score open theirs; a Session, a Generation and a Chat are for one thread at a
+    generate, logits, embed and score open theirs; a Session, a Generation, a Batch and a Chat are for one thread at a
     time. Load models one after the other: what is not cached yet is built by one thread of a process.
     """
 
@@ -193,28 +192,14 @@ class Model:
 
         As one ends the next takes its place. Every text is drawn with the same seed.
         """
-        if batch < 1:
-            raise BitgenError(f"batch is {batch}, must be 1 or more")
-        jobs = [Generation(self, prompt, max_tokens, stop, sampling or Sampling(**options)) for prompt in prompts]
-        waiting = [job for job in reversed(jobs) if not job.finished]
-        running: list[tuple[Session, Generation]] = []
-        longest = max((job.context for job in waiting), default=1)
-        with ExitStack() as opened:
-            free: list[Session] = []
-            for _ in range(min(batch, len(waiting))):
-                session = free[0].share(longest) if free else self.session(context=longest, cache=cache)
-                free.append(opened.enter_context(session))
-            while waiting or running:
-                while waiting and free:
-                    free[-1].rewind(0)
-                    running.append((free.pop(), waiting.pop()))
-                chosen = next_batch(
-                    [session for session, _ in running],
-                    [job.token_ids[-1:] or job.prompt_ids for _, job in running],
-                    [Choice(job.sampling, job.history, len(job.token_ids)) for _, job in running],
-                )
-                for (_, job), tokens in zip(running, chosen, strict=True):
-                    job.accept(tokens)
-                free += [session for session, job in running if job.finished]
-                running = [(session, job) for session, job in running if not job.finished]
-        return [job.text for job in jobs]
+        chosen = sampling or Sampling(**options)
+        texts = [Continuation(self, prompt, max_tokens, stop, chosen) for prompt in prompts]
+        longest = max((text.context for text in texts), default=1)
+        with Batch(self, min(batch, len(texts) or 1), context=longest, cache=cache) as running:
+            requests = [running.submit(text.prompt_ids, max_tokens, stop=stop, sampling=chosen) for text in texts]
+            while running.busy:
+                running.step()
+        for request in requests:
+            if request.error:
+                raise request.error
+        return [request.text for request in requests]

@@ -17,7 +17,7 @@ from bitgen.text.tokenizer import Tokenizer
 Cache = Literal["f16", "f32", "int8"]
 CACHES: dict[Cache, int] = {"f16": 0, "f32": 1, "int8": 2}  # BG_CACHE_F16, BG_CACHE_F32, BG_CACHE_I8
 
-CHOICES = 16  # tokens that are chosen in one pass over the head (runtime/session.h)
+CHOICES = 16  # tokens that are chosen in one pass over the head (runtime/state.h)
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -86,6 +86,14 @@ class Choice:
     count: int = 1
 
 
+def checked_ids(tokens: npt.ArrayLike, vocab: int) -> npt.NDArray[np.int32]:
+    """The tokens, int32 [n]; EngineError where they are not ids below `vocab`."""
+    ids = np.asarray(tokens, np.int64)
+    if ids.ndim != 1 or len(ids) == 0 or ids.min() < 0 or ids.max() >= vocab:
+        raise EngineError(f"tokens must be a non-empty list of ids in [0, {vocab})")
+    return ids.astype(np.int32)
+
+
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """Tokens with which both begin."""
     return next((i for i, (one, other) in enumerate(zip(a, b, strict=False)) if one != other), min(len(a), len(b)))
@@ -141,15 +149,15 @@ class Session:
 
     def append(self, tokens: Sequence[int]) -> None:
         """Append tokens without computing logits."""
-        ids = self._ids(tokens)
+        ids = checked_ids(tokens, self.vocab)
         code = self._lib.bg_forward(self._open(), _int32(ids), len(ids), binding.ffi().NULL, 0)
         binding.check(self._lib, code, self._appending(len(ids)))
 
     def sample(self, sampling: Sampling, logits: FloatArray, history: Sequence[int], step: int) -> int:
         """The next token from logits [vocab]; the same seed and step give the same draw on every host."""
         past = np.asarray(history[-sampling.repeat_last :] if sampling.repeat_last else [], np.int32)
-        how = binding.ffi().new("bg_sampling *", vars(sampling))
-        code = self._lib.bg_sample(self._open(), how, _float32(logits), _int32(past), len(past), step)
+        options = binding.ffi().new("bg_sampling *", vars(sampling))
+        code = self._lib.bg_sample(self._open(), options, _float32(logits), _int32(past), len(past), step)
         return binding.check(self._lib, code, "cannot sample")
 
     def next(
@@ -186,12 +194,6 @@ class Session:
         if self._handle is not None:
             self._lib.bg_session_close(self._handle)
             self._handle = None
-
-    def _ids(self, tokens: npt.ArrayLike) -> npt.NDArray[np.int32]:
-        ids = np.asarray(tokens, np.int64)
-        if ids.ndim != 1 or len(ids) == 0 or ids.min() < 0 or ids.max() >= self.vocab:
-            raise EngineError(f"tokens must be a non-empty list of ids in [0, {self.vocab})")
-        return ids.astype(np.int32)
 
     def _appending(self, n: int) -> str:
         return f"cannot append {n} tokens at position {self.position} of a context of {self.context}"
@@ -235,23 +237,45 @@ def next_batch(
     """Append each session's tokens in one pass and choose what follows, as `Session.next` of each alone would.
 
     The sessions are those of `forward_batch`. The weights and the codes of a certified head are read once for many
-    choices.
+    choices; a choice of count 0 only appends. EngineError, with no session changed, when any of them fails.
     """
+    found = try_next_batch(sessions, tokens, choices)
+    errors = [each for each in found if isinstance(each, EngineError)]
+    if errors:
+        for session, appended, each in zip(sessions, tokens, found, strict=True):
+            if not isinstance(each, EngineError):
+                session.rewind(session.position - len(appended))
+        raise errors[0]
+    return [each for each in found if not isinstance(each, EngineError)]
+
+
+def try_next_batch(
+    sessions: Sequence[Session], tokens: Sequence[Sequence[int]], choices: Sequence[Choice]
+) -> list[list[int] | EngineError]:
+    """`next_batch` that returns the error of a session that fails, and leaves that session as it was."""
     if not sessions or not len(sessions) == len(tokens) == len(choices) or not all(len(t) for t in tokens):
         raise EngineError("tokens must be a non-empty list of ids for each session, with a choice for each")
-    chosen = np.empty(sum(choice.count for choice in choices), np.int32)
+    ends = np.cumsum([max(choice.count, 0) for choice in choices])
+    chosen = np.empty(ends[-1], np.int32)
     requests, kept = binding.ffi().new("bg_choice[]", len(choices)), []
     for request, choice in zip(requests, choices, strict=True):
-        history = np.asarray(choice.history[-choice.sampling.repeat_last - choice.count :], np.int32)
-        request.sampling, request.history = owned = (
-            binding.ffi().new("bg_sampling *", vars(choice.sampling)),
-            _int32(history),
-        )
-        request.n_history, request.count, request.step = len(history), choice.count, choice.step
-        kept.append(owned)  # alive until the call
+        past = np.asarray(choice.history[-choice.sampling.repeat_last - choice.count :], np.int32)
+        sampling, history = binding.ffi().new("bg_sampling *", vars(choice.sampling)), _int32(past)
+        request.sampling, request.history, request.n_history = sampling, history, len(past)
+        request.count, request.step = choice.count, choice.step
+        kept.append((sampling, history))  # alive until the call
     _pass(sessions[0]._lib.bg_next_batch, sessions, tokens, requests, _int32(chosen))
-    ends = np.cumsum([choice.count for choice in choices])[:-1]
-    return [part.tolist() for part in np.split(chosen, ends)]
+    return list(map(_outcome, sessions, tokens, requests, np.split(chosen, ends[:-1])))
+
+
+def _outcome(
+    session: Session, appended: Sequence[int], request: Any, chosen: npt.NDArray[np.int32]
+) -> list[int] | EngineError:
+    """The tokens that a request chose, or why it failed."""
+    if request.code:
+        return binding.error(session._lib, request.code, session._appending(len(appended)))
+    ids: list[int] = chosen.tolist()
+    return ids
 
 
 def _rows(
@@ -266,7 +290,7 @@ def _rows(
 def _pass(call: Any, sessions: Sequence[Session], tokens: Sequence[Sequence[int]], *results: Any) -> None:
     """Call a function of the library whose arguments are sessions, their tokens and `results`."""
     first, ffi = sessions[0], binding.ffi()
-    ids = first._ids(np.concatenate([np.asarray(t, np.int64) for t in tokens]))
+    ids = checked_ids(np.concatenate([np.asarray(t, np.int64) for t in tokens]), first.vocab)
     handles = ffi.new("bg_session *[]", [session._open() for session in sessions])
     lengths = ffi.new("int32_t[]", [len(t) for t in tokens])
     code = call(handles, len(sessions), _int32(ids), lengths, *results)
