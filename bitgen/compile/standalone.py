@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from bitgen.compile.clang import BuildOptions
 from bitgen.errors import BitgenError, UnsupportedError
 from bitgen.kernels import plan, space
 from bitgen.kernels.plan import Lookup
-from bitgen.spec import GemmShape, Layout, MatrixPlan, ModelShape, Platform
+from bitgen.spec import GemmShape, Layout, Listener, MatrixPlan, ModelShape, Platform
 from bitgen.text import tables
 from bitgen.text.tokenizer import Tokenizer
 
@@ -58,7 +58,7 @@ def write(
     *,
     one_file: bool = False,
     head: pack.Head = "certified",
-    progress: Callable[[str, int, int], None] = lambda *_: None,
+    progress: Listener = lambda *_: None,
 ) -> Program:
     """Write the program <folder>/<name>, with the levels of `shared_layout`, and <name>.bgpk unless `one_file`."""
     tokens = tables.blob(Tokenizer.from_metadata(checkpoint.metadata))

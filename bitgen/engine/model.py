@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from bitgen.gguf.i2s_layout import warning as i2s_warning
 from bitgen.gguf.reader import I2sLayout, read_gguf
 from bitgen.kernels import plan as plans
 from bitgen.kernels.formats import FORMATS
-from bitgen.spec import ModelShape
+from bitgen.spec import Listener, ModelShape
 from bitgen.targets import default_threads
 from bitgen.text.tokenizer import Tokenizer
 
@@ -71,7 +71,7 @@ class Model:
         i2s_layout: I2sLayout = "x86",
         activation: str | None = None,
         tl_tiles: str = "",
-        progress: Callable[[str, int, int], None] | None = None,
+        progress: Listener | None = None,
     ) -> Model:
         """Open a GGUF file (None: the model that ships), building and packing what is not cached yet.
 

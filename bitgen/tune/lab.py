@@ -23,14 +23,13 @@ from bitgen.errors import EngineError
 from bitgen.kernels import plan
 from bitgen.kernels.formats import FORMATS
 from bitgen.kernels.layout import Bytes, Codes, with_steps
-from bitgen.spec import GemmShape, KernelSpec, Layout
+from bitgen.spec import GemmShape, KernelSpec, Layout, Progress
 from bitgen.targets import default_threads
 
 PREFILL_TOKENS = 128
 VERIFY_TOKENS = {"gemv": 1, "gemm": 37}  # prefill: a whole tile of the look-up kernels, and a rest by products
 REPS = {"gemv": 24, "gemm": 2}  # timed runs behind one measurement
 
-Progress = Callable[[int, int], None]
 Activations = npt.NDArray[np.int8]
 
 

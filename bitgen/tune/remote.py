@@ -34,9 +34,9 @@ from bitgen.compile.library import Level
 from bitgen.errors import RemoteError, UnsupportedError
 from bitgen.kernels import plan
 from bitgen.kernels.layout import Bytes, Codes
-from bitgen.spec import GemmShape, KernelSpec, Layout
+from bitgen.spec import GemmShape, KernelSpec, Layout, Progress
 from bitgen.tune import lab
-from bitgen.tune.lab import PREFILL_TOKENS, REPS, VERIFY_TOKENS, Progress
+from bitgen.tune.lab import PREFILL_TOKENS, REPS, VERIFY_TOKENS
 
 CONNECT_SECONDS = 60
 ANSWER_SECONDS = 600  # a prefill kernel in portable C on a slow core takes its time

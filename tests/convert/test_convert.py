@@ -34,6 +34,7 @@ from bitgen.convert import HfCheckpoint, convert  # noqa: E402
 from bitgen.errors import BitgenError, FormatError, UnsupportedError  # noqa: E402
 from bitgen.gguf.reader import read_gguf  # noqa: E402
 from bitgen.gguf.writer import FILE_TYPES  # noqa: E402
+from bitgen.spec import Progress  # noqa: E402
 
 # ---- what is written ----
 
@@ -85,7 +86,7 @@ class Stop(BaseException):
     """As a Ctrl-C would."""
 
 
-def stop_at(share: float) -> Callable[[int, int], None]:
+def stop_at(share: float) -> Progress:
     def progress(done: int, total: int) -> None:
         if done > share * total:
             raise Stop

@@ -14,7 +14,7 @@ import pytest
 from bitgen.errors import BitgenError
 from bitgen.kernels import plan as plans
 from bitgen.kernels import space
-from bitgen.spec import GemmShape, KernelSpec
+from bitgen.spec import GemmShape, KernelSpec, Progress
 from bitgen.tune import search
 
 SHAPES = [GemmShape(256, 256), GemmShape(128, 512)]
@@ -125,7 +125,7 @@ class FakeSite:
     def __init__(self, load: float = 0.0, noise: Sequence[float] = (0.0,)) -> None:
         self.load, self.noise = load, itertools.cycle(noise)
 
-    def lab(self, isa: str, specs: Sequence[KernelSpec], threads: int, progress: Callable[[int, int], None]) -> FakeLab:
+    def lab(self, isa: str, specs: Sequence[KernelSpec], threads: int, progress: Progress) -> FakeLab:
         return FakeLab(specs, self.noise)
 
 
