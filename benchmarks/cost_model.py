@@ -151,11 +151,10 @@ class _Lab:
         first = int(np.random.default_rng().integers(copies - reps)) if streamed else 0
         out = np.empty(reps)
         cast = binding.ffi().cast
+        weights = cast("uint8_t *", self._weights[first * weight_bytes(spec) :].ctypes.data)
+        rows, seconds = cast("int8_t *", self._q.ctypes.data), cast("double *", out.ctypes.data)
         code = self._lib.bg_kernel_time(
-            *(self._isa, self._index[spec]),
-            cast("uint8_t *", self._weights[first * weight_bytes(spec) :].ctypes.data),
-            *(reps if streamed else 1, cast("int8_t *", self._q.ctypes.data), n, 1, reps),
-            cast("double *", out.ctypes.data),
+            self._isa, self._index[spec], weights, reps if streamed else 1, rows, n, 1, reps, seconds
         )
         binding.check(self._lib, code, f"cannot time {spec.symbol}")
         return float(np.median(out))

@@ -41,14 +41,18 @@ SYSTEMS: dict[str, System] = {
         System("linux", "libbitgen.so", "", _ELF, ("-static",), clang="sysroot"),
         System("musl", "libbitgen.so", "", (*_ELF, *_STRIP), ("-static", *_STRIP), clang="native"),
         System(
-            *("macos", "libbitgen.dylib", ""),
+            name="macos",
+            library="libbitgen.dylib",
+            suffix="",
             shared=("-dynamiclib", "-Wl,-install_name,@rpath/libbitgen.dylib"),
             program=(),
             clang="native",
             lacks=_AMX_LEVELS,
         ),
         System(
-            *("windows", "bitgen.dll", ".exe"),
+            name="windows",
+            library="bitgen.dll",
+            suffix=".exe",
             shared=("-shared", "-Wl,--out-implib,bitgen.lib", *_STRIP),  # the import library, for C programs
             program=("-Wl,--out-implib,bitgen-runner.lib", *_STRIP),
             clang="never",

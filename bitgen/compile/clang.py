@@ -34,11 +34,11 @@ from bitgen.targets import is_host, platform_of
 OLDEST_CLANG = 14
 
 COMMON_FLAGS = (
-    *["-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-strict-aliasing"],
-    *["-fPIC", "-fvisibility=hidden", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Wno-unused-function", "-Wno-psabi"],
-    "-Wno-unused-command-line-argument",  # what only the link needs stands in every command
-    "-I.",  # the root of the source tree, from which headers in its folders are named
-)
+    "-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-strict-aliasing",
+    "-fPIC", "-fvisibility=hidden", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Wno-unused-function", "-Wno-psabi",
+    "-Wno-unused-command-line-argument",  # every command carries the flags of the link as well
+    "-I.",  # headers are included by their path from the root of the source tree
+)  # fmt: skip
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O0")
 BASELINE = {"x86_64": ("-march=x86-64",), "arm64": ("-mcpu=generic",), "riscv64": ("-march=rv64gc",)}
 

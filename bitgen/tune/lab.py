@@ -133,9 +133,9 @@ class HostLab:
         at, copies = self._stream.place(spec, reps)
         out = np.empty(reps)
         code = self._lib.bg_kernel_time(
-            *(self._isa, self._index[spec], _at("uint8_t *", self._bytes[at:]), copies, _at("int8_t *", self._rows)),
-            *(n, threads or self._threads, reps, _at("double *", out)),
-        )
+            self._isa, self._index[spec], _at("uint8_t *", self._bytes[at:]), copies, _at("int8_t *", self._rows),
+            n, threads or self._threads, reps, _at("double *", out),
+        )  # fmt: skip
         binding.check(self._lib, code, f"cannot time {spec.symbol}")
         return float(np.median(out))
 
@@ -238,8 +238,7 @@ def differs(lib: Any, isa: int, index: int, spec: KernelSpec, trial: Trial, thre
     for q in trial.extremes(VERIFY_TOKENS[spec.op]):
         y, rows = np.full((len(q), m_pad), -1, np.int32), trial.rows(q)
         code = lib.bg_kernel_run(
-            *(isa, index, _at("uint8_t *", weights), _at("int8_t *", rows)),
-            *(len(q), _at("int32_t *", y), threads),
+            isa, index, _at("uint8_t *", weights), _at("int8_t *", rows), len(q), _at("int32_t *", y), threads
         )
         binding.check(lib, code, f"cannot run {spec.symbol}")
         off = np.argwhere(y[:, : spec.shape.m] != trial.answer(q))
