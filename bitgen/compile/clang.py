@@ -1,4 +1,4 @@
-"""The only caller of the C compiler: finds one, compiles units in parallel, links, caches by content.
+"""The C compiler, which only this file runs: finds one, compiles units in parallel, links, caches by content.
 
 The pipeline in this file:   units -> objects -> library (or program) in <root>/<name>-<platform>-<hash>/
 

@@ -17,7 +17,7 @@ from bitgen.text.tokenizer import Tokenizer
 Cache = Literal["f16", "f32", "int8"]
 CACHES: dict[Cache, int] = {"f16": 0, "f32": 1, "int8": 2}  # BG_CACHE_F16, BG_CACHE_F32, BG_CACHE_I8
 
-CHOICES = 16  # tokens that are chosen in one pass over the head (runtime/state.h)
+CHOICES = 16  # tokens that are chosen in one pass over the head (runtime/core/state.h)
 
 FloatArray = npt.NDArray[np.float32]
 

@@ -1,6 +1,6 @@
 """GGUF files as Checkpoints: canonical ternary codes and scales, of whatever type an engine wrote.
 
-The container is gguf_container.py's concern, the key-values metadata.py's, the bits of each type blocks.py's.
+The container is container.py's concern, the key-values metadata.py's, the bits of each type blocks.py's.
 """
 
 from __future__ import annotations

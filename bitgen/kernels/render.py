@@ -1,7 +1,7 @@
-"""KernelSpec -> C text; the only importer of jinja2.
+"""KernelSpec -> C text, by the Jinja templates of templates/.
 
-A template spells decisions that were made elsewhere: its whole context is the table that `_context` builds, every
-key of which some line must use, and no other name is known to it.
+A template only spells decisions that were made elsewhere. Its context is the table that `_context` builds: a key that
+no line of the template uses is an error, and so is a name that the table lacks.
 """
 
 from __future__ import annotations

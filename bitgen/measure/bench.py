@@ -22,7 +22,7 @@ from bitgen.tune.lab import stream_bytes
 
 RUNS = 5
 GREEDY = Sampling(temperature=0)
-CHUNK = 512  # tokens that the runtime takes through the layers at once, at most (runtime/state.h)
+CHUNK = 512  # tokens that the runtime takes through the layers at once, at most (runtime/core/state.h)
 CACHE_BYTES: dict[Cache, tuple[int, int]] = {"f16": (2, 0), "f32": (4, 0), "int8": (1, 4)}
 """Bytes of a number, and of the scale of each position and head."""
 

@@ -1,4 +1,4 @@
-// os_posix.c: os.h for Linux, macOS and their like.
+// posix.c: os.h for Linux, macOS and their like.
 #if !defined(_WIN32)
 #include "os/os.h"
 

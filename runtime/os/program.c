@@ -1,5 +1,5 @@
-// os_program.c: what a program does before anything else and asks of the system.
-// Libraries leave their host's streams alone.
+// program.c: what a program does before anything else and asks of the system. A library holds these functions too and
+// never calls them: the streams are its host's.
 #include "os/os.h"
 
 #if defined(_WIN32)

@@ -1,4 +1,4 @@
-// os_windows.c: os.h for Windows, by MinGW-w64.
+// windows.c: os.h for Windows, by MinGW-w64.
 #if defined(_WIN32)
 #define WIN32_LEAN_AND_MEAN
 #include <windows.h>

@@ -153,7 +153,7 @@ def head(arch: str, flags: tuple[str, ...]) -> tuple[str, ...]:
     """
     platform = targets.platform_of(arch)
     compiler, system = clang.find_compiler(platform), platform.system.name
-    system = "musl" if compiler.zig and system == "linux" else system  # as compile.build has it
+    system = "musl" if compiler.zig and system == "linux" else system  # as clang.build has it
     words = [*compiler.command, *compiler.target_flags(targets.platform_of(arch, system)), *clang.COMMON_FLAGS, *flags]
     words += ["-Xclang", "-fno-pch-timestamp", "-x", "c-header"]
     folder = data.cache_root() / "heads" / hashlib.sha256(repr((compiler.version, words)).encode()).hexdigest()[:16]

@@ -8,7 +8,7 @@
 #include "bitgen.h"
 #include "os/os.h"
 
-// In place of the system's own, where os_posix.c was compiled with -Dgetauxval=told_hwcap.
+// In place of the system's own, where os/posix.c was compiled with -Dgetauxval=told_hwcap.
 unsigned long told_hwcap(unsigned long word);
 unsigned long told_hwcap(unsigned long word) {
   const char *told = getenv("TOLD_HWCAP");
