@@ -21,7 +21,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,19 +155,10 @@ def build(
         platform = platform_of(platform.arch, "musl")  # glibc is not made for static programs
     flags = (*compiler.target_flags(platform), *COMMON_FLAGS, *(SANITIZERS if options.sanitize else ()))
     product, link = _link(platform, flags, options)
-    stamp = {
-        "compiler": compiler.version,
-        "flags": flags,
-        "link": link,
-        "units": [(u.source, u.object, u.flags) for u in units],
-        "sources": {file: hashlib.sha256(text.encode()).hexdigest() for file, text in sorted(sources.items())},
-    }
-    digest = hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()[:16]
     root = options.root or data.cache_root() / "build"
-    folder = root / f"{name}-{platform}-{digest}"
+    folder = root / f"{name}-{platform}-{_digest(compiler, flags, link, units, sources)}"
     if not (folder / product).exists():
-        work = _fresh_folder(root, folder.name)
-        try:
+        with _publishing(folder) as work:
             write_sources(work, sources)
             made_by = {"compiler": compiler.version, "flags": list(flags)}
             record = {**spec, "arch": platform.arch, "system": platform.system.name, **made_by}
@@ -178,13 +169,21 @@ def build(
             (work / "build.log").write_text(log)
             for file in objects:
                 (work / file).unlink()
-            _publish(work, folder)
-        except CompileError as e:
-            raise CompileError(f"{e}\n  sources and build.log kept in: {_keep_failed(work, folder)}") from e
-        except BaseException:
-            shutil.rmtree(work, ignore_errors=True)
-            raise
     return Artefact(folder, folder / product, json.loads((folder / "spec.json").read_text()))
+
+
+def _digest(
+    compiler: Compiler, flags: Sequence[str], link: Sequence[str], units: Sequence[Unit], sources: Mapping[str, str]
+) -> str:
+    """Hash, in 16 hex digits, of everything that the product depends on."""
+    inputs = {
+        "compiler": compiler.version,
+        "flags": flags,
+        "link": link,
+        "units": [(u.source, u.object, u.flags) for u in units],
+        "sources": {file: hashlib.sha256(text.encode()).hexdigest() for file, text in sorted(sources.items())},
+    }
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _link(platform: Platform, flags: Sequence[str], options: BuildOptions) -> tuple[str, list[str]]:
@@ -234,9 +233,27 @@ def write_sources(folder: Path, sources: Mapping[str, str]) -> None:
         file.write_text(text, encoding="utf-8", newline="\n")
 
 
-def _fresh_folder(root: Path, name: str) -> Path:
-    """A private folder beside the final one, so that the closing rename stays on one file system."""
-    work = root / f".{name}.{os.getpid()}"
+@contextlib.contextmanager
+def _publishing(folder: Path) -> Iterator[Path]:
+    """A private folder that becomes `folder` by one rename when the context ends without an error.
+
+    After a CompileError it is kept as <name>.failed, and the message says so; after any other error it is removed.
+    """
+    work = _fresh_folder(folder)
+    try:
+        yield work
+        _publish(work, folder)
+    except CompileError as e:
+        raise CompileError(f"{e}\n  sources and build.log kept in: {_keep_failed(work, folder)}") from e
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+
+
+def _fresh_folder(folder: Path) -> Path:
+    """An empty folder beside `folder`, so that the closing rename stays on one file system."""
+    root = folder.parent
+    work = root / f".{folder.name}.{os.getpid()}"
     try:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
