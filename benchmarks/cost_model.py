@@ -89,10 +89,10 @@ def _estimate(spec: KernelSpec, core: Core) -> Estimate | None:
 
 
 def _name(spec: KernelSpec) -> str:
-    how = "decode" if spec.op == "gemv" else "prefill"
+    work = "decode" if spec.op == "gemv" else "prefill"
     if spec.tile.lut_groups:
-        how += " by both" if spec.tile.mixed else " by look-up"
-    return f"{spec.layout.format} {spec.isa}, {how}"
+        work += " by both" if spec.tile.mixed else " by look-up"
+    return f"{spec.layout.format} {spec.isa}, {work}"
 
 
 @main.command()

@@ -225,9 +225,9 @@ class KernelSpec:
         lay, t = self.layout, self.tile
         nr = t.nr if t.nr > 1 else 0
         parts = (("nr", nr), ("kc", t.kc), ("g", t.lut_groups), ("pf", t.prefetch))
-        how = "".join(f"_{name}{v}" for name, v in parts if v) + "_mixed" * t.mixed
+        tile = "".join(f"_{name}{v}" for name, v in parts if v) + "_mixed" * t.mixed
         of = f"m{self.shape.m}_k{self.shape.k}" + (f"_s{self.shape.group}" if self.shape.group else "")
-        return f"bg_{lay.format}_{self.op}_{of}_bm{lay.bm}_bk{lay.bk}{how}__{self.isa}"
+        return f"bg_{lay.format}_{self.op}_{of}_bm{lay.bm}_bk{lay.bk}{tile}__{self.isa}"
 
     @classmethod
     def parse(cls, symbol: str) -> KernelSpec | None:
@@ -239,9 +239,9 @@ class KernelSpec:
         )
         if found is None:
             return None
-        format, op, m, k, group, bm, bk, nr, kc, groups, pf, mixed, isa = found.groups()
-        tile = Tile(int(nr or 1), int(kc or 0), int(pf or 0), int(groups or 0), bool(mixed))
-        shape = GemmShape(int(m), int(k), int(group or 0))
+        format, op, m, k, scale_group, bm, bk, nr, kc, lut_groups, pf, mixed, isa = found.groups()
+        tile = Tile(int(nr or 1), int(kc or 0), int(pf or 0), int(lut_groups or 0), bool(mixed))
+        shape = GemmShape(int(m), int(k), int(scale_group or 0))
         return cls(cast(Op, op), shape, isa, Layout(format, int(bm), int(bk)), tile)
 
 

@@ -229,9 +229,9 @@ def density(model: BitNet) -> float:
 
 def load_corpus(tokenizer: Tokenizer, real: Path, sampled: Path, context: int) -> tuple[list, list, list]:
     """(real, sampled, held-out) as token ids, without stories that repeat a passage of a held-out one."""
-    kept, held_out = split_held_out(read_stories(real))
+    rest, held_out = split_held_out(read_stories(real))
     groups = []
-    for stories in (kept, read_stories(sampled)):
+    for stories in (rest, read_stories(sampled)):
         leaks = shares_passage(stories, held_out, LEAK_WORDS)
         groups.append([s for s, leak in zip(stories, leaks, strict=True) if not leak])
     return tuple(encode_stories(tokenizer, stories, context) for stories in (*groups, held_out))

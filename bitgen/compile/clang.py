@@ -296,12 +296,12 @@ def _compile_all(
     def compile_one(unit: Unit) -> str:
         arguments = [*flags, *unit.flags, "-c", unit.source, "-o", unit.object]
         key = json.dumps([compiler.version, arguments, sources[unit.source], headers])
-        kept = store / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.o"
-        if kept.exists():
-            shutil.copyfile(kept, work / unit.object)
+        cached = store / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.o"
+        if cached.exists():
+            shutil.copyfile(cached, work / unit.object)
             return f"{unit.object}: from the object cache\n"
         log = _run(compiler, arguments, work, f"compiling {unit.source}")
-        _keep(work / unit.object, kept)
+        _cache(work / unit.object, cached)
         return log
 
     logs = []
@@ -313,10 +313,10 @@ def _compile_all(
     return "".join(logs)
 
 
-def _keep(made: Path, kept: Path) -> None:
-    """Copy an object into the cache by atomic rename; a cache that cannot be written is no error."""
-    with contextlib.suppress(BitgenError), data.replacing(kept) as part:
-        kept.parent.mkdir(parents=True, exist_ok=True)
+def _cache(made: Path, cached: Path) -> None:
+    """Copy an object into the cache by atomic rename; a cache that cannot be written is not an error."""
+    with contextlib.suppress(BitgenError), data.replacing(cached) as part:
+        cached.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(made, part)
 
 

@@ -43,11 +43,11 @@ class Level:
     layout_key: str
 
     @classmethod
-    def of_model(cls, shape: ModelShape, lookup: Lookup) -> Level:
+    def of_model(cls, shape: ModelShape, plan: Lookup) -> Level:
         """The level that runs a model by a plan."""
-        roles = {role: lookup.matrices[role].specs(gemm, lookup.isa) for role, gemm in shape.matrices.items()}
+        roles = {role: plan.matrices[role].specs(gemm, plan.isa) for role, gemm in shape.matrices.items()}
         kernels = tuple(dict.fromkeys(spec for pair in roles.values() for spec in pair))
-        return cls(lookup.isa, kernels, roles, lookup.layout_key)
+        return cls(plan.isa, kernels, roles, plan.layout_key)
 
     @classmethod
     def of_kernels(cls, isa: str, kernels: Iterable[KernelSpec]) -> Level:
@@ -55,12 +55,12 @@ class Level:
         return cls(isa, tuple(dict.fromkeys(kernels)), {}, "")
 
 
-def for_model(shape: ModelShape, lookups: Sequence[Lookup], options: BuildOptions | None = None) -> Artefact:
-    """The library (or program) of a model's shape with one ISA level per lookup, best first."""
-    levels = [Level.of_model(shape, lookup) for lookup in lookups]
+def for_model(shape: ModelShape, plans: Sequence[Lookup], options: BuildOptions | None = None) -> Artefact:
+    """The library (or program) of a model's shape with one ISA level per plan, best first."""
+    levels = [Level.of_model(shape, plan) for plan in plans]
     spec = {
         "model": asdict(shape),
-        "levels": {lookup.isa: {role: asdict(plan) for role, plan in lookup.matrices.items()} for lookup in lookups},
+        "levels": {plan.isa: {role: asdict(matrix) for role, matrix in plan.matrices.items()} for plan in plans},
     }
     return assemble(shape.name, levels, spec, options)
 

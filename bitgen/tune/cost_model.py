@@ -207,8 +207,11 @@ def kernel_program(spec: KernelSpec, arch: str) -> trace.Program:
     return trace.parse(clang.assembly(spec.isa, f"{spec.symbol}.c", render.render_kernel(spec), "linux"), arch)
 
 
-def panels_together(spec: KernelSpec) -> int:
-    """How many panels a kernel takes at a time, with all tokens: those of a set of tables, or of a cache block."""
+def panels_per_block(spec: KernelSpec) -> int:
+    """Panels that a kernel multiplies with all tokens before the next: those of one set of tables, or of a cache block.
+
+    gemv has no such blocks: all panels.
+    """
     sizes = space.blocks(spec)
     rows = 0 if spec.op == "gemv" else sizes.lut_mc if spec.tile.lut_groups else sizes.mc
     geometry = FORMATS[spec.layout.format].geometry(spec.shape, spec.layout)
@@ -218,28 +221,33 @@ def panels_together(spec: KernelSpec) -> int:
 @functools.cache
 def call_profile(spec: KernelSpec, arch: str) -> Profile:
     """What a call for a whole matrix runs, from calls for few panels and tokens: a part of it is linear in both."""
-    program, most = kernel_program(spec, arch), panels_together(spec)
+    program, max_panels = kernel_program(spec, arch), panels_per_block(spec)
     panels = FORMATS[spec.layout.format].geometry(spec.shape, spec.layout).panels
-    together = panels // -(-panels // most) if spec.tile.lut_groups else min(panels, most)  # even parts, or full ones
+    # With look-ups the panels are divided into blocks of equal size, with products only the last block is smaller.
+    block = panels // -(-panels // max_panels) if spec.tile.lut_groups else min(panels, max_panels)
     # Loops over rows are unrolled, or go by strips, or by blocks of half of them.
     rows = math.lcm(spec.layout.bm, space.STRIP_ROWS, 2 * space.MIXED_ROWS if spec.tile.mixed else 1)
     step = 1 if spec.op == "gemv" else rows // spec.layout.bm
     # Look-ups take tokens in tiles, products in blocks of unequal numbers, look-ups of single weights one by one.
-    some = space.template_row(spec).lanes if spec.tile.lut_groups else tokens(spec) if spec.tile.nr > 1 else 1
-    part = _extrapolate(program, step, together, some, tokens(spec))
-    return part.plus(part, panels / together - 1)
+    few = space.template_row(spec).lanes if spec.tile.lut_groups else tokens(spec) if spec.tile.nr > 1 else 1
+    part = _extrapolate(program, (step, block), (few, tokens(spec)))
+    return part.plus(part, panels / block - 1)
 
 
-def _extrapolate(program: trace.Program, few: int, panels: int, some: int, n: int) -> Profile:
-    """A call for some panels and n tokens, along the lines through calls for few and twice as many, some and twice."""
+def _extrapolate(program: trace.Program, panels: tuple[int, int], tokens: tuple[int, int]) -> Profile:
+    """Profile of a call for panels[1] panels and tokens[1] tokens, linear in both.
 
-    def line(start: int, to: int, call: Callable[[int], Profile]) -> Profile:
+    The lines go through the profiles of calls for panels[0] and 2 panels[0], tokens[0] and 2 tokens[0].
+    """
+
+    def line(ends: tuple[int, int], call: Callable[[int], Profile]) -> Profile:
+        start, to = ends
         if to <= 2 * start:
             return call(to)
         low, high = call(start), call(2 * start)
         return low.plus(high.plus(low, -1), to / start - 1)
 
-    return line(some, n, lambda t: line(few, panels, lambda p: trace.follow(program, t, p)))
+    return line(tokens, lambda n: line(panels, lambda p: trace.follow(program, n, p)))
 
 
 def candidates(shape: GemmShape, isa: str, effort: Effort) -> list[KernelSpec]:

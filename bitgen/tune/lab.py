@@ -120,7 +120,7 @@ class HostLab:
         rng = np.random.default_rng(0)
         self._trial = Trial(shape, rng.integers(-1, 2, (shape.m, shape.k), np.int8), PREFILL_TOKENS)
         self._rows = self._trial.rows(self._trial.q)
-        self._stream = Stream(stream_bytes(), specs)
+        self._stream = WeightStream(stream_bytes(), specs)
         self._bytes = np.resize(rng.integers(0, 256, 1 << 20, np.uint8), self._stream.size)
 
     def verify(self, spec: KernelSpec) -> None:
@@ -160,7 +160,7 @@ class HostLab:
         pass  # a loaded library stays
 
 
-class Stream:
+class WeightStream:
     """Places in a buffer larger than the last-level cache, so that decode kernels read weights from memory."""
 
     def __init__(self, size: int, specs: Sequence[KernelSpec]) -> None:

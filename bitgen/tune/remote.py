@@ -98,22 +98,22 @@ class Tuner:
     def greet(self) -> None:
         """Wait for the program's first line."""
         self._stage = "the program does not start there (was it made for that architecture? --arch names another)"
-        line = self.line(CONNECT_SECONDS)
+        line = self.receive_line(CONNECT_SECONDS)
         if line != GREETING:
             raise RemoteError(f"{self.name}: {self._stage}; it says {line!r}")
         self._stage = "lost midway; the same command goes on after the last matrix decided"
 
-    def ask(self, request: str, *payload: bytes) -> list[str]:
-        """The words of the answer to a request; RemoteError when there is none or it is an error."""
-        self.send(f"{request}\n".encode(), *payload)
-        status, _, rest = self.line().partition(" ")
+    def request(self, line: str, *payload: bytes) -> list[str]:
+        """Send one line and its payload; the words of the answer. RemoteError when there is none or it is an error."""
+        self.send(f"{line}\n".encode(), *payload)
+        status, _, rest = self.receive_line().partition(" ")
         if status != "ok":
-            raise RemoteError(f"{self.name}: `{request}` failed there: {rest or status}")
+            raise RemoteError(f"{self.name}: `{line}` failed there: {rest or status}")
         return rest.split()
 
     def file(self, path: str) -> str:
         """The text of a file there; "" when there is none."""
-        size = int(self.ask(f"file {path}")[0])
+        size = int(self.request(f"file {path}")[0])
         deadline = time.monotonic() + ANSWER_SECONDS
         while len(self._pending) < size:
             self._receive(deadline)
@@ -129,7 +129,7 @@ class Tuner:
         except OSError:  # a broken pipe
             raise self._ended() from None
 
-    def line(self, seconds: float = ANSWER_SECONDS) -> str:
+    def receive_line(self, seconds: float = ANSWER_SECONDS) -> str:
         """The next line that the program says."""
         deadline = time.monotonic() + seconds
         while b"\n" not in self._pending:
@@ -191,8 +191,8 @@ class Device:
             spec = {"purpose": "finds what a device executes"}
             probe = library.assemble("tuner", levels, spec, BuildOptions(self._platform, PROGRAM))
             _bring(tuner, probe.path)
-            self.isas = tuple(name for name, runs in (x.split("=") for x in tuner.ask("levels")) if int(runs))
-            self.cpus = int(tuner.ask("cpus")[0])
+            self.isas = tuple(name for name, runs in (x.split("=") for x in tuner.request("levels")) if int(runs))
+            self.cpus = int(tuner.request("cpus")[0])
             self.cpu = plan.cpu_name(tuner.file("/proc/cpuinfo"))
             self.load = float((tuner.file("/proc/loadavg").split() or ["0"])[0])
         flags = [flag for flag in probe.spec["flags"] if flag not in clang.COMMON_FLAGS]  # type: ignore[attr-defined]
@@ -218,7 +218,7 @@ class Device:
         try:
             line = ""
             while not line.startswith("bitgen: "):  # what a login says before is not for us
-                line = tuner.line(CONNECT_SECONDS)
+                line = tuner.receive_line(CONNECT_SECONDS)
         except BaseException:
             tuner.close()
             raise
@@ -271,19 +271,19 @@ class RemoteLab:
         sets = list(self._trial.extremes(self._tokens))
         self._expected = [self._trial.answer(q).astype("<i4") for q in sets]
         rows = [self._trial.rows(q).tobytes() for q in sets]
-        tuner.ask(f"activations {sum(map(len, rows))}", *rows)
-        self._stream = lab.Stream(lab.stream_bytes(tuner.file), specs)
-        tuner.ask(f"stream {self._stream.size}")
+        tuner.request(f"activations {sum(map(len, rows))}", *rows)
+        self._stream = lab.WeightStream(lab.stream_bytes(tuner.file), specs)
+        tuner.request(f"stream {self._stream.size}")
 
     def verify(self, spec: KernelSpec) -> None:
         """Random and extreme activations against the oracle, all threads."""
         n = VERIFY_TOKENS[spec.op]
         if spec.layout != self._layout:
             packed = self._trial.pack(spec.layout)
-            self._tuner.ask(f"weights {packed.size}", *spans(packed))
+            self._tuner.request(f"weights {packed.size}", *spans(packed))
             self._layout = spec.layout
         for i, y in enumerate(self._expected):
-            answer = self._tuner.ask(f"verify {self._index[spec]} {i * self._tokens} {n} {self._threads}")
+            answer = self._tuner.request(f"verify {self._index[spec]} {i * self._tokens} {n} {self._threads}")
             if int(answer[0]) != zlib.crc32(y[:n].tobytes()):
                 raise lab.wrong(spec)
 
@@ -292,15 +292,15 @@ class RemoteLab:
         n, reps = PREFILL_TOKENS if spec.op == "gemm" else 1, REPS[spec.op]
         at, copies = self._stream.place(spec, reps)
         arguments = (self._index[spec], at, copies, n, threads or self._threads, reps)
-        return statistics.median(map(float, self._tuner.ask(f"time {' '.join(map(str, arguments))}")))
+        return statistics.median(map(float, self._tuner.request(f"time {' '.join(map(str, arguments))}")))
 
     def bandwidth(self) -> float:
         """Sequential read bandwidth in bytes per second."""
-        return float(self._tuner.ask(f"bandwidth {self._threads}")[0])
+        return float(self._tuner.request(f"bandwidth {self._threads}")[0])
 
     def peak(self) -> float:
         """Peak integer operations per second."""
-        return float(self._tuner.ask(f"peak {self._threads}")[0])
+        return float(self._tuner.request(f"peak {self._threads}")[0])
 
     def weight_bytes(self, spec: KernelSpec) -> int:
         """Packed bytes of the matrix."""

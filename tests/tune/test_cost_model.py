@@ -65,7 +65,7 @@ def test_a_whole_call_is_on_the_line_through_small_ones(symbol: str) -> None:
 )
 def test_rows_taken_at_a_time(symbol: str, rows: int) -> None:
     spec = kernel(symbol)
-    assert cost_model.panels_together(spec) == rows // spec.layout.bm
+    assert cost_model.panels_per_block(spec) == rows // spec.layout.bm
 
 
 @pytest.mark.parametrize(

@@ -100,17 +100,17 @@ def test_one_wrong_weight_of_a_zero_row_is_noticed(tuner: tuple[Tuner, list[Kern
 
 def test_bad_requests_are_answered_and_harmless(tuner: tuple[Tuner, list[KernelSpec]]) -> None:
     talk, specs = tuner
-    talk.ask("stream 4096")
+    talk.request("stream 4096")
     for request in (
         *("", "nonsense", "verify", "verify 0 0 1", "verify 0 0 1 1", "verify 99 0 1 1", "weights 0", "weights -1"),
         *("time 0 0 1 1 1 1", "time 0 4096 1 1 1 1", "time 0 1 1 1 1 1", "time 99 0 1 1 1 1", "bandwidth 0"),
         *("peak 100000", "stream 9000000000000000000", "levels 1", "x" * 500),
     ):
         with pytest.raises(RemoteError, match="failed there"):
-            talk.ask(request)
-    assert talk.ask("levels") == [f"{specs[0].isa}=1"]
+            talk.request(request)
+    assert talk.request("levels") == [f"{specs[0].isa}=1"]
     assert talk.file("/nowhere") == "" and "processor" in talk.file("/proc/cpuinfo")
-    assert int(talk.ask("cpus")[0]) == len(os.sched_getaffinity(0))
+    assert int(talk.request("cpus")[0]) == len(os.sched_getaffinity(0))
 
 
 def test_a_program_that_dies_says_how() -> None:
@@ -119,12 +119,12 @@ def test_a_program_that_dies_says_how() -> None:
         made.greet()
         made._process.send_signal(signal.SIGSEGV)
         with pytest.raises(RemoteError, match=r"lost midway; the same command goes on.*SIGSEGV"):
-            made.ask("levels")
+            made.request("levels")
 
 
 def test_no_answer_in_time() -> None:
     with closing(Tuner(["cat"], "here")) as silent, pytest.raises(RemoteError, match="no answer in time"):
-        silent.line(0.1)
+        silent.receive_line(0.1)
 
 
 @pytest.mark.parametrize("data", ["", "aaaa", "ab" * 40, "a" * 100, "x" + "a" * 64 + "y" * 63 + "b" * 65 + "z"])
@@ -154,7 +154,7 @@ def test_the_stream_fits_a_small_board(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lab.stream_bytes(lambda path: server.get(path, "")) == 3 * 131072 << 10
     assert lab.stream_bytes(lambda path: "") == 256 << 20
     spec = few(GemmShape(4096, 4096), ISA)[0]
-    walk = lab.Stream(1 << 20, [spec])  # less than the matrix: it grows to one
+    walk = lab.WeightStream(1 << 20, [spec])  # less than the matrix: it grows to one
     assert walk.size == lab.weight_bytes(spec) and walk.place(spec, 24) == walk.place(spec, 24) == (0, 1)
 
 
@@ -425,7 +425,7 @@ def test_no_folder_may_execute(tmp_path: Path) -> None:
     """The script with another root of its folders: none of them is there."""
     script = remote.SCRIPT.replace('"${TMPDIR:-/tmp}" /tmp "${HOME:-.}"', "/nowhere /nowhere/else")
     with closing(Tuner(["sh", "-c", script], "here")) as made:
-        made.line()
+        made.receive_line()
         with pytest.raises(RemoteError, match=r"no folder where programs may execute.*\n  let TMPDIR name one there"):
             remote._bring(made, program(few(SHAPE, ISA)))
 
@@ -433,7 +433,7 @@ def test_no_folder_may_execute(tmp_path: Path) -> None:
 def test_a_program_cut_short_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     with closing(Tuner(["sh", "-c", remote.SCRIPT.replace("head -c", "head -c 9; : ")], "here")) as made:
-        made.line()
+        made.receive_line()
         with pytest.raises(RemoteError, match=r"no room in .* for"):
             remote._bring(made, program(few(SHAPE, ISA)))
     assert list(tmp_path.glob("bitgen-tuner*")) == []

@@ -195,15 +195,15 @@ def _sources(operands: Sequence[str], labels: Mapping[str, int]) -> list[Read]:
     return [*(_read(x, labels) for x in operands[:-2]), _shifted(operands[-2], found[1], int(found[2] or 0), labels)]
 
 
-def _shifted(operand: str, how: str, amount: int, labels: Mapping[str, int]) -> Read:
+def _shifted(operand: str, shift: str, amount: int, labels: Mapping[str, int]) -> Read:
     """A register shifted (lsl, lsr, asr) or extended and then shifted left (sxtw, uxtw, ...)."""
-    source, n, change = _read(operand, labels), _bits(operand), _ARITHMETIC[how]
+    source, n, change = _read(operand, labels), _bits(operand), _ARITHMETIC[shift]
 
     def read(m: Machine) -> Value:
         value = source(m)
         if value is None:
             return None
-        return mask(change(n, value, amount), n) if how in ("lsl", "lsr", "asr") else change(n, value) << amount
+        return mask(change(n, value, amount), n) if shift in ("lsl", "lsr", "asr") else change(n, value) << amount
 
     return read
 

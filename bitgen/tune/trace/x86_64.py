@@ -116,8 +116,8 @@ def _plain(name: str, n: int, operands: Sequence[str], labels: Mapping[str, int]
         name, source = _UNARY[name]
         operands = [f"${source}", *operands]
     if name in _COMPARISONS or name in _ARITHMETIC:
-        keep = name not in _COMPARISONS
-        return _computed(_COMPARISONS.get(name, name), n, operands, keep, labels)
+        writes = name not in _COMPARISONS
+        return _computed(_COMPARISONS.get(name, name), n, operands, writes, labels)
     return _unknown(operands)
 
 
@@ -198,7 +198,7 @@ def _moved(operands: Sequence[str], bits: int, n: int, extend: bool, labels: Map
     return step
 
 
-def _computed(name: str, n: int, operands: Sequence[str], keep: bool, labels: Mapping[str, int]) -> Step:
+def _computed(name: str, n: int, operands: Sequence[str], writes: bool, labels: Mapping[str, int]) -> Step:
     """destination op= source, or with three operands (imul) destination = other op source; and the flags."""
     source, other, target = _read(operands[0], n, labels), _read(operands[1], n, labels), operands[-1]
     write, operation = _write(target, n, labels), _ARITHMETIC[name]
@@ -212,7 +212,7 @@ def _computed(name: str, n: int, operands: Sequence[str], keep: bool, labels: Ma
             m.flags = None
         else:
             m.flags = flags(n, d, a) if flags else logic_flags(result, n)
-        if keep:
+        if writes:
             write(m, result)
 
     return step
