@@ -1,7 +1,7 @@
-"""The cost model's tables of docs/performance.md.
+"""The tables of docs/performance.md about the cost model.
 
-python benchmarks/cost_model.py instructions            what every template costs on several cores
-python benchmarks/cost_model.py compare --cpu znver3    the order it gives to kernels beside that of this machine
+python benchmarks/cost_model.py instructions            the cost of every template on several cores
+python benchmarks/cost_model.py compare --cpu znver3    its order of kernels beside the order measured here
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CORES = {
     "arm64": ("cortex-a53", "cortex-a76", "neoverse-n1", "apple-m1", "neoverse-v1"),
 }
 BUFFER = 384 << 20
-"""Bytes that streamed weights are taken from in turn: far more than the last cache holds."""
+"""Bytes of the buffer that streamed weights are read from: far larger than the last-level cache."""
 
 
 @click.group()
@@ -66,7 +66,7 @@ def _core(arch: str, cpu: str) -> Core | None:
 
 
 def _specs(arch: str, shape: GemmShape) -> Iterator[KernelSpec]:
-    """Of every template of an architecture: its decode kernel, its products, its look-up, both."""
+    """Kernels of every template of an architecture: decode, and prefill by products, by look-up and by both."""
     for (name, isa), template in space.TEMPLATES.items():
         if targets.target(isa).arch == arch:
             layout = Layout(name, template.bm[0], template.bk[0])
@@ -78,7 +78,7 @@ def _specs(arch: str, shape: GemmShape) -> Iterator[KernelSpec]:
 
 
 def _estimate(spec: KernelSpec, core: Core) -> Estimate | None:
-    """None where the CPU lacks the level or the model its instructions."""
+    """The estimate; None when the CPU lacks the level or the model the instructions."""
     if spec.isa not in targets.fallbacks(cost_model.level(core.arch, core.cpu)):
         return None
     try:
@@ -129,13 +129,13 @@ def compare(cpu: str, shapes: Sequence[tuple[int, int]], rounds: int) -> None:
 
 
 def _ranks(values: Sequence[float]) -> npt.NDArray[np.float64]:
-    """Place of each value in ascending order; equals share theirs."""
+    """Rank of each value in ascending order; equal values get their mean rank."""
     array = np.asarray(values)
     return np.array([(array < v).sum() + ((array == v).sum() - 1) / 2 for v in array])
 
 
 class _Lab:
-    """Times compiled kernels with one thread, on weights that stay or that stream."""
+    """Times compiled kernels with one thread, on weights in the cache or streamed from memory."""
 
     def __init__(self, isa: str, specs: Sequence[KernelSpec]) -> None:
         self._lib = binding.load(library.for_kernels(isa, specs).path)
@@ -145,7 +145,7 @@ class _Lab:
         self._q = rng.integers(-127, 128, (PREFILL_TOKENS, specs[0].shape.k), np.int8)
 
     def seconds(self, spec: KernelSpec, streamed: bool) -> float:
-        """Median seconds of some calls."""
+        """Median seconds of a call."""
         n, reps = (1, 24) if spec.op == "gemv" else (PREFILL_TOKENS, 2)
         copies = BUFFER // weight_bytes(spec) if streamed else 1
         first = int(np.random.default_rng().integers(copies - reps)) if streamed else 0

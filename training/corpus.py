@@ -1,8 +1,7 @@
 """The corpus: story files -> stories -> token rows.
 
-A story is BOS + tokens + EOS. Stories are packed whole into rows of fixed length, so each is seen from its
-first token to its end; the model masks attention at story boundaries (see `model.story_mask`) and RoPE is
-relative, so a packed story has the logits it has alone.
+A story is BOS + tokens + EOS. Stories are packed whole into rows of fixed length. The model masks attention between
+stories (`model.story_mask`) and RoPE is relative, so a packed story has the same logits as alone.
 """
 
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ def split_held_out(stories: list[str]) -> tuple[list[str], list[str]]:
 
 
 def shares_passage(stories: list[str], others: list[str], words: int) -> list[bool]:
-    """For each story: does it repeat a run of `words` consecutive words of any of `others`?"""
+    """For each story: whether it repeats `words` consecutive words of one of `others`."""
 
     def runs(text: str) -> set[tuple[str, ...]]:
         split = text.split()
@@ -41,7 +40,7 @@ def shares_passage(stories: list[str], others: list[str], words: int) -> list[bo
 
 
 def encode_stories(tokenizer: Tokenizer, stories: list[str], context: int) -> list[np.ndarray]:
-    """Token ids of each story, BOS and EOS included, cut to context + 1 (the last is only a target)."""
+    """Token ids int64 of each story, BOS and EOS included, cut to context + 1 (the last is only a target)."""
     bos, eos = tokenizer.token_to_id("<|begin_of_text|>"), tokenizer.token_to_id("<|end_of_text|>")
     encodings = tokenizer.encode_batch(stories, add_special_tokens=False)
     return [np.array([bos, *e.ids, eos], dtype=np.int64)[: context + 1] for e in encodings]
@@ -82,9 +81,9 @@ def collate(rows: list[list[np.ndarray]], length: int) -> tuple[Tensor, Tensor, 
 
 
 def endless_rows(stories: list[np.ndarray], length: int, seed: int) -> Iterator[list[np.ndarray]]:
-    """Rows without end: every pass over the stories is reshuffled, repacked and given in random order."""
+    """An endless stream of rows: every pass over the stories is shuffled and packed again, in random order."""
     rng = np.random.default_rng(seed)
-    window = 512  # stories packed together: packs tightly without comparing every pair of rows
+    window = 512  # stories packed at a time: enough to pack tightly, few enough for quadratic time
     while True:
         order = rng.permutation(len(stories))
         rows = []

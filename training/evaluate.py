@@ -1,6 +1,6 @@
 """Held-out loss of a checkpoint (best.pt), of an exported folder by transformers in float32, or of a GGUF by bitgen.
 
-A folder and a GGUF are evaluated story by story by independent code: equal numbers check packing, masking and export.
+A folder and a GGUF are evaluated story by story by independent code: equal losses verify packing, masking and export.
 A GGUF is evaluated once for each type of KV cache.
 """
 

@@ -1,9 +1,8 @@
 """Write a checkpoint as a Hugging Face folder in the format of microsoft/bitnet-b1.58-2B-4T.
 
 "offline" (default) stores packed ternary linears, each with its float32 `weight_scale`; "online" stores the
-float32 master weights. The embedding is float32 but rounded to what float16 holds, as in training: a file
-that stores it in float16 loses nothing. (Stored as float16, transformers leaves the head in float16 beside
-a float32 model.)
+float32 master weights. The embedding is stored as float32, rounded to float16 values as in training, so converting it
+to float16 is exact. (From a float16 tensor transformers would keep the head in float16 beside a float32 model.)
 """
 
 import argparse

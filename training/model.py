@@ -47,7 +47,7 @@ class Int8Activation(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
         scale = 127 / x.abs().amax(-1, keepdim=True).clamp(min=1e-5)
-        return (x * scale).round() / scale  # |x * scale| rounds to at most 127: nothing to clamp
+        return (x * scale).round() / scale  # |x * scale| <= 127: no clamp needed
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class Int8Activation(torch.autograd.Function):
 
 
 class StoredF16(torch.autograd.Function):
-    """Round to what float16 can hold, as the exported embedding is; straight-through gradient."""
+    """Round to float16 values, as in the exported embedding; straight-through gradient."""
 
     @staticmethod
     def forward(ctx, weight: Tensor) -> Tensor:
@@ -67,13 +67,13 @@ class StoredF16(torch.autograd.Function):
 
 
 def ternary_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(codes in {-1, 0, 1} as floats, scale): the weight in use is codes / scale."""
+    """(codes in {-1, 0, 1} as floats, scale); the forward pass uses codes / scale."""
     scale = 1 / weight.abs().mean().clamp(min=1e-5)
     return (weight * scale).round().clamp(-1, 1), scale
 
 
 class BitLinear(nn.Linear):
-    """A linear without bias whose weight is ternary in use; `BitNorm` has quantised its input."""
+    """A linear without bias whose weight is ternary in the forward pass; `BitNorm` has quantised its input."""
 
     def __init__(self, inputs: int, outputs: int, shape: Shape) -> None:
         super().__init__(inputs, outputs, bias=False)
@@ -96,7 +96,7 @@ class Norm(nn.Module):
 
 
 class BitNorm(Norm):
-    """RMSNorm, then int8 rounding: what every BitLinear of this architecture is fed by."""
+    """RMSNorm, then int8 rounding: the input of every BitLinear."""
 
     def __init__(self, size: int, shape: Shape) -> None:
         super().__init__(size, shape)
@@ -201,7 +201,7 @@ class BitNet(nn.Module):
         return F.linear(self.model.norm(x), embedding)
 
     def matrices(self) -> list[nn.Parameter]:
-        """The weights of the linears: what is ternary."""
+        """The weights of the linears, which are ternary."""
         return [m.weight for m in self.modules() if isinstance(m, BitLinear)]
 
 
@@ -220,12 +220,12 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def story_mask(story: Tensor) -> Tensor:
-    """[B, 1, T, T] to add to the scores: 0 where a position may look (its story, not ahead), else -inf."""
+    """Mask [B, 1, T, T], added to the scores: 0 where a position attends (its story, not ahead), -inf where masked."""
     length = story.shape[1]
     allowed = (story[:, :, None] == story[:, None, :]) & torch.ones(length, length, dtype=torch.bool).tril()
     return torch.zeros(allowed.shape).masked_fill(~allowed, float("-inf"))[:, None]
 
 
 def token_loss(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-    """Cross entropy in nats of logits [B, T, V] against targets [B, T]; padding does not count."""
+    """Cross entropy in nats of logits [B, T, V] against targets [B, T], padding ignored."""
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction=reduction)

@@ -1,6 +1,6 @@
 """Muon: momentum whose update is orthogonalised, for the matrices of the linears.
 
-The momentum is replaced by the nearest (semi-)orthogonal matrix, so all its singular directions move alike.
+The update is the (semi-)orthogonal matrix nearest to the momentum, so all its singular values are equal.
 """
 
 from collections import defaultdict
@@ -12,7 +12,7 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # a quintic that pushes all singular 
 
 
 def orthogonalise(x: Tensor, steps: int = 5) -> Tensor:
-    """U Vᵀ of each x = U S Vᵀ, roughly; x [matrices, rows, columns]."""
+    """U Vᵀ of each x = U S Vᵀ, approximately; x [matrices, rows, columns]."""
     a, b, c = NEWTON_SCHULZ
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
@@ -24,7 +24,7 @@ def orthogonalise(x: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised, with decoupled weight decay; same shapes are done together."""
+    """Nesterov momentum, orthogonalised, with decoupled weight decay; matrices of one shape are batched."""
 
     def __init__(self, matrices: list[Tensor], lr: float, weight_decay: float, momentum: float = 0.95):
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})

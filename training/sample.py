@@ -13,7 +13,7 @@ from train import load_model
 def generate(
     model: BitNet, tokenizer: Tokenizer, prompt: str, temperature: float, top_p: float, limit: int, seed: int
 ) -> str:
-    """The prompt continued to the end of the story or by `limit` tokens; temperature 0 is greedy."""
+    """The prompt and its continuation, to the end of the story or `limit` new tokens; temperature 0 is greedy."""
     generator = torch.Generator().manual_seed(seed)
     ids = tokenizer.encode(prompt).ids  # with BOS
     stops = {tokenizer.token_to_id("<|end_of_text|>"), tokenizer.token_to_id("<|eot_id|>")}

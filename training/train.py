@@ -25,35 +25,35 @@ SEED = 1
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the run: the rate goes linearly from lr[0] to lr[1] (of the optimisers' own rates)."""
+    """A part of the run: learning rates go linearly from lr[0] to lr[1], as factors of their peaks."""
 
     name: str
-    until: float  # end, as a share of the whole run
+    until: float  # end, as a fraction of the whole run
     lr: tuple[float, float]
     weight_decay: float
-    real_share: float  # share of rows from the real stories, the rest from the sampled ones
+    real_fraction: float  # of rows from the real stories, the others from the sampled ones
     length: int  # positions per row
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train; rates are peaks, the stages scale them."""
+    """Hyperparameters; learning rates are peaks, which the stages scale."""
 
-    optimiser: str  # of the linears' matrices: "muon" or "adamw"
+    optimiser: str  # of the linears: "muon" or "adamw"
     matrix_lr: float
     other_lr: float = 3e-3  # AdamW on the embedding and the norms
     betas: tuple[float, float] = (0.9, 0.95)
     batch_tokens: int = 4096
-    clip: float = 1.0  # of the gradient's norm
+    clip: float = 1.0  # maximum of the gradient's norm
     # BitNet b1.58's two stages: a high rate with weight decay, then a lower one falling to zero, without.
     stages: tuple[Stage, ...] = (
         Stage("warm-up", 0.02, (0.02, 1.0), 0.1, 0.14, 384),
-        Stage("high", 0.65, (1.0, 0.53), 0.1, 0.14, 384),  # 0.14: as many as there are
+        Stage("high", 0.65, (1.0, 0.53), 0.1, 0.14, 384),  # 0.14: their fraction of the corpus
         Stage("low", 1.0, (0.33, 0.0), 0.0, 0.4, 512),
     )
 
     def at(self, progress: float) -> tuple[int, float]:
-        """(index of the stage, rate) at a share of the run in [0, 1]."""
+        """(index of the stage, factor of the learning rates) at a fraction of the run in [0, 1]."""
         index = next((i for i, s in enumerate(self.stages) if progress < s.until), len(self.stages) - 1)
         stage, start = self.stages[index], self.stages[index - 1].until if index else 0.0
         inside = min(1.0, (progress - start) / (stage.until - start))
@@ -67,7 +67,7 @@ RECIPES = {
 
 
 def make_optimisers(model: BitNet, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """One for the matrices, one for the rest; each group remembers its peak rate and whether it decays."""
+    """One optimiser for the matrices, one for the rest; each group holds its peak rate and whether it decays."""
     matrices = model.matrices()
     chosen = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in chosen]
@@ -83,10 +83,10 @@ def make_optimisers(model: BitNet, recipe: Recipe) -> list[torch.optim.Optimizer
 
 
 class Rows:
-    """Batches of a stage: rows of real and of sampled stories, mixed by the stage's share."""
+    """Batches of a stage: rows of real and of sampled stories, mixed by its `real_fraction`."""
 
     def __init__(self, real: list[np.ndarray], sampled: list[np.ndarray], recipe: Recipe, index: int, done: int):
-        """`done` batches of stage `index` were already used: they are skipped."""
+        """Skips the first `done` batches of stage `index`, which an earlier run has used."""
         self.stage = recipe.stages[index]
         self.count = recipe.batch_tokens // self.stage.length
         self.rng = np.random.default_rng((SEED, index))
@@ -99,7 +99,7 @@ class Rows:
 
     def _draw(self) -> list[list[np.ndarray]]:
         self.done += 1
-        picks = self.rng.random(self.count) < self.stage.real_share
+        picks = self.rng.random(self.count) < self.stage.real_fraction
         return [next(self.real if pick else self.sampled) for pick in picks]
 
     def batch(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -222,13 +222,13 @@ def train(
 
 @torch.no_grad()
 def density(model: BitNet) -> float:
-    """Share of ternary weights that are not zero."""
+    """Fraction of ternary weights that are not zero."""
     weights = [w / w.abs().mean() for w in model.matrices()]
     return (sum((w.abs() > 0.5).sum() for w in weights) / sum(w.numel() for w in weights)).item()
 
 
 def load_corpus(tokenizer: Tokenizer, real: Path, sampled: Path, context: int) -> tuple[list, list, list]:
-    """(real, sampled, held-out) as token ids, without stories that repeat a passage of a held-out one."""
+    """(real, sampled, held-out) stories as token ids, without those that repeat a passage of a held-out one."""
     rest, held_out = split_held_out(read_stories(real))
     groups = []
     for stories in (rest, read_stories(sampled)):
