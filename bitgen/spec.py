@@ -1,7 +1,7 @@
-"""The types that flow through the pipeline. They import nothing of ours.
+"""The types that flow through the pipeline. This module imports nothing of bitgen.
 
 Axes, fixed once: M = output features, K = input features, N = tokens. A weight matrix W is [M, K],
-row-major, with ternary entries {-1, 0, +1} times one float scale, or one for each group of columns of a row.
+row-major, with ternary entries {-1, 0, +1}, times one float scale, or times one scale per row and group of columns.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 Progress = Callable[[int, int], None]
-"""Called with (done, total) as a job goes on."""
+"""Progress of a job: called with (done, total)."""
 Listener = Callable[[str, int, int], None]
-"""Called with (stage, done, total) as a job of several stages goes on; total 0: not known."""
+"""Progress of a job of several stages: called with (stage, done, total); total is 0 where it is not known."""
 
 Op = Literal["gemv", "gemm"]
 Activation = Literal["relu2", "silu", "gelu_tanh"]
 ROLES = ("qkv", "o", "gate_up", "down")
-"""The matrices of one transformer layer, fused as they run, in the order they run."""
+"""The four fused matrices of one transformer layer, in the order in which they run."""
 
 APART: dict[str, tuple[str, ...]] = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
-"""The parts of a fused matrix, which are matrices of their own where each has an input of its own."""
+"""Fused matrix -> its parts, which are separate matrices in models that normalise the input of each part."""
 
 
 def round_up(n: int, to: int) -> int:
-    """The least multiple of `to` that is not below n."""
+    """The smallest multiple of `to` that is >= n."""
     return -(-n // to) * to
 
 
@@ -34,7 +34,7 @@ def round_up(n: int, to: int) -> int:
 class GemmShape:
     """One weight matrix: `m` output features by `k` input features.
 
-    group: columns that share a scale in each row, and in activations; 0: one scale for all of the matrix.
+    group: columns of a row that share a scale, in weights and activations; 0: one scale for the whole matrix.
     """
 
     m: int
@@ -76,17 +76,17 @@ class ModelShape:
     rope_interleaved: bool = False  # adjacent pairs (GGUF `llama`) instead of half-rotation
     qk_norm: bool = False  # RMSNorm of each head of q and k, before RoPE
     input_norms: bool = False  # each of the seven matrices has a norm of its own for its input
-    post_norms: bool = False  # RMSNorm of what each half of a layer adds to the residual stream
-    embedding_scale: float = 1.0  # what embedding rows are multiplied by
-    attention_scale: float = 0.0  # what q k is multiplied by; 0: 1 / sqrt(head_dim)
-    window: int = 0  # positions that a token sees in most layers, itself included; 0: all
-    window_period: int = 1  # with a window, every so manieth layer sees all
-    window_theta: float = 10000.0  # rope_theta of the layers with a window
-    group: int = 0  # columns of a matrix's row that share a scale; 0: each part of a matrix has one
+    post_norms: bool = False  # RMSNorm of the output of attention and of the FFN, before the residual add
+    embedding_scale: float = 1.0  # multiplies embedding rows
+    attention_scale: float = 0.0  # multiplies q k; 0: 1 / sqrt(head_dim)
+    window: int = 0  # sliding window: positions a token attends to, itself included; 0: every layer is global
+    window_period: int = 1  # with a window, every window_period-th layer is global
+    window_theta: float = 10000.0  # rope_theta of the layers with the window
+    group: int = 0  # columns of a matrix row that share a scale; 0: one scale for each part of a matrix
 
     @property
     def segments(self) -> dict[str, tuple[int, ...]]:
-        """Rows of each part of each matrix of a layer; every part has its own scale."""
+        """Matrix of a layer -> rows of each of its parts; every part has its own scale."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         fused = {
             "qkv": (q, kv, kv),
@@ -104,14 +104,14 @@ class ModelShape:
 
     @property
     def matrices(self) -> dict[str, GemmShape]:
-        """The matrices of a layer by role: four, parts that share an input fused; or with input norms seven."""
+        """Role -> matrix of a layer: the four fused ones, or with input norms seven separate ones."""
         k = {"o": self.heads * self.head_dim, "down": self.intermediate}
         return {
             role: GemmShape(sum(parts), k.get(role, self.hidden), self.group) for role, parts in self.segments.items()
         }
 
     def matrices_of(self, stage: str) -> dict[str, GemmShape]:
-        """The matrices that one step of a layer multiplies: by the fused role, itself or its parts."""
+        """Role -> matrix for one stage of a layer, which is a fused role: that matrix, or its separate parts."""
         return {role: gemm for role, gemm in self.matrices.items() if role in (stage, *APART.get(stage, ()))}
 
     @property
@@ -140,36 +140,36 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class Target:
-    """An instruction-set level: what to compile with and what to fall back to."""
+    """An instruction-set level (ISA level): its compiler flags, and the level it falls back to."""
 
     isa: str
     arch: str  # "x86_64", "arm64", or "any"
     flags: tuple[str, ...]  # explicit compiler flags, never -march=native
-    falls_back: str | None  # the next simpler level, whose templates serve where this has none
+    falls_back: str | None  # the next lower level, whose templates are used where this one has none
     about: str
 
 
 @dataclass(frozen=True)
 class System:
-    """An operating system with its C library: what files are called there, and how they are linked."""
+    """An operating system with its C library: file names and link flags."""
 
     name: str
     library: str  # file name of the shared library
     suffix: str  # of programs
     shared: tuple[str, ...]  # link flags of a shared library
     program: tuple[str, ...]  # link flags of a program
-    clang: Literal["never", "native", "sysroot"]  # a system clang serves: there, or elsewhere with BITGEN_SYSROOT too
-    flags: tuple[str, ...] = ()  # of the compiler
-    lacks: tuple[str, ...] = ()  # ISA levels whose registers it is not asked for
+    clang: Literal["never", "native", "sysroot"]  # where a system clang can build for it
+    flags: tuple[str, ...] = ()  # of every compilation
+    lacks: tuple[str, ...] = ()  # ISA levels that are never built for it
 
 
 @dataclass(frozen=True)
 class Platform:
-    """What a library or program is made for: an architecture and a system."""
+    """What a library or program is built for: an architecture and a system."""
 
     arch: str
     system: System
-    triple: str  # of the compiler
+    triple: str  # target triple of the compiler
 
     def __str__(self) -> str:
         return f"{self.arch}-{self.system.name}"
@@ -177,9 +177,9 @@ class Platform:
 
 @dataclass(frozen=True)
 class Layout:
-    """How packed weights lie in memory. The decode and the prefill kernel of a matrix share one.
+    """Memory layout of packed weights. The decode and the prefill kernel of a matrix read the same one.
 
-    bm: rows of one panel, the unit that threads divide.
+    bm: rows of one panel, the unit of work that threads divide.
     bk: columns of one block (i2_s: 4 weights in each of bk/4 bytes; tl1, tl2: the K tile of one LUT pass; i2_g: the
         group that shares a scale).
     """
@@ -194,12 +194,12 @@ class Layout:
 
 @dataclass(frozen=True)
 class Tile:
-    """How a kernel walks a layout; changing it never changes the packed bytes.
+    """Blocking of a kernel over a layout; changing it never changes the packed bytes.
 
     nr: tokens of one register block (gemm). kc: columns of one cache block, 0 for all (gemm).
-    lut_groups: groups of four columns whose sums one pass over the rows looks up, 0 for products only (gemm).
+    lut_groups: groups of four columns whose look-up tables one pass over the rows uses, 0 for products only (gemm).
     mixed: half of the rows are multiplied while the others are looked up (gemm).
-    prefetch: bytes the software prefetch runs ahead, 0 for none (gemv).
+    prefetch: distance of the software prefetch in bytes, 0 for none (gemv).
     """
 
     nr: int = 1
@@ -247,7 +247,7 @@ class KernelSpec:
 
 @dataclass(frozen=True)
 class MatrixPlan:
-    """The decision for one matrix: a layout, and a tile each for decode and prefill."""
+    """The decision for one matrix: a layout, the tile of its decode kernel, the tile of its prefill kernel."""
 
     layout: Layout
     gemv: Tile

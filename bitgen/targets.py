@@ -1,4 +1,4 @@
-"""What bitgen generates for: instruction-set levels, and platforms. Adding one is adding a row."""
+"""The instruction-set levels and platforms that bitgen generates code for. Adding one is adding a row."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TARGETS: dict[str, Target] = {
 
 _STRIP = ("-Wl,-s",)
 _ELF = ("-shared", "-Wl,-z,defs")
-_AMX_LEVELS = ("amx",)  # tiles are asked of Linux only: templates/probe/amx.c.j2
+_AMX_LEVELS = ("amx",)  # only Linux is asked for permission to use tiles: templates/probe/amx.c.j2
 
 SYSTEMS: dict[str, System] = {
     s.name: s
@@ -53,7 +53,7 @@ SYSTEMS: dict[str, System] = {
             name="windows",
             library="bitgen.dll",
             suffix=".exe",
-            shared=("-shared", "-Wl,--out-implib,bitgen.lib", *_STRIP),  # the import library, for C programs
+            shared=("-shared", "-Wl,--out-implib,bitgen.lib", *_STRIP),  # C programs link with the import library
             program=("-Wl,--out-implib,bitgen-runner.lib", *_STRIP),
             clang="never",
             flags=("-fms-extensions",),  # __try: runtime/os/windows.c
@@ -78,7 +78,7 @@ PLATFORMS: dict[tuple[str, str], Platform] = {
         ("riscv64", "musl", "riscv64-linux-musl"),
     )
 }
-"""What can be built for. Adding a platform is adding a row."""
+"""(architecture, system) -> platform."""
 
 ARCHES = tuple(dict.fromkeys(arch for arch, _ in PLATFORMS))
 
@@ -97,7 +97,7 @@ def host_arch() -> str:
 
 
 def arch_of(machine: str) -> str:
-    """The one of ARCHES that `uname -m` means."""
+    """The one of ARCHES for an output of `uname -m`; UnsupportedError when there is none."""
     if machine.lower() not in _MACHINES:
         raise UnsupportedError(f"unknown machine {machine!r}; known: {', '.join(ARCHES)}")
     return _MACHINES[machine.lower()]
@@ -112,9 +112,8 @@ def host_system() -> str:
 
 
 def platform_of(arch: str | None = None, system: str | None = None) -> Platform:
-    """The row of PLATFORMS; by default this host's architecture, and its system where the architecture is its own.
-
-    For another architecture the default is "linux". UnsupportedError lists what there is.
+    """The row of PLATFORMS. The default architecture is this host's; the default system is this host's, or "linux" when
+    the architecture is another. UnsupportedError lists the known ones.
     """
     arch = arch or host_arch()
     system = system or (host_system() if arch == host_arch() else "linux")
@@ -132,7 +131,7 @@ def is_host(where: Platform) -> bool:
 
 
 def default_threads() -> int:
-    """The CPUs this process may use."""
+    """Number of CPUs that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -142,7 +141,7 @@ def levels(platform: Platform) -> list[Target]:
 
 
 def fallbacks(isa: str) -> list[str]:
-    """`isa` and the levels below it, best first: where a template is looked for."""
+    """`isa` and the levels below it, best first: the order in which templates are looked for."""
     chain: list[str] = []
     at: str | None = isa
     while at is not None:
@@ -152,7 +151,7 @@ def fallbacks(isa: str) -> list[str]:
 
 
 def target(isa: str) -> Target:
-    """The row of TARGETS, or a clear error."""
+    """The row of TARGETS; UnsupportedError lists the known levels."""
     if isa not in TARGETS:
         raise UnsupportedError(f"unknown ISA {isa!r}; known: {', '.join(TARGETS)}")
     return TARGETS[isa]

@@ -1,5 +1,6 @@
-"""The cffi binding. Its declarations are lifted from the runtime's headers, so that no signature is written twice, and
-no layout of a file."""
+"""The cffi binding. Its declarations come from the runtime's headers, so that each signature and each struct
+of a file is written once.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from bitgen.errors import EngineError
 
 @functools.cache
 def declared(header: str) -> cffi.FFI:
-    """What a header of the runtime declares between its two marker lines."""
+    """The declarations of a runtime header: the text between its lines `// <cdef>` and `// </cdef>`."""
     text = (data.folder("runtime") / header).read_text(encoding="utf-8")
     made = cffi.FFI()
     made.cdef(text.split("// <cdef>")[1].split("// </cdef>")[0])
@@ -24,17 +25,17 @@ def declared(header: str) -> cffi.FFI:
 
 
 def ffi() -> cffi.FFI:
-    """The public ABI."""
+    """The public ABI, runtime/bitgen.h."""
     return declared("bitgen.h")
 
 
 def constants(header: str, enum: str) -> dict[str, int]:
-    """Name -> value of the constants of an enum."""
+    """Name -> value of the constants of an enum that a header declares."""
     return dict(declared(header).typeof(f"enum {enum}").relements)
 
 
 def record(header: str, struct: str, fields: Mapping[str, Any]) -> bytes:
-    """The bytes of a struct in a file. Every field of it must be given, but `zero`."""
+    """The bytes of a struct that a file holds. Every field must be given, except the reserved `zero`."""
     made = declared(header)
     names = [name for name, _ in made.typeof(struct).fields if name != "zero"]
     return bytes(made.buffer(made.new(f"{struct} *", {name: fields[name] for name in names})))
@@ -42,7 +43,7 @@ def record(header: str, struct: str, fields: Mapping[str, Any]) -> bytes:
 
 @functools.cache
 def load(path: Path) -> Any:
-    """A bitgen library, opened once per process."""
+    """A bitgen library, opened once per process; EngineError when it cannot be."""
     try:
         return ffi().dlopen(str(path))
     except OSError as e:
@@ -50,7 +51,7 @@ def load(path: Path) -> Any:
 
 
 def check(lib: Any, code: int, what: str) -> int:
-    """Pass a non-negative result through; turn an error code into an exception that says what failed."""
+    """Return a non-negative result; turn an error code into an EngineError that says what failed."""
     if code < 0:
         raise error(lib, code, what)
     return code

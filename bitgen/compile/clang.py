@@ -2,9 +2,9 @@
 
 The pipeline in this file:   units -> objects -> library (or program) in <root>/<name>-<platform>-<hash>/
 
-The hash covers everything that matters (source and header text, flags, compiler version, target), so nobody
-invalidates by hand. A build happens in a private temporary folder and appears by one rename: two processes
-that build the same thing do not disturb each other. A failed build keeps its sources and its log.
+The hash covers every input (source and header text, flags, compiler version, target), so a build never needs to be
+invalidated. It happens in a private folder and is published by one rename: two processes that build the same thing do
+not disturb each other. A failed build keeps its sources and its log.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ or name yours:  BITGEN_CC=/path/to/clang"""
 
 @dataclass(frozen=True)
 class Compiler:
-    """A clang: the command that runs it and its version line, which is part of every cache key."""
+    """A clang: the command that runs it, and its version, which is part of every cache key."""
 
     command: tuple[str, ...]
     version: str
@@ -59,7 +59,7 @@ class Compiler:
 
     def target_flags(self, platform: Platform) -> tuple[str, ...]:
         """Flags that select a platform and its architecture's baseline instruction set."""
-        if self.zig:  # zig tunes for the host unless a target is named; -g0: no paths of this machine
+        if self.zig:  # without -target zig tunes for this host; -g0: no paths of this machine
             return ("-target", platform.triple, "-fno-sanitize=undefined", "-g0", *platform.system.flags)
         if is_host(platform):
             return BASELINE[platform.arch]
@@ -78,13 +78,13 @@ class Unit:
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What sources become, and where it is kept."""
+    """What to build from the sources, for which platform, and where to put it."""
 
-    platform: Platform = field(default_factory=platform_of)  # to build for; by default this host
-    program: str | None = None  # the file with `main` of a program; None: a shared library
-    root: Path | None = None  # the folder in which the build gets a folder of its own; None: the cache
+    platform: Platform = field(default_factory=platform_of)  # default: this host
+    program: str | None = None  # file of runtime/programs with `main`; None: a shared library
+    root: Path | None = None  # parent of the build's folder; None: the cache
     sanitize: bool = False  # AddressSanitizer and UBSan, for tests
-    progress: Progress | None = None  # told of compiled units, of how many
+    progress: Progress | None = None  # (units compiled, units)
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,9 @@ class Artefact:
 def find_compiler(platform: Platform) -> Compiler:
     """The compiler for a platform: $BITGEN_CC, else a system clang of 14 or newer, else ziglang.
 
-    A system clang compiles for another architecture only where BITGEN_SYSROOT names its headers and
-    libraries; otherwise ziglang, which carries those of every target, does. For another system it always does.
+    A system clang compiles for another architecture only if BITGEN_SYSROOT names that architecture's headers and
+    libraries. Otherwise, and for another system always, it is ziglang, which carries those of every target.
+    CompileError says what to install.
     """
     named = os.environ.get("BITGEN_CC")
     if named:
@@ -133,7 +134,7 @@ def _probe(command: tuple[str, ...]) -> Compiler | None:
     if "zig" not in " ".join(command):
         return Compiler(command, found.group(0), zig=False)
     own = importlib.metadata.version("ziglang") if command[0] == sys.executable else " ".join(command)
-    return Compiler(command, f"{found.group(0)} of ziglang {own}", zig=True)  # which brings headers and libraries
+    return Compiler(command, f"{found.group(0)} of ziglang {own}", zig=True)  # zig carries headers and libraries
 
 
 def build(
@@ -145,14 +146,14 @@ def build(
 ) -> Artefact:
     """Compile `units` of the source tree `sources` (file name -> text) and link them.
 
-    Gives a shared library, or a program that needs no libraries but the system's own (on Linux a static one).
-    `spec` is recorded in the build's spec.json. Raises CompileError with the failing command, the kept source and the
-    compiler's first words.
+    The product is a shared library, or a program that needs only the system's own libraries (on Linux a static one).
+    `spec` is recorded in the build's spec.json. CompileError gives the failing command, the folder of the kept sources,
+    and the first lines of the compiler's errors.
     """
     options = options or BuildOptions()
     compiler, platform = find_compiler(options.platform), options.platform
     if options.program and compiler.zig and platform.system.name == "linux":
-        platform = platform_of(platform.arch, "musl")  # glibc is not made for static programs
+        platform = platform_of(platform.arch, "musl")  # zig cannot link glibc statically
     flags = (*compiler.target_flags(platform), *COMMON_FLAGS, *(SANITIZERS if options.sanitize else ()))
     product, link = _link(platform, flags, options)
     root = options.root or data.cache_root() / "build"
@@ -190,12 +191,13 @@ def _link(platform: Platform, flags: Sequence[str], options: BuildOptions) -> tu
     """The file name of what is built, and the arguments that link it."""
     system = platform.system
     product = f"bitgen-runner{system.suffix}" if options.program else system.library
-    kind = system.shared if not options.program else () if options.sanitize else system.program  # sanitized: not static
+    program = () if options.sanitize else system.program  # sanitizers cannot be linked statically
+    kind = program if options.program else system.shared
     return product, [*flags, *kind, "-pthread", "-o", product]
 
 
 def assembly(isa: str, file: str, text: str, system: str | None = None) -> str:
-    """The assembly of one source file, compiled as it would be for a library's ISA level on a system."""
+    """The assembly of one kernel's source, compiled with the flags that an ISA level has in libraries of a system."""
     target = targets.target(isa)
     platform = platform_of(None if target.arch == "any" else target.arch, system)
     compiler = find_compiler(platform)
@@ -210,9 +212,9 @@ def assembly(isa: str, file: str, text: str, system: str | None = None) -> str:
 
 @functools.cache
 def macros(platform: Platform, flags: tuple[str, ...] = (), cpu: str | None = None) -> frozenset[str]:
-    """Names that the compiler defines for flags or for a CPU, which tell the instructions that there are.
+    """Names of the macros that the compiler predefines for flags, or for a CPU: they say which instructions it has.
 
-    CompileError where the compiler does not know the CPU.
+    CompileError when the compiler does not know the CPU.
     """
     compiler = find_compiler(platform)
     if cpu is not None:
@@ -226,7 +228,7 @@ def macros(platform: Platform, flags: tuple[str, ...] = (), cpu: str | None = No
 
 
 def write_sources(folder: Path, sources: Mapping[str, str]) -> None:
-    """Write a source tree, file name -> text; names may lead into folders, which are made."""
+    """Write a source tree, file name -> text; the folders that names contain are made."""
     for name, text in sources.items():
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -265,14 +267,14 @@ def _fresh_folder(folder: Path) -> Path:
 
 
 def _keep_failed(work: Path, folder: Path) -> Path:
-    """Move a failed build to <name>.failed, where the user can look at it; it replaces an earlier failure."""
+    """Move a failed build to <name>.failed for the user to inspect; it replaces an earlier failure."""
     failed = folder.with_name(f"{folder.name}.failed")
     shutil.rmtree(failed, ignore_errors=True)
     return work.rename(failed)
 
 
 def _publish(work: Path, folder: Path) -> None:
-    """Let a finished build appear under its final name; the first of two equal builds wins."""
+    """Rename a finished build to its final name; of two equal builds the first wins."""
     try:
         work.rename(folder)
     except OSError:
@@ -289,7 +291,7 @@ def _compile_all(
     work: Path,
     progress: Progress | None,
 ) -> str:
-    """Objects of all units in `work`, as many compilers at once as there are CPUs. Returns the log."""
+    """Compile all units to objects in `work`, one compiler process per CPU at a time. Returns the log."""
     headers = "".join(text for file, text in sorted(sources.items()) if file.endswith(".h"))
     store = data.cache_root() / "objects"
 
@@ -321,7 +323,7 @@ def _cache(made: Path, cached: Path) -> None:
 
 
 def _run(compiler: Compiler, arguments: Iterable[str], cwd: Path, what: str) -> str:
-    """Run the compiler in `cwd`; the log text, or CompileError with its first lines."""
+    """Run the compiler in `cwd` and return its log; CompileError has the first lines of its errors."""
     command = [*compiler.command, *arguments]
     try:
         out = subprocess.run(command, cwd=cwd, capture_output=True, text=True)

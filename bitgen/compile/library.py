@@ -1,4 +1,4 @@
-"""Puts a library together: which kernels, probes and runtime files, compiled with which flags.
+"""Assembles a library: its kernels, probes and runtime files, and the compiler flags of each.
 
     plans -> KernelSpecs -> generated C ┐
     runtime/*/*.c ──────────────────────┴-> source tree + units -> clang.build
@@ -23,28 +23,28 @@ from bitgen.kernels import render
 from bitgen.kernels.plan import Lookup
 from bitgen.spec import KernelSpec, ModelShape
 
-ONCE = ("core/*.c", "os/*.c")  # of another system than the platform's, a file of os/ is empty
+ONCE = ("core/*.c", "os/*.c")  # a file of os/ is empty on systems that it is not for
 PER_LEVEL = "simd/*.c"
 PROGRAMS: dict[str, tuple[str, ...]] = {
     "runner.c": (),
     "tuner.c": (),
     "run.c": ("text/*.c", "programs/options.c"),
 }
-"""File of runtime/programs with a `main` -> what it has beside the library."""
+"""File of runtime/programs with a `main` -> the files it needs beside the library's."""
 
 
 @dataclass(frozen=True)
 class Level:
-    """What a library holds for one ISA: kernels, and the model's matrices bound to some of them."""
+    """What a library holds for one ISA level: kernels, and which of them multiply the matrices of a model."""
 
     isa: str
     kernels: tuple[KernelSpec, ...]
-    roles: dict[str, tuple[KernelSpec, KernelSpec]]  # role -> its decode and prefill kernel
+    roles: dict[str, tuple[KernelSpec, KernelSpec]]  # role -> (decode kernel, prefill kernel)
     layout_key: str
 
     @classmethod
     def of_model(cls, shape: ModelShape, plan: Lookup) -> Level:
-        """The level that runs a model by a plan."""
+        """The level with the kernels that a plan gives to a model."""
         roles = {role: plan.matrices[role].specs(gemm, plan.isa) for role, gemm in shape.matrices.items()}
         kernels = tuple(dict.fromkeys(spec for pair in roles.values() for spec in pair))
         return cls(plan.isa, kernels, roles, plan.layout_key)
@@ -56,7 +56,7 @@ class Level:
 
 
 def for_model(shape: ModelShape, plans: Sequence[Lookup], options: BuildOptions | None = None) -> Artefact:
-    """The library (or program) of a model's shape with one ISA level per plan, best first."""
+    """The library (or program) for a model's shape, with one ISA level per plan, best first."""
     levels = [Level.of_model(shape, plan) for plan in plans]
     spec = {
         "model": asdict(shape),
@@ -66,7 +66,7 @@ def for_model(shape: ModelShape, plans: Sequence[Lookup], options: BuildOptions 
 
 
 def for_kernels(isa: str, kernels: Iterable[KernelSpec], options: BuildOptions | None = None) -> Artefact:
-    """A library (or program) of bare kernels of one ISA, in the order given."""
+    """A library (or program) of bare kernels of one ISA level, in the order given."""
     level = Level.of_kernels(isa, kernels)
     return assemble("kernels", [level], {"kernels": [s.symbol for s in level.kernels]}, options)
 
@@ -74,7 +74,10 @@ def for_kernels(isa: str, kernels: Iterable[KernelSpec], options: BuildOptions |
 def assemble(
     name: str, levels: Sequence[Level], spec: Mapping[str, object], options: BuildOptions | None = None
 ) -> Artefact:
-    """Render, compile and link the source tree of some levels; a program is one of PROGRAMS."""
+    """Render, compile and link the source tree of the levels; `options.program` is a key of PROGRAMS, or None.
+
+    UnsupportedError when the platform lacks a level, CompileError when the compiler fails.
+    """
     options = options or BuildOptions()
     known = targets.levels(options.platform)
     for level in levels:
@@ -98,7 +101,7 @@ def assemble(
 
 
 def runtime_files(*patterns: str) -> dict[str, str]:
-    """The text of the runtime's files that some patterns match, by their paths within runtime/."""
+    """Path within runtime/ -> text, of the files that match one of the patterns."""
     folder = data.folder("runtime")
     paths = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
     return {path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8") for path in paths}
@@ -110,7 +113,7 @@ def object_name(source: str, suffix: str = "") -> str:
 
 
 def isa_index(lib: Any, isa: str) -> int:
-    """The number of an ISA level within a library; UnsupportedError when this CPU cannot execute it."""
+    """Index of an ISA level within a library; UnsupportedError when it is missing or this CPU cannot execute it."""
     names = [binding.ffi().string(lib.bg_isa_name(i)).decode() for i in range(lib.bg_isa_count())]
     if isa not in names:
         raise UnsupportedError(f"the library holds no ISA level {isa!r}, only {', '.join(names)}")

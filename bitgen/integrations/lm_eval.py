@@ -3,9 +3,10 @@
     lm_eval --model bitgen --model_args pretrained=model.gguf --tasks arc_easy     # after: import this module
     python -m bitgen.integrations.lm_eval --model_args pretrained=model.gguf --tasks arc_easy
 
-Importing this module registers the model type `bitgen`; running it is the harness's own command line with that done.
-The harness asks three things of a model, and its documentation says what they mean: the log likelihood of a
-continuation, that of a whole text, and a generation until some string. https://github.com/EleutherAI/lm-evaluation-harness
+Importing this module registers the model type `bitgen`; running it does that and starts the harness's command line.
+A model of the harness computes three things, which its documentation defines: the log likelihood of a continuation,
+the log likelihood of a whole text, and a generation until some string.
+https://github.com/EleutherAI/lm-evaluation-harness
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from bitgen.engine.session import Cache, common_prefix
 class BitgenLM(TemplateLM):  # type: ignore[misc]
     """A GGUF file as the harness sees it.
 
-    pretrained: the file (default: the model that ships). threads, isa, cache: as `Model.load` and `Model.session`
-    take them. max_length: context in tokens (default: the model's). max_gen_toks: where a task sets no limit.
+    pretrained: the file (default: the shipped model). threads, isa, cache: as in `Model.load` and `Model.session`.
+    max_length: context in tokens (default: the model's). max_gen_toks: limit of generated tokens where a task has none.
     """
 
     def __init__(
@@ -50,27 +51,27 @@ class BitgenLM(TemplateLM):  # type: ignore[misc]
 
     @property
     def eot_token_id(self) -> int:
-        """The token that ends a text; it also stands for an empty context where there is no begin-of-text token."""
+        """Id of the end-of-text token, which also serves as an empty context if there is no begin-of-text token."""
         tokenizer = self._model.tokenizer
         return next(id for id in (tokenizer.eos, tokenizer.bos, 0) if id is not None)
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text without context."""
+        """Id of the token before a text without context: begin-of-text, else end-of-text."""
         bos = self._model.tokenizer.bos
         return self.eot_token_id if bos is None else bos
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Ids of a text; begin-of-text once, where the model was trained with it."""
+        """Ids of a text, begin-of-text first if the model was trained with it."""
         return self._model.tokenizer.encode(string, add_bos=add_special_tokens)
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
-        """(log probability, whether greedy decoding gives it) of each continuation.
+        """(log probability in nats, whether greedy decoding gives it) of each continuation.
 
-        A context too long loses its beginning. The choices of one question follow each other in most tasks, so what two
-        neighbours share stays in the cache.
+        A context that is too long is cut at its beginning. The common prefix of two successive requests stays in the
+        KV cache: in most tasks the choices of one question follow each other.
         """
         answers: list[tuple[float, bool]] = []
         held: list[int] = []
@@ -85,7 +86,7 @@ class BitgenLM(TemplateLM):  # type: ignore[misc]
         return answers
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Log probability of each whole text, in windows of max_length where it is longer."""
+        """Log probability in nats of each whole text; a text longer than max_length is scored in windows."""
         totals = []
         for (text,) in tqdm([r.args for r in requests], disable=disable_tqdm, desc="rolling log likelihoods"):
             windows = [(("", ""), given, wanted) for given, wanted in self._windows(text)]
@@ -94,13 +95,13 @@ class BitgenLM(TemplateLM):  # type: ignore[misc]
         return totals
 
     def _windows(self, text: str) -> Iterator[tuple[list[int], list[int]]]:
-        """(context, continuation) of windows in which each token of the text is scored once."""
+        """(context, continuation) of each window, as token ids; each token of the text is scored in one window."""
         ids = self.tok_encode(text, add_special_tokens=False)
         for pair in utils.get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, context_len=1):
             yield utils.make_disjoint_window(pair)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """Continue each prompt until one of its strings (left out), a stop token of the model or its limit."""
+        """The continuation of each prompt up to one of its `until` strings, a stop token, or its limit of tokens."""
         texts = []
         for prompt, options in tqdm([r.args for r in requests], disable=disable_tqdm, desc="generating"):
             until = [options["until"]] if isinstance(options.get("until"), str) else list(options.get("until") or [])

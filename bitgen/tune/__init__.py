@@ -1,1 +1,1 @@
-"""Choosing kernels: by racing them here or on a device, or by a cost model."""
+"""Choosing kernels: by timing candidates here or on a device, or by a cost model."""

@@ -1,11 +1,11 @@
-"""Kernels ranked for a CPU that is not here, by LLVM's scheduling model of its core.
+"""Kernels ranked for a CPU that is not at hand, by LLVM's scheduling model of its core.
 
-    spec -> C -> assembly -> trace: what runs, how often -> llvm-mca: cycles of each piece -> cycles of a call
+    spec -> C -> assembly -> trace: basic blocks and their counts -> llvm-mca: cycles of each path -> cycles of a call
 
-The instruction counts are exact. The cycles are an estimate of a core that waits for nothing but its own units: every
-load hits the nearest cache, every branch is foreseen. What such a model cannot see is not ranked by it: of tiles that
-differ only in prefetching, in how they divide K for the caches, or in how many look-up tables these must hold, the
-first in the order of `space.py` is taken.
+The instruction counts are exact. The cycles are an estimate for a core that waits only for its execution units: every
+load hits the L1 cache, every branch is predicted. Such a model does not rank tiles that differ only in prefetch
+distance, in the cache block of K, or in the number of look-up tables that the cache must hold: of these the first in
+the order of `space.py` is taken.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from bitgen.tune import search, trace
 from bitgen.tune.lab import PREFILL_TOKENS, weight_bytes
 from bitgen.tune.trace import Path, Profile
 
-OLDEST, NEWEST = 13, 40  # versions of llvm-mca to look for; the first writes JSON
+OLDEST, NEWEST = 13, 40  # versions of llvm-mca to look for; 13 is the first that writes JSON
 ITERATIONS = 100
 
 INSTALL_HINT = """the cost model needs LLVM's llvm-mca, which is not installed. Any one of these installs it:
@@ -45,22 +45,22 @@ INSTALL_HINT = """the cost model needs LLVM's llvm-mca, which is not installed. 
 
 @dataclass(frozen=True)
 class Core:
-    """A CPU as an llvm-mca knows it."""
+    """A CPU as one llvm-mca models it."""
 
     command: str
     version: str  # of LLVM
     arch: str
     cpu: str
-    units: str  # what the model's execution units are called: CPUs without a model of their own borrow one
+    units: str  # prefix of the execution units' names, which tells the model: some CPUs share that of another
 
     @property
     def basis(self) -> str:
-        """Where the figures come from, in words."""
+        """Where the figures come from, in words for the plan."""
         return f"estimated by llvm-mca of LLVM {self.version} for {self.cpu} (scheduling model {self.units})"
 
     @classmethod
     def find(cls, arch: str, cpu: str) -> Core:
-        """The core of a CPU; BitgenError says what to install, or which CPUs there are."""
+        """The core of a CPU; BitgenError says what to install, UnsupportedError which CPUs llvm-mca knows."""
         command, version = _llvm_mca()
         known = cpus(arch)
         if cpu not in known:
@@ -73,22 +73,22 @@ class Core:
     def cycles(self, paths: Sequence[Path]) -> list[float]:
         """Cycles of one pass through each path.
 
-        A loop is simulated over many iterations, which depend on each other as they do. The rest runs between other
-        things: it takes what its instructions occupy of the units.
+        A loop costs its simulated time over many iterations, dependencies between iterations included. Other code
+        overlaps with its surroundings: it costs the throughput of its instructions (BlockRThroughput).
         """
         pieces = [[line for line in path.lines if not _leaves(line)] for path in paths]
         report = _run(self.command, self.arch, self.cpu, *pieces)
         found = {region["Name"]: region["SummaryView"] for region in report["CodeRegions"]}
         costs = []
         for i, path in enumerate(paths):
-            summary = found.get(f"p{i}", {"TotalCycles": 0, "BlockRThroughput": 0})  # a lone call has none
+            summary = found.get(f"p{i}", {"TotalCycles": 0, "BlockRThroughput": 0})  # a path of calls has none
             costs.append(summary["TotalCycles"] / ITERATIONS if path.loops else summary["BlockRThroughput"])
         return costs
 
 
 @functools.cache
 def _llvm_mca() -> tuple[str, str]:
-    """The newest llvm-mca here and its version."""
+    """(command, version) of the newest llvm-mca installed; BitgenError says what to install."""
     for name in (*(f"llvm-mca-{n}" for n in range(NEWEST, OLDEST - 1, -1)), "llvm-mca"):
         if command := shutil.which(name):
             text = subprocess.run([command, "--version"], capture_output=True, text=True).stdout
@@ -111,12 +111,12 @@ def _triple(arch: str) -> str:
 
 
 def _leaves(line: str) -> bool:
-    """Calls and returns, which llvm-mca cannot model."""
+    """Whether an instruction is a call or a return, which llvm-mca cannot model."""
     return re.match(r"(bl|blr|ret|callq?|retq?)\b", line) is not None
 
 
 def _run(command: str, arch: str, cpu: str, *regions: Sequence[str]) -> dict[str, Any]:
-    """llvm-mca's report on some straight pieces of code, named p0, p1, ..."""
+    """llvm-mca's JSON report on straight pieces of code, in regions named p0, p1, ...; UnsupportedError if it fails."""
     text = "".join(
         f"# LLVM-MCA-BEGIN p{i}\n" + "".join(f"{line}\n" for line in lines) + f"# LLVM-MCA-END p{i}\n"
         for i, lines in enumerate(regions)
@@ -125,7 +125,7 @@ def _run(command: str, arch: str, cpu: str, *regions: Sequence[str]) -> dict[str
     options = [f"-mtriple={_triple(arch)}", f"-mcpu={cpu}", f"-iterations={ITERATIONS}", "--json"]
     out = subprocess.run([command, *options], input=text, capture_output=True, text=True)
     errors = re.findall(r"error: (.*)", out.stderr)
-    if errors or out.returncode != 0:  # older versions leave out what they cannot read and succeed
+    if errors or out.returncode != 0:  # older versions skip instructions they cannot read, and still exit with 0
         reason = errors[0] if errors else out.stderr.strip()
         raise UnsupportedError(f"llvm-mca cannot model this code on {cpu}: {reason}")
     report: dict[str, Any] = json.loads(out.stdout)
@@ -135,7 +135,7 @@ def _run(command: str, arch: str, cpu: str, *regions: Sequence[str]) -> dict[str
 
 
 def level(arch: str, cpu: str) -> str:
-    """The best instruction-set level that a CPU executes, by what the compiler defines for it."""
+    """The best ISA level that a CPU executes, by the macros that the compiler predefines for it."""
     platform = targets.platform_of(arch)
     try:
         has = clang.macros(platform, cpu=cpu)
@@ -147,29 +147,29 @@ def level(arch: str, cpu: str) -> str:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one call of a kernel costs on a core: a token of decode, or PREFILL_TOKENS of prefill."""
+    """The cost of one call of a kernel on a core: one token of decode, or PREFILL_TOKENS of prefill."""
 
     spec: KernelSpec
     core: Core
-    products: int  # weights times tokens
+    products: int  # m * k * tokens
     instructions: float
     cycles: float
-    loop: Path  # that runs the most instructions
-    loop_cycles: float  # of one pass through it
+    loop: Path  # the path that executes the most instructions
+    loop_cycles: float  # of one iteration
 
     @property
     def loop_share(self) -> float:
-        """The loop's part of all instructions."""
+        """Fraction of all executed instructions that are the loop's."""
         return self.loop.count * len(self.loop.lines) / self.instructions
 
     @property
     def loop_products(self) -> float | None:
-        """The products of one pass, where the loop does all of the work that repeats; else None."""
+        """Products of one iteration, if the loop does nearly all of the work; else None."""
         each = self.products / self.loop.count
         return each if self.loop_share > trace.NEARLY_ALWAYS and each == int(each) else None
 
     def __str__(self) -> str:
-        """For people: the loop and the call."""
+        """A table of the loop and of the whole call."""
         rows: list[tuple[str, float, float, float | None]] = [
             (f"a pass of {self.loop.label}", len(self.loop.lines), self.loop_cycles, self.loop_products),
             (f"a call for {tokens(self.spec)} token(s)", self.instructions, self.cycles, self.products),
@@ -188,7 +188,7 @@ class Estimate:
 
 
 def estimate(spec: KernelSpec, core: Core) -> Estimate:
-    """The cost of one kernel; BitgenError where its course cannot be followed or its code not be modelled."""
+    """The cost of one kernel; BitgenError when its branches depend on data or llvm-mca cannot model its code."""
     profile = call_profile(spec, core.arch)
     paths = profile.paths
     each = core.cycles(paths)
@@ -198,12 +198,12 @@ def estimate(spec: KernelSpec, core: Core) -> Estimate:
 
 
 def tokens(spec: KernelSpec) -> int:
-    """Tokens of the call that is estimated."""
+    """Tokens of the estimated call."""
     return 1 if spec.op == "gemv" else PREFILL_TOKENS
 
 
 def kernel_program(spec: KernelSpec, arch: str) -> trace.Program:
-    """A kernel's code, spelt as Linux does: the loops are the same on every system."""
+    """A kernel's code, in the assembly syntax of Linux; the loops are the same on every system."""
     return trace.parse(clang.assembly(spec.isa, f"{spec.symbol}.c", render.render_kernel(spec), "linux"), arch)
 
 
@@ -220,15 +220,18 @@ def panels_per_block(spec: KernelSpec) -> int:
 
 @functools.cache
 def call_profile(spec: KernelSpec, arch: str) -> Profile:
-    """What a call for a whole matrix runs, from calls for few panels and tokens: a part of it is linear in both."""
+    """Profile of a call for a whole matrix, extrapolated from calls for few panels and few tokens.
+
+    Within a block of panels the counts are linear in panels and in tokens.
+    """
     program, max_panels = kernel_program(spec, arch), panels_per_block(spec)
     panels = FORMATS[spec.layout.format].geometry(spec.shape, spec.layout).panels
     # With look-ups the panels are divided into blocks of equal size, with products only the last block is smaller.
     block = panels // -(-panels // max_panels) if spec.tile.lut_groups else min(panels, max_panels)
-    # Loops over rows are unrolled, or go by strips, or by blocks of half of them.
+    # Loops over rows take an unrolled panel, a strip, or with `mixed` two blocks at a time.
     rows = math.lcm(spec.layout.bm, space.STRIP_ROWS, 2 * space.MIXED_ROWS if spec.tile.mixed else 1)
     step = 1 if spec.op == "gemv" else rows // spec.layout.bm
-    # Look-ups take tokens in tiles, products in blocks of unequal numbers, look-ups of single weights one by one.
+    # Look-ups take tokens in tiles of `lanes`, products in register blocks of unequal size, the rest one by one.
     few = space.template_row(spec).lanes if spec.tile.lut_groups else tokens(spec) if spec.tile.nr > 1 else 1
     part = _extrapolate(program, (step, block), (few, tokens(spec)))
     return part.plus(part, panels / block - 1)
@@ -251,7 +254,7 @@ def _extrapolate(program: trace.Program, panels: tuple[int, int], tokens: tuple[
 
 
 def candidates(shape: GemmShape, isa: str, effort: Effort) -> list[KernelSpec]:
-    """The tuner's candidates, one of each set that differs only in what the model cannot see."""
+    """The tuner's candidates, one of each set whose differences the model cannot see."""
     first: dict[tuple[Any, ...], KernelSpec] = {}
     for spec in search.candidates(shape, isa, effort):
         first.setdefault((spec.op, spec.layout, spec.tile.nr, spec.tile.lut_groups > 0, spec.tile.mixed), spec)
@@ -266,10 +269,11 @@ def estimate_plan(
     bytes_per_cycle: float | None = None,
     listener: Listener = lambda *_: None,
 ) -> Plan:
-    """A plan for a core that was never run.
+    """A plan for a core by estimates alone.
 
-    bytes_per_cycle is what one core gets from memory while all run: then no decode kernel is faster than its weights
-    come. Without it only computation counts.
+    bytes_per_cycle: memory bandwidth of one core while all run, in bytes per cycle; a decode kernel then costs at least
+    the time of reading its weights. None: only computation counts. UnsupportedError when no kernel of a shape can be
+    estimated.
     """
     compiler = clang.find_compiler(targets.platform_of(core.arch)).version
     plan = Plan(isa, core.cpu, compiler, core.basis)
@@ -286,7 +290,7 @@ def decide(
     bytes_per_cycle: float | None,
     listener: Listener,
 ) -> Decision:
-    """The layout and tiles that cost least for a token of decode and a token of prefill together."""
+    """The layout and tiles with the least cycles for one token of decode plus one token of prefill."""
     specs = candidates(shape, isa, effort)
     costs: dict[KernelSpec, float] = {}
     estimates: dict[KernelSpec, Estimate] = {}
@@ -313,14 +317,14 @@ def decide(
 def _cost(
     chosen: KernelSpec, specs: Sequence[KernelSpec], costs: Mapping[KernelSpec, float], estimate: Estimate
 ) -> Cost:
-    """The evidence of one kernel; costs: kernel -> cycles of a token."""
+    """The evidence of one kernel; costs: kernel -> cycles per token."""
     default = next(costs.get(spec) for spec in specs if spec.op == chosen.op)
     tried = {spec.symbol: costs[spec] for spec in sorted(costs, key=costs.__getitem__) if spec.op == chosen.op}
     return Cost(costs[chosen], default, estimate.instructions / estimate.products, tried)
 
 
 def _try(spec: KernelSpec, core: Core) -> Estimate | BitgenError:
-    """The estimate of a kernel, or why there is none."""
+    """The estimate of a kernel, or the error that says why there is none."""
     try:
         return estimate(spec, core)
     except BitgenError as e:

@@ -1,7 +1,7 @@
-"""Where candidate kernels race: a `Site` is a CPU, a `Lab` the compiled candidates of one matrix shape on it.
+"""Where candidate kernels are timed: a `Site` is a CPU, a `Lab` the compiled candidates of one matrix shape on it.
 
-`tune` knows only these two protocols, so this host, a device behind SSH, and whatever else can tell how fast a
-kernel is share the search, its evidence and its resuming.
+search.py knows only these two protocols, so this host and a device behind SSH (remote.py) use the same search, record
+the same evidence and resume the same way.
 """
 
 from __future__ import annotations
@@ -27,36 +27,36 @@ from bitgen.spec import GemmShape, KernelSpec, Layout, Progress
 from bitgen.targets import default_threads
 
 PREFILL_TOKENS = 128
-VERIFY_TOKENS = {"gemv": 1, "gemm": 37}  # prefill: a whole tile of the look-up kernels, and a rest by products
-REPS = {"gemv": 24, "gemm": 2}  # timed runs behind one measurement
+VERIFY_TOKENS = {"gemv": 1, "gemm": 37}  # prefill: one full tile of the look-up kernels, and a remainder by products
+REPS = {"gemv": 24, "gemm": 2}  # timed calls per measurement
 
 Activations = npt.NDArray[np.int8]
 
 
 class Lab(Protocol):
-    """The candidates of one shape, ready to run. Kernels are verified before they are timed."""
+    """The compiled candidates of one matrix shape. Kernels are verified before they are timed."""
 
     def verify(self, spec: KernelSpec) -> None:
-        """Compare with the oracle; EngineError names a wrong kernel."""
+        """Compare a kernel with the oracle, bit for bit; EngineError names a wrong kernel."""
 
     def seconds(self, spec: KernelSpec, threads: int | None = None) -> float:
-        """Median seconds of one call: decode on weights that stream from memory, prefill on PREFILL_TOKENS tokens."""
+        """Median seconds of one call: decode with weights that come from memory, prefill of PREFILL_TOKENS tokens."""
 
     def bandwidth(self) -> float:
-        """Sequential read bandwidth in bytes per second with the lab's threads."""
+        """Sequential read bandwidth, bytes per second, of the lab's threads together."""
 
     def peak(self) -> float:
-        """Peak integer operations per second of the ISA's dot product with the lab's threads."""
+        """Peak of the ISA level's integer dot product, operations per second, of the lab's threads together."""
 
     def weight_bytes(self, spec: KernelSpec) -> int:
-        """Packed bytes of the matrix, which one decode call reads."""
+        """Bytes of the packed matrix, which one decode call reads."""
 
     def close(self) -> None:
-        """Give back what the lab holds."""
+        """Release the lab's resources."""
 
 
 class Site(Protocol):
-    """A CPU to choose kernels for; what its plans record of it."""
+    """A CPU to choose kernels for, and what its plans record about it."""
 
     @property
     def arch(self) -> str:
@@ -68,7 +68,7 @@ class Site(Protocol):
 
     @property
     def cpus(self) -> int:
-        """CPUs that may be used."""
+        """Number of CPUs that may be used."""
 
     @property
     def cpu(self) -> str:
@@ -76,18 +76,18 @@ class Site(Protocol):
 
     @property
     def basis(self) -> str:
-        """Where the times come from, in words."""
+        """Where the times come from, in words for the plan."""
 
     @property
     def compiler(self) -> str:
-        """The version of the compiler that makes its kernels."""
+        """Version of the compiler that builds its kernels."""
 
     @property
     def load(self) -> float:
-        """Processes that were busy there before the tuning began."""
+        """Load average before tuning began."""
 
     def lab(self, isa: str, specs: Sequence[KernelSpec], threads: int, progress: Progress) -> Lab:
-        """Compile the candidates of one shape and get ready to run them."""
+        """Compile the candidates of one shape and prepare the data to run them on."""
 
 
 class Host:
@@ -107,9 +107,10 @@ class Host:
 
 
 class HostLab:
-    """A library of candidates, loaded here, and the data to run them on.
+    """A library of candidates loaded into this process, and the data to run them on.
 
-    Timing streams arbitrary bytes: integer kernels take the same time on any, so all layouts share one buffer.
+    Timing reads arbitrary bytes as weights: an integer kernel takes the same time on any, so one buffer serves all
+    layouts.
     """
 
     def __init__(self, isa: str, specs: Sequence[KernelSpec], threads: int, progress: Progress) -> None:
@@ -124,7 +125,7 @@ class HostLab:
         self._bytes = np.resize(rng.integers(0, 256, 1 << 20, np.uint8), self._stream.size)
 
     def verify(self, spec: KernelSpec) -> None:
-        """Random and extreme activations against the oracle, all threads."""
+        """Compare with the oracle on random and extreme activations, with all threads."""
         if differs(self._lib, self._isa, self._index[spec], spec, self._trial, self._threads):
             raise wrong(spec)
 
@@ -157,18 +158,18 @@ class HostLab:
         return weight_bytes(spec)
 
     def close(self) -> None:
-        pass  # a loaded library stays
+        pass  # a library stays loaded until the process ends
 
 
 class WeightStream:
-    """Places in a buffer larger than the last-level cache, so that decode kernels read weights from memory."""
+    """Positions of weight copies in a buffer larger than the last-level cache: decode reads them from memory."""
 
     def __init__(self, size: int, specs: Sequence[KernelSpec]) -> None:
         self.size = max(size, *map(weight_bytes, specs), PREFILL_TOKENS * 2 * specs[0].shape.k)
         self._cursor = 0
 
     def place(self, spec: KernelSpec, reps: int) -> tuple[int, int]:
-        """Where the next up to `reps` copies of a packed matrix begin, in bytes, and how many they are."""
+        """(byte offset, number) of the next copies of a packed matrix: `reps`, or as many as the buffer holds."""
         each = weight_bytes(spec)
         copies = min(reps, self.size // each)
         at = self._cursor if self._cursor + copies * each <= self.size else 0
@@ -184,9 +185,9 @@ def _read(path: str) -> str:
 
 
 def stream_bytes(read: Callable[[str], str] = _read) -> int:
-    """How much memory decode timing walks through: three times the last-level cache, 256 MiB to 1.5 GiB.
+    """Bytes of the buffer that decode timing reads: three times the last-level cache, 256 MiB to 1.5 GiB.
 
-    But never more than half of what is free. `read` gives the text of a file, "" for none.
+    At most half of the free memory. `read` returns the text of a file, "" when there is none.
     """
     sizes = [read(f"/sys/devices/system/cpu/cpu0/cache/index{i}/size").strip() for i in range(8)]
     cache = max(int(size.rstrip("K") or 0) << 10 for size in sizes)
@@ -196,7 +197,9 @@ def stream_bytes(read: Callable[[str], str] = _read) -> int:
 
 
 class Trial:
-    """What verification multiplies: a matrix of codes, and where it has groups scales and steps as well."""
+    """The data of verification: codes int8 [m, k], q int8 [tokens, k]; with groups also scales float32 [m, k / group]
+    and steps float32 [tokens, k / group].
+    """
 
     def __init__(self, shape: GemmShape, codes: Codes, tokens: int, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
@@ -209,21 +212,21 @@ class Trial:
         )
 
     def pack(self, layout: Layout) -> Bytes:
-        """The matrix for kernels of a layout."""
+        """The matrix packed in a layout."""
         return FORMATS[layout.format].pack(self.codes, layout, self.scales)
 
     def rows(self, q: Activations) -> Activations:
-        """int8 [n, k] as kernels of the shape take it."""
+        """Activations int8 [n, k] as kernels of the shape read them: with groups, each row is followed by its steps."""
         return with_steps(q, self.steps[: len(q)]) if self.shape.group else q
 
     def answer(self, q: Activations) -> npt.NDArray[np.int32]:
-        """The oracle's y for int8 [n, k]: integers [n, m], or with groups the bits of floats."""
+        """The oracle's y for activations int8 [n, k]: int32 [n, m], with groups the bits of float32."""
         if not self.shape.group:
             return gemm_int(self.codes, q)
         return gemm_groups(self.codes, self.scales, q, self.steps[: len(q)]).view(np.int32)
 
     def extremes(self, tokens: int) -> Iterator[Activations]:
-        """Activations int8 [n, k] of so many tokens: random ones, the greatest sums, and rows that match codes."""
+        """Activations int8 [tokens, k]: random, all 127, all -128, and each token the largest sum of one row of W."""
         q = self.q[:tokens]
         yield q
         yield np.full_like(q, 127)
@@ -232,7 +235,7 @@ class Trial:
 
 
 def differs(lib: Any, isa: int, index: int, spec: KernelSpec, trial: Trial, threads: int) -> str:
-    """Run a kernel of a library on random and extreme activations; "" or how its y differs from the oracle's."""
+    """Run a kernel on random and extreme activations; "" if y equals the oracle's, else a text on the difference."""
     weights = trial.pack(spec.layout)
     m_pad = FORMATS[spec.layout.format].geometry(spec.shape, spec.layout).m_pad
     for q in trial.extremes(VERIFY_TOKENS[spec.op]):
@@ -249,12 +252,12 @@ def differs(lib: Any, isa: int, index: int, spec: KernelSpec, trial: Trial, thre
 
 
 def weight_bytes(spec: KernelSpec) -> int:
-    """Packed bytes of a kernel's matrix."""
+    """Bytes of a kernel's packed matrix."""
     return FORMATS[spec.layout.format].geometry(spec.shape, spec.layout).weight_bytes
 
 
 def wrong(spec: KernelSpec) -> EngineError:
-    """What to raise when a kernel's integers are not the oracle's."""
+    """The error for a kernel whose result is not the oracle's."""
     return EngineError(f"kernel {spec.symbol} differs from the oracle; please report it with your CPU's name")
 
 

@@ -1,11 +1,11 @@
 """Tuning on a device behind SSH: a static program of candidate kernels runs there, the search runs here.
 
-    Device     ssh: finds a folder that may execute, brings a program, runs it, takes it away when it ends
-    Tuner      the conversation with that program, runtime/programs/tuner.c, over its stdin and stdout
-    RemoteLab  verifies and times by it
+    Device     ssh: finds a folder where programs may execute, copies a program there, runs it, and deletes it
+    Tuner      the protocol of that program, runtime/programs/tuner.c, over its stdin and stdout
+    RemoteLab  a `Lab` that verifies and times through a Tuner
 
-One connection serves one program. Verification sends few rows of weights (all others are 0) and gets a checksum of
-all results, so that a slow link is no hindrance: some hundred kilobytes for a layout of a large matrix.
+One connection serves one program. Verification sends few nonzero rows of weights and receives a checksum of all
+results, so a slow link is no obstacle: a few hundred kilobytes per layout of a large matrix.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from bitgen.tune import lab
 from bitgen.tune.lab import PREFILL_TOKENS, REPS, VERIFY_TOKENS
 
 CONNECT_SECONDS = 60
-ANSWER_SECONDS = 600  # a prefill kernel in portable C on a slow core takes its time
+ANSWER_SECONDS = 600  # a prefill kernel in portable C on a slow core takes minutes
 OPTIONS = ("BatchMode=yes", "ConnectTimeout=15", "ServerAliveInterval=15", "ServerAliveCountMax=4")
 SYSTEM, PROGRAM = "linux", "tuner.c"  # whatever this host is
 GREETING = "bitgen-tuner 1"
-BAND = 64  # rows of each band of weights that verification fills: at the top, in the middle, at the bottom
-RUN = 64  # so many equal bytes of packed weights, or more, travel as one
+BAND = 64  # rows of each of the three bands of nonzero weights: top, middle, bottom
+RUN = 64  # equal bytes of packed weights, this many or more, are sent as one run
 
 SCRIPT = "; ".join(
     (
@@ -62,7 +62,7 @@ SCRIPT = "; ".join(
         "exit $?",
     )
 )
-"""What the device's sh runs; its stdin is the size of a program, the program, and what the program reads."""
+"""The script that the device's sh runs. Its stdin is a program's size, the program, then the program's own stdin."""
 
 ADVICE = {
     "Permission denied (": "bitgen asks for no password: load a key into an agent (ssh-add) or use --ssh 'ssh -i KEY'",
@@ -73,11 +73,14 @@ ADVICE = {
     "No route to host": "check the address, and that the device is on",
     "may execute": "let TMPDIR name one there",
 }
-"""What to do about the words of ssh or of the script."""
+"""Words in the errors of ssh or of the script -> what to do about them."""
 
 
 class Tuner:
-    """A program in another process, or on another machine, that answers requests: runtime/programs/tuner.c."""
+    """The client of runtime/programs/tuner.c, which runs in another process or on another machine.
+
+    Every method raises RemoteError when the connection or the program fails.
+    """
 
     def __init__(self, command: Sequence[str], name: str) -> None:
         self.name = name
@@ -96,7 +99,7 @@ class Tuner:
         self._pending = b""
 
     def greet(self) -> None:
-        """Wait for the program's first line."""
+        """Wait for the program's first line, which names the protocol's version."""
         self._stage = "the program does not start there (was it made for that architecture? --arch names another)"
         line = self.receive_line(CONNECT_SECONDS)
         if line != GREETING:
@@ -112,7 +115,7 @@ class Tuner:
         return rest.split()
 
     def file(self, path: str) -> str:
-        """The text of a file there; "" when there is none."""
+        """The text of a file on the device; "" when there is none."""
         size = int(self.request(f"file {path}")[0])
         deadline = time.monotonic() + ANSWER_SECONDS
         while len(self._pending) < size:
@@ -121,7 +124,7 @@ class Tuner:
         return text.decode(errors="replace")
 
     def send(self, *data: bytes) -> None:
-        """Write to the program."""
+        """Write to the program's stdin."""
         try:
             for each in data:
                 self._input.write(each)
@@ -130,7 +133,7 @@ class Tuner:
             raise self._ended() from None
 
     def receive_line(self, seconds: float = ANSWER_SECONDS) -> str:
-        """The next line that the program says."""
+        """The next line of the program's stdout."""
         deadline = time.monotonic() + seconds
         while b"\n" not in self._pending:
             self._receive(deadline)
@@ -138,7 +141,7 @@ class Tuner:
         return line.decode(errors="replace").rstrip("\r")
 
     def close(self) -> None:
-        """End the program: it leaves when its input ends."""
+        """End the program: it exits at the end of its input."""
         for pipe in (self._input, self._process.stdout):
             with contextlib.suppress(OSError):
                 pipe.close()  # type: ignore[union-attr]
@@ -159,7 +162,7 @@ class Tuner:
         self._pending += data
 
     def _ended(self) -> RemoteError:
-        """Why the program is gone, in its own last words."""
+        """The error for a program that ended, with the last lines of its stderr."""
         try:
             code = self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
@@ -167,7 +170,7 @@ class Tuner:
         self._complaints.seek(0)
         text = self._complaints.read().decode(errors="replace")
         said = "; ".join(line.strip() for line in text.splitlines()[-3:] if line.isprintable() and line.strip())[:400]
-        number = -code if code < 0 else code - 128  # as Popen tells a signal, and as a shell does
+        number = -code if code < 0 else code - 128  # a signal's number, as Popen reports it and as a shell does
         if not said and number in {s.value for s in signal.Signals}:
             said = f"it was ended by {signal.Signals(number).name}"
         advice = "".join(f"\n  {what}" for words, what in ADVICE.items() if words in text)
@@ -177,8 +180,8 @@ class Tuner:
 class Device:
     """A `Site` behind SSH: `target` is [user@]host[:port] or a Host of the user's ssh configuration.
 
-    `ssh` is the command to use with its options (default: BITGEN_SSH, else ssh), `arch` what to compile for
-    (default: what `uname -m` there says).
+    `ssh` is the ssh command with its options (default: BITGEN_SSH, else ssh), `arch` the architecture to compile for
+    (default: by `uname -m` there).
     """
 
     def __init__(self, target: str, arch: str | None = None, ssh: str | None = None) -> None:
@@ -200,7 +203,10 @@ class Device:
         self.basis = f"measured on {self.cpu} by ssh"
 
     def lab(self, isa: str, specs: Sequence[KernelSpec], threads: int, progress: Progress) -> RemoteLab:
-        """A `Lab` of the candidates of one shape, running there."""
+        """Build a program of the candidates of one shape and start it on the device.
+
+        UnsupportedError when the device cannot execute the level.
+        """
         if isa not in self.isas:
             raise UnsupportedError(f"{self._target} cannot execute {isa!r}, but {', '.join(self.isas)}")
         built = library.for_kernels(isa, specs, BuildOptions(self._platform, PROGRAM, progress=progress))
@@ -213,11 +219,11 @@ class Device:
             raise
 
     def _connect(self) -> Tuner:
-        """The script, waiting for a program; the tuner's name tells the system, too."""
+        """Start the script, which then waits for a program; the tuner's name also gives the device's system."""
         tuner = Tuner(self._command, self._target)
         try:
             line = ""
-            while not line.startswith("bitgen: "):  # what a login says before is not for us
+            while not line.startswith("bitgen: "):  # skip what the login prints before
                 line = tuner.receive_line(CONNECT_SECONDS)
         except BaseException:
             tuner.close()
@@ -227,7 +233,10 @@ class Device:
 
 
 def ssh_command(target: str, ssh: str | None = None) -> list[str]:
-    """The command that connects to [user@]host[:port], up to what to run there; it never asks anything."""
+    """The ssh command for [user@]host[:port], without the remote command; it never prompts.
+
+    RemoteError when `target` has another form.
+    """
     found = re.fullmatch(r"(?P<user>[^@:]+@)?(\[(?P<v6>[^]]+)\]|(?P<host>[^:@]+))(:(?P<port>\d+))?", target)
     if found is None or target.startswith("-"):
         raise RemoteError(f"--remote {target!r} is not [user@]host[:port]")
@@ -249,16 +258,16 @@ def _arch(name: str) -> str:
 
 
 def _bring(tuner: Tuner, program: Path) -> None:
-    """Hand a program to the script and wait until it greets."""
+    """Send a program to the script and wait for its greeting."""
     data = program.read_bytes()
     tuner.send(f"{len(data)}\n".encode(), data)
     tuner.greet()
 
 
 class RemoteLab:
-    """The candidates of one shape in a tuner: a `Lab`.
+    """A `Lab` of candidates that a Tuner runs.
 
-    Weights of verification are 0 but for three bands of rows: what is 0 packs into equal bytes, whatever the layout.
+    The weights of verification are 0 except for three bands of rows: zeros pack into equal bytes in every layout.
     """
 
     def __init__(self, tuner: Tuner, specs: Sequence[KernelSpec], threads: int) -> None:
@@ -276,7 +285,7 @@ class RemoteLab:
         tuner.request(f"stream {self._stream.size}")
 
     def verify(self, spec: KernelSpec) -> None:
-        """Random and extreme activations against the oracle, all threads."""
+        """Compare with the oracle on random and extreme activations, with all threads."""
         n = VERIFY_TOKENS[spec.op]
         if spec.layout != self._layout:
             packed = self._trial.pack(spec.layout)
@@ -288,31 +297,31 @@ class RemoteLab:
                 raise lab.wrong(spec)
 
     def seconds(self, spec: KernelSpec, threads: int | None = None) -> float:
-        """Median seconds of one call, on weights from memory."""
+        """Median seconds of one call, with weights that come from memory."""
         n, reps = PREFILL_TOKENS if spec.op == "gemm" else 1, REPS[spec.op]
         at, copies = self._stream.place(spec, reps)
         arguments = (self._index[spec], at, copies, n, threads or self._threads, reps)
         return statistics.median(map(float, self._tuner.request(f"time {' '.join(map(str, arguments))}")))
 
     def bandwidth(self) -> float:
-        """Sequential read bandwidth in bytes per second."""
+        """Sequential read bandwidth, bytes per second."""
         return float(self._tuner.request(f"bandwidth {self._threads}")[0])
 
     def peak(self) -> float:
-        """Peak integer operations per second."""
+        """Peak of the integer dot product, operations per second."""
         return float(self._tuner.request(f"peak {self._threads}")[0])
 
     def weight_bytes(self, spec: KernelSpec) -> int:
-        """Packed bytes of the matrix."""
+        """Bytes of the packed matrix."""
         return lab.weight_bytes(spec)
 
     def close(self) -> None:
-        """End the program there."""
+        """End the program on the device."""
         self._tuner.close()
 
 
 def banded(shape: GemmShape, rng: np.random.Generator) -> Codes:
-    """Codes int8 [m, k] that are 0 but for three bands of random rows: at the top, in the middle, at the bottom."""
+    """Codes int8 [m, k] that are 0 except for three bands of random rows: top, middle, bottom."""
     codes = np.zeros((shape.m, shape.k), np.int8)
     for top in (0, shape.m // 2, max(0, shape.m - BAND)):
         band = codes[top : top + BAND]
@@ -321,7 +330,7 @@ def banded(shape: GemmShape, rng: np.random.Generator) -> Codes:
 
 
 def spans(data: Bytes) -> Iterator[bytes]:
-    """Bytes in the tuner's short form: (u64 n, n bytes, u64 times, one byte to repeat), until all are told."""
+    """Run-length encoding of bytes for the tuner: records of (u64 n, n bytes, u64 times, the byte to repeat)."""
     edges = np.flatnonzero(np.diff(data)) + 1
     starts, ends = np.concatenate([[0], edges]), np.concatenate([edges, [data.size]])
     long = ends - starts >= RUN

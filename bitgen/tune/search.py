@@ -1,14 +1,14 @@
 """The autotuner: candidates -> compile -> verify -> time -> choose.
 
-For each distinct matrix shape the legal layouts and tiles are compiled into one library. Each kernel must
-first give the oracle's integers; a wrong one stops the tuning, since a wrong kernel is a bug, not a slow
-candidate. Then the candidates race: in every round all are timed in turn, so that drift of the machine hits
-them alike, and the slower half drops out, until the medians of the finalists decide. Decode kernels stream
-weights from memory (copies beyond the last-level cache are visited in turn), with all threads running.
+For each distinct matrix shape the legal layouts and tiles are compiled into one library. Each kernel must first give
+the oracle's integers; a wrong one ends the tuning, because a wrong kernel is a bug, not a slow candidate. The search is
+successive halving: a round times every candidate once, so that drift of the machine affects all alike; after ROUNDS
+rounds the slower half drops out; the medians of the last two decide. Decode kernels read weights from memory (they
+rotate over copies larger than the last-level cache), with all threads running.
 
-Prefill tiles race within the layouts that decode best, and the pair that costs least in
+Prefill tiles are timed for the layouts that decode fastest. The pair of kernels with the least
     seconds per token of decode + seconds per token of prefill
-wins: a request that reads as many tokens as it writes.
+wins, as for a request that reads as many tokens as it writes.
 """
 
 from __future__ import annotations
@@ -30,28 +30,29 @@ from bitgen.spec import GemmShape, KernelSpec, Listener, MatrixPlan
 from bitgen.tune.lab import PREFILL_TOKENS, Host, Lab, Site
 
 FINALIST_LAYOUTS = 3
-ROUNDS = 5  # timed rounds before each halving, and of the final
-REPEATS = 3  # most often that a race measures rounds again because they disagreed
-SPREAD = 0.15  # rounds disagree when the middle half of a kernel's times spans more than this share of its median
-BUSY = 0.5  # the machine was busy when so many more processes than our threads ran at the start
+ROUNDS = 5  # timed rounds before each halving, and before the final decision
+REPEATS = 3  # times that one race may repeat its rounds because they disagreed
+SPREAD = 0.15  # rounds disagree when the interquartile range of a kernel's times exceeds this fraction of the median
+BUSY = 0.5  # the machine was busy if its load average exceeded our threads by more than this
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Race(Generic[T]):
-    """Median seconds of every candidate, and whether the machine stayed too unsteady to trust them."""
+    """Median seconds of every candidate; `disturbed` when rounds still disagreed after all repeats."""
 
     medians: dict[T, float]
     disturbed: bool
 
 
 def race(candidates: Sequence[T], measure: Callable[[T], float], step: Callable[[], None] = lambda: None) -> Race[T]:
-    """Median seconds of every candidate; the slower half leaves after each ROUNDS rounds.
+    """Median seconds of every candidate, by successive halving: the slower half drops out after every ROUNDS rounds.
 
-    Rounds are forgotten and measured again, REPEATS times in a race, where the times of a candidate disagree that is
-    or may be the fastest (its least time says so), or of the first, the reference. Pure in `measure`, so recorded
-    times replay a search. Those that left keep the median they left with.
+    ROUNDS rounds are discarded and measured again, at most REPEATS times in a race, when the times of one of these
+    candidates disagree: the first, which is the reference, and those whose least time is not above the best median.
+    A candidate that drops out keeps its median. `step` is called after every ROUNDS valid rounds. All times come from
+    `measure`, so recorded times replay a search.
     """
     samples: dict[T, list[float]] = {c: [] for c in candidates}
     field, repeats, disturbed = list(candidates), REPEATS, False
@@ -77,13 +78,13 @@ def race(candidates: Sequence[T], measure: Callable[[T], float], step: Callable[
 
 
 def disagree(times: Sequence[float]) -> bool:
-    """Whether the middle half of some times spans more than SPREAD of their median."""
+    """Whether the interquartile range of some times exceeds SPREAD times their median."""
     low, median, high = statistics.quantiles(times, n=4, method="inclusive")
     return high - low > SPREAD * median
 
 
 def race_rounds(candidates: int) -> int:
-    """How often `race` calls step for a number of candidates."""
+    """Number of calls of `step` in a race of so many candidates."""
     rounds = 1
     while candidates > 2:
         candidates, rounds = math.ceil(candidates / 2), rounds + 1
@@ -99,11 +100,12 @@ def tune(
     site: Site | None = None,
     path: Path | None = None,
 ) -> Plan:
-    """Decide every shape that the plan of a site (this host) does not decide yet; the plan is saved after each.
+    """Decide every shape that the plan of a site (default: this host) does not decide yet; save the plan after each.
 
-    So an interrupted run resumes where it was, and a second run with nothing changed returns at once. What was
-    measured on a disturbed machine, or with kernels that are rendered otherwise today, is measured again; with another
-    compiler all is. The plan is kept in `path`, else where builds look for it.
+    An interrupted run resumes after the last shape decided, and a second run without changes returns at once. A shape
+    is measured again if the machine was disturbed or today's templates render other kernels; every shape is, if the
+    compiler changed. `path` is the plan's file, by default the one that builds look for; BitgenError when that is the
+    plan of another ISA or CPU.
     """
     site = site or Host()
     path = path or plans.path_of(site.cpu, isa)
@@ -122,14 +124,14 @@ def tune(
 
 
 def _serves(evidence: Evidence | None, threads: int, effort: Effort) -> bool:
-    """Whether a decision need not be made again."""
+    """Whether evidence was measured with these threads and this effort (or more), on an undisturbed machine."""
     if not isinstance(evidence, Measured) or evidence.disturbed:
         return False
     return evidence.threads == threads and evidence.effort in (effort, "thorough")
 
 
 def candidates(shape: GemmShape, isa: str, effort: Effort) -> list[KernelSpec]:
-    """Every kernel worth trying for a shape, those of the static default first."""
+    """Every kernel to try for a shape; the two of the static default come first."""
     thorough = effort == "thorough"
     found = [*space.default_plan(shape, isa).specs(shape, isa)]
     for layout in space.candidate_layouts(shape, isa, thorough):
@@ -140,7 +142,7 @@ def candidates(shape: GemmShape, isa: str, effort: Effort) -> list[KernelSpec]:
 
 
 def decide(shape: GemmShape, isa: str, threads: int, effort: Effort, listener: Listener, site: Site) -> Decision:
-    """Race the candidates of one shape; the decision with its evidence."""
+    """Verify and time the candidates of one shape; the decision with its evidence."""
     name, specs = str(shape), candidates(shape, isa, effort)
     lab = site.lab(isa, specs, threads, lambda done, total: listener(f"{name} compiling", done, total))
     with closing(lab):
@@ -153,7 +155,7 @@ def decide(shape: GemmShape, isa: str, threads: int, effort: Effort, listener: L
 
 
 def _decide(lab: Lab, specs: Sequence[KernelSpec], threads: int, listener: Listener) -> tuple[MatrixPlan, Measured]:
-    """Race verified kernels of one shape, those of the static default first."""
+    """Time the verified kernels of one shape; `specs` begins with the two of the static default."""
 
     def run(stage: str, field: list[KernelSpec]) -> Race[KernelSpec]:
         steps = iter(range(1, race_rounds(len(field)) + 1))

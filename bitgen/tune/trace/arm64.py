@@ -13,7 +13,7 @@ JUMP = re.compile(r"(b|br|b\.\w+|cbn?z|tbn?z|bl|blr|ret)\b")
 
 Read = Callable[[Machine], Value]
 
-# Result of the operands behind the destination, all unsigned, at a width of n bits.
+# Name -> result of the source operands, all unsigned, at a width of n bits.
 _ARITHMETIC: dict[str, Callable[..., int]] = {
     "mov": lambda n, a: a,
     "mvn": lambda n, a: ~a,
@@ -55,28 +55,28 @@ _ARITHMETIC: dict[str, Callable[..., int]] = {
     "ubfiz": lambda n, a, low, width: mask(a, width) << low,
     "sbfiz": lambda n, a, low, width: signed(a, width) << low,
 }
-# These also read what their destination holds, as `d`.
+# These also read their destination, as `d`.
 _INSERTING: dict[str, Callable[..., int]] = {
     "movk": lambda n, d, a, low=0: d & ~(0xFFFF << low) | a << low,
     "bfi": lambda n, d, a, low, width: d & ~(mask(-1, width) << low) | mask(a, width) << low,
     "bfxil": lambda n, d, a, low, width: d & ~mask(-1, width) | mask(a >> low, width),
 }
-# Flag setters: the operation that gives the result, and the flags.
+# Flag setters -> (operation of the result, flags).
 _FLAGS: dict[str, tuple[str, Callable[[int, int, int], Flags]]] = {
     "adds": ("add", lambda n, a, b: sum_flags(a, b, n)),
     "subs": ("sub", lambda n, a, b: sum_flags(a, ~b, n, 1)),
     "ands": ("and", lambda n, a, b: logic_flags(a & b, n)),
     "bics": ("bic", lambda n, a, b: logic_flags(a & ~b, n)),
 }
-_COMPARISONS = {"cmp": "subs", "cmn": "adds", "tst": "ands"}  # to the zero register
-# What a conditional choice gives when its condition does not hold.
+_COMPARISONS = {"cmp": "subs", "cmn": "adds", "tst": "ands"}  # results go to the zero register
+# Conditional selects -> result of the second source, when the condition does not hold.
 _OTHERWISE: dict[str, Callable[[int], int]] = {
     "csel": lambda b: b,
     "csinc": lambda b: b + 1,
     "csinv": lambda b: ~b,
     "csneg": lambda b: -b,
 }
-# Short spellings: name -> full name, operands between destination and condition; the condition is inverted.
+# Aliases -> full name, operands between destination and condition; the condition is inverted.
 _ALIASES: dict[str, tuple[str, Callable[[str], tuple[str, str]]]] = {
     "cset": ("csinc", lambda _: ("xzr", "xzr")),
     "csetm": ("csinv", lambda _: ("xzr", "xzr")),
@@ -98,12 +98,12 @@ _LOADS = {"b": (1, False), "h": (2, False), "sb": (1, True), "sh": (2, True), "s
 
 
 def call(machine: Machine, stack: int, arguments: Sequence[int]) -> None:
-    """Pass arguments to a function that returns to nowhere."""
+    """Pass arguments to the function that the trace begins with: all in registers."""
     machine.registers |= {f"x{i}": value for i, value in enumerate(arguments)} | {"sp": stack}
 
 
 def decode(line: str, labels: Mapping[str, int], after: int) -> Step | None:
-    """What an instruction does; None when nothing that is followed."""
+    """The step of an instruction; None when it changes no scalar state."""
     name, _, rest = line.partition(" ")
     operands = [part.strip() for part in re.split(r",(?![^\[{]*[\]}])", rest)] if rest else []
     if JUMP.match(line):
@@ -182,13 +182,13 @@ def _read(operand: str, labels: Mapping[str, int]) -> Read:
 
         return read
     if operand.startswith(":lo12:"):
-        return lambda m: 0  # adrp gave all of the address
+        return lambda m: 0  # adrp has given the whole address
     number = int(operand.lstrip("#"), 0) if re.fullmatch(r"#?-?(0x)?[0-9a-f]+", operand) else None
-    return lambda m: number  # None: a vector's element
+    return lambda m: number  # None: an element of a vector
 
 
 def _sources(operands: Sequence[str], labels: Mapping[str, int]) -> list[Read]:
-    """Operands, a shift or extension at their end applied to the one before it."""
+    """Source operands; a shift or extension at the end applies to the operand before it."""
     found = re.fullmatch(r"([a-z]+)(?: #(\d+))?", operands[-1]) if len(operands) > 1 else None
     if found is None or found[1] not in _ARITHMETIC:
         return [_read(operand, labels) for operand in operands]
@@ -251,7 +251,7 @@ def _conditional_comparison(name: str, operands: Sequence[str], labels: Mapping[
 
 
 def _transfer(name: str, operands: Sequence[str], labels: Mapping[str, int]) -> Step | None:
-    """Loads and stores of scalars; of vectors only what they do to their base register."""
+    """Loads and stores of scalars; of vectors only the update of the base register."""
     place = next(i for i, x in enumerate(operands) if x[0] == "[")
     inside = [x.strip() for x in operands[place].strip("[]!").split(",")]
     base, offset = _read(inside[0], labels), _sum(inside[1:], labels)
@@ -282,7 +282,7 @@ def _transfer(name: str, operands: Sequence[str], labels: Mapping[str, int]) -> 
 
 
 def _sum(parts: Sequence[str], labels: Mapping[str, int]) -> Read:
-    """The part of an address behind its base."""
+    """The offset of an address from its base."""
     return _sources(parts, labels)[0] if parts else lambda m: 0
 
 
@@ -291,7 +291,7 @@ def _jump(name: str, operands: Sequence[str], labels: Mapping[str, int], after: 
         return lambda m: m.returns.pop() if m.returns else 0
     if name in ("bl", "blr"):
         if name == "blr" or operands[0] not in labels:
-            return None  # memcpy, memset: they give x0 back
+            return None  # memcpy, memset: they return x0
         return lambda m: m.returns.append(after) or labels[operands[0]]  # type: ignore[func-returns-value]
     if name == "br":
         target = _read(operands[0], labels)
@@ -312,7 +312,7 @@ def _jump(name: str, operands: Sequence[str], labels: Mapping[str, int], after: 
 
 
 def _tail_call(m: Machine) -> int:
-    """A function of libc that returns for us."""
+    """A jump to a function of libc, which returns to our caller."""
     return m.returns.pop() if m.returns else 0
 
 

@@ -1,4 +1,4 @@
-"""What scalar instructions change: registers, memory, flags. Every value is an integer or unknown (None)."""
+"""The state that scalar instructions change: registers, memory, flags. A value is an integer, or None: unknown."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 Value = int | None
 Step = Callable[["Machine"], int | None]
-"""One instruction: changes the machine; an address in the program where it goes on, None for the next instruction."""
+"""One instruction: changes the machine; returns the address of its jump, or None to continue with the next one."""
 
 
 class Flags(NamedTuple):
@@ -20,23 +20,23 @@ class Flags(NamedTuple):
 
 
 class Machine:
-    """Registers by their widest name, bytes of memory that are known, flags if known."""
+    """Registers by their widest name, the known bytes of memory, and the flags, None when unknown."""
 
     def __init__(self) -> None:
         self.registers: dict[str, Value] = {}
         self.memory: dict[int, int] = {}
         self.flags: Flags | None = None
-        self.returns: list[int] = []  # where calls go back to
+        self.returns: list[int] = []  # return addresses of the calls in progress
 
     def load(self, address: Value, size: int) -> Value:
-        """The little-endian number of some bytes, if all are known."""
+        """The little-endian integer of `size` bytes, None unless all are known."""
         if address is None:
             return None
         found = [self.memory.get(address + i) for i in range(size)]
         return None if None in found else int.from_bytes(bytes(found), "little")  # type: ignore[arg-type]
 
     def store(self, address: Value, size: int, value: Value) -> None:
-        """Write some bytes. A store to an unknown address is data: what steers a kernel lies on its stack."""
+        """Write `size` bytes. A store to an unknown address is ignored: control flow depends on the stack only."""
         if address is None:
             return
         for i in range(size):
@@ -47,12 +47,12 @@ class Machine:
 
 
 def mask(value: int, bits: int) -> int:
-    """The low bits of a number, as an unsigned one."""
+    """The low bits of an integer, unsigned."""
     return value & ((1 << bits) - 1)
 
 
 def signed(value: int, bits: int) -> int:
-    """The low bits of a number, as a two's complement one."""
+    """The low bits of an integer, as two's complement."""
     value = mask(value, bits)
     return value - (value >> (bits - 1) << bits)
 
@@ -71,5 +71,5 @@ def logic_flags(value: int, bits: int) -> Flags:
 
 
 def divide(a: int, b: int) -> int:
-    """The quotient rounded towards zero."""
+    """The quotient a / b, rounded towards zero."""
     return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)

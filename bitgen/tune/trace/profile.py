@@ -1,4 +1,4 @@
-"""Following a program: which blocks run how often, and which of them run as one."""
+"""Execution counts of the edges between a program's blocks, and the paths that blocks form."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bitgen.errors import BitgenError
 from bitgen.tune.trace.program import Program
 
 START = 0
-"""Where edges into `run` come from, and where its return goes."""
+"""The source of the edge into `run`, and the target of its return."""
 
 NEARLY_ALWAYS = 0.9
 MOST_BLOCKS = 20_000_000
@@ -18,35 +18,35 @@ MOST_BLOCKS = 20_000_000
 
 @dataclass(frozen=True)
 class Path:
-    """Blocks that nearly always run one after the other; it loops when it mostly follows itself."""
+    """Blocks that nearly always run in sequence; a loop if most of its runs follow another run of it."""
 
     label: str
     lines: tuple[str, ...]
-    count: float  # how often it begins
+    count: float  # number of runs
     loops: bool
 
 
 @dataclass(frozen=True)
 class Profile:
-    """How often a call of a kernel goes from one block to another: (address, address) -> times."""
+    """Counts of the edges of one call of a kernel: (address of a block, address of the next) -> times."""
 
     program: Program
     edges: Mapping[tuple[int, int], float]
 
     def plus(self, other: Profile, times: float) -> Profile:
-        """Edge by edge this and `times` the other: of calls on more panels or tokens, from two on few."""
+        """The sum of this profile and `times` the other, edge by edge: extrapolates in panels or tokens."""
         keys = dict.fromkeys((*self.edges, *other.edges))
         sums = {edge: self.edges.get(edge, 0) + times * other.edges.get(edge, 0) for edge in keys}
         return Profile(self.program, {edge: count for edge, count in sums.items() if count})
 
     @property
     def instructions(self) -> float:
-        """How many instructions ran, those of libc's functions left out."""
+        """Number of executed instructions, without those of libc's functions."""
         return sum(n * len(self.program.blocks[to].lines) for (_, to), n in self.edges.items() if to != START)
 
     @property
     def paths(self) -> list[Path]:
-        """All that ran, the most instructions first."""
+        """All executed code as paths, those with the most executed instructions first."""
         into, out = defaultdict[int, float](float), defaultdict[int, float](float)
         for (source, to), count in self.edges.items():
             out[source] += count
@@ -68,7 +68,7 @@ class Profile:
 
 
 def follow(program: Program, n: int, panels: int) -> Profile:
-    """Call the kernel on n tokens and some panels; BitgenError where a branch depends on what is not known."""
+    """Profile of a call of the kernel with n tokens and so many panels; BitgenError when a branch depends on data."""
     machine, at, before = program.machine(n, panels), program.labels["run"], START
     edges = Counter[tuple[int, int]]()
     for _ in range(MOST_BLOCKS):

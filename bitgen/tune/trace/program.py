@@ -1,4 +1,4 @@
-"""Assembly text -> blocks of instructions that run from their first to their last."""
+"""Assembly text -> basic blocks."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from bitgen.tune.trace import arm64, x86_64
 from bitgen.tune.trace.machine import Machine, Step
 
 CODE, DATA, STACK, ARGUMENTS = 1 << 40, (1 << 40) + (1 << 28), 2 << 40, 3 << 40
-"""Where a made-up address space keeps things: tables within 32 bits of code, of which every instruction has four
-bytes on every architecture."""
+"""Bases of the regions of a made-up address space. An instruction has 4 bytes on every architecture; jump tables are
+within 32 bits of the code."""
 
 _ARCHES = {"arm64": arm64, "x86_64": x86_64}
 _DATA = {".byte": 1, ".short": 2, ".hword": 2, ".2byte": 2, ".long": 4, ".word": 4, ".xword": 8, ".quad": 8}
@@ -19,12 +19,12 @@ _DATA = {".byte": 1, ".short": 2, ".hword": 2, ".2byte": 2, ".long": 4, ".word":
 
 @dataclass(frozen=True)
 class Block:
-    """Instructions that run together, as llvm-mca reads them, and what the scalar ones among them do."""
+    """A basic block: its instructions as text for llvm-mca, and the steps of the scalar ones."""
 
-    label: str  # that the compiler gave to it or to the last block before it that has one
+    label: str  # the compiler's label of this block, or of the last block before it that has one
     lines: tuple[str, ...]
     steps: tuple[Step, ...]
-    after: int  # address of the block below
+    after: int  # address of the following block
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Program:
     tables: dict[int, int] = field(default_factory=dict)
 
     def machine(self, n: int, panels: int) -> Machine:
-        """A machine that has called run(w, operand, n, y, 0, panels, scratch) of runtime/kernel.h."""
+        """A machine at the entry of run(w, operand, n, y, 0, panels, scratch), as in runtime/kernel.h."""
         machine = Machine()
         machine.memory |= self.tables
         w, operand, y, scratch = (ARGUMENTS + (i << 36) for i in range(4))
@@ -46,12 +46,15 @@ class Program:
 
 
 def parse(text: str, arch: str) -> Program:
-    """The program of one assembly file: AArch64, or x86-64 in AT&T syntax, as clang writes them."""
+    """The program of one assembly file of clang: AArch64, or x86-64 in AT&T syntax.
+
+    UnsupportedError for another architecture.
+    """
     if arch not in _ARCHES:
         raise UnsupportedError(f"the cost model follows code of {' and '.join(_ARCHES)}, not of {arch}")
     decoder, program = _ARCHES[arch], Program(arch)
     code: list[tuple[str, str]] = []  # the label that starts a block here, or ""; the instruction
-    words: list[tuple[int, int, str]] = []  # of the jump tables: address, size, expression
+    words: list[tuple[int, int, str]] = []  # entries of jump tables: address, size, expression
     pending, at, in_table = list[str](), DATA, False
     for raw in text.splitlines():
         line = re.sub(r"\s+", " ", re.split(decoder.COMMENT, raw)[0]).strip()
@@ -67,7 +70,7 @@ def parse(text: str, arch: str) -> Program:
             at += _DATA[directive]
         elif line and not line.startswith("."):
             program.labels |= dict.fromkeys(pending, CODE + 4 * len(code))
-            # Others, of line numbers and unwinding, are nowhere jumped to.
+            # Other labels, for line numbers and unwinding, are no jump targets.
             code.append((next((n for n in pending if n.startswith(".LBB") or n[0] != "."), ""), line))
             pending.clear()
     for where, size, expression in words:
@@ -84,7 +87,7 @@ def _table_entry(expression: str, labels: dict[str, int]) -> int:
 
 
 def _divide(program: Program, code: list[tuple[str, str]]) -> None:
-    """Divide code into blocks: before labels, and behind all that may go elsewhere."""
+    """Divide code into basic blocks: they begin at labels and after jumps, calls and returns."""
     decoder = _ARCHES[program.arch]
     start, name = 0, ""
     for i, (label, line) in enumerate(code):

@@ -15,7 +15,7 @@ Read = Callable[[Machine], Value]
 Write = Callable[[Machine, Value], None]
 
 LOW = ".low"
-"""Behind a register's name: its low eight bits, where these are known and the rest may not be."""
+"""Suffix of a register's name: its low eight bits, for when these are known and the others may not be."""
 
 _WIDTHS = {"b": 8, "w": 16, "l": 32, "q": 64}
 _REGISTERS = {
@@ -41,7 +41,7 @@ def _borrow(n: int, d: int, a: int) -> Flags:
     return flags._replace(c=not flags.c)
 
 
-# Result of destination d and source a, unsigned, at a width of n bits.
+# Name -> result of destination d and source a, both unsigned, at a width of n bits.
 _ARITHMETIC: dict[str, Callable[[int, int, int], int]] = {
     "add": lambda n, d, a: d + a,
     "sub": lambda n, d, a: d - a,
@@ -53,10 +53,10 @@ _ARITHMETIC: dict[str, Callable[[int, int, int], int]] = {
     "sar": lambda n, d, a: signed(d, n) >> a % max(n, 32),
     "imul": lambda n, d, a: signed(d, n) * signed(a, n),
 }
-# Flags of others than these two are those of the result.
+# Flags of the other operations are those of the result.
 _FLAGS: dict[str, Callable[[int, int, int], Flags]] = {"add": lambda n, d, a: sum_flags(d, a, n), "sub": _borrow}
 _COMPARISONS = {"cmp": "sub", "test": "and"}
-# With one operand: the operation and its source.
+# With one operand -> (operation, source).
 _UNARY = {"inc": ("add", 1), "dec": ("sub", 1), "shl": ("shl", 1), "shr": ("shr", 1), "sar": ("sar", 1)}
 _CONDITIONS: dict[str, Callable[[Flags], bool]] = {
     "e": lambda f: f.z,
@@ -73,7 +73,7 @@ _SETS_FLAGS = re.compile(r"kortest|ktest|v?ptest|v?u?comis")
 
 
 def call(machine: Machine, stack: int, arguments: Sequence[int]) -> None:
-    """Pass arguments to a function that returns to nowhere: six in registers, the rest on the stack."""
+    """Pass arguments to the function that the trace begins with: six in registers, the rest on the stack."""
     machine.registers |= dict(zip(("rdi", "rsi", "rdx", "rcx", "r8", "r9"), arguments, strict=False))
     machine.registers["rsp"] = stack - 8  # the return address
     for i, value in enumerate(arguments[6:]):
@@ -81,7 +81,7 @@ def call(machine: Machine, stack: int, arguments: Sequence[int]) -> None:
 
 
 def decode(line: str, labels: Mapping[str, int], after: int) -> Step | None:
-    """What an instruction does; None when nothing that is followed."""
+    """The step of an instruction; None when it changes no scalar state."""
     name, _, rest = line.partition(" ")
     operands = [part.strip() for part in re.split(r",(?![^(]*\))", rest)] if rest else []
     if JUMP.match(line):
@@ -100,7 +100,7 @@ def decode(line: str, labels: Mapping[str, int], after: int) -> Step | None:
 
 
 def _plain(name: str, n: int, operands: Sequence[str], labels: Mapping[str, int]) -> Step | None:
-    """Instructions whose name ends in their width."""
+    """Instructions whose name ended in their width, n bits; `name` is without it."""
     if name in ("mov", "movabs"):
         return _moved(operands, n, n, False, labels)
     if name == "lea":
@@ -122,7 +122,7 @@ def _plain(name: str, n: int, operands: Sequence[str], labels: Mapping[str, int]
 
 
 def _read(operand: str, n: int, labels: Mapping[str, int]) -> Read:
-    """The unsigned value of n bits of an operand."""
+    """The unsigned value of an operand of n bits."""
     if operand[0] == "$":
         try:
             number = mask(int(operand[1:], 0), n)
@@ -144,7 +144,7 @@ def _read(operand: str, n: int, labels: Mapping[str, int]) -> Read:
 
 
 def _write(operand: str, n: int, labels: Mapping[str, int]) -> Write:
-    """Writes n bits of an operand: of a register 32 bits clear the upper half, fewer keep the rest."""
+    """Write n bits to an operand: in a register 32 bits clear the upper half, 8 and 16 keep the other bits."""
     if operand[0] != "%":
         address = _address(operand, labels)
         return lambda m, value: m.store(address(m), n // 8, value)
@@ -184,7 +184,7 @@ def _address(operand: str, labels: Mapping[str, int]) -> Read:
 
 
 def _number(term: str, labels: Mapping[str, int]) -> int:
-    """A term of a displacement; names of other files are anywhere."""
+    """A term of a displacement: a number, or a label's address; 0 for symbols of other files."""
     return int(term, 0) if re.fullmatch(r"[+-]?\d\w*", term) else labels.get(term.lstrip("+").split("@")[0], 0)
 
 
@@ -251,7 +251,7 @@ def _divided(name: str, n: int, operand: str, labels: Mapping[str, int]) -> Step
 
 
 def _sign(name: str) -> Step:
-    """The sign of one register in all of another, or its value in a wider one."""
+    """Sign extension of a register, to a wider one or into all bits of another."""
     source, target = _SIGNS[name]
     (wide, bits), (into, n) = _REGISTERS[source], _REGISTERS[target]
     write = _write(f"%{target}", n, {})
@@ -296,7 +296,7 @@ def _stack(name: str, operand: str, labels: Mapping[str, int]) -> Step:
 
 
 def _on_vectors(name: str, operands: Sequence[str]) -> Step | None:
-    """Instructions on vectors: what they leave in scalar registers and flags is data."""
+    """Vector instructions: a scalar register or flags that they write become unknown."""
     target = operands[-1][1:] if operands and operands[-1][0] == "%" else ""
     if target in _REGISTERS:
         return lambda m: m.registers.__setitem__(_REGISTERS[target][0], None)
@@ -334,7 +334,7 @@ def _jump(name: str, operands: Sequence[str], labels: Mapping[str, int], after: 
         if target[0] == "*":
             read = _read(target[1:], 64, labels)
             return lambda m: _known(read(m), name, target)
-        return (lambda m: labels[target]) if target in labels else _return  # a tail call returns for us
+        return (lambda m: labels[target]) if target in labels else _return  # a tail call: libc returns to our caller
     to = labels[target]
     return lambda m: to if _known(_holds(m, name[1:]), name, target) else None
 
