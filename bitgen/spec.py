@@ -14,7 +14,7 @@ from typing import Literal, cast
 Progress = Callable[[int, int], None]
 """Progress of a job: called with (done, total)."""
 Listener = Callable[[str, int, int], None]
-"""Progress of a job of several stages: called with (stage, done, total); total is 0 where it is not known."""
+"""Called with (stage, done, total) as a job of several stages goes on; total 0: unknown."""
 
 Op = Literal["gemv", "gemm"]
 Activation = Literal["relu2", "silu", "gelu_tanh"]
@@ -22,7 +22,7 @@ ROLES = ("qkv", "o", "gate_up", "down")
 """The four fused matrices of one transformer layer, in the order in which they run."""
 
 APART: dict[str, tuple[str, ...]] = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
-"""Fused matrix -> its parts, which are separate matrices in models that normalise the input of each part."""
+"""Fused role -> roles of its parts, which are matrices of their own in models with input norms."""
 
 
 def round_up(n: int, to: int) -> int:
@@ -34,7 +34,7 @@ def round_up(n: int, to: int) -> int:
 class GemmShape:
     """One weight matrix: `m` output features by `k` input features.
 
-    group: columns of a row that share a scale, in weights and activations; 0: one scale for the whole matrix.
+    group: columns that share a scale, in a row of weights and in activations; 0: one scale for the matrix.
     """
 
     m: int
@@ -56,37 +56,37 @@ class GemmShape:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """All that the kernels and the runtime need to know of a model besides its weights."""
+    """What the kernels and the runtime need to know of a model besides its weights."""
 
     name: str
     architecture: str  # as in GGUF: "bitnet-b1.58", "bitnet", "llama", ...
-    hidden: int
-    intermediate: int
+    hidden: int  # elements of the residual stream
+    intermediate: int  # elements between the FFN's matrices
     layers: int
     heads: int
     kv_heads: int
     head_dim: int
-    vocab: int
-    context: int
+    vocab: int  # rows of the embedding
+    context: int  # positions that the model was trained for
     rope_theta: float
     norm_eps: float
     activation: Activation
-    sub_norms: bool
-    tied: bool
-    rope_interleaved: bool = False  # adjacent pairs (GGUF `llama`) instead of half-rotation
+    sub_norms: bool  # RMSNorm before the output and the down projection
+    tied: bool  # the head is the embedding
+    rope_interleaved: bool = False  # RoPE turns adjacent pairs (GGUF `llama`) instead of i and i + head_dim / 2
     qk_norm: bool = False  # RMSNorm of each head of q and k, before RoPE
-    input_norms: bool = False  # each of the seven matrices has a norm of its own for its input
-    post_norms: bool = False  # RMSNorm of the output of attention and of the FFN, before the residual add
+    input_norms: bool = False  # RMSNorm of the input of each of the seven matrices, each with its own weights
+    post_norms: bool = False  # RMSNorm of what attention and FFN add to the residual stream
     embedding_scale: float = 1.0  # multiplies embedding rows
-    attention_scale: float = 0.0  # multiplies q k; 0: 1 / sqrt(head_dim)
-    window: int = 0  # sliding window: positions a token attends to, itself included; 0: every layer is global
-    window_period: int = 1  # with a window, every window_period-th layer is global
-    window_theta: float = 10000.0  # rope_theta of the layers with the window
-    group: int = 0  # columns of a matrix row that share a scale; 0: one scale for each part of a matrix
+    attention_scale: float = 0.0  # multiplies q k^T; 0: 1 / sqrt(head_dim)
+    window: int = 0  # positions that a token attends to in layers with a window, itself included; 0: no window
+    window_period: int = 1  # every window_period-th layer is global: it has no window
+    window_theta: float = 10000.0  # rope_theta of the layers with a window
+    group: int = 0  # columns of a row that share a scale; 0: one scale for each part of a matrix
 
     @property
     def segments(self) -> dict[str, tuple[int, ...]]:
-        """Matrix of a layer -> rows of each of its parts; every part has its own scale."""
+        """Role -> rows of each part of that matrix; every part has its own scale."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         fused = {
             "qkv": (q, kv, kv),
@@ -104,14 +104,14 @@ class ModelShape:
 
     @property
     def matrices(self) -> dict[str, GemmShape]:
-        """Role -> matrix of a layer: the four fused ones, or with input norms seven separate ones."""
+        """Role -> shape of each matrix of a layer: four, parts that share an input fused; with input norms seven."""
         k = {"o": self.heads * self.head_dim, "down": self.intermediate}
         return {
             role: GemmShape(sum(parts), k.get(role, self.hidden), self.group) for role, parts in self.segments.items()
         }
 
     def matrices_of(self, stage: str) -> dict[str, GemmShape]:
-        """Role -> matrix for one stage of a layer, which is a fused role: that matrix, or its separate parts."""
+        """The matrices of one stage of a layer, named by the fused role: that matrix, or its parts."""
         return {role: gemm for role, gemm in self.matrices.items() if role in (stage, *APART.get(stage, ()))}
 
     @property
@@ -155,12 +155,12 @@ class System:
 
     name: str
     library: str  # file name of the shared library
-    suffix: str  # of programs
+    suffix: str  # of a program's file name
     shared: tuple[str, ...]  # link flags of a shared library
     program: tuple[str, ...]  # link flags of a program
-    clang: Literal["never", "native", "sysroot"]  # where a system clang can build for it
-    flags: tuple[str, ...] = ()  # of every compilation
-    lacks: tuple[str, ...] = ()  # ISA levels that are never built for it
+    clang: Literal["never", "native", "sysroot"]  # a system clang serves: there, or elsewhere with BITGEN_SYSROOT too
+    flags: tuple[str, ...] = ()  # compiler flags
+    lacks: tuple[str, ...] = ()  # ISA levels that are not built for it: the system must grant their registers
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the numbers of a model may be: the one check behind presets, GGUF metadata and config files."""
+"""Architectures and the ranges of a model's fields: the one check behind presets, GGUF metadata and config.json."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from bitgen.spec import Activation, ModelShape
 
 @dataclass(frozen=True)
 class Architecture:
-    """What `general.architecture` of a GGUF implies."""
+    """What a value of `general.architecture` implies."""
 
     activation: Activation  # of the FFN, where the file has no key for it
     sub_norms: bool  # RMSNorm before the output and the down projection
     rope_interleaved: bool  # rows of q and k are permuted so that RoPE turns adjacent pairs
     qk_norm: bool = False  # RMSNorm of each head of q and k
     post_norms: bool = False  # RMSNorm of what attention and FFN add to the residual stream
-    scaled_embedding: bool = False  # embedding rows times sqrt(hidden)
-    windows: bool = False  # some layers may see a window of positions only
+    scaled_embedding: bool = False  # embedding rows are multiplied by sqrt(hidden)
+    windows: bool = False  # layers may attend to a window of positions
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -48,10 +48,10 @@ INTEGERS: dict[str, tuple[int, int]] = {
     "vocab": (1, 1 << 21),
     "context": (1, 1 << 24),
 }
-"""Field -> least and greatest value. Beyond any model, yet no product overflows int64."""
+"""Field -> least and greatest value: larger than in any model, and no product overflows int64."""
 
 GROUP_MULTIPLE = 16
-"""Columns that the kernels take in one step, which a group consists of."""
+"""A group is a multiple of so many columns, which kernels take in one step."""
 
 FLOATS: dict[str, tuple[float, float]] = {"rope_theta": (1.0, 1e12), "norm_eps": (1e-12, 1e-1)}
 TEXTS = ("name", "architecture", "activation")
@@ -66,11 +66,11 @@ OPTIONAL_INTEGERS: dict[str, tuple[int, int]] = {
 OPTIONAL_FLOATS: dict[str, tuple[float, float]] = {"attention_scale": (0.0, 1e3), "window_theta": (1.0, 1e12)}
 OPTIONAL_FLAGS = ("input_norms",)
 OPTIONAL = (*OPTIONAL_INTEGERS, *OPTIONAL_FLOATS, *OPTIONAL_FLAGS)
-"""Fields that few models need: where absent, the default of ModelShape. The rest follows from the architecture."""
+"""Fields that few models need; absent, they have ModelShape's default. All others follow from the architecture."""
 
 
 def architecture(name: str, where: str) -> Architecture:
-    """The row of ARCHITECTURES, or an error that names the unknown one."""
+    """The row of ARCHITECTURES; UnsupportedError lists the known ones."""
     if name not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise UnsupportedError(f"{where}: architecture {name!r} is not supported; known: {known}")
@@ -78,7 +78,7 @@ def architecture(name: str, where: str) -> Architecture:
 
 
 def window_period(windowed: Sequence[bool], where: str) -> int:
-    """The n for which exactly every n-th of the layers has no window; UnsupportedError where there is none."""
+    """The n for which every n-th layer is global and no other is; UnsupportedError where there is no such n."""
     for period in range(1, len(windowed) + 2):
         if all(bool(windowed[i]) == bool((i + 1) % period) for i in range(len(windowed))):
             return period
@@ -86,10 +86,10 @@ def window_period(windowed: Sequence[bool], where: str) -> int:
 
 
 def shape_from(values: Mapping[str, Any], where: str) -> ModelShape:
-    """A ModelShape whose every field has been checked: type, range, and how the fields fit each other.
+    """A ModelShape of checked fields: their types and ranges, and how they fit each other.
 
-    `where` starts each message, which then names the field. FormatError for an impossible value,
-    UnsupportedError for an unknown architecture or activation.
+    where: begins each message, which then names the field.
+    FormatError: an impossible value. UnsupportedError: an unknown architecture or activation.
     """
     for field in (*TEXTS, *INTEGERS, *FLOATS, *FLAGS):
         if field not in values:
@@ -127,7 +127,7 @@ def shape_from(values: Mapping[str, Any], where: str) -> ModelShape:
 
 
 def _check_fit(values: Mapping[str, Any], where: str) -> None:
-    """Query heads share key-value heads evenly, RoPE turns pairs, one matrix input has one norm, groups are whole."""
+    """Heads share kv heads evenly, RoPE turns pairs, one input has one norm, rows are whole groups."""
     if values["heads"] % values["kv_heads"]:
         raise FormatError(f"{where}: {values['heads']} heads are not a multiple of {values['kv_heads']} kv_heads")
     if values["head_dim"] % 2:

@@ -16,44 +16,31 @@ import numpy.typing as npt
 
 from bitgen.spec import ModelShape
 
-FUSED: dict[str, tuple[str, ...]] = {
-    "qkv": ("attn_q", "attn_k", "attn_v"),
-    "o": ("attn_output",),
-    "gate_up": ("ffn_gate", "ffn_up"),
-    "down": ("ffn_down",),
-    "q": ("attn_q",),
-    "k": ("attn_k",),
-    "v": ("attn_v",),
-    "gate": ("ffn_gate",),
-    "up": ("ffn_up",),
-}
-"""Role of a matrix -> the GGUF names of its parts, top to bottom."""
-
 Codes = npt.NDArray[np.int8]
 Floats = npt.NDArray[np.floating[Any]]
 Scale = float | npt.NDArray[np.float32]
 
 ALL = slice(None)
 AT_ONCE = 1 << 20
-"""Elements handled at a time where a whole tensor would take too much memory."""
+"""Elements of a piece, where a whole tensor would take too much memory."""
 
 
 def row_pieces(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Slices of consecutive rows, which cover a tensor of that shape in pieces of bounded size."""
+    """Slices of consecutive rows that cover a tensor in pieces of at most AT_ONCE elements, or one row."""
     step = max(1, AT_ONCE // max(1, math.prod(shape[1:])))
     return (slice(at, min(at + step, shape[0])) for at in range(0, shape[0], step))
 
 
 def widen_bf16(bits: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
-    """bfloat16 bit patterns -> the float32 values they stand for (exact)."""
+    """bfloat16 bit patterns -> the same values as float32 (exact)."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def ternary_floats(shape: tuple[int, ...], read: Callable[[slice], Floats]) -> tuple[Codes, np.float32, float | None]:
-    """Floats [M, K] that are -s, 0 and +s, of which `read` gives rows -> codes int8 [M, K], s, and None.
+    """Floats [M, K] in {-s, 0, +s} -> codes {-1, 0, +1} int8 [M, K], s, and the first value that is none of them.
 
-    Instead of None the first value that is none of them. The tolerance, a ten-thousandth of s, is for rounding; a
-    matrix of master weights is far outside it.
+    `read` gives rows of the matrix. The tolerance, a ten-thousandth of s, is for rounding; master weights are far
+    outside it.
     """
     scale = np.float32(max(float(np.abs(read(rows)).max()) for rows in row_pieces(shape)))
     codes = np.zeros(shape, np.int8)
@@ -68,7 +55,7 @@ def ternary_floats(shape: tuple[int, ...], read: Callable[[slice], Floats]) -> t
 
 
 class Checkpoint(Protocol):
-    """A model's weights: a ternary matrix is read at once, a float tensor by rows, so that memory stays small."""
+    """A model's weights. A ternary matrix is read whole, a float tensor by rows, so that memory stays small."""
 
     @property
     def shape(self) -> ModelShape:
@@ -79,9 +66,9 @@ class Checkpoint(Protocol):
         """GGUF key-values: tokenizer, chat template, names."""
 
     def ternary(self, name: str) -> tuple[Codes, Scale]:
-        """Codes {-1, 0, +1} int8 [M, K] and the multiplier: W = scale * codes.
+        """Codes {-1, 0, +1} int8 [M, K] and the scale: W = scale * codes.
 
-        Where the shape has a group, the multipliers are float32 [M, K / group], one for each group of a row.
+        Where the shape has a group, the scales are float32 [M, K / group], one for each group of a row.
         """
 
     def dense(self, name: str, rows: slice = ALL) -> Floats:

@@ -15,7 +15,7 @@ from bitgen.errors import FormatError, UnsupportedError
 from bitgen.spec import ModelShape
 
 FIELDS = ("hf", *TEXTS, *INTEGERS, *FLOATS, *FLAGS)
-"""The keys that every preset has: `hf`, the model's id on Hugging Face or null, and the shape. OPTIONAL may follow."""
+"""Keys of every preset: `hf`, the model's id on Hugging Face or null, and the shape's. Those of OPTIONAL may follow."""
 
 
 def names() -> list[str]:
@@ -24,17 +24,17 @@ def names() -> list[str]:
 
 
 def load(name: str) -> ModelShape:
-    """The shape of a preset by its name or its Hugging Face id, upper or lower case alike."""
+    """The shape of a preset, by its name or its Hugging Face id, in upper or lower case."""
     return read(_folder() / f"{_named(name)}.yaml")
 
 
 def hub_id(name: str) -> str | None:
-    """Where a preset is on the Hugging Face Hub: "owner/name", or None."""
+    """The id of a preset on the Hugging Face Hub, "owner/name"; None where it is not there."""
     return _table()[_named(name)]
 
 
 def _named(name: str) -> str:
-    """The preset that a name or an id means; UnsupportedError, with a guess, where there is none."""
+    """The preset with this name or id; UnsupportedError suggests near ones."""
     table = _table()
     keys = {key.lower(): preset for preset, hf in table.items() for key in (preset, *_spellings(hf))}
     found = keys.get(name.strip().lower())
@@ -47,7 +47,7 @@ def _named(name: str) -> str:
 
 
 def read(path: Path) -> ModelShape:
-    """One preset file, every field checked; FormatError names the file and the key."""
+    """One preset file, with every field checked; FormatError names the file and the key."""
     values = _values(path)
     return shape_from(values, str(path))
 
@@ -71,7 +71,7 @@ def _table() -> dict[str, str | None]:
 
 
 def _values(path: Path) -> dict[str, Any]:
-    """The mapping in a preset file, with all keys of FIELDS and none but those and OPTIONAL's."""
+    """The mapping in a preset file: all keys of FIELDS, perhaps some of OPTIONAL, and no others."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -17,7 +17,7 @@ FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int8]
 
 EXACT_K = 1 << 17
-"""Sums of up to this many products |w q| <= 128 stay within 2**24, so float32 holds them exactly."""
+"""Sums of up to so many products |w q| <= 128 stay within 2**24, which float32 holds exactly."""
 
 
 def quantise(x: FloatArray) -> tuple[IntArray, FloatArray]:
@@ -34,7 +34,7 @@ def quantise(x: FloatArray) -> tuple[IntArray, FloatArray]:
 def gemm_int(codes: IntArray, q: IntArray) -> npt.NDArray[np.int32]:
     """y = W q for each token: codes {-1, 0, +1} int8 [m, k], q int8 [n, k] -> int32 [n, m], exact.
 
-    Runs in floating point for BLAS's sake: every partial sum is an integer that the type holds exactly.
+    Floating point, for the speed of BLAS: every partial sum is an integer that the type holds exactly.
     """
     exact = np.float32 if codes.shape[1] <= EXACT_K else np.float64
     y: npt.NDArray[np.int32] = (q.astype(exact) @ codes.T.astype(exact)).astype(np.int32)
@@ -52,9 +52,9 @@ def bit_linear(x: FloatArray, codes: IntArray, scale: float) -> FloatArray:
 
 
 def quantise_groups(x: FloatArray, group: int) -> tuple[IntArray, FloatArray]:
-    """The same for each `group` of columns: x float32 [n, k] -> q int8 [n, k], steps float32 [n, k / group].
+    """`quantise` of each group of columns: x float32 [n, k] -> q int8 [n, k], steps float32 [n, k / group].
 
-    x is nearly q times the step of its group, which is 1 / s.
+    A step is 1 / s of its group: x ~ q step.
     """
     q, s = quantise(x.reshape(len(x), -1, group))
     return q.reshape(x.shape), np.float32(1) / s
@@ -63,8 +63,8 @@ def quantise_groups(x: FloatArray, group: int) -> tuple[IntArray, FloatArray]:
 def gemm_groups(codes: IntArray, scales: FloatArray, q: IntArray, steps: FloatArray) -> FloatArray:
     """y = W x where both have groups: codes [m, k], scales [m, G], q int8 [n, k], steps [n, G] -> float32 [n, m].
 
-    The sum over a group is an exact integer; y gains sum * (scale * step), group by group, each operation rounded to
-    float32. So every kernel gives these bits.
+    The sum over a group is an exact integer. Group by group, sum * (scale * step) is added to y, and every operation is
+    rounded to float32: this defines the bits that every kernel must give.
     """
     y = np.zeros((len(q), len(codes)), np.float32)
     for g, columns in enumerate(np.split(np.arange(codes.shape[1]), scales.shape[1])):
@@ -102,7 +102,7 @@ def attention(q: FloatArray, k: FloatArray, v: FloatArray, scale: float = 0.0, w
     """Causal softmax(scale q k^T) v: q [n, heads, d], k and v [n, kv_heads, d] -> [n, heads * d].
 
     Grouped queries: head j reads kv head j // (heads / kv_heads). (Vaswani et al. 2017; Ainslie et al. 2023.)
-    scale: 0 for 1 / sqrt(d). window: positions that a token sees, itself included; 0 for all before it.
+    scale: 0 for 1 / sqrt(d). window: positions that a token attends to, itself included; 0 for all up to it.
     """
     n, heads, d = q.shape
     group = heads // k.shape[1]
@@ -135,7 +135,7 @@ def forward(
 ) -> FloatArray:
     """Logits float32 [n, vocab] after each of the n tokens.
 
-    cache: the type that keys and values are rounded to; float16 is what the runtime keeps.
+    cache: the type to which keys and values are rounded; the runtime's cache is float16 by default.
     """
     return forward_many(checkpoint, [tokens], cache)[0]
 
@@ -155,7 +155,7 @@ def states(
     tokens: Sequence[int] | npt.NDArray[np.integer[Any]],
     cache: type[np.floating[Any]] = np.float32,
 ) -> FloatArray:
-    """What the output matrix multiplies: float32 [n, hidden] after the last norm. Weights are read layer by layer."""
+    """The final hidden states, float32 [n, hidden], after the last norm. Weights are read layer by layer."""
     return states_many(checkpoint, [tokens], cache)[0]
 
 
@@ -178,7 +178,7 @@ def states_many(
 
 
 class Cached:
-    """A checkpoint that reads each tensor once."""
+    """A checkpoint whose tensors are read once, and then cached."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.shape, self.metadata = checkpoint.shape, checkpoint.metadata
@@ -186,7 +186,7 @@ class Cached:
         self._dense = functools.cache(checkpoint.dense)
 
     def dense(self, name: str, rows: slice = ALL) -> npt.NDArray[np.floating[Any]]:
-        """Some rows of a tensor that is read whole."""
+        """Rows of a float tensor, which is read whole."""
         return self._dense(name)[rows]
 
 
@@ -199,9 +199,9 @@ class Block:
     cache: type[np.floating[Any]]
 
     def attend(self, x: FloatArray) -> FloatArray:
-        """What attention adds to x: attn_output of the heads' contexts; a norm in angle brackets where it exists.
+        """What attention adds to x [n, hidden]; norms in angle brackets are those that only some models have.
 
-        <post_attention_norm>(attn_output(<attn_sub_norm>(attention(rope(<attn_q_norm>(q)), ...)))), of the normed x.
+        <post_attention_norm>(attn_output(<attn_sub_norm>(attention(rope(<attn_q_norm>(q)), ...)))) of attn_norm(x).
         """
         shape = self.checkpoint.shape
         windowed = shape.window and (self.layer + 1) % shape.window_period
@@ -222,7 +222,7 @@ class Block:
         return self._norm("post_ffw_norm", self._linear("ffn_down", self._norm("ffn_sub_norm", inner)))
 
     def _linear(self, name: str, x: FloatArray) -> FloatArray:
-        """W x, where x is normed first if the matrix has a norm for its input."""
+        """W x, after a norm of x where the matrix has one for its input."""
         x = self._norm(f"{name}_norm_in", x)
         codes, scale = self.checkpoint.ternary(f"blk.{self.layer}.{name}.weight")
         return group_linear(x, codes, scale) if isinstance(scale, np.ndarray) else bit_linear(x, codes, scale)

@@ -1,7 +1,7 @@
 """Models of a given shape with random ternary weights, for tuning and benchmarking without a download.
 
-Everything follows from the seed and the tensor's name, through the raw bits of one generator and integer
-arithmetic, so a seed gives the same file everywhere.
+Everything follows from the seed and the tensor's name by the raw bits of one generator and integer arithmetic, so that
+a seed gives the same file on every machine.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from bitgen.errors import FormatError
 from bitgen.spec import ModelShape
 
 MINUS, ZERO, PLUS = 77, 107, 72
-"""Of 256 weights so many are -1, 0, +1: 30, 42 and 28 %, about what trained models have."""
+"""Weights of 256 that are -1, 0 and +1: 30, 42 and 28 %, about as in trained models."""
 
 _CODE_OF_BYTE = np.repeat(np.array([-1, 0, 1], np.int8), [MINUS, ZERO, PLUS])
 _CHUNK = 1 << 24
-"""Elements generated at a time."""
+"""Elements that are generated at a time."""
 
 LOGIT_SPREAD = 2.0
 """Standard deviation of the logits, about a trained model's."""
@@ -34,12 +34,12 @@ _SPECIALS = ("<|begin_of_text|>", "<|end_of_text|>")
 
 
 class SynthCheckpoint:
-    """A Checkpoint of random weights; tensors are made when asked for."""
+    """A Checkpoint of random weights. A tensor is generated when it is read."""
 
     def __init__(self, shape: ModelShape, seed: int = 0) -> None:
         self._shape, self._seed = shape, seed
         self._tensors = tensor_shapes(shape)
-        self._reading = ("", 0, np.random.SFC64())  # a tensor, draws made, the generator that goes on from there
+        self._reading = ("", 0, np.random.SFC64())  # a tensor's name, draws made of it, its generator after those
 
     @property
     def shape(self) -> ModelShape:
@@ -52,10 +52,10 @@ class SynthCheckpoint:
         return {"general.name": self._shape.name, **vocabulary(self._shape.vocab)}
 
     def ternary(self, name: str) -> tuple[npt.NDArray[np.int8], Scale]:
-        """Random codes [M, K] and a scale that keeps activations at their size, give or take a tenth.
+        """Random codes int8 [M, K] and a scale that keeps the size of activations within a tenth.
 
-        A row sums K products of which a fraction p is not zero, so the gain is scale * sqrt(p K). Where the shape has
-        a group, scales float32 [M, K / group] of float16 numbers, each a half to three halves of that.
+        A row sums K products of which a fraction p is not 0, so the gain is scale * sqrt(p K). Where the shape has a
+        group, scales float32 [M, K / group] that float16 holds, each 0.5 to 1.5 times that scale.
         """
         m, k = self._dims(name, 2)
         codes = np.empty(m * k, np.int8)
@@ -72,7 +72,7 @@ class SynthCheckpoint:
         return codes.reshape(m, k), scales.astype(np.float16).astype(np.float32)
 
     def dense(self, name: str, rows: slice = ALL) -> npt.NDArray[np.floating[Any]]:
-        """Norms: float32 [n] in 1 ± 0.1. Embedding and head: float16 [vocab, hidden], uniform around 0."""
+        """Norms: float32 [n] in 1 ± 0.1. Embedding and head: rows of float16 [vocab, hidden], uniform around 0."""
         dims = self._dims(name)
         start, stop, _ = rows.indices(dims[0])
         if len(dims) == 1:
@@ -95,7 +95,10 @@ class SynthCheckpoint:
         return np.random.SFC64(int.from_bytes(digest[:16], "little"))
 
     def _noise(self, name: str, start: int, count: int) -> npt.NDArray[np.int16]:
-        """Elements `start` to `start + count` of a tensor's random int16, four to a draw. Reading on costs no more."""
+        """Elements `start` to `start + count` of a tensor's random int16, four to a draw.
+
+        Reading on where the last call ended draws nothing twice.
+        """
         first, last = start // 4, -(-(start + count) // 4)
         reading, drawn, bits = self._reading
         if reading != name or drawn > first:
@@ -111,9 +114,9 @@ class SynthCheckpoint:
 
 
 def vocabulary(size: int) -> dict[str, Any]:
-    """GGUF tokenizer keys for `size` tokens: the 256 bytes, fillers, begin and end of text. No merges.
+    """GGUF tokenizer keys for `size` tokens: the 256 bytes, fillers, begin and end of text. There are no merges.
 
-    A vocabulary too small for that holds as many of the bytes as fit, printable characters first.
+    A vocabulary that is too small for them holds as many of the bytes as fit, printable characters first.
     """
     from bitgen.text.tokenizer import BYTE_ALPHABET
 

@@ -1,28 +1,37 @@
-"""The tensors of a model by their GGUF names: which there are, and in what shape."""
+"""The tensors of a model by their GGUF names: which of them it has, and their shapes."""
 
 from __future__ import annotations
 
 from bitgen.spec import ModelShape
 
 ORDER = (
-    *("attn_norm", "attn_q_norm_in", "attn_q", "attn_k_norm_in", "attn_k", "attn_v_norm_in", "attn_v"),
-    *("attn_q_norm", "attn_k_norm", "attn_sub_norm", "attn_output_norm_in", "attn_output", "post_attention_norm"),
-    *("ffn_norm", "ffn_gate_norm_in", "ffn_gate", "ffn_up_norm_in", "ffn_up"),
-    *("ffn_sub_norm", "ffn_down_norm_in", "ffn_down", "post_ffw_norm"),
-)
-"""The tensors that a layer can have, in the order they are written, which is the order they act."""
+    "attn_norm", "attn_q_norm_in", "attn_q", "attn_k_norm_in", "attn_k", "attn_v_norm_in", "attn_v",
+    "attn_q_norm", "attn_k_norm", "attn_sub_norm", "attn_output_norm_in", "attn_output", "post_attention_norm",
+    "ffn_norm", "ffn_gate_norm_in", "ffn_gate", "ffn_up_norm_in", "ffn_up",
+    "ffn_sub_norm", "ffn_down_norm_in", "ffn_down", "post_ffw_norm",
+)  # fmt: skip
+"""The tensors that a layer can have, in the order in which they are written and used."""
+
+FUSED: dict[str, tuple[str, ...]] = {
+    "qkv": ("attn_q", "attn_k", "attn_v"),
+    "o": ("attn_output",),
+    "gate_up": ("ffn_gate", "ffn_up"),
+    "down": ("ffn_down",),
+    "q": ("attn_q",),
+    "k": ("attn_k",),
+    "v": ("attn_v",),
+    "gate": ("ffn_gate",),
+    "up": ("ffn_up",),
+}
+"""Role of a matrix -> the GGUF names of its parts, top to bottom."""
 
 MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 
 
 def tensor_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
-    """GGUF name -> shape of every tensor of a model, in the order they are written."""
-    q, kv, h, inter = (
-        shape.heads * shape.head_dim,
-        shape.kv_heads * shape.head_dim,
-        shape.hidden,
-        shape.intermediate,
-    )
+    """GGUF name -> shape of every tensor of a model, in the order in which they are written."""
+    q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    h, inter = shape.hidden, shape.intermediate
     matrices = {
         "attn_q": (q, h),
         "attn_k": (kv, h),

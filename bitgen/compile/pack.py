@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bitgen import data
-from bitgen.checkpoints.checkpoint import FUSED, Checkpoint, row_pieces
+from bitgen.checkpoints.checkpoint import Checkpoint, row_pieces
+from bitgen.checkpoints.tensors import FUSED
 from bitgen.compile.binding import constants, record
 from bitgen.errors import BitgenError, UnsupportedError
 from bitgen.kernels.formats import FORMATS, Format

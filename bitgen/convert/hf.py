@@ -1,13 +1,13 @@
-"""A Hugging Face model directory (config.json + safetensors) read as a Checkpoint, and written as GGUF.
+"""A Hugging Face model directory (config.json and safetensors) as a Checkpoint.
 
-Two ways of storing a ternary matrix are in use, told apart by `quantization_config`:
+`quantization_config` says which of two ways of storing ternary matrices a model has:
 
 packed ("offline")   uint8 [M/4, K]: bits 2i, 2i+1 of row r hold the code + 1 of row r + i*M/4. Beside it a
                      `weight_scale`, by which `autobitlinear` multiplies and `bitlinear` divides.
 master ("online")    float [M, K], made ternary at run time: s = 1/max(mean|W|, 1e-5), W ~ round(W*s)/s.
 
-Without that key the floats [M, K] may be ternary themselves; or, where each matrix has a norm for its input, they are
-master weights.
+Without that key the stored floats [M, K] are ternary; or they are master weights, where each matrix has a norm for its
+input.
 """
 
 from __future__ import annotations
@@ -49,27 +49,27 @@ LAYER: dict[str, str] = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-"""GGUF name -> module, within a layer; some norms' modules differ by family."""
+"""GGUF name -> module, within a layer. A family may have other modules for norms."""
 
 FUSED_MODULES: dict[str, tuple[str, ...]] = {
     "self_attn.qkv_proj": ("attn_q", "attn_k", "attn_v"),
     "mlp.gate_up_proj": ("ffn_gate", "ffn_up"),
 }
-"""Modules that some checkpoints have instead of their parts, whose rows they hold one after the other."""
+"""Module -> GGUF names of its parts, whose rows it holds one after the other; some checkpoints have these."""
 
 POOLING_MODES = {"pooling_mode_mean_tokens": 1, "pooling_mode_cls_token": 2, "pooling_mode_lasttoken": 3}
-"""Keys of a sentence-transformers' 1_Pooling/config.json -> GGUF's pooling_type."""
+"""Key of 1_Pooling/config.json of sentence-transformers -> GGUF's pooling_type."""
 
 
 class HfCheckpoint:
-    """A Checkpoint over a model directory. Opening it checks every name and shape; weights are read later.
+    """A Checkpoint over a model directory. Opening checks every name and shape; weights are read on demand.
 
-    Raises FormatError where the files contradict themselves, UnsupportedError where they are sound but ask
-    for what bitgen does not do; both name the file and the key or tensor.
+    FormatError: the files contradict themselves. UnsupportedError: they are sound, but bitgen cannot run such a model.
+    Both name the file and the key or tensor.
     """
 
     def __init__(self, directory: str | Path, name: str | None = None) -> None:
-        """name: the model's; None: the directory's."""
+        """name: of the model; None: the directory's name."""
         self.directory = Path(directory)
         config = Config(self.directory / "config.json")
         self._family = config.family()
@@ -83,7 +83,7 @@ class HfCheckpoint:
         self._tensors = self._tensors or open_directory(self.directory)
         self._check_tensors()
         if self._storage == "values":
-            self.ternary("blk.0.attn_k.weight")  # else a model that is not ternary is found late
+            self.ternary("blk.0.attn_k.weight")  # a model that is not ternary is refused now, not halfway
 
     @property
     def shape(self) -> ModelShape:
@@ -97,7 +97,7 @@ class HfCheckpoint:
 
     @cached_property
     def metadata(self) -> Mapping[str, Any]:
-        """GGUF key-values: the model's name, its tokenizer and chat template."""
+        """GGUF key-values: the model's name, tokenizer and chat template, and its pooling type where it has one."""
         from bitgen.convert.hf_tokenizer import metadata_from_hf
 
         keys = {"general.name": self._shape.name, **metadata_from_hf(self.directory)}
@@ -105,7 +105,7 @@ class HfCheckpoint:
         return keys if pooling is None else keys | {f"{self._shape.architecture}.pooling_type": pooling}
 
     def ternary(self, name: str) -> tuple[npt.NDArray[np.int8], float]:
-        """Codes {-1, 0, +1} int8 [M, K] and the multiplier: W = scale * codes."""
+        """Codes {-1, 0, +1} int8 [M, K] and the scale: W = scale * codes."""
         weight = self._tensor(name, ternary=True)
         _, rows, dims = self._place(name)
         if self._storage == "master":
@@ -129,7 +129,7 @@ class HfCheckpoint:
         return values
 
     def _place(self, name: str) -> tuple[str, slice, tuple[int, ...]]:
-        """Where a tensor is: the stored tensor's name, which rows of it, and the shape that it has unpacked.
+        """A tensor's place: name of the stored tensor, rows of it, and the stored tensor's shape unpacked.
 
         blk.3.attn_k.weight -> model.layers.3.self_attn.k_proj.weight, or some rows of ...self_attn.qkv_proj.weight
         """
@@ -152,7 +152,7 @@ class HfCheckpoint:
         return self._tensors[self._place(name)[0]]
 
     def _check_tensors(self) -> None:
-        """Every tensor the architecture has is there in the right shape, and none that would go unused."""
+        """Every tensor of the architecture is there in its shape, and no other tensor is there."""
         expected: dict[str, set[tuple[int, ...]]] = {}
         for name in self._dims:
             stored, _, dims = self._place(name)
@@ -174,12 +174,12 @@ class HfCheckpoint:
                 raise UnsupportedError(f"{path}: this architecture has no place for the tensor {name}")
 
     def _may_go_unused(self, name: str) -> bool:
-        """The head of a tied model is its embedding; RoPE tables, stored of old, follow from rope_theta."""
+        """The head of a tied model, which is its embedding, and RoPE tables, which follow from rope_theta."""
         return (self._shape.tied and name == "lm_head.weight") or name.endswith("rotary_emb.inv_freq")
 
 
 def unpack_quarters(weight: StoredTensor) -> npt.NDArray[np.int8]:
-    """uint8 [M/4, K] -> codes {-1, 0, +1} int8 [M, K]; a byte holds rows r, r + M/4, r + M/2, r + 3M/4."""
+    """uint8 [M/4, K] -> codes {-1, 0, +1} int8 [M, K]; a byte holds rows r, r + M/4, r + M/2 and r + 3M/4."""
     if weight.dtype != "U8":
         raise FormatError(f"{weight.path}: {weight.name} is {weight.dtype}; packed ternary weights are U8")
     rows, k = weight.shape
@@ -195,7 +195,7 @@ def unpack_quarters(weight: StoredTensor) -> npt.NDArray[np.int8]:
 
 
 def unpacked_codes(weight: StoredTensor) -> npt.NDArray[np.int8]:
-    """Codes stored one by one as floats -1, 0, +1."""
+    """Floats [M, K] in {-1, 0, +1} -> codes int8 [M, K]; FormatError for any other value."""
     codes = np.empty(weight.shape, np.int8)
     for rows in row_pieces(weight.shape):
         values = weight.read(rows)
@@ -206,7 +206,7 @@ def unpacked_codes(weight: StoredTensor) -> npt.NDArray[np.int8]:
 
 
 def scaled_codes(weight: StoredTensor) -> tuple[npt.NDArray[np.int8], float]:
-    """Floats [M, K] that are -s, 0 and +s -> codes and s; UnsupportedError names any other value."""
+    """Floats [M, K] in {-s, 0, +s} -> codes int8 [M, K] and s; UnsupportedError names any other value."""
     codes, scale, other = ternary_floats(weight.shape, lambda rows: finite(weight, rows))
     if other is not None:
         raise UnsupportedError(
@@ -217,7 +217,7 @@ def scaled_codes(weight: StoredTensor) -> tuple[npt.NDArray[np.int8], float]:
 
 
 def packed_scale(scale: StoredTensor, storage: Storage) -> float:
-    """The multiplier a `weight_scale` stands for, a positive float32."""
+    """The scale that multiplies, a positive float32, of a stored `weight_scale` that multiplies or divides."""
     value = np.float32(finite(scale).reshape(()))
     with np.errstate(divide="ignore", over="ignore"):
         multiplier = value if storage == "multiply" else np.float32(1) / value
@@ -227,10 +227,10 @@ def packed_scale(scale: StoredTensor, storage: Storage) -> float:
 
 
 def absmean(weight: StoredTensor) -> tuple[npt.NDArray[np.int8], float]:
-    """Master weights [M, K] -> codes clamp(round(W*s), -1, 1), where s = 1/max(mean|W|, 1e-5), and 1/s.
+    """Master weights float [M, K] -> codes clamp(round(W*s), -1, 1) and 1/s, where s = 1/max(mean|W|, 1e-5).
 
-    In float32 as in training; only the mean is summed in float64, so that it depends on no summation order. The
-    matrix is read twice, some rows at a time.
+    All in float32, as in training, but for the sum of the mean in float64, where its order does not matter. The matrix
+    is read twice, some rows at a time.
     """
     total, codes = 0.0, np.empty(weight.shape, np.int8)
     for rows in row_pieces(weight.shape):
@@ -244,14 +244,14 @@ def absmean(weight: StoredTensor) -> tuple[npt.NDArray[np.int8], float]:
 
 
 def interleave_rows(codes: npt.NDArray[np.int8], head_dim: int) -> npt.NDArray[np.int8]:
-    """Per head, row b*D/2 + j moves to 2j + b: RoPE that paired halves then pairs neighbours."""
+    """Codes [M, K] with row b*D/2 + j of each head at 2j + b: RoPE turns rows 2j and 2j + 1, not j and j + D/2."""
     m, k = codes.shape
     halves = codes.reshape(m // head_dim, 2, head_dim // 2, k)
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(m, k)
 
 
 def pooling_type(directory: Path) -> int | None:
-    """GGUF's number for how sentence-transformers makes one vector of a text's; None where nothing says so."""
+    """GGUF's pooling_type of a model of sentence-transformers; None where the directory has no pooling."""
     path = directory / "1_Pooling" / "config.json"
     try:
         modes = json.loads(path.read_text(encoding="utf-8"))
@@ -267,7 +267,7 @@ def pooling_type(directory: Path) -> int | None:
 
 
 def finite(tensor: StoredTensor, rows: slice = ALL) -> npt.NDArray[np.floating[Any]]:
-    """The values of some rows of a float tensor (float64 narrowed to float32), refused where NaN or infinite."""
+    """Rows of a float tensor, float64 narrowed to float32; FormatError where a value is NaN or infinite."""
     if tensor.dtype not in ("F64", "F32", "F16", "BF16"):
         raise FormatError(f"{tensor.path}: {tensor.name} is {tensor.dtype}, not a float type")
     values = tensor.read(rows)

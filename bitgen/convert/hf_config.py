@@ -1,4 +1,4 @@
-"""config.json of a Hugging Face model: the architecture, the dimensions, how ternary weights are stored."""
+"""config.json of a Hugging Face model: its architecture, its dimensions, and how its ternary weights are stored."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from bitgen.errors import FormatError, UnsupportedError
 from bitgen.spec import Activation, ModelShape
 
 Storage = Literal["multiply", "divide", "master", "values"]
-"""How a ternary matrix is stored: packed with a scale to multiply or to divide by, as master weights, or as floats
--s, 0 and s."""
+"""How ternary matrices are stored: packed, with a scale that multiplies or divides; as master weights; or as floats
+-s, 0 and +s."""
 
 STORAGES: dict[tuple[str, str], Storage] = {
     ("autobitlinear", "offline"): "multiply",
@@ -30,19 +30,19 @@ ACTIVATIONS: dict[str, Activation] = {
     "swish": "silu",
     "gelu_pytorch_tanh": "gelu_tanh",
 }
-"""hidden_act -> ours."""
+"""hidden_act -> activation."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """What an entry of `architectures` stands for."""
+    """What a value of `architectures` implies."""
 
-    gguf: str  # general.architecture of the GGUF: a row of shapes.ARCHITECTURES
-    quantised_by: Literal["quantization_config", "weight_bits"]  # the key that says it is ternary
+    gguf: str  # general.architecture of the GGUF, a row of ARCHITECTURES
+    quantised_by: Literal["quantization_config", "weight_bits"]  # the key that says that the model is ternary
     norms: dict[str, str] = field(default_factory=dict)  # GGUF name -> module, of the norms that are not Llama's
-    may_be_plain: bool = False  # without quantization_config the floats themselves may be ternary
-    defaults: dict[str, Any] = field(default_factory=dict)  # what transformers takes for keys that are absent
-    gain_offset: float = 0.0  # what the model adds to the stored weights of its norms
+    may_be_plain: bool = False  # without quantization_config the stored floats may be ternary
+    defaults: dict[str, Any] = field(default_factory=dict)  # key -> value that transformers takes where it is absent
+    gain_offset: float = 0.0  # is added to the stored weights of norms
 
 
 _QK_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
@@ -86,7 +86,8 @@ FAMILIES: dict[str, Family] = {
     "Gemma3ForCausalLM": _GEMMA3,
     "Gemma3TextModel": _GEMMA3,
 }
-"""The 2B4T class, the custom code of bitnet_b1_58-{large, xl, 3B}, and others with ternary linears."""
+"""`architectures` -> family: the class of 2B4T, the custom code of bitnet_b1_58-{large, xl, 3B}, and classes of other
+models that have ternary variants."""
 
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "attention_bias": (None, False),
@@ -96,7 +97,7 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "attn_logit_softcapping": (None,),
     "final_logit_softcapping": (None,),
 }
-"""Keys that would change the arithmetic -> the values with which they do not."""
+"""Keys that change the arithmetic -> the values that leave it as it is."""
 
 
 class Config:
@@ -156,7 +157,7 @@ class Config:
         return shape_from(values, str(self.path))
 
     def _has_no_head(self) -> bool:
-        """Whether the class ends in hidden states; then the embedding, which is there anyway, stands in for a head."""
+        """Whether the class has no head but ends in hidden states; the model is then taken as tied."""
         return str(self.values["architectures"][0]).endswith("Model")
 
     def storage(self, family: Family, input_norms: bool = False) -> Storage:
@@ -180,13 +181,13 @@ class Config:
         return self._bitnet_storage(quantised)
 
     def _bitnet_storage(self, quantised: dict[str, Any]) -> Storage:
-        """The rules of transformers' BitNet integration; absent keys mean its defaults."""
+        """Storage by the rules of transformers' BitNet integration, with its defaults for absent keys."""
         where = f"{self.path}: quantization_config"
         if quantised.get("use_rms_norm"):
             raise UnsupportedError(f"{where}.use_rms_norm (a norm inside each linear) is not supported")
-        kept = quantised.get("modules_to_not_convert")
-        if kept not in (None, ["lm_head"]):
-            raise UnsupportedError(f"{where}.modules_to_not_convert is {kept!r}; only ['lm_head'] is supported")
+        dense = quantised.get("modules_to_not_convert")
+        if dense not in (None, ["lm_head"]):
+            raise UnsupportedError(f"{where}.modules_to_not_convert is {dense!r}; only ['lm_head'] is supported")
         linear = str(quantised.get("linear_class", "bitlinear"))
         mode = str(quantised.get("quantization_mode", "offline"))
         if (linear, mode) not in STORAGES:
@@ -197,7 +198,7 @@ class Config:
         return STORAGES[linear, mode]
 
     def _head_dim(self, hidden: Any, heads: Any) -> int | None:
-        """hidden / heads where that is a whole number: what an absent head_dim means."""
+        """hidden / heads, the default of head_dim; None where that is no whole number."""
         whole = isinstance(hidden, int) and isinstance(heads, int) and heads > 0 and hidden % heads == 0
         return hidden // heads if whole else None
 
@@ -209,7 +210,7 @@ class Config:
         return ACTIVATIONS[name]
 
     def _attention_scale(self) -> float:
-        """query_pre_attn_scalar^-0.5, a float32 as its shortest decimal; 0 for what head_dim gives."""
+        """query_pre_attn_scalar^-0.5, a float32 by its shortest decimal; 0 where that is head_dim^-0.5."""
         if "query_pre_attn_scalar" not in self._defaults:
             return 0.0
         scalar = self._get("query_pre_attn_scalar")
@@ -218,7 +219,7 @@ class Config:
         return 0.0 if scalar == self._get("head_dim") else float(str(np.float32(scalar**-0.5)))
 
     def _window(self) -> dict[str, Any]:
-        """Which layers see a window of positions, and the RoPE of those; nothing where all see all."""
+        """Fields of the shape about layers with a window; none where every layer is global."""
         types, window = self.values.get("layer_types"), self._get("sliding_window")
         if types is None:
             period = self._get("sliding_window_pattern")
@@ -233,9 +234,9 @@ class Config:
         return {"window": window, "window_period": period, "window_theta": self._rope_theta("sliding_attention")}
 
     def _rope_theta(self, layers: Literal["full_attention", "sliding_attention"]) -> Any:
-        """theta of a kind of layer: a key of its own (transformers 4) or in `rope_parameters` (5), perhaps by kind.
+        """RoPE's theta in one kind of layer: a key (transformers 4) or in `rope_parameters` (5), perhaps by kind.
 
-        Scaled RoPE is refused.
+        UnsupportedError: scaled RoPE.
         """
         theta = None
         for key in ("rope_scaling", "rope_parameters"):
@@ -256,7 +257,7 @@ class Config:
         return self._get("rope_theta" if layers == "full_attention" else "rope_local_base_freq")
 
     def _get(self, key: str, default: Any = None) -> Any:
-        """The value of a key; absent or null it is the family's default or `default`, or an error without one."""
+        """The value of a key; where it is absent or null the family's default, else `default`, else a FormatError."""
         value = self.values.get(key)
         value = self._defaults.get(key, default) if value is None else value
         if value is None:

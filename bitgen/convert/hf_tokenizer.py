@@ -1,7 +1,7 @@
 """tokenizer.json and tokenizer_config.json of a Hugging Face directory, as the tokenizer keys of a GGUF.
 
-GGUF has no room for an arbitrary tokenizer: it knows two kinds, and names of pre-tokenizers. What does not
-fit is refused, and what does is proved on a text: the keys must give the ids that the original gives.
+GGUF cannot express every tokenizer: it knows two kinds, and pre-tokenizers by name. Any other is refused. The keys are
+then proved on a text: they must give the ids that the original gives.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def metadata_from_hf(directory: str | Path) -> dict[str, Any]:
 
 
 def _keys(path: Path, source: Mapping[str, Any], original: Backend, directory: Path) -> dict[str, Any]:
-    """All the keys, before they are proved."""
+    """The GGUF keys of a tokenizer, not yet proved."""
     if source["model"].get("type") != "BPE":
         raise UnsupportedError(f"{path}: a {source['model'].get('type')} model; GGUF's keys hold BPE")
     settings = _json(directory / "tokenizer_config.json") or {}
@@ -95,7 +95,7 @@ def _keys(path: Path, source: Mapping[str, Any], original: Backend, directory: P
 def _tokens(
     path: Path, source: Mapping[str, Any], config: Mapping[str, Any], sentence_piece: bool
 ) -> tuple[list[str], list[int]]:
-    """Tokens and their types by id; ids without a token become unused fillers, as other converters do it."""
+    """Tokens and their types, by id; ids without a token become unused fillers, as in other converters."""
     model, added = source["model"], {t["content"]: t for t in source.get("added_tokens") or []}
     ids: dict[str, int] = model["vocab"] | {content: t["id"] for content, t in added.items()}
     size = max(int(config.get("vocab_size", 0)), max(ids.values(), default=-1) + 1)
@@ -150,16 +150,16 @@ def _byte_level(path: Path, source: Mapping[str, Any], original: Backend, patter
 
 
 def _merges_reach_all(source: Mapping[str, Any], original: Backend) -> bool:
-    """Whether the merges alone make every token, so that it does not matter if they may be skipped."""
+    """Whether the merges alone make every token, so that ignore_merges makes no difference."""
     plain = Backend.from_str(original.to_str())
     plain.model.ignore_merges = False
     return all(len(plain.model.tokenize(token)) == 1 for token in source["model"]["vocab"])
 
 
 def _sentence_piece(source: Mapping[str, Any], tokens: list[str], types: list[int]) -> dict[str, Any]:
-    """Keys of a SentencePiece vocabulary. A piece scores by the rank of the first merge that makes it.
+    """Keys of a SentencePiece vocabulary. The score of a piece is minus the rank of the first merge that makes it.
 
-    Pieces of several characters that no merge makes never come from a text: `types` has them as unused.
+    Pieces of several characters that no merge makes never come from a text; `types` marks them as unused.
     """
     pairs = _pairs(source)
     rank: dict[str, int] = {}
@@ -181,7 +181,7 @@ def _sentence_piece(source: Mapping[str, Any], tokens: list[str], types: list[in
 
 
 def _pairs(source: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The merges, which are stored as "a b" or as ["a", "b"]."""
+    """The merges, stored as "a b" or as ["a", "b"]."""
     pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in source["model"]["merges"]]
     return [(left, right) for left, right in pairs]
 
@@ -189,9 +189,9 @@ def _pairs(source: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _special_ids(
     settings: Mapping[str, Any], config: Mapping[str, Any], generation: Mapping[str, Any], original: Backend
 ) -> dict[str, int]:
-    """Ids of the special tokens: named in tokenizer_config.json, else numbered in config.json.
+    """Keys of special tokens: by the names of tokenizer_config.json, else by the ids of config.json.
 
-    Where generation_config.json stops on more than the one end token, the first of the others ends a turn.
+    Where generation_config.json has several end tokens, the first that is not the usual one ends a turn.
     """
     found: dict[str, int] = {}
     for key, name in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):
@@ -208,7 +208,7 @@ def _special_ids(
 
 
 def _appended(original: Backend) -> int | None:
-    """The special token that the tokenizer puts after a text, as those of embedding models do."""
+    """Id of the special token that the tokenizer appends to a text, as in embedding models; None without one."""
     ids = original.encode("a").ids
     special = {id for id, token in original.get_added_tokens_decoder().items() if token.special}
     return ids[-1] if len(ids) > 1 and ids[-1] in special else None
@@ -230,10 +230,10 @@ def _chat_template(settings: Mapping[str, Any], directory: Path) -> str | None:
 
 
 def _prove(path: Path, original: Backend, keys: Mapping[str, Any]) -> None:
-    """The keys must encode the probe as the original does, and text around special tokens.
+    """UnsupportedError unless the keys encode the probe, and text around special tokens, as the original does.
 
-    The latter not for SentencePiece: whether a space goes before text that follows a special token differs
-    between versions of one and the same tokenizer; here, as in llama.cpp, it does.
+    SentencePiece is not tried around special tokens: versions of one tokenizer differ in whether a space precedes the
+    text after them. Here it does, as in llama.cpp.
     """
     try:
         tokenizer = Tokenizer.from_metadata(keys)

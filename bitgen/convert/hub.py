@@ -19,16 +19,16 @@ FILES = [
     "model-*.safetensors",
     "1_Pooling/config.json",
 ]
-"""What a conversion reads. Other weights that lie in a repository are not fetched."""
+"""Files that a conversion reads. Nothing else in a repository is fetched."""
 
 _ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?", re.ASCII)
 
 
 def download(id: str) -> Path:
-    """The folder of a snapshot of "owner/name" or "owner/name@revision", fetched as far as it is not in the cache.
+    """The folder of a snapshot of "owner/name" or "owner/name@revision"; files that the cache lacks are fetched.
 
     An interrupted download goes on where it was. Honours HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE and the token of
-    `hf auth login` or HF_TOKEN. BitgenError says what to do about a wrong name, a missing permission or no network.
+    `hf auth login` or HF_TOKEN. BitgenError: says what to do about a wrong name, a missing permission or no network.
     """
     from huggingface_hub import errors, snapshot_download
 
@@ -57,7 +57,7 @@ def download(id: str) -> Path:
 
 
 def _other(error: Exception) -> str:
-    """The reason for what the library passes through from HTTP and the file system."""
+    """The reason of an error that the library passes on from HTTP or the file system."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):
         return f"the Hub refused ({status}): `hf auth login` or set HF_TOKEN to a token that may read it"
@@ -69,7 +69,7 @@ def _other(error: Exception) -> str:
 
 
 def _root(error: BaseException) -> str:
-    """The first cause, in a line."""
+    """The first cause of an error, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,8 +1,7 @@
 """Read safetensors files: a u64 header length, a JSON header {name: dtype, shape, data_offsets}, raw bytes.
 
-Ours rather than the `safetensors` package's NumPy reader: that one cannot read bfloat16, the usual type of ternary
-checkpoints, and maps whole shards, whose pages then count as this process's memory. Nothing is held here: rows of a
-tensor are read when they are asked for.
+The NumPy reader of the `safetensors` package cannot read bfloat16, the usual type of ternary checkpoints, and maps
+whole shards, whose pages then count as this process's memory. Here rows of a tensor are read on demand.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ SINGLE = "model.safetensors"
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where one tensor lies: `offset` counts from the start of the file."""
+    """Where one tensor is: `offset` is in bytes from the start of the file."""
 
     name: str
     path: Path
@@ -47,7 +46,7 @@ class StoredTensor:
     offset: int
 
     def read(self, rows: slice = ALL) -> npt.NDArray[Any]:
-        """The values of some rows (of a scalar, its one); bfloat16 comes as float32, everything else as stored."""
+        """Rows of the tensor (of a scalar, its value), bfloat16 as float32, everything else as stored."""
         dtype, row = DTYPES[self.dtype], math.prod(self.shape[1:])
         start, stop, _ = rows.indices(self.shape[0] if self.shape else 1)
         count = (stop - start) * row
@@ -59,7 +58,7 @@ class StoredTensor:
 
 
 def open_directory(directory: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a model directory: one `model.safetensors`, or the shards its index names."""
+    """Every tensor of a model directory: of `model.safetensors`, or of the shards that its index names."""
     index = directory / INDEX
     if index.is_file():
         return _open_shards(index)
@@ -72,7 +71,7 @@ def open_directory(directory: Path) -> dict[str, StoredTensor]:
 
 
 def open_file(path: Path) -> dict[str, StoredTensor]:
-    """Parse the header of one file and check every range against the file's size."""
+    """Every tensor of one file, from its header; every range is checked against the file's size."""
     header, data_start, size = _header(path)
     tensors = {}
     for name, entry in header.items():
@@ -93,7 +92,7 @@ def open_file(path: Path) -> dict[str, StoredTensor]:
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int, int]:
-    """(parsed header, first byte of the data, file size)."""
+    """The parsed header, the offset of the data, and the size of the file, in bytes."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -109,7 +108,7 @@ def _header(path: Path) -> tuple[dict[str, Any], int, int]:
 
 
 def _open_shards(index: Path) -> dict[str, StoredTensor]:
-    """Every tensor the index maps to a file beside it."""
+    """Every tensor of an index, in the shards beside it."""
     try:
         entries = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         weight_map = {str(name): str(file) for name, file in entries.items()}

@@ -1,4 +1,4 @@
-"""What is to be converted: a folder, a file, a model on the Hugging Face Hub or a preset that is there."""
+"""Sources of a conversion: a folder, a file, a model on the Hugging Face Hub, or a preset that is there."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def convert(
     type: str | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Write a source as a GGUF file, its matrices in `type`, with one of them in memory at a time.
+    """Write a source as a GGUF file with matrices of `type`, one of them in memory at a time.
 
-    source: opened, or what `open_source` takes. An interrupted conversion leaves a part file, and the same call goes on
-    from there as long as the source's files and this bitgen are the same.
+    source: a checkpoint, or what `open_source` takes. An interrupted conversion leaves a part file, and the same call
+    goes on from there if the source's files and bitgen's version are the same.
     """
     checkpoint = open_source(str(source)) if isinstance(source, str | Path) else source
     files = checkpoint.files if isinstance(checkpoint, HfCheckpoint) else [checkpoint.path]
@@ -37,10 +37,10 @@ def convert(
 
 
 def open_source(source: str, **reading: Any) -> Source:
-    """The checkpoint that a source names; downloads it where it must.
+    """The checkpoint that a source names, downloaded if need be.
 
-    source: a folder, a GGUF file, "hf:owner/name" with or without "@revision", or a preset's name. What exists as a
-    path is that path. reading: of a GGUF file, the options of read_gguf.
+    source: a folder, a GGUF file, "hf:owner/name" with or without "@revision", or a preset's name; a path that exists
+    comes first. reading: options of read_gguf, for a GGUF file.
     """
     path = Path(source)
     if path.is_dir():

@@ -1,13 +1,13 @@
 """Ternary tensors as files hold them: bytes to codes and scales, and back for the types that are written here.
 
-Runtime layouts are layout.py's. Here are the types of llama.cpp (TQ1_0, TQ2_0, Q2_0), ik_llama.cpp (IQ1_BN, IQ2_BN,
-IQ2_BN_R4), bitnet.cpp (I2_S, TL1, TL2) and T5, our own.
+The types are those of llama.cpp (TQ1_0, TQ2_0, Q2_0), ik_llama.cpp (IQ1_BN, IQ2_BN, IQ2_BN_R4), bitnet.cpp (I2_S, TL1,
+TL2) and T5, our own. How kernels want weights in memory is kernels/layout.py's concern.
 
-Readers give (codes, scales): codes {-1, 0, +1} int8 [M, K], and float32 scales [R, G], one for each of G equal runs of
-columns in each of R equal runs of rows: [1, 1] where a tensor has one scale, [M, 1] one for every row, [M, K/g] one
-for every g weights of a row. Where one of several scales is 0 its codes are.
+Readers return (codes, scales): codes {-1, 0, +1} int8 [M, K], and float32 scales [R, G], one for each of G equal runs
+of columns in each of R equal runs of rows: [1, 1] where a tensor has one scale, [M, 1] where each row has one, [M, K/g]
+where every g weights of a row have one. Codes under a scale of 0 are 0.
 
-Axes are named in the comments as they are reshaped. Bad bytes are a FormatError that does not name the tensor.
+Comments name the axes of each reshape. Bad bytes raise a FormatError that does not name the tensor.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from bitgen.kernels.layout import (
     checked,
     exact_float16,
     exactly,
+    pack_i2_s,
+    pack_t5,
     tl2_bytes,
     unpack_i2_s,
     unpack_t5,
@@ -41,7 +43,7 @@ SCALE_TAIL = 32  # bytes after the weights of I2_S, TL1 and TL2: a float32 scale
 
 
 def group_scales(codes: Codes, scales: Scales, group: int) -> Scales:
-    """The scales of groups of so many weights, [M, K/group]; UnsupportedError where runs are shorter than that."""
+    """Scales [R, G] -> [M, K/group]; UnsupportedError where a run is shorter than a group."""
     m, runs = codes.shape[0], codes.shape[1] // group
     if runs % scales.shape[1]:
         raise UnsupportedError(
@@ -52,7 +54,7 @@ def group_scales(codes: Codes, scales: Scales, group: int) -> Scales:
 
 
 def one_scale(codes: Codes, scales: Scales) -> float:
-    """The scale on which all runs with a weight other than 0 agree; UnsupportedError where they do not."""
+    """The one scale of all runs that hold a weight other than 0; UnsupportedError where they have several."""
     groups = codes.reshape(scales.shape[0], codes.shape[0] // scales.shape[0], scales.shape[1], -1)
     used = scales[groups.any(axis=(1, 3))]
     if used.size and (used != used[0]).any():
@@ -86,7 +88,7 @@ def unpack_tq2_0(data: Bytes, m: int, k: int) -> Scaled:
 
 
 TQ1_RUNS = ((0, 160, 32), (160, 240, 16), (240, 256, 4))
-"""Elements from, to, and bytes of the three runs of a TQ1_0 block; consecutive digits of a byte lie `bytes` apart."""
+"""First element, end, and bytes of the three runs of a TQ1_0 block; the digits of a byte lie `bytes` elements apart."""
 
 
 def pack_tq1_0(codes: Codes, scale: float) -> Bytes:
@@ -129,7 +131,7 @@ def _tq_digits(codes: Codes, name: str) -> Bytes:
 
 
 def _tq_scales(codes: Codes, scale: float) -> Bytes:
-    """float16 scale of each block as bytes [blocks, 2]; 0 for a block of zeros, as other writers have it."""
+    """The float16 scale of each block as bytes [blocks, 2]; 0 for a block of zeros, as other writers do."""
     used = codes.reshape(-1, TQ_BLOCK).any(axis=1)
     return np.where(used, np.float16(scale), np.float16(0)).astype("<f2").view(np.uint8).reshape(-1, 2)
 
@@ -138,7 +140,7 @@ def _tq_scales(codes: Codes, scale: float) -> Bytes:
 
 
 def pack_q2_0(codes: Codes, scales: Scales) -> Bytes:
-    """Codes [M, K], scales [M, K/group] of float16 numbers -> Q2_0 of blocks of `group` weights."""
+    """Codes [M, K], scales [M, K/group] that float16 holds exactly -> Q2_0 in blocks of `group` weights."""
     float16 = exact_float16(scales)
     pairs = (checked(codes) + np.uint8(1)).reshape(scales.size, -1, 4) << np.array([0, 2, 4, 6], np.uint8)
     packed = np.bitwise_or.reduce(pairs, axis=2)
@@ -146,10 +148,10 @@ def pack_q2_0(codes: Codes, scales: Scales) -> Bytes:
 
 
 def unpack_q2_0(data: Bytes, m: int, k: int, group: int) -> Scaled:
-    """Q2_0 of blocks of `group` weights -> codes [m, k], scales [m, k/group].
+    """Q2_0 in blocks of `group` weights -> codes [m, k], scales [m, k/group].
 
-    A block is its float16 scale, then codes w + 1, weight 4 b + i in bit pair i of byte b. Code 3 means +2 in the
-    type's definition and does not occur in a ternary tensor.
+    A block is its float16 scale, then codes w + 1, weight 4 b + i in bit pair i of byte b. Code 3 is +2 by the type's
+    definition; a ternary tensor does not hold it.
     """
     blocks = _rows(data, m, k, group, 2 + group // 4, "Q2_0")
     codes = _two_bits(blocks[:, :, 2:].reshape(-1, 1), "Q2_0")  # [byte, 4, 1]
@@ -202,26 +204,34 @@ def _scale_then_blocks(data: Bytes, m: int, k: int, scale: int, block: int, name
     return rows[:, :scale].copy(), rows[:, scale:].reshape(m, -1, block)
 
 
-# ---- I2_S, TL1, TL2, T5: a layout of the whole tensor, then its scale ----------------------------------------------
+# ---- I2_S, TL1, TL2, T5: the codes of the whole tensor, then its scale ---------------------------------------------
 
 I2S_LAYOUTS = ("x86", "arm", "rows4")
+"""Layouts of I2_S in files; a file does not say which it has."""
 
 
-def i2s_block(layout: str, k: int) -> int:
-    """Weights that share the bytes of an I2_S block: byte j holds weights j, j + block/4, j + 2 block/4, j + 3 block/4.
+def i2s_block(i2s_layout: str, k: int) -> int:
+    """Weights of an I2_S block; its byte j holds weights j, j + block/4, j + 2 block/4 and j + 3 block/4.
 
-    "x86" is that of published files. bitnet.cpp built for ARM since November 2025 writes blocks of 64, and built
-    without its ACT_PARALLEL it puts the four weights of a column of four rows into a byte: a block of four rows.
+    "x86": published files. "arm": bitnet.cpp built for ARM since November 2025. "rows4": bitnet.cpp built without its
+    ACT_PARALLEL, where a byte holds one column of four rows, so that a block is four rows of k weights.
     """
-    return {"x86": 128, "arm": 64, "rows4": 4 * k}[layout]
+    return {"x86": 128, "arm": 64, "rows4": 4 * k}[i2s_layout]
 
 
-def unpack_i2_s_tensor(data: Bytes, m: int, k: int, layout: str) -> Scaled:
+def pack_i2_s_tensor(codes: Codes, scale: Scales) -> Bytes:
+    """Codes [M, K], M * K % 128 == 0, scale [] -> I2_S in the "x86" layout: the codes, the scale, 28 filler bytes."""
+    packed = pack_i2_s(codes.reshape(1, -1), 1, i2s_block("x86", codes.shape[1]))
+    tail = scale.astype("<f4").reshape(1).view(np.uint8)
+    return np.concatenate([packed, np.pad(tail, (0, SCALE_TAIL - tail.size))])
+
+
+def unpack_i2_s_tensor(data: Bytes, m: int, k: int, i2s_layout: str) -> Scaled:
     """I2_S of a file -> codes [m, k], scales [1, 1]. Blocks run on from row to row."""
-    block = i2s_block(layout, k)
+    block = i2s_block(i2s_layout, k)
     if m * k % block:
-        what = "rows in fours" if layout == "rows4" else f"blocks of {block}"
-        raise FormatError(f"{m} x {k} weights are not whole I2_S {what}, of which the {layout} layout consists")
+        what = "rows in fours" if i2s_layout == "rows4" else f"blocks of {block}"
+        raise FormatError(f"{m} x {k} weights are not whole I2_S {what}, of which the {i2s_layout} layout consists")
     codes = unpack_i2_s(data, GemmShape(1, m * k), 1, block).reshape(m, k)
     return codes, _scale_after(data, m * k // 4, "I2_S")
 
@@ -246,8 +256,13 @@ def unpack_tl2_tensor(data: Bytes, m: int, k: int, bm: int, bk: int, rows: int) 
     return unpack_tl2(data, GemmShape(m, k), bm, bk), _scale_after(data, data.size - SCALE_TAIL, "TL2")
 
 
+def pack_t5_tensor(codes: Codes, scale: Scales) -> Bytes:
+    """Codes [M, K], scale [] -> T5: layout.pack_t5's bytes for panels of five rows, the scale."""
+    return np.concatenate([pack_t5(codes, 5, 1), scale.astype("<f4").reshape(1).view(np.uint8)])
+
+
 def unpack_t5_tensor(data: Bytes, m: int, k: int) -> Scaled:
-    """T5, bitgen's own -> codes [m, k], scales [1, 1]: layout.pack_t5's bytes for panels of five rows, the scale."""
+    """The inverse of pack_t5_tensor -> codes [m, k], scales [1, 1]."""
     packed = round_up(m, 5) // 5 * k
     scale = exactly(data, packed + 4, "T5")[packed:].copy().view("<f4")
     return unpack_t5(data, GemmShape(m, k), 5, 1), scale.reshape(1, 1)
@@ -261,14 +276,14 @@ def _scale_after(data: Bytes, at: int, name: str) -> Scales:
 
 
 def _rows(data: Bytes, m: int, k: int, weights: int, nbytes: int, name: str) -> Bytes:
-    """Bytes [m, blocks of a row, nbytes] of a tensor of plain blocks."""
+    """Bytes [m, blocks of a row, nbytes] of a tensor that is blocks only."""
     if k % weights:
         raise FormatError(f"{name} rows of {k} weights: not a multiple of {weights}")
     return exactly(data, m * k // weights * nbytes, name).reshape(m, k // weights, nbytes)
 
 
 def _two_bits(packed: Bytes, name: str) -> Codes:
-    """Bytes [..., b] -> codes int8 [..., 4, b]: the bit pairs, low ones first, less 1. Code 3 is a FormatError."""
+    """Bytes [..., b] -> codes int8 [..., 4, b]: the bit pairs minus 1, low pairs first. Code 3 is a FormatError."""
     if np.any(packed & (packed >> 1) & 0x55):
         raise FormatError(f"{name} data holds the code 3, which stands for no ternary weight")
     digits = np.empty((*packed.shape[:-1], 4, packed.shape[-1]), np.uint8)
@@ -278,7 +293,7 @@ def _two_bits(packed: Bytes, name: str) -> Codes:
 
 
 def _leading_digit(bytes_: Bytes) -> Bytes:
-    """The first base-3 digit of bytes that hold fractions of 256: floor(3 b / 256)."""
+    """The first base-3 digit of the fractions b / 256: floor(3 b / 256)."""
     return ((bytes_.astype(np.uint16) * 3) >> 8).astype(np.uint8)
 
 

@@ -1,10 +1,10 @@
 """The GGUF container: header, key-values and tensor table. It knows nothing of models.
 
-The `gguf` package cannot open the files this project is about (it raises on type 36, I2_S, and mistakes
-type 39), so the container is parsed here, and strictly: every count and length is checked against the bytes
-that are left before anything is allocated, and whatever is wrong raises FormatError with file, place, reason.
+The `gguf` package cannot open the files this project is about (it raises on type 36, I2_S, and mistakes type 39), so
+the container is parsed here, strictly: every count and length is checked against the bytes that are left before
+anything is allocated, and anything wrong raises a FormatError with file, place and reason.
 
-A file is: magic, version, counts | key-values | tensor table | padding | tensor data. All little-endian.
+A file is: magic, version, counts | key-values | tensor table | padding | tensor data. All is little-endian.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from bitgen.spec import round_up
 
 MAGIC, VERSIONS = b"GGUF", (2, 3)
 MAX_ENTRIES = 1 << 16
-"""Key-values, and tensors: more than any model has, few enough to list."""
+"""Most key-values, and most tensors, of a file: more than any model has."""
 MAX_NAME, MAX_DIMS = 256, 4
 
 STRING, ARRAY = 8, 9
@@ -38,7 +38,7 @@ SCALARS: dict[int, str] = {
 """Value type id -> NumPy dtype."""
 
 Row = tuple[str, tuple[int, ...], int, int]
-"""A tensor as the file lists it: name, dims, type id, offset from the start of the data."""
+"""A row of the tensor table: name, dims (contiguous one first), type id, offset from the start of the data."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class Tensor:
     """One row of the tensor table."""
 
     name: str
-    shape: tuple[int, ...]  # NumPy's order: rows first; the file lists the contiguous dimension first
-    type: int
-    type_name: str  # of the type in this file, where several have the id
+    shape: tuple[int, ...]  # rows first, as in NumPy
+    type: int  # type id
+    type_name: str  # of the one type that the id stands for in this file
     offset: int  # from the start of the file
-    nbytes: int | None  # None where the type's size is not known here
+    nbytes: int | None  # None: the size of this type is unknown
 
     @property
     def elements(self) -> int:
@@ -60,8 +60,8 @@ class Tensor:
 class Container:
     """A GGUF file, memory-mapped: its key-values, its tensor table, and the bytes of any tensor.
 
-    `path` appears in every error; `size` is the file's. Strings are str, arrays of numbers NumPy arrays,
-    arrays of strings lists.
+    `path` appears in every error. `size` is the file's, in bytes. In `metadata` strings are str, arrays of numbers
+    NumPy arrays, arrays of strings lists.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -81,7 +81,7 @@ class Container:
     def bytes_of(self, tensor: Tensor) -> npt.NDArray[np.uint8]:
         """The bytes of a tensor as a read-only view of the mapped file.
 
-        Pages that earlier views brought in leave this process's memory; a view that is still in use has them again.
+        Pages that earlier views brought in are dropped from this process's memory; a view in use reads them again.
         """
         if tensor.nbytes is None:
             raise FormatError(f"{self.path}: tensor {tensor.name} has the unknown type {tensor.type_name}")
@@ -96,10 +96,10 @@ class Container:
         return value
 
     def _types(self, table: Sequence[Row], data_start: int) -> dict[int, TensorType]:
-        """Type id -> the type that it means in this file.
+        """Type id -> the type that it stands for in this file.
 
-        Where several types have the id, it is the one whose sizes fill the tensors' room, up to the next tensor or
-        the end of the file, but for padding.
+        Where it may stand for several, the one whose sizes fill the room of each tensor, which ends at the next tensor
+        or the end of the file, but for padding.
         """
         starts = sorted({data_start + offset for *_, offset in table})
         ends = dict(pairwise([*starts, self.size]))
@@ -115,7 +115,7 @@ class Container:
         return chosen
 
     def _fitting(self, type: int, rooms: dict[str, tuple[int, int, int]]) -> TensorType:
-        """The type with this id whose sizes fit every tensor of it; `rooms`: name -> (rows, columns, bytes)."""
+        """The type whose sizes fit every tensor of this id. rooms: tensor name -> (rows, columns, bytes of room)."""
         fitting: dict[tuple[int | None, ...], TensorType] = {}
         for known in TENSOR_TYPES[type]:
             sizes = [known.size(rows, columns) for rows, columns, _ in rooms.values()]
@@ -134,7 +134,7 @@ class Container:
     def _tensor(
         self, name: str, dims: tuple[int, ...], type: int, offset: int, data_start: int, known: TensorType | None
     ) -> Tensor:
-        """A checked row of the table: whole blocks, aligned, inside the file."""
+        """A row of the table, checked: whole blocks, aligned, inside the file."""
         where = f"{self.path}: tensor {name}"
         elements = math.prod(dims)
         if elements > 64 * self.size:  # no type takes less than an eighth of a bit
@@ -212,11 +212,8 @@ class _Cursor:
         return self.numbers(type, 1, key)[0].item()
 
     def array(self, key: str) -> Any:
-        """An array of numbers or strings. Arrays of arrays are in the standard and in no model."""
-        type, count = (
-            self.integer("<I", f"the element type of {key}"),
-            self.integer("<Q", f"the length of {key}"),
-        )
+        """An array of numbers or strings. The standard has arrays of arrays too; no model has them."""
+        type, count = self.integer("<I", f"the element type of {key}"), self.integer("<Q", f"the length of {key}")
         return self.strings(count, key) if type == STRING else self.numbers(type, count, key)
 
     def numbers(self, type: int, count: int, key: str) -> npt.NDArray[Any]:
@@ -227,7 +224,7 @@ class _Cursor:
         return np.frombuffer(raw, "u1") != 0 if dtype == np.bool_ else np.frombuffer(raw, dtype)
 
     def strings(self, count: int, key: str) -> list[str]:
-        """A tight loop: a vocabulary and its merges are 400,000 of them."""
+        """An array of strings, in a tight loop: a vocabulary and its merges are 400,000 of them."""
         if count * 8 > len(self.data) - self.at:
             raise self.corrupt(f"{key} claims {count} strings")
         data, at, end, length_of = self.data, self.at, len(self.data), struct.Struct("<Q").unpack_from
@@ -259,12 +256,8 @@ class _Cursor:
             dims = tuple(self.integer("<Q", f"the dimensions of {name}") for _ in range(n_dims))
             if 0 in dims:
                 raise self.corrupt(f"tensor {name} has a dimension of 0")
-            rows[name] = (
-                name,
-                dims,
-                self.integer("<I", f"the type of {name}"),
-                self.integer("<Q", f"the offset of {name}"),
-            )
+            type, offset = self.integer("<I", f"the type of {name}"), self.integer("<Q", f"the offset of {name}")
+            rows[name] = (name, dims, type, offset)
         return list(rows.values())
 
     def string(self, what: str, longest: int | None = None) -> str:
@@ -313,7 +306,7 @@ class Entry:
 
 
 def head(metadata: Mapping[str, Any], entries: Sequence[Entry]) -> bytes:
-    """Everything before the tensor data, padded. Tensors follow in order, each padded to ALIGNMENT.
+    """Everything before the tensor data, padded to ALIGNMENT. The tensors follow in order, each padded likewise.
 
     Python ints become u32 (i32 when negative, u64 when large), floats f32; NumPy values keep their type.
     """
@@ -330,7 +323,7 @@ def head(metadata: Mapping[str, Any], entries: Sequence[Entry]) -> bytes:
 
 
 def aligned(nbytes: int) -> int:
-    """A tensor's size rounded up to the alignment of the files written here."""
+    """Bytes rounded up to ALIGNMENT, that of the files written here."""
     return round_up(nbytes, ALIGNMENT)
 
 
@@ -343,7 +336,7 @@ def _string(text: str) -> bytes:
 
 
 def _value(key: str, value: Any) -> bytes:
-    """Type id and bytes of a value."""
+    """A value as the file has it: value type id, then its bytes."""
     if isinstance(value, str):
         return struct.pack("<I", STRING) + _string(value)
     if isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
@@ -357,7 +350,7 @@ def _value(key: str, value: Any) -> bytes:
 
 
 def _narrow(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Python numbers in the width that other readers expect: 32 bits where they fit, lone ones unsigned."""
+    """Python numbers in the width that other readers expect: 32 bits where they fit, scalars unsigned."""
     if values.dtype == np.float64:
         return values.astype("<f4")
     if values.dtype == np.int64:

@@ -1,9 +1,10 @@
-"""Whether I2_S weights lie as they are read: a wrong layout gives garbage, not an error, but a trained model shows it.
+"""Whether the I2_S tensors of a file have the layout by which they are read.
 
-A neuron with small incoming weights has small outgoing ones, so the share of non-zero weights in a row of ffn_gate or
-ffn_up goes with that in the same column of ffn_down; likewise the rows of attn_v, and attn_sub_norm, with the columns
-of attn_output. A wrong layout permutes columns, and the correlation goes: from 0.94 to 0.18 or 0.03 in the model that
-ships. In random weights there is none to begin with, and nothing is said.
+A wrong layout is no error, it gives garbage; but the weights of a trained model show it. A neuron with small incoming
+weights has small outgoing ones, so the share of non-zero weights in a row of ffn_gate or ffn_up correlates with the
+share in the same column of ffn_down. So do the rows of attn_v, and attn_sub_norm, with the columns of attn_output. A
+wrong layout permutes columns and destroys the correlation: 0.94 becomes 0.18 or 0.03 in the model that ships. Random
+weights have no such correlation, and give no warning.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from bitgen.spec import GemmShape
 Profile = npt.NDArray[np.floating[Any]]
 
 NEURONS, ROWS = 1024, 256
-"""Neurons, and rows of the matrices that they feed, which are looked at in one layer: some megabytes of any model."""
+"""Neurons of one layer, and rows of the matrices that they feed, that are read: some megabytes of any model."""
 
 EVIDENCE, RATIO = 100.0, 4.0
-"""Least evidence for a layout, and how many times as much as for another: of random weights each has about 4."""
+"""Least evidence for another layout, and its least ratio to that of the declared one. Random weights: about 4 each."""
 
 
 def warning(checkpoint: GgufCheckpoint) -> str | None:
-    """Why the I2_S layout that a checkpoint is read by looks wrong, and what to do; None where it does not."""
+    """Why the I2_S layout by which a checkpoint is read looks wrong, and what to do; None where it looks right."""
     declared = checkpoint.reading.i2s_layout
     if not any(t.type_name == "I2_S" for t in checkpoint.container.tensors.values()):
         return None
@@ -45,7 +46,7 @@ def warning(checkpoint: GgufCheckpoint) -> str | None:
 
 
 def evidence(checkpoint: GgufCheckpoint, i2s_layout: str) -> float:
-    """The sum of n r^2 over pairs of profiles that belong together, read by a layout; 0 where it cannot be."""
+    """Sum of n r^2 over pairs of profiles of the same n neurons, read by a layout; 0 where it cannot be read so."""
     try:
         pairs = _pairs(checkpoint, checkpoint.shape.layers // 2, i2s_layout)
         return sum(a.size * _correlation(a, b) ** 2 for a, b in pairs)
@@ -54,7 +55,7 @@ def evidence(checkpoint: GgufCheckpoint, i2s_layout: str) -> float:
 
 
 def _pairs(checkpoint: GgufCheckpoint, layer: int, i2s_layout: str) -> Iterator[tuple[Profile, Profile]]:
-    """Profiles over the same neurons, one from either side."""
+    """Pairs of profiles of the same neurons: of their incoming weights and of their outgoing ones."""
     s = checkpoint.shape
 
     def used(part: str, rows: int) -> npt.NDArray[np.bool_] | None:
@@ -74,7 +75,7 @@ def _pairs(checkpoint: GgufCheckpoint, layer: int, i2s_layout: str) -> Iterator[
 
 
 def _non_zero(checkpoint: GgufCheckpoint, name: str, rows: int, i2s_layout: str) -> npt.NDArray[np.bool_] | None:
-    """Where the first rows of an I2_S matrix are not zero, bool [rows, K]; None for a matrix of another type."""
+    """bool [rows, K]: which weights in the first rows of an I2_S matrix are not 0; None for another type."""
     tensor = checkpoint.container.tensors[name]
     if tensor.type_name != "I2_S":
         return None
@@ -87,6 +88,6 @@ def _non_zero(checkpoint: GgufCheckpoint, name: str, rows: int, i2s_layout: str)
 
 
 def _correlation(a: Profile, b: Profile) -> float:
-    """Spearman's, which one large value cannot make; 0 where a profile is constant."""
+    """Spearman's rank correlation, which a single large value cannot cause; 0 where a profile is constant."""
     a, b = (np.unique(x, return_inverse=True)[1].astype(np.float64) for x in (a, b))
     return float(np.corrcoef(a, b)[0, 1]) if a.any() and b.any() else 0.0

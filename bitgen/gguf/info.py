@@ -18,8 +18,8 @@ from bitgen.text.tokenizer import Tokenizer
 def describe(path: str | Path) -> dict[str, Any]:
     """Facts about a GGUF file, ready to print or to dump as JSON.
 
-    A sound file that bitgen cannot run is described as far as it goes, with the reason under "unsupported".
-    FormatError for a broken one.
+    A sound file that bitgen cannot run is described as far as possible, with the reason under "unsupported".
+    FormatError: the file is broken.
     """
     container = Container(path)
     facts: dict[str, Any] = {
@@ -44,7 +44,7 @@ def _tensors(container: Container) -> dict[str, int]:
 
 
 def _shape(s: ModelShape, why: str) -> dict[str, Any]:
-    """The model's dimensions and its choices."""
+    """The model's dimensions and architecture."""
     return {
         "name": s.name,
         "layers": s.layers,
@@ -63,7 +63,7 @@ def _shape(s: ModelShape, why: str) -> dict[str, Any]:
 
 
 def _weights(container: Container) -> dict[str, Any]:
-    """Ternary weights, all parameters, and the bits they take."""
+    """Numbers of parameters and of ternary weights, and the bits that they take."""
     ternary = [t for t in container.tensors.values() if is_ternary(t.name)]
     weights, nbytes = sum(t.elements for t in ternary), sum(t.nbytes or 0 for t in ternary)
     parameters = sum(t.elements for t in container.tensors.values())

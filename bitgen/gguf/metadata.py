@@ -1,4 +1,4 @@
-"""A file's key-values as a ModelShape, and a checkpoint's as key-values."""
+"""Key-values of a file -> ModelShape, and checkpoint -> key-values."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ HIDDEN_ACTIVATIONS: dict[str, Activation] = {
     "gelu_tanh": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
 }
-"""Values of the key <arch>.hidden_activation."""
+"""Value of the key <arch>.hidden_activation -> activation."""
 
 GEMMA3_PERIOD, GEMMA3_WINDOW_THETA = 6, 10000.0
-"""What a file of gemma3 that gives a window means where it is silent about the rest, as in llama.cpp."""
+"""Defaults for a gemma3 file that has a window and not the other keys, as in llama.cpp."""
 
 VOCAB_1BITLLM = 32002
-"""Tokens of the first BitNet models, whose FFN is SiLU even under the newer name bitnet-b1.58."""
+"""Tokens of the first BitNet models, whose FFN uses SiLU even where a file has the newer name bitnet-b1.58."""
 
 
 # ---- reading ----------------------------------------------------------------------------------------------
 
 
 def model_shape(container: Container, reading: Reading, activation: str | None = None) -> tuple[ModelShape, str]:
-    """The shape that a file's key-values and tensor table state, and why it has its activation.
+    """The shape that a file's key-values and tensor table describe, and the reason for its activation.
 
-    activation: "relu2" or "silu" overrules the file. Errors name the file and the key.
+    activation: "relu2" or "silu", instead of what the file says. Errors name the file and the key.
     """
     return _Keys(container, reading).shape(activation)
 
@@ -53,7 +53,7 @@ class _Keys:
         self.kind: Architecture = architecture(self.arch, self.where)
 
     def shape(self, override: str | None) -> tuple[ModelShape, str]:
-        """The shape, and why it has its activation."""
+        """The shape, and the reason for its activation."""
         self._refuse_variants()
         vocab = self._vocab()
         heads, hidden = self.own("attention.head_count", int), self.own("embedding_length", int)
@@ -86,7 +86,7 @@ class _Keys:
         return self.get(f"{self.arch}.{key}", type, default)
 
     def get(self, key: str, type: type, default: Any = None) -> Any:
-        """A value of a type; integers serve as floats. Without a default the key must be there."""
+        """The value of a key, of this type; integers may stand for floats. Without a default the key must be there."""
         value = self.values.get(key, default)
         if value is None:
             raise FormatError(f"{self.where}: the key {key} is missing")
@@ -97,7 +97,7 @@ class _Keys:
         return value
 
     def _vocab(self) -> int:
-        """Rows of the embedding, which the key and the tokenizer must not contradict."""
+        """Rows of the embedding. FormatError: the key vocab_size or the tokenizer contradicts them."""
         embedding = self.tensors.get("token_embd.weight")
         if embedding is None:
             raise FormatError(f"{self.where}: the tensor token_embd.weight is missing")
@@ -111,7 +111,7 @@ class _Keys:
         return rows
 
     def _head_dim(self, hidden: int, heads: int) -> int:
-        """attention.key_length, else rope.dimension_count, else hidden / heads."""
+        """attention.key_length, else rope.dimension_count, else hidden / heads; all that are given must agree."""
         if heads < 1:
             raise FormatError(f"{self.where}: {self.arch}.attention.head_count is {heads}")
         rope = self.own("rope.dimension_count", int, 0)
@@ -125,7 +125,7 @@ class _Keys:
         return dim
 
     def _group(self) -> int:
-        """Weights of a row that share a scale: a block of Q2_0; 0 where the blocks of the first matrix agree on one."""
+        """Weights of a Q2_0 block, which share a scale; 0 for other types, and where all blocks have the same scale."""
         first = self.tensors.get("blk.0.attn_q.weight")
         if first is None or first.type_name not in GROUPED or len(first.shape) != 2:
             return 0
@@ -137,7 +137,7 @@ class _Keys:
         return 0 if one else codes.shape[1] // scales.shape[1]
 
     def _window(self) -> dict[str, Any]:
-        """Which layers see a window of positions, and the RoPE of those; nothing where all see all."""
+        """Fields of the shape about layers with a window; none where every layer is global."""
         window = self.own("attention.sliding_window", int, 0) if self.kind.windows else 0
         if not window:
             return {}
@@ -153,7 +153,7 @@ class _Keys:
         }
 
     def _activation(self, override: str | None, vocab: int) -> tuple[Activation, str]:
-        """The FFN's activation and the reason: the caller, the file's key, or the architecture's rule."""
+        """The FFN's activation and the reason: the caller, the file's key, or the architecture."""
         key = f"{self.arch}.hidden_activation"
         stated = override or self.get(key, str, "")
         if stated:
@@ -167,7 +167,7 @@ class _Keys:
         return self.kind.activation, f"architecture {self.arch}"
 
     def _refuse_variants(self) -> None:
-        """Refuse keys that change the arithmetic, unless their value says that nothing changes."""
+        """UnsupportedError for keys that change the arithmetic, unless their value leaves it as it is."""
         for key, neutral in (
             ("rope.scaling.type", ("none", "linear")),
             ("rope.scaling.factor", (0.0, 1.0)),
@@ -184,7 +184,7 @@ class _Keys:
 
 
 def _shortest(value: float) -> float:
-    """A float32 as the decimal it was written from: 1e-05, not 9.999999747378752e-06. Same float32."""
+    """A float32 by its shortest decimal: 1e-05, not 9.999999747378752e-06. Same float32."""
     with np.errstate(over="ignore"):
         return float(str(np.float32(value)))
 
@@ -200,7 +200,7 @@ CHAT_TEMPLATE = "tokenizer.chat_template"
 
 
 def key_values(checkpoint: Checkpoint, file_type: int) -> dict[str, Any]:
-    """Dimensions from the shape; tokenizer and general notes from the checkpoint's own, put right."""
+    """Key-values of a checkpoint: dimensions from its shape, the rest from its metadata, with a corrected template."""
     s, arch = checkpoint.shape, checkpoint.shape.architecture
     ours = {
         "general.architecture": arch,
@@ -216,7 +216,12 @@ def key_values(checkpoint: Checkpoint, file_type: int) -> dict[str, Any]:
     }
     if template := notes.get(CHAT_TEMPLATE):
         notes[CHAT_TEMPLATE] = corrected(str(template))
-    dimensions = {
+    return ours | {f"{arch}.{key}": value for key, value in _dimensions(s).items()} | notes
+
+
+def _dimensions(s: ModelShape) -> dict[str, Any]:
+    """The keys <arch>.*, without that prefix."""
+    dimensions: dict[str, Any] = {
         "vocab_size": s.vocab,
         "context_length": s.context,
         "embedding_length": s.hidden,
@@ -239,4 +244,4 @@ def key_values(checkpoint: Checkpoint, file_type: int) -> dict[str, Any]:
             "attention.sliding_window_pattern": s.window_period,
             "rope.freq_base_swa": s.window_theta,
         }
-    return ours | {f"{arch}.{key}": value for key, value in dimensions.items()} | notes
+    return dimensions

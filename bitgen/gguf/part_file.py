@@ -1,8 +1,8 @@
-"""A large file in the making, which an interruption does not undo.
+"""A large file that is written in parts and survives an interruption.
 
-`model.gguf` is written as `.model.gguf.part`. Beside it `.model.gguf.part.log` holds a line that says what is being
-written from what, and a line for each part that is complete: its name, length and hash. Whoever writes the same again
-goes on after the last part whose bytes are what the log says; anything else starts over.
+`model.gguf` is written as `.model.gguf.part`. Beside it, the first line of `.model.gguf.part.log` identifies what is
+being written, and each further line a part that is complete: its name, length and SHA-256. A run that writes the same
+goes on after the last part whose bytes have the hash in the log; any other run starts over.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from bitgen.errors import BitgenError
 
 
 class PartFile:
-    """A context in which `path` is written part by part; it appears when the context ends well.
+    """A context in which `path` is written part by part. The file appears when the context ends without an error.
 
-    identity: what is written from what, so that the parts of two runs may be mixed exactly if it is the same.
-    None: nothing is ever continued or kept.
+    identity: two runs with the same identity write the same bytes, so that one may continue the other. None: every run
+    starts over, and leaves nothing if it fails.
 
-    An interrupt, a full disk or a killed process leaves the parts that are complete. After a BitgenError nothing is
-    left: what is wrong with the source will be wrong the next time.
+    An interrupt, a full disk or a killed process leaves the complete parts. A BitgenError removes them: what is wrong
+    with the source will be wrong in the next run.
     """
 
     def __init__(self, path: Path, identity: str | None) -> None:
@@ -55,7 +55,7 @@ class PartFile:
         return self
 
     def append(self, part: str, pieces: Iterable[npt.NDArray[Any] | bytes]) -> int:
-        """Write a part; the number of its bytes."""
+        """Write a part and return its number of bytes."""
         digest, count = hashlib.sha256(), 0
         for piece in pieces:
             raw = np.ascontiguousarray(piece).data.cast("B") if isinstance(piece, np.ndarray) else piece
@@ -79,7 +79,7 @@ class PartFile:
             self._log.unlink(missing_ok=True)
 
     def _sound_lines(self) -> list[dict[str, Any]]:
-        """The parts that an earlier run completed, as far as file and log agree."""
+        """Lines of the log, up to the first part whose bytes in the file are not those of the log."""
         sound: list[dict[str, Any]] = []
         try:
             first, *lines = self._log.read_text(encoding="utf-8").splitlines()
@@ -96,7 +96,7 @@ class PartFile:
 
 
 def _hash_of_next(file: BinaryIO, count: int) -> str | None:
-    """The hash of so many bytes from here on; None where the file ends before."""
+    """SHA-256 of the next `count` bytes; None where the file ends before."""
     digest = hashlib.sha256()
     while count > 0:
         raw = file.read(min(count, 1 << 20))
@@ -108,7 +108,10 @@ def _hash_of_next(file: BinaryIO, count: int) -> str | None:
 
 
 def _exclusively(path: Path) -> BinaryIO:
-    """The file, made if need be, opened to read and write by nobody else."""
+    """The file, created if need be, open for reading and writing and locked until it is closed.
+
+    The lock is on the open file, so that it goes with the process. BitgenError: another process holds it.
+    """
     while True:
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b")
         if not lock_descriptor(file.fileno(), blocking=False):

@@ -1,6 +1,6 @@
-"""GGUF files as Checkpoints: canonical ternary codes and scales, of whatever type an engine wrote.
+"""GGUF files as Checkpoints: ternary codes and scales from whatever tensor type an engine wrote.
 
-The container is container.py's concern, the key-values metadata.py's, the bits of each type blocks.py's.
+container.py parses the file, metadata.py the key-values, blocks.py the bytes of each type.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from bitgen.gguf import blocks
 from bitgen.gguf.container import Container, Tensor
 from bitgen.gguf.metadata import model_shape
 from bitgen.gguf.tensors import EMBEDDINGS, TERNARY, VECTORS, WHY_NOT, Reading, floats, scale_name
-from bitgen.gguf.tl_tiles import SCRIPTS, tile_of
-from bitgen.gguf.tl_tiles import parse as parse_tiles
+from bitgen.gguf.tl_tiles import SCRIPTS, parse_tiles, tile_of
 from bitgen.gguf.types import F32, TENSOR_TYPES
 from bitgen.spec import ModelShape
 
@@ -33,9 +32,10 @@ def read_gguf(
 ) -> GgufCheckpoint:
     """A GGUF file as a Checkpoint; see GgufCheckpoint for what is checked and raised.
 
-    i2s_layout: "arm" and "rows4" read the I2_S of other builds of bitnet.cpp (blocks.i2s_block).
-    activation: "relu2" or "silu" overrules the file.
-    tl_tiles: "MxK=BM/BK/bm,...", the tiles of TL1 and TL2 tensors where tl_tiles.SCRIPTS does not know them.
+    i2s_layout: the layout of I2_S tensors in this file; "arm" and "rows4" are of other builds of bitnet.cpp
+    (blocks.i2s_block).
+    activation: "relu2" or "silu", instead of what the file says.
+    tl_tiles: "MxK=BM/BK/bm,...", the tiles of TL1 and TL2 tensors that tl_tiles.SCRIPTS does not know.
     """
     return GgufCheckpoint(Container(path), Reading(i2s_layout, parse_tiles(tl_tiles)), activation)
 
@@ -44,7 +44,7 @@ class GgufCheckpoint:
     """A Checkpoint over a GGUF file. Opening checks every name, shape and type; weights are read on demand.
 
     FormatError: the file contradicts itself or its architecture, or a tensor is not what its type says.
-    UnsupportedError: a sound file that asks for what bitgen does not do.
+    UnsupportedError: the file is sound, but bitgen cannot run such a model.
     Both name the file and the tensor or key.
     """
 
@@ -65,10 +65,10 @@ class GgufCheckpoint:
         return self.container.metadata
 
     def ternary(self, name: str) -> tuple[npt.NDArray[np.int8], Scale]:
-        """Codes {-1, 0, +1} int8 [M, K] and the multiplier: W = scale * codes; of groups, float32 [M, K/group].
+        """Codes {-1, 0, +1} int8 [M, K] and the scale, W = scale * codes; with groups, scales float32 [M, K / group].
 
-        FormatError where the values are not ternary or a scale is not a finite number of at least 0,
-        UnsupportedError where the matrix has other scales than the model's shape says.
+        FormatError: the values are not ternary, or a scale is not a finite number of at least 0.
+        UnsupportedError: the matrix has other scales than the model's shape says.
         """
         codes, scales = self.scaled(name)
         with self._about(name):
@@ -80,7 +80,7 @@ class GgufCheckpoint:
         return codes, scale
 
     def scaled(self, name: str) -> blocks.Scaled:
-        """Codes {-1, 0, +1} int8 [M, K] and the multipliers float32 [R, G], as blocks.py has them."""
+        """Codes {-1, 0, +1} int8 [M, K] and scales float32 [R, G], as blocks.py defines them."""
         tensor, beside = self._tensor(name), self._tensors.get(scale_name(name))
         m, k = tensor.shape
         with self._about(name):
@@ -93,7 +93,7 @@ class GgufCheckpoint:
         return codes, scales
 
     def dense(self, name: str, rows: slice = ALL) -> npt.NDArray[np.floating[Any]]:
-        """Rows of a float tensor: float16 where its values are, else float32. FormatError where one is not finite."""
+        """Rows of a float tensor, float16 where it is stored so, else float32. FormatError: a value is not finite."""
         values = self._floats(self._tensor(name), rows)
         for piece in row_pieces(values.shape):
             if not np.isfinite(values[piece]).all():
@@ -102,12 +102,12 @@ class GgufCheckpoint:
 
     @property
     def stored_types(self) -> dict[str, int]:
-        """Name -> type id of the embedding and the head, where the id says all: a copy has their bytes as they are."""
+        """Name -> type id of the embedding and the head, whose bytes a copy takes over. Ambiguous ids are left out."""
         matrices = (t for t in self._tensors.values() if len(t.shape) == 2 and not is_ternary(t.name))
         return {t.name: t.type for t in matrices if len(TENSOR_TYPES[t.type]) == 1}
 
     def stored(self, name: str) -> Iterator[npt.NDArray[np.uint8]]:
-        """The bytes of a float tensor, some rows at a time and once their values are known to be finite."""
+        """The bytes of a float tensor, some rows at a time, after a check that their values are finite."""
         tensor = self._tensor(name)
         raw = self.container.bytes_of(tensor).reshape(tensor.shape[0], -1)
         for rows in row_pieces(tensor.shape):
@@ -126,7 +126,7 @@ class GgufCheckpoint:
 
     @contextmanager
     def _about(self, name: str) -> Iterator[None]:
-        """Errors that do not know the tensor are given its name; NumPy does not warn of NaN, which is looked for."""
+        """Give errors the tensor's name, and keep NumPy from warning about NaN, which is checked for."""
         try:
             with np.errstate(invalid="ignore", over="ignore"):
                 yield
@@ -134,7 +134,7 @@ class GgufCheckpoint:
             raise type(error)(f"{self.path}: tensor {name}: {error}") from None
 
     def _check_tensors(self) -> None:
-        """All tensors of the architecture in shape and in a readable type; none that would go unused."""
+        """Every tensor of the architecture has its shape and a readable type, and no other tensor is there."""
         expected = tensor_shapes(self._shape)
         for name, dims in expected.items():
             tensor = self._tensor(name)
@@ -155,13 +155,14 @@ class GgufCheckpoint:
                 )
 
     def _check_type(self, tensor: Tensor) -> None:
+        """The tensor's type can be read where it stands, with a tile that is known if it needs one."""
         type = tensor.type_name
         readable = TERNARY if is_ternary(tensor.name) else EMBEDDINGS if len(tensor.shape) == 2 else VECTORS
         if type not in readable:
             reason = WHY_NOT.get(type, "which cannot be read here")
             named = type.removeprefix("type ")
             raise UnsupportedError(f"{self.path}: tensor {tensor.name} is of type {named}: {reason}")
-        if type in SCRIPTS:  # said when the file opens, not when its turn comes
+        if type in SCRIPTS:  # a missing tile is an error when the file opens, not when the tensor is read
             with self._about(tensor.name):
                 m, k = tensor.shape
                 tile_of(type, m, k, self.reading.tiles)

@@ -1,4 +1,4 @@
-"""One tensor of a GGUF file as ternary codes and scales, or as floats: two tables from its type's name to a reader."""
+"""Tensor type -> reader: one table for ternary codes and scales, one for floats."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from bitgen.kernels.layout import Bytes
 
 @dataclass(frozen=True)
 class Reading:
-    """What a file does not say of itself."""
+    """How to read what a file does not describe itself."""
 
-    i2s_layout: str = "x86"
-    tiles: tl_tiles.Tiles = field(default_factory=dict)
+    i2s_layout: str = "x86"  # of blocks.I2S_LAYOUTS
+    tiles: tl_tiles.Tiles = field(default_factory=dict)  # of TL1 and TL2 tensors
 
     def __post_init__(self) -> None:
         if self.i2s_layout not in blocks.I2S_LAYOUTS:
@@ -29,7 +29,7 @@ class Reading:
 
 
 def scale_name(name: str) -> str:
-    """blk.0.attn_q.weight -> blk.0.attn_q.scale: where it exists, the matrix's output is multiplied by it."""
+    """blk.0.attn_q.weight -> blk.0.attn_q.scale, the tensor that multiplies the matrix where a file has it."""
     return name.removesuffix("weight") + "scale"
 
 
@@ -39,9 +39,9 @@ TERNARY: dict[str, Callable[[Bytes, int, int, Reading], Scaled]] = {
     "F32": lambda raw, m, k, _: _scaled_floats(raw.view("<f4").reshape(m, k)),
     "F16": lambda raw, m, k, _: _scaled_floats(raw.view("<f2").reshape(m, k)),
     "BF16": lambda raw, m, k, _: _scaled_floats(widen_bf16(raw.view("<u2")).reshape(m, k)),
-    "I2_S": lambda raw, m, k, how: blocks.unpack_i2_s_tensor(raw, m, k, how.i2s_layout),
-    "TL1": lambda raw, m, k, how: blocks.unpack_tl1_tensor(raw, m, k, *tl_tiles.tile_of("TL1", m, k, how.tiles)),
-    "TL2": lambda raw, m, k, how: blocks.unpack_tl2_tensor(raw, m, k, *tl_tiles.tile_of("TL2", m, k, how.tiles)),
+    "I2_S": lambda raw, m, k, by: blocks.unpack_i2_s_tensor(raw, m, k, by.i2s_layout),
+    "TL1": lambda raw, m, k, by: blocks.unpack_tl1_tensor(raw, m, k, *tl_tiles.tile_of("TL1", m, k, by.tiles)),
+    "TL2": lambda raw, m, k, by: blocks.unpack_tl2_tensor(raw, m, k, *tl_tiles.tile_of("TL2", m, k, by.tiles)),
     "TQ1_0": lambda raw, m, k, _: blocks.unpack_tq1_0(raw, m, k),
     "TQ2_0": lambda raw, m, k, _: blocks.unpack_tq2_0(raw, m, k),
     "Q2_0": lambda raw, m, k, _: blocks.unpack_q2_0(raw, m, k, 64),
@@ -51,11 +51,11 @@ TERNARY: dict[str, Callable[[Bytes, int, int, Reading], Scaled]] = {
     "IQ2_BN_R4": lambda raw, m, k, _: blocks.unpack_iq2_bn_r4(raw, m, k),
     "T5": lambda raw, m, k, _: blocks.unpack_t5_tensor(raw, m, k),
 }
-"""Type -> (bytes, M, K, reading) -> codes and scales as blocks.py has them."""
+"""Type name -> (bytes, M, K, reading) -> codes [M, K] and scales [R, G], as blocks.py defines them."""
 
 
 def _scaled_floats(values: Floats) -> Scaled:
-    """Floats [M, K] that are -s, 0 and +s -> codes int8 [M, K] and s [1, 1]; FormatError names any other value."""
+    """Floats [M, K] in {-s, 0, +s} -> codes int8 [M, K] and scales [1, 1]; FormatError names any other value."""
     codes, scale, other = ternary_floats(values.shape, values.__getitem__)
     if not np.isfinite(scale):
         raise FormatError("it holds NaN or infinite values")
@@ -71,21 +71,21 @@ VECTORS: dict[str, Callable[[Bytes], Floats]] = {
     "F16": lambda raw: raw.view("<f2"),
     "BF16": lambda raw: widen_bf16(raw.view("<u2")),
 }
-"""Type -> bytes -> values; those of the first two are views of the file."""
+"""Type name -> bytes -> values. F32 and F16 are views of the file."""
 
 GROUPED = ("Q2_0", "Q2_0_G128")
 QUANTISED = ("Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "Q3_K", "TQ2_0", "TQ1_0")
-"""Types of embeddings and heads that the gguf package makes floats of."""
+"""Types of embeddings and heads that the gguf package dequantises."""
 
 EMBEDDINGS = (*VECTORS, *QUANTISED, *GROUPED)
 """Types that an embedding or a head may have."""
 
 WHY_NOT = dict.fromkeys(("PQ2_0", "PTQ1_0"), "its activations must go through a Hadamard transform first")
-"""Type -> why it is not read, where there is a reason."""
+"""Type name -> why it is not read, where there is a reason."""
 
 
 def floats(type: str, raw: Bytes, shape: tuple[int, ...]) -> Floats:
-    """A tensor of any shape whose type is in VECTORS, or an embedding or head [rows, columns] of EMBEDDINGS."""
+    """Values of a tensor: any shape where its type is in VECTORS, [rows, columns] where it is in EMBEDDINGS."""
     if type in VECTORS:
         return VECTORS[type](raw).reshape(shape)
     if type in GROUPED:
@@ -95,7 +95,7 @@ def floats(type: str, raw: Bytes, shape: tuple[int, ...]) -> Floats:
 
 
 def _dequantised(type: str, raw: Bytes, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """A quantised matrix as float32, some rows at a time."""
+    """A quantised matrix as float32 [rows, columns]. The gguf package works on some rows at a time."""
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 

@@ -1,7 +1,7 @@
-"""The tiles of bitnet.cpp's TL1 and TL2 tensors: decided when a file was made, and not written into it.
+"""The tiles of bitnet.cpp's TL1 and TL2 tensors, which were chosen when a file was made and are not written in it.
 
-A tile is (BM, BK, rows of a SIMD step), as pack_tl1 and pack_tl2 of layout.py have them. The table holds what
-bitnet.cpp's own scripts choose for the models that they know; for any other shape the user has to say.
+A tile is (BM, BK, rows of a SIMD step), as pack_tl1 and pack_tl2 of kernels/layout.py take them. The table holds what
+bitnet.cpp's own scripts choose for the models that they know; for any other shape the user names the tile.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ SCRIPTS: dict[str, dict[tuple[int, int], tuple[Tile, ...]]] = {
         (4096, 4096): ((128, 96, 32),),
     },
 }
-"""Type -> (M, K) -> the tiles in use; several where bitnet.cpp's scripts contradict each other."""
+"""Type name -> (M, K) -> the tiles in use: several where bitnet.cpp's scripts contradict each other."""
 
 
-def parse(text: str) -> dict[tuple[int, int], Tile]:
+def parse_tiles(text: str) -> dict[tuple[int, int], Tile]:
     """ "3200x8640=160/64/32,..." (M x K = BM / BK / rows of a step, 32 where left out) as a mapping."""
     tiles: dict[tuple[int, int], Tile] = {}
     for part in filter(None, text.split(",")):
@@ -60,7 +60,7 @@ def parse(text: str) -> dict[tuple[int, int], Tile]:
 
 
 def tile_of(type: str, m: int, k: int, given: Tiles) -> Tile:
-    """The tile of a TL1 or TL2 tensor: the user's, else the only known one; UnsupportedError says what to pass."""
+    """The tile of a TL1 or TL2 tensor: the given one, else the only known one; UnsupportedError says what to pass."""
     known = SCRIPTS[type].get((m, k), ())
     if (m, k) in given:
         return given[m, k]

@@ -1,7 +1,7 @@
-"""The tensor types of GGUF files: ids, names, sizes. Adding one that can be read is adding a row here and there.
+"""The tensor types of GGUF files: ids, names and sizes.
 
-An id does not always name one type: bitnet.cpp's TL2 has the id of llama.cpp's MXFP4, and Q2_0 has blocks of 64 or of
-128 weights. Such an id has several types here, and the container picks the one that fills the tensors' room.
+An id may stand for several types: bitnet.cpp's TL2 has the id of llama.cpp's MXFP4, and Q2_0 has blocks of 64 or of 128
+weights. The container then takes the one whose sizes fill the room of the tensors.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from dataclasses import dataclass
 from bitgen.spec import round_up
 
 ALIGNMENT = 32
-"""Tensors begin at multiples of so many bytes, unless the file says otherwise."""
+"""Bytes; tensors begin at multiples of it, unless general.alignment says otherwise."""
 
 F32, F16, Q8_0, Q6_K, BF16, TQ1_0, TQ2_0, I2_S, TL1, TL2, Q2_0 = 0, 1, 8, 14, 30, 34, 35, 36, 38, 39, 42
 IQ1_BN, IQ2_BN, IQ2_BN_R4 = 134, 135, 335
 T5 = 0x62670005
-"""Our own: 'bg' and a number, out of the way of those who count up from 0. docs/formats.md has its layout."""
+"""bitgen's own type: 'bg' and a number, out of the way of those who count up from 0. Bytes: docs/formats.md."""
 
 Size = Callable[[int, int], "int | None"]
 """(rows, columns) -> bytes of a tensor; None where its rows are not whole blocks, or too short for the type."""
 
 
 def _blocks(weights: int, nbytes: int, row: int = 0, tail: int = 0, across_rows: bool = False) -> Size:
-    """Blocks of so many weights and bytes; `row` bytes before those of a row, `tail` after the last of all."""
+    """Blocks of `weights` weights in `nbytes` bytes; `row` bytes before each row, `tail` bytes after the last row."""
 
     def size(rows: int, columns: int) -> int | None:
         if (rows * columns if across_rows else columns) % weights:
@@ -36,7 +36,7 @@ def _blocks(weights: int, nbytes: int, row: int = 0, tail: int = 0, across_rows:
 
 
 def _tl2(spare: int = 0) -> Size:
-    """What bitnet.cpp allots to TL2: its formula, truncations and all. One of its branches pads what is aligned."""
+    """What bitnet.cpp allots to TL2, by its formula with its truncations. One of its branches pads what is aligned."""
 
     def size(rows: int, columns: int) -> int | None:
         used = (columns - 256) * rows // 3 * 5 // 8 + 256 * rows // 2 * 4 // 8
@@ -47,13 +47,13 @@ def _tl2(spare: int = 0) -> Size:
 
 
 def _t5(rows: int, columns: int) -> int:
-    """Five rows to a byte, and the scale."""
+    """A byte for a column of five rows, and the float32 scale."""
     return round_up(rows, 5) // 5 * columns + 4
 
 
 @dataclass(frozen=True)
 class TensorType:
-    """How weights lie in a file, as far as the container has to know."""
+    """A name and a size: what the container has to know of a type."""
 
     name: str
     size: Size
@@ -87,7 +87,7 @@ TENSOR_TYPES: dict[int, tuple[TensorType, ...]] = {
     IQ2_BN_R4: (TensorType("IQ2_BN_R4", _blocks(64, 16, row=4)),),
     T5: (TensorType("T5", _t5),),
 }
-"""Type id -> the types that have it. Where they are several, the room of the tensors tells which."""
+"""Type id -> the types that it stands for."""
 
 OTHER_NAMES: dict[int, str] = {
     10: "Q2_K", 15: "Q8_K", 20: "IQ4_NL", 23: "IQ4_XS", 28: "F64", 37: "I8_S", 40: "NVFP4", 41: "Q1_0",

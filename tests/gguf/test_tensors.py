@@ -124,14 +124,14 @@ def test_a_type_that_sizes_do_not_tell_is_refused(tmp_path: Path) -> None:
 
 
 def test_tiles_as_text() -> None:
-    assert tl_tiles.parse("") == {}
-    assert tl_tiles.parse("3200x8640=160/64/32, 320x960=160/192") == {
+    assert tl_tiles.parse_tiles("") == {}
+    assert tl_tiles.parse_tiles("3200x8640=160/64/32, 320x960=160/192") == {
         (3200, 8640): (160, 64, 32),
         (320, 960): (160, 192, 32),
     }
     for text in ("x", "3200x8640", "3200x8640=160", "0x1=2/3/4", "1x2=3/4/0", "1x2=3/4/5/6", "1x-2=3/4", "1x2=3/4;"):
         with pytest.raises(BitgenError, match="expected MxK=BM/BK/bm"):
-            tl_tiles.parse(text)
+            tl_tiles.parse_tiles(text)
 
 
 def test_tiles_of_known_shapes() -> None:

@@ -52,7 +52,7 @@ def contents(shape: ModelShape = TINY, type: str = "i2_s") -> tuple[dict[str, An
     for entry in tensor_table(shape, type):
         data = b"".join(piece.tobytes() for piece in payload(checkpoint, entry, scales))
         tensors[entry.name] = (entry.shape, entry.type, data)
-    return key_values(checkpoint, FILE_TYPES[type][1]), tensors
+    return key_values(checkpoint, FILE_TYPES[type].file_type), tensors
 
 
 def store(path: Path, metadata: dict[str, Any], tensors: dict[str, Stored]) -> Path:
