@@ -18,6 +18,7 @@ from bitgen.checkpoints.checkpoint import ALL, Scale
 from bitgen.checkpoints.tensors import is_ternary, tensor_shapes
 from bitgen.errors import FormatError
 from bitgen.spec import ModelShape
+from bitgen.text.tokenizer import BYTE_ALPHABET
 
 MINUS, ZERO, PLUS = 77, 107, 72
 """Weights of 256 that are -1, 0 and +1: 30, 42 and 28 %, about as in trained models."""
@@ -118,8 +119,6 @@ def vocabulary(size: int) -> dict[str, Any]:
 
     A vocabulary that is too small for them holds as many of the bytes as fit, printable characters first.
     """
-    from bitgen.text.tokenizer import BYTE_ALPHABET
-
     fillers = size - len(BYTE_ALPHABET) - len(_SPECIALS)
     tokens = list(BYTE_ALPHABET)[:size]
     types = np.full(len(tokens), _NORMAL, np.int32)

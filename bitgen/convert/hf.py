@@ -25,6 +25,7 @@ import numpy.typing as npt
 from bitgen.checkpoints.checkpoint import ALL, row_pieces, ternary_floats
 from bitgen.checkpoints.tensors import is_ternary, tensor_shapes
 from bitgen.convert.hf_config import Config, Storage
+from bitgen.convert.hf_tokenizer import metadata_from_hf
 from bitgen.convert.safetensors import StoredTensor, open_directory
 from bitgen.errors import FormatError, UnsupportedError
 from bitgen.spec import ModelShape
@@ -98,8 +99,6 @@ class HfCheckpoint:
     @cached_property
     def metadata(self) -> Mapping[str, Any]:
         """GGUF key-values: the model's name, tokenizer and chat template, and its pooling type where it has one."""
-        from bitgen.convert.hf_tokenizer import metadata_from_hf
-
         keys = {"general.name": self._shape.name, **metadata_from_hf(self.directory)}
         pooling = pooling_type(self.directory)
         return keys if pooling is None else keys | {f"{self._shape.architecture}.pooling_type": pooling}

@@ -21,6 +21,7 @@ from bitgen.errors import FormatError, UnsupportedError
 from bitgen.kernels.layout import (
     Bytes,
     Codes,
+    Scales,
     checked,
     exact_float16,
     exactly,
@@ -34,7 +35,6 @@ from bitgen.kernels.layout import (
 )
 from bitgen.spec import GemmShape, round_up
 
-Scales = npt.NDArray[np.float32]
 Scaled = tuple[Codes, Scales]
 
 TQ_BLOCK = 256  # weights of one TQ1_0 or TQ2_0 block

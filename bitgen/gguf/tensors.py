@@ -10,8 +10,9 @@ import numpy.typing as npt
 
 from bitgen.checkpoints.checkpoint import Floats, row_pieces, ternary_floats, widen_bf16
 from bitgen.errors import FormatError, UnsupportedError
-from bitgen.gguf import blocks, tl_tiles
+from bitgen.gguf import blocks
 from bitgen.gguf.blocks import Scaled
+from bitgen.gguf.tl_tiles import Tiles, tile_of
 from bitgen.kernels.layout import Bytes
 
 
@@ -20,7 +21,7 @@ class Reading:
     """How to read what a file does not describe itself."""
 
     i2s_layout: str = "x86"  # of blocks.I2S_LAYOUTS
-    tiles: tl_tiles.Tiles = field(default_factory=dict)  # of TL1 and TL2 tensors
+    tiles: Tiles = field(default_factory=dict)  # of TL1 and TL2 tensors
 
     def __post_init__(self) -> None:
         if self.i2s_layout not in blocks.I2S_LAYOUTS:
@@ -39,9 +40,9 @@ TERNARY: dict[str, Callable[[Bytes, int, int, Reading], Scaled]] = {
     "F32": lambda raw, m, k, _: _scaled_floats(raw.view("<f4").reshape(m, k)),
     "F16": lambda raw, m, k, _: _scaled_floats(raw.view("<f2").reshape(m, k)),
     "BF16": lambda raw, m, k, _: _scaled_floats(widen_bf16(raw.view("<u2")).reshape(m, k)),
-    "I2_S": lambda raw, m, k, by: blocks.unpack_i2_s_tensor(raw, m, k, by.i2s_layout),
-    "TL1": lambda raw, m, k, by: blocks.unpack_tl1_tensor(raw, m, k, *tl_tiles.tile_of("TL1", m, k, by.tiles)),
-    "TL2": lambda raw, m, k, by: blocks.unpack_tl2_tensor(raw, m, k, *tl_tiles.tile_of("TL2", m, k, by.tiles)),
+    "I2_S": lambda raw, m, k, reading: blocks.unpack_i2_s_tensor(raw, m, k, reading.i2s_layout),
+    "TL1": lambda raw, m, k, reading: blocks.unpack_tl1_tensor(raw, m, k, *tile_of("TL1", m, k, reading.tiles)),
+    "TL2": lambda raw, m, k, reading: blocks.unpack_tl2_tensor(raw, m, k, *tile_of("TL2", m, k, reading.tiles)),
     "TQ1_0": lambda raw, m, k, _: blocks.unpack_tq1_0(raw, m, k),
     "TQ2_0": lambda raw, m, k, _: blocks.unpack_tq2_0(raw, m, k),
     "Q2_0": lambda raw, m, k, _: blocks.unpack_q2_0(raw, m, k, 64),
