@@ -37,7 +37,7 @@ def widen_bf16(bits: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
 
 
 def ternary_floats(shape: tuple[int, ...], read: Callable[[slice], Floats]) -> tuple[Codes, np.float32, float | None]:
-    """Floats [M, K] in {-s, 0, +s} -> codes {-1, 0, +1} int8 [M, K], s, and the first value that is none of them.
+    """Floats [M, K] in {-s, 0, +s} -> codes {-1, 0, +1} int8 [M, K], s, and the first other value, None without one.
 
     `read` gives rows of the matrix. The tolerance, a ten-thousandth of s, is for rounding; master weights are far
     outside it.

@@ -21,7 +21,7 @@ from bitgen.spec import ModelShape
 from bitgen.text.tokenizer import BYTE_ALPHABET
 
 MINUS, ZERO, PLUS = 77, 107, 72
-"""Weights of 256 that are -1, 0 and +1: 30, 42 and 28 %, about as in trained models."""
+"""How many of 256 weights are -1, 0 and +1: 30, 42 and 28 %, about as in trained models."""
 
 _CODE_OF_BYTE = np.repeat(np.array([-1, 0, 1], np.int8), [MINUS, ZERO, PLUS])
 _CHUNK = 1 << 24

@@ -68,13 +68,14 @@ class PartFile:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         with self._open:
+            if error is not None and self._identity and not isinstance(error, BitgenError):
+                return
             if error is None:
                 self._file.flush()
-                if os.name == "nt":  # Windows does not rename an open file
-                    self._open.close()
+            if os.name == "nt":  # Windows neither renames nor removes an open file
+                self._open.close()
+            if error is None:
                 data.publish(self._part, self.path)
-            elif self._identity and not isinstance(error, BitgenError):
-                return
             self._part.unlink(missing_ok=True)
             self._log.unlink(missing_ok=True)
 
