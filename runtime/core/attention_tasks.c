@@ -61,7 +61,7 @@ static row_range unmasked(const state *s, const run *r, int32_t row0, int32_t ro
   return of;
 }
 
-// parts[i] = the partial result of row row0 + i over a block of which each row sees some.
+// parts[i] = the partial result of row row0 + i over a block that is partly masked for it or not at all.
 static void attend_block(const state *s, const run *r, int32_t kv_head, int32_t row0, int32_t rows,
                          int32_t block, int32_t ahead, float *const *parts) {
   const int32_t d = s->model->config.head_dim, first = block * ATTEND_BLOCK;

@@ -32,7 +32,7 @@ typedef struct {
   int32_t input_norms;      // 0, 1: every matrix has a norm for its input, and so q, k, v, gate, up are apart
   int32_t post_norms;       // 0, 1: a norm of what attention and FFN add to the residual stream
   int32_t window;           // positions that a token sees, itself included; 0: all
-  int32_t window_period;    // with a window, every so manieth layer sees all
+  int32_t window_period;    // with a window, every window_period-th layer is global
   float embedding_scale;    // what embedding rows are multiplied by
   float attention_scale;    // what q k is multiplied by; 0: 1 / sqrt(head_dim)
   float window_theta;       // rope_theta of layers with a window
