@@ -75,13 +75,13 @@ def generate(
     stop: bool = True,
     sampling: Sampling | None = None,
     cache: Cache = "f16",
-    lookup: int = 0,
+    prompt_lookup: int = 0,
     logprobs: int | None = None,
     **loading: Any,
 ) -> Generation:
     """Continue a prompt: iterate over the result for pieces of text. The options are those of `Model.generate`."""
     return load(model, **loading).generate(
-        prompt, max_tokens, stop=stop, sampling=sampling, cache=cache, lookup=lookup, logprobs=logprobs
+        prompt, max_tokens, stop=stop, sampling=sampling, cache=cache, prompt_lookup=prompt_lookup, logprobs=logprobs
     )
 
 
@@ -266,9 +266,9 @@ def build(
     shape, platform = shape_of(model), _platform(arch, system)
     isas = [isa] if isa else [t.isa for t in targets.levels(platform)]
     given = [plan.for_build(file, shape, isas) for file in plans]
-    lookups = [plan.lookup(shape, name, given) for name in isas]
+    planned = [plan.of_model(shape, name, given) for name in isas]
     options = BuildOptions(platform, "runner.c" if program else None, root, progress=progress)
-    return library.for_model(shape, lookups, options)
+    return library.for_model(shape, planned, options)
 
 
 def standalone(
@@ -341,9 +341,9 @@ def info(file: Path) -> dict[str, Any]:
     facts = _info.describe(file)
     if "unsupported" in facts:
         return facts
-    lookup = plan.lookup(read_gguf(file).shape, library.host_isa())
-    runs = {role: f"{p.layout} ({lookup.sources[role]})" for role, p in lookup.matrices.items()}
-    return {**facts, "runs on": lookup.isa, **{f"{role} kernel": text for role, text in runs.items()}}
+    planned = plan.of_model(read_gguf(file).shape, library.host_isa())
+    runs = {role: f"{p.layout} ({planned.sources[role]})" for role, p in planned.matrices.items()}
+    return {**facts, "runs on": planned.isa, **{f"{role} kernel": text for role, text in runs.items()}}
 
 
 # ---- kernels --------------------------------------------------------------------------------------------------
@@ -352,7 +352,7 @@ def info(file: Path) -> dict[str, Any]:
 def kernels(model: str | Path, *, isa: str | None = None) -> list[str]:
     """Symbols of the kernels that a model would run with."""
     shape, isa = shape_of(model), isa or library.host_isa()
-    matrices = plan.lookup(shape, isa).matrices
+    matrices = plan.of_model(shape, isa).matrices
     return list(dict.fromkeys(s.symbol for role, p in matrices.items() for s in p.specs(shape.matrices[role], isa)))
 
 

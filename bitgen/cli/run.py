@@ -65,7 +65,7 @@ def run(prompt: str, model: str | None, max_tokens: int, threads: int | None, sa
     text = sys.stdin.read() if prompt == "-" else prompt
     loaded = _load(model, threads=threads, isa=isa, head=head, **reading)
     generation = api.generate(loaded, text, max_tokens, stop=not ignore_eos, sampling=sampling, cache=cache,
-                              lookup=prompt_lookup, logprobs=logprobs)  # fmt: skip
+                              prompt_lookup=prompt_lookup, logprobs=logprobs)  # fmt: skip
     try:
         click.echo(text, nl=False)
         for piece in generation:

@@ -20,7 +20,7 @@ from bitgen.compile import binding, clang
 from bitgen.compile.clang import Artefact, BuildOptions, Unit
 from bitgen.errors import UnsupportedError
 from bitgen.kernels import render
-from bitgen.kernels.plan import Lookup
+from bitgen.kernels.plan import ModelPlan
 from bitgen.spec import KernelSpec, ModelShape
 
 ONCE = ("core/*.c", "os/*.c")  # a file of os/ is empty on systems that it is not for
@@ -43,7 +43,7 @@ class Level:
     layout_key: str
 
     @classmethod
-    def of_model(cls, shape: ModelShape, plan: Lookup) -> Level:
+    def of_model(cls, shape: ModelShape, plan: ModelPlan) -> Level:
         """The level with the kernels that a plan gives to a model."""
         roles = {role: plan.matrices[role].specs(gemm, plan.isa) for role, gemm in shape.matrices.items()}
         kernels = tuple(dict.fromkeys(spec for pair in roles.values() for spec in pair))
@@ -55,7 +55,7 @@ class Level:
         return cls(isa, tuple(dict.fromkeys(kernels)), {}, "")
 
 
-def for_model(shape: ModelShape, plans: Sequence[Lookup], options: BuildOptions | None = None) -> Artefact:
+def for_model(shape: ModelShape, plans: Sequence[ModelPlan], options: BuildOptions | None = None) -> Artefact:
     """The library (or program) for a model's shape, with one ISA level per plan, best first."""
     levels = [Level.of_model(shape, plan) for plan in plans]
     spec = {

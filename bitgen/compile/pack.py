@@ -21,7 +21,7 @@ from bitgen.checkpoints.tensors import FUSED
 from bitgen.compile.binding import constants, record
 from bitgen.errors import BitgenError, UnsupportedError
 from bitgen.kernels.formats import FORMATS, Format
-from bitgen.kernels.plan import Lookup
+from bitgen.kernels.plan import ModelPlan
 from bitgen.spec import Layout, Progress, round_up
 
 Head = Literal["certified", "f16", "int8"]
@@ -43,7 +43,7 @@ def _model_h(enum: str) -> dict[str, int]:
     return constants("core/model.h", enum)
 
 
-def header(checkpoint: Checkpoint, lookup: Lookup, head: Head, file_bytes: int) -> bytes:
+def header(checkpoint: Checkpoint, plan: ModelPlan, head: Head, file_bytes: int) -> bytes:
     """The first bytes of a packed file: fields of `bg_header` that have the name of one of the shape are that."""
     shape, packed = checkpoint.shape, _model_h("bg_packed")
     fields = {
@@ -54,7 +54,7 @@ def header(checkpoint: Checkpoint, lookup: Lookup, head: Head, file_bytes: int) 
         "file_bytes": file_bytes,
         "activation": _model_h("bg_activation")[f"ACTIVATION_{shape.activation.upper()}"],
         "head": _model_h("bg_head")[_HEAD[head, shape.tied]],
-        "layout": lookup.layout_key.encode(),
+        "layout": plan.layout_key.encode(),
     }
     return record("core/model.h", "bg_header", fields)
 
@@ -66,7 +66,7 @@ def head_row_bytes(head: Head, hidden: int) -> int:
     return {"f16": 2 * hidden, "int8": hidden + 4, "certified": upper + 12}[head]
 
 
-def path_for(source: Path, lookup: Lookup, head: Head, reading: str) -> Path:
+def path_for(source: Path, plan: ModelPlan, head: Head, reading: str) -> Path:
     """Where the packed form of a model file is cached.
 
     The key covers the layouts, the head, how the file was read and the source's identity: size, time of change,
@@ -75,22 +75,22 @@ def path_for(source: Path, lookup: Lookup, head: Head, reading: str) -> Path:
     """
     stat = source.stat()
     version = _model_h("bg_packed")["PACKED_VERSION"]
-    key = f"{version} {lookup.layout_key} {head} {reading} {stat.st_size} {stat.st_mtime_ns}"
+    key = f"{version} {plan.layout_key} {head} {reading} {stat.st_size} {stat.st_mtime_ns}"
     digest = hashlib.sha256(key.encode())
     with source.open("rb") as f:
         digest.update(f.read(1 << 20))
         for i in range(64):
             f.seek(i * stat.st_size // 64)
             digest.update(f.read(4096))
-    return data.cache_root() / "packed" / f"{source.stem}-{lookup.isa}-{digest.hexdigest()[:16]}.bgpk"
+    return data.cache_root() / "packed" / f"{source.stem}-{plan.isa}-{digest.hexdigest()[:16]}.bgpk"
 
 
 def write(
-    path: Path, checkpoint: Checkpoint, lookup: Lookup, head: Head = "f16", progress: Progress | None = None
+    path: Path, checkpoint: Checkpoint, plan: ModelPlan, head: Head = "f16", progress: Progress | None = None
 ) -> None:
     """Write a packed model, one matrix or a few rows in memory at a time; nothing is left behind on failure."""
-    if len(lookup.layout_key) >= 256:
-        raise UnsupportedError(f"the layout key {lookup.layout_key!r} is longer than a packed header holds")
+    if len(plan.layout_key) >= 256:
+        raise UnsupportedError(f"the layout key {plan.layout_key!r} is longer than a packed header holds")
     shape = checkpoint.shape
     sections_of_head = {"certified": 6, "f16": 0, "int8": 2}[head] + (head != "int8" and not shape.tied)
     total = 2 + shape.layers * (len(shape.norms) + len(shape.matrices) + 1) + sections_of_head
@@ -98,13 +98,13 @@ def write(
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as f:
             f.write(bytes(_model_h("bg_packed")["PACKED_HEADER"]))
-            for done, section in enumerate(_sections(checkpoint, lookup, head), 1):
+            for done, section in enumerate(_sections(checkpoint, plan, head), 1):
                 _write_section(f, section)
                 if progress:
                     progress(done, total)
             size = f.tell()
             f.seek(0)
-            f.write(header(checkpoint, lookup, head, size))
+            f.write(header(checkpoint, plan, head, size))
 
 
 Section = Iterable[npt.NDArray[Any]]
@@ -118,7 +118,7 @@ def _write_section(f: BinaryIO, section: Section) -> None:
     f.write(bytes(-f.tell() % _model_h("bg_packed")["PACKED_ALIGN"]))
 
 
-def _sections(checkpoint: Checkpoint, lookup: Lookup, head: Head) -> Iterator[Section]:
+def _sections(checkpoint: Checkpoint, plan: ModelPlan, head: Head) -> Iterator[Section]:
     """Every section of the file, in the order that the runtime walks it. Each is to be read before the next."""
     s = checkpoint.shape
     yield _f16_matrix(checkpoint, "token_embd.weight")
@@ -128,7 +128,7 @@ def _sections(checkpoint: Checkpoint, lookup: Lookup, head: Head) -> Iterator[Se
             yield [_norm(checkpoint, f"blk.{n}.{norm}.weight", width)]
         scales: list[float] = []
         for role in s.matrices:
-            yield _fused(checkpoint, n, role, lookup.matrices[role].layout, scales)
+            yield _fused(checkpoint, n, role, plan.matrices[role].layout, scales)
         yield [np.array(scales, np.float32), np.zeros(_model_h("bg_parts")["SCALES"] - len(scales), np.float32)]
     name = "token_embd.weight" if s.tied else "output.weight"
     if head != "int8" and not s.tied:

@@ -24,7 +24,7 @@ from bitgen.compile.binding import constants, record
 from bitgen.compile.clang import BuildOptions
 from bitgen.errors import BitgenError, UnsupportedError
 from bitgen.kernels import plan, space
-from bitgen.kernels.plan import Lookup
+from bitgen.kernels.plan import ModelPlan
 from bitgen.spec import GemmShape, Layout, Listener, MatrixPlan, ModelShape, Platform
 from bitgen.text import tables
 from bitgen.text.tokenizer import Tokenizer
@@ -53,7 +53,7 @@ def write(
     name: str,
     folder: Path,
     platform: Platform,
-    lookups: Sequence[Lookup],
+    levels: Sequence[ModelPlan],
     left_out: Sequence[str] = (),
     *,
     one_file: bool = False,
@@ -63,13 +63,13 @@ def write(
     """Write the program <folder>/<name>, with the levels of `shared_layout`, and <name>.bgpk unless `one_file`."""
     tokens = tables.blob(Tokenizer.from_metadata(checkpoint.metadata))
     options = BuildOptions(platform, "run.c", progress=lambda done, total: progress("compiling", done, total))
-    artefact = library.for_model(checkpoint.shape, lookups, options)
+    artefact = library.for_model(checkpoint.shape, levels, options)
     program = folder / f"{name}{artefact.path.suffix}"
     weights = program.with_name(f"{program.name}.bgpk")
     made, packed = (path.with_name(f".{path.name}.{os.getpid()}") for path in (program, weights))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        pack.write(packed, checkpoint, lookups[0], head, lambda done, total: progress("packing", done, total))
+        pack.write(packed, checkpoint, levels[0], head, lambda done, total: progress("packing", done, total))
         shutil.copy(artefact.path, made)
         if one_file:
             _append(made, packed, tokens)
@@ -84,7 +84,7 @@ def write(
         made.unlink(missing_ok=True)
         packed.unlink(missing_ok=True)
     files = (program,) if one_file else (program, weights)
-    return Program(files, tuple(found.isa for found in lookups), tuple(left_out))
+    return Program(files, tuple(found.isa for found in levels), tuple(left_out))
 
 
 def _append(file: Path, packed: Path | None, tokens: bytes) -> None:
@@ -113,7 +113,7 @@ def _append(file: Path, packed: Path | None, tokens: bytes) -> None:
 
 def shared_layout(
     shape: ModelShape, platform: Platform, isa: str | None = None, plans: Sequence[Path] = ()
-) -> tuple[list[Lookup], list[str]]:
+) -> tuple[list[ModelPlan], list[str]]:
     """Plans of all levels of a platform that read one level's layouts, best first, and the levels that do not.
 
     That level is `isa`, else the one of the first plan given, else the lowest with vector instructions.
@@ -123,13 +123,13 @@ def shared_layout(
     base = isa or (given[0].isa if given else names[max(len(names) - 2, 0)])
     if base not in names:
         raise UnsupportedError(f"ISA {base!r} is not of architecture {platform.arch!r}; known: {', '.join(names)}")
-    known = {name: plan.lookup(shape, name, given) for name in names}
+    known = {name: plan.of_model(shape, name, given) for name in names}
     layouts = {role: matrix.layout for role, matrix in known[base].matrices.items()}
     found = {name: _with_layouts(shape, known[name], layouts) for name in names}
-    return [lookup for lookup in found.values() if lookup], [name for name in names if not found[name]]
+    return [level for level in found.values() if level], [name for name in names if not found[name]]
 
 
-def _with_layouts(shape: ModelShape, known: Lookup, layouts: dict[str, Layout]) -> Lookup | None:
+def _with_layouts(shape: ModelShape, known: ModelPlan, layouts: dict[str, Layout]) -> ModelPlan | None:
     """A level's plan with these layouts of the roles, or None where it has no such kernels."""
     matrices = {}
     for role, matrix in shape.matrices.items():
@@ -138,7 +138,7 @@ def _with_layouts(shape: ModelShape, known: Lookup, layouts: dict[str, Layout]) 
         if matched is None:
             return None
         matrices[role] = matched
-    return Lookup(known.isa, matrices, known.sources, known.threads)
+    return ModelPlan(known.isa, matrices, known.sources, known.threads)
 
 
 def _plan(matrix: GemmShape, isa: str, layout: Layout) -> MatrixPlan | None:

@@ -113,16 +113,18 @@ class Generation(Continuation):
     """Text in the making. Iterate for the pieces; `timing` and `token_ids` hold what happened so far."""
 
     cache: Cache = "f16"
-    lookup: int = 0  # most tokens to propose at a time
+    prompt_lookup: int = 0  # most tokens to propose at a time
     logprobs: int | None = None  # likeliest tokens to keep at each place; None: and no log probabilities
     session: Session | None = None  # holds the first `position` tokens of the prompt; None: one of its own
     choices: list[TokenChoice] = field(init=False, default_factory=list)  # with logprobs: of each token, and of a stop
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.lookup < 0 or (self.logprobs or 0) < 0:
-            raise BitgenError(f"lookup is {self.lookup}, logprobs {self.logprobs}; both must be 0 or more")
-        if self.lookup and self.logprobs is not None:
+        if self.prompt_lookup < 0 or (self.logprobs or 0) < 0:
+            raise BitgenError(
+                f"prompt_lookup is {self.prompt_lookup}, logprobs {self.logprobs}; must be 0 or more"
+            )
+        if self.prompt_lookup and self.logprobs is not None:
             raise BitgenError("prompt lookup computes no log probabilities; ask for one of the two")
 
     @property
@@ -132,7 +134,7 @@ class Generation(Continuation):
 
     def __iter__(self) -> Iterator[str]:
         model, timing, prompt = self.model, self.timing, self.prompt_ids
-        stream, lookup = TextStream(model.tokenizer), PromptLookup(self.lookup, prompt)
+        stream, lookup = TextStream(model.tokenizer), PromptLookup(self.prompt_lookup, prompt)
         opened: AbstractContextManager[Session] = (
             nullcontext(self.session) if self.session else Session(model, context=self.context, cache=self.cache)
         )

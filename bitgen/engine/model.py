@@ -45,7 +45,7 @@ class Model:
     """
 
     def __init__(
-        self, path: Path, shape: ModelShape, tokenizer: Tokenizer, plan: plans.Lookup, artefact: Artefact,
+        self, path: Path, shape: ModelShape, tokenizer: Tokenizer, plan: plans.ModelPlan, artefact: Artefact,
         packed: Path, head: pack.Head, threads: int | None,
     ) -> None:  # fmt: skip
         self.path, self.shape, self.tokenizer = path, shape, tokenizer
@@ -84,7 +84,7 @@ class Model:
         started = time.perf_counter()
         source = Path(path) if path is not None else shipped_path()
         checkpoint = read_gguf(source, i2s_layout, activation, tl_tiles)
-        plan = plans.lookup(checkpoint.shape, isa or library.host_isa())
+        plan = plans.of_model(checkpoint.shape, isa or library.host_isa())
         report = progress or (lambda *_: None)
         options = BuildOptions(progress=lambda done, total: report("compiling", done, total))
         artefact = library.for_model(checkpoint.shape, [plan], options)
@@ -155,7 +155,7 @@ class Model:
         stop: bool = True,
         sampling: Sampling | None = None,
         cache: Cache = "f16",
-        lookup: int = 0,
+        prompt_lookup: int = 0,
         logprobs: int | None = None,
         session: Session | None = None,
         **options: Any,
@@ -165,13 +165,13 @@ class Model:
         Sampling parameters may be given one by one (temperature=0.8, seed=1) or as `sampling`.
         stop: end at the model's stop tokens. Ends at `max_tokens` or where the context is full.
         cache: as in `session`.
-        lookup: try up to so many tokens at once that followed the last few before (engine/prompt_lookup.py). The text
-            is the same; it comes faster where it repeats itself or the prompt.
+        prompt_lookup: tokens to propose at most in one pass, those that followed the last few before
+            (engine/prompt_lookup.py). The text is the same; it comes faster where it repeats itself or the prompt.
         logprobs: keep each token's log probability and that many likeliest ones (`Generation.choices`).
         session: continue in a session whose cache holds the start of the prompt, instead of a new one.
         """
         chosen = sampling or Sampling(**options)
-        return Generation(self, prompt, max_tokens, stop, chosen, cache, lookup, logprobs, session)
+        return Generation(self, prompt, max_tokens, stop, chosen, cache, prompt_lookup, logprobs, session)
 
     def score(self, text: str, context: str = "", *, cache: Cache = "f16") -> Score:
         """Log probabilities of a text's tokens, given the context before it; see score.score."""

@@ -137,7 +137,7 @@ def save(plan: Plan, path: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Lookup:
+class ModelPlan:
     """What a model runs with: a MatrixPlan per role, and where each came from."""
 
     isa: str
@@ -173,7 +173,7 @@ def for_build(file: Path, shape: ModelShape, isas: Sequence[str]) -> Plan:
     return plan
 
 
-def lookup(shape: ModelShape, isa: str, given: Sequence[Plan] = ()) -> Lookup:
+def of_model(shape: ModelShape, isa: str, given: Sequence[Plan] = ()) -> ModelPlan:
     """The best known plan of every matrix of a model on an ISA; given plans come first."""
     host = load(host_path(isa))
     folder = data.folder("presets") / "plans"
@@ -184,7 +184,7 @@ def lookup(shape: ModelShape, isa: str, given: Sequence[Plan] = ()) -> Lookup:
     matrices = {role: matrix for role, (matrix, _) in decided.items()}
     sources = {role: source for role, (_, source) in decided.items()}
     tuned = [host.decisions[g] for r, g in shape.matrices.items() if host and sources[r] == "tuned on this host"]
-    return Lookup(isa, matrices, sources, best_threads(tuned))
+    return ModelPlan(isa, matrices, sources, best_threads(tuned))
 
 
 def _decided(

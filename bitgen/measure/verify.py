@@ -37,7 +37,7 @@ from bitgen.engine.session import Sampling
 from bitgen.errors import BitgenError, UnsupportedError
 from bitgen.gguf.reader import read_gguf
 from bitgen.kernels import plan, space
-from bitgen.kernels.plan import Lookup
+from bitgen.kernels.plan import ModelPlan
 from bitgen.spec import GemmShape, KernelSpec, Listener, MatrixPlan, ModelShape
 from bitgen.tune.lab import VERIFY_TOKENS, Trial, differs
 
@@ -97,13 +97,13 @@ def verify(path: Path, against: str | None = None, listener: Listener = lambda *
     """
     checkpoint = read_gguf(path, **reading)
     theirs = _transformers(against) if against is not None else None
-    lookups = [plan.lookup(checkpoint.shape, isa) for isa in library.host_isas()]
-    artefact = library.for_model(checkpoint.shape, lookups, _told(listener, "compiling"))
-    receipt = Receipt(_machine(), _model(path, checkpoint), _levels(lookups, artefact))
+    plans = [plan.of_model(checkpoint.shape, isa) for isa in library.host_isas()]
+    artefact = library.for_model(checkpoint.shape, plans, _told(listener, "compiling"))
+    receipt = Receipt(_machine(), _model(path, checkpoint), _levels(plans, artefact))
     model = Model.load(path, progress=listener, **reading)
     stages: list[Iterator[Check]] = [
-        _kernels(checkpoint.shape, lookups, listener),
-        _same_bits(cut(checkpoint), lookups, listener),
+        _kernels(checkpoint.shape, plans, listener),
+        _same_bits(cut(checkpoint), plans, listener),
         _self_consistency(model),
         _whole_model(model, checkpoint),
     ]
@@ -122,12 +122,12 @@ def verify(path: Path, against: str | None = None, listener: Listener = lambda *
 # ---- kernels ------------------------------------------------------------------------------------------------
 
 
-def _kernels(shape: ModelShape, lookups: Sequence[Lookup], listener: Listener) -> Iterator[Check]:
+def _kernels(shape: ModelShape, plans: Sequence[ModelPlan], listener: Listener) -> Iterator[Check]:
     """Every kernel of the plans, and the first legal plan of every other format, at every level."""
     matrices = list(dict.fromkeys(shape.matrices.values()))
     rng = np.random.default_rng(0)
     codes = {m: rng.integers(-1, 2, (m.m, m.k), np.int8) for m in matrices}
-    for at in lookups:
+    for at in plans:
         planned = [s for role, p in at.matrices.items() for s in p.specs(shape.matrices[role], at.isa)]
         others = [s for m in matrices for p in _formats(m, at.isa) for s in p.specs(m, at.isa)]
         specs = list(dict.fromkeys([*planned, *others]))
@@ -188,13 +188,13 @@ def cut(checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint if layers == s.layers else Cut(checkpoint, layers, min(s.vocab, CUT_VOCAB))
 
 
-def _same_bits(checkpoint: Checkpoint, lookups: Sequence[Lookup], listener: Listener) -> Iterator[Check]:
+def _same_bits(checkpoint: Checkpoint, plans: Sequence[ModelPlan], listener: Listener) -> Iterator[Check]:
     """Logits [TOKENS, vocab] of every level and format, against those of the first, which meet the reference."""
     shape = checkpoint.shape
     tokens = _prompts(shape.vocab, 1, TOKENS)[0]
     first: npt.NDArray[np.float32] | None = None
     with tempfile.TemporaryDirectory() as folder:
-        for at in lookups:
+        for at in plans:
             for name, planned in _plans_to_check(shape, at):
                 packed = Path(folder) / "model.bgpk"
                 pack.write(packed, checkpoint, planned, progress=lambda d, t: listener("packing", d, t))
@@ -211,7 +211,7 @@ def _same_bits(checkpoint: Checkpoint, lookups: Sequence[Lookup], listener: List
 _NO_TOKENIZER: Any = None  # a cut model is asked for logits only
 
 
-def _plans_to_check(shape: ModelShape, at: Lookup) -> Iterator[tuple[str, Lookup]]:
+def _plans_to_check(shape: ModelShape, at: ModelPlan) -> Iterator[tuple[str, ModelPlan]]:
     """The plan of a level, then one for each format that all matrices can take."""
     yield "as planned", at
     roles: dict[str, dict[str, MatrixPlan]] = {}
@@ -362,10 +362,10 @@ def _model(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
     return {"name": name, "file": path.name, "bytes": size, "sha256": digest.hexdigest()}
 
 
-def _levels(lookups: Sequence[Lookup], artefact: Artefact) -> dict[str, Any]:
-    plans = {at.isa: {role: asdict(p) for role, p in at.matrices.items()} for at in lookups}
+def _levels(plans: Sequence[ModelPlan], artefact: Artefact) -> dict[str, Any]:
+    layouts = {at.isa: {role: asdict(p) for role, p in at.matrices.items()} for at in plans}
     return {
-        "plans": plans,
-        "plans_sha256": hashlib.sha256(json.dumps(plans, sort_keys=True).encode()).hexdigest(),
+        "plans": layouts,
+        "plans_sha256": hashlib.sha256(json.dumps(layouts, sort_keys=True).encode()).hexdigest(),
         "library_sha256": hashlib.sha256(artefact.path.read_bytes()).hexdigest(),
     }

@@ -237,7 +237,7 @@ def test_windows_gives_the_same_bits(
     tested = [t.isa for t in targets.levels(WINDOWS) if t.isa in library.host_isas()]
     for isa in tested:
         packed = tmp_path / f"größe-{isa}.bgpk"
-        pack.write(packed, read_gguf(model.path), plan.lookup(model.shape, isa))
+        pack.write(packed, read_gguf(model.path), plan.of_model(model.shape, isa))
         for threads, chunk in (("1", "7"), ("3", "4")):
             options = ("--isa", isa, "--threads", threads, "--chunk", chunk, "--cache", cache)
             command = ["wine", windows_runner.path, "logits", packed, *options]
@@ -254,7 +254,7 @@ def test_a_static_program_of_this_architecture_gives_the_same_bits(tmp_path: Pat
     model = bitgen.Model.load()
     isa = next(isa for isa in library.host_isas() if isa in ISA.values())
     runner = api.build("stories", arch=targets.host_arch(), system="musl", isa=isa, root=tmp_path, program=True)
-    pack.write(tmp_path / "m.bgpk", read_gguf(model.path), plan.lookup(model.shape, isa))
+    pack.write(tmp_path / "m.bgpk", read_gguf(model.path), plan.of_model(model.shape, isa))
     out = run([runner.path, "logits", tmp_path / "m.bgpk"], os.environ, " ".join(map(str, TOKENS)))
     assert np.array_equal(np.frombuffer(out, np.float32).reshape(len(TOKENS), -1), model.logits(TOKENS))
 

@@ -548,7 +548,7 @@ def test_the_levels_of_a_program_share_their_layouts(name: str) -> None:
             assert "scalar" in held and (isa is None or isa in held)
             assert [t.isa for t in levels(arch)] == sorted([*held, *left_out], key=[*targets.TARGETS].index)
             if isa is None:
-                assert plan.lookup(shape, held[-2 if len(held) > 1 else -1]).layout_key == lookups[0].layout_key
+                assert plan.of_model(shape, held[-2 if len(held) > 1 else -1]).layout_key == lookups[0].layout_key
                 assert arch != "arm64" or not left_out
 
 

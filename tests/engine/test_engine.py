@@ -97,7 +97,7 @@ def test_an_unknown_cache_is_refused(model: bitgen.Model) -> None:
         model.session(cache="int4")  # type: ignore[arg-type]
 
 
-def layouts_of(shape: ModelShape, isa: str) -> list[plan.Lookup]:
+def layouts_of(shape: ModelShape, isa: str) -> list[plan.ModelPlan]:
     """A look-up per format that the ISA has a kernel for, other than the default."""
     found = []
     names = {layout.format for gemm in shape.matrices.values() for layout in space.candidate_layouts(gemm, isa, True)}
@@ -107,7 +107,7 @@ def layouts_of(shape: ModelShape, isa: str) -> list[plan.Lookup]:
             layout = next(x for x in reversed(space.candidate_layouts(gemm, isa, True)) if x.format == name)
             tiles = [space.candidate_tiles(op, gemm, isa, layout, True)[-1] for op in ("gemv", "gemm")]
             matrices[role] = MatrixPlan(layout, *tiles)
-        found.append(plan.Lookup(isa, matrices, dict.fromkeys(matrices, "test"), None))
+        found.append(plan.ModelPlan(isa, matrices, dict.fromkeys(matrices, "test"), None))
     return found
 
 
@@ -116,8 +116,8 @@ def test_same_bits_from_every_format(
 ) -> None:
     lookups = layouts_of(model.shape, library.host_isa())
     assert len(lookups) >= 2 or library.host_isa() == "scalar"
-    for lookup in lookups:
-        monkeypatch.setattr(plan, "lookup", lambda shape, isa, found=lookup: found)
+    for planned in lookups:
+        monkeypatch.setattr(plan, "of_model", lambda shape, isa, found=planned: found)
         loaded = bitgen.Model.load()
         assert loaded.plan.layout_key != model.plan.layout_key
         assert np.array_equal(loaded.logits(TOKENS), expected)
@@ -173,7 +173,7 @@ def test_threads_use_one_model_at_once(model: bitgen.Model) -> None:
     fresh, start = bitgen.Model.load(threads=1), threading.Barrier(4)
     jobs: list[Callable[[bitgen.Model], Any]] = [
         lambda m: ["".join(m.generate("Once upon a time", 60, temperature=1.0, seed=seed)) for seed in range(4)],
-        lambda m: ["".join(m.generate("The little dog", 60, temperature=0, lookup=8)) for _ in range(4)],
+        lambda m: ["".join(m.generate("The little dog", 60, temperature=0, prompt_lookup=8)) for _ in range(4)],
         lambda m: m.generate_many(["A", "Lily", "Tom ran to"], 60, top_k=20, seed=2),
         lambda m: (m.embed(["A cat", "dogs"] * 8).tolist(), m.score("Tom has a red ball. " * 8).logprobs.tolist()),
     ]
@@ -263,7 +263,7 @@ def test_lookup_changes_no_token(model: bitgen.Model, lookup: int, how: dict[str
     for prompt in (REPEATS, "Once upon a time"):
         for stop in (True, False):
             plain = model.generate(prompt, 120, stop=stop, **how)
-            guessed = model.generate(prompt, 120, stop=stop, lookup=lookup, **how)
+            guessed = model.generate(prompt, 120, stop=stop, prompt_lookup=lookup, **how)
             assert "".join(plain) == "".join(guessed) == guessed.text
             assert plain.token_ids == guessed.token_ids
             assert 0 <= guessed.timing.accepted <= guessed.timing.proposed
@@ -274,7 +274,7 @@ def test_lookup_needs_fewer_passes_where_text_repeats(model: bitgen.Model, monke
     passes = []
     forward = bitgen.Session.next
     monkeypatch.setattr(bitgen.Session, "next", lambda *a, **k: passes.append(len(a[1])) or forward(*a, **k))
-    generation = model.generate(REPEATS, 200, temperature=0, lookup=8, stop=False)
+    generation = model.generate(REPEATS, 200, temperature=0, prompt_lookup=8, stop=False)
     list(generation)
     timing = generation.timing
     assert timing.tokens == 200 and len(passes) + timing.accepted == 200
@@ -285,7 +285,7 @@ def test_lookup_needs_fewer_passes_where_text_repeats(model: bitgen.Model, monke
 
 def test_lookup_up_to_the_end_of_the_context(model: bitgen.Model) -> None:
     prompt = "Tom has a red ball. " * 80
-    plain, guessed = (model.generate(prompt, 10**6, stop=False, temperature=0, lookup=n) for n in (0, 8))
+    plain, guessed = (model.generate(prompt, 10**6, stop=False, temperature=0, prompt_lookup=n) for n in (0, 8))
     assert "".join(plain) == "".join(guessed)
     assert len(guessed.prompt_ids) + len(guessed.token_ids) == model.shape.context + 1
 
@@ -371,7 +371,7 @@ def test_wrong_sampling_is_refused(wrong: dict[str, float]) -> None:
 
 
 def test_a_damaged_packed_model_is_refused_and_named(tmp_path: Path) -> None:
-    found = plan.lookup(read_gguf(shipped_path()).shape, library.host_isa())
+    found = plan.of_model(read_gguf(shipped_path()).shape, library.host_isa())
     packed = tmp_path / "m.bgpk"
     pack.write(packed, read_gguf(shipped_path()), found)
     whole = packed.read_bytes()
@@ -388,7 +388,7 @@ def test_a_packed_header_says_the_shape(tmp_path: Path) -> None:
         read_gguf(shipped_path()).shape, activation="gelu_tanh", qk_norm=True, post_norms=True, window=100,
         window_period=6, embedding_scale=1.5, attention_scale=0.25, window_theta=1234.0, rope_interleaved=True,
     )  # fmt: skip
-    found = plan.lookup(shape, "scalar")
+    found = plan.of_model(shape, "scalar")
     pack.write(tmp_path / "m.bgpk", synth.SynthCheckpoint(shape, 0), found, "int8")
     header = binding.declared("core/model.h").from_buffer("bg_header *", (tmp_path / "m.bgpk").read_bytes())
     numbers = {name: value for name, value in vars(shape).items() if hasattr(header, name) and name != "activation"}
@@ -409,7 +409,7 @@ def test_a_failed_packing_leaves_nothing(tmp_path: Path) -> None:
 
     shape = read_gguf(shipped_path()).shape
     with pytest.raises(BitgenError, match="damaged"):
-        pack.write(tmp_path / "m.bgpk", Broken(shape, 0), plan.lookup(shape, library.host_isa()))
+        pack.write(tmp_path / "m.bgpk", Broken(shape, 0), plan.of_model(shape, library.host_isa()))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -60,7 +60,7 @@ def test_scales_that_kernels_cannot_hold_are_refused(tmp_path: Path, bad: float)
 
     checkpoint = Spoilt(SHAPES[0])
     with pytest.raises(UnsupportedError, match=r"attn_q.weight: a scale of a group is not a finite float16 number"):
-        pack.write(tmp_path / "m.bgpk", checkpoint, plan.lookup(SHAPES[0], "scalar"))
+        pack.write(tmp_path / "m.bgpk", checkpoint, plan.of_model(SHAPES[0], "scalar"))
     with pytest.raises((FormatError, UnsupportedError), match=r"scale"):
         write_gguf(tmp_path / "m.gguf", checkpoint)
     assert not list(tmp_path.iterdir())
@@ -211,7 +211,7 @@ def test_arm64_gives_the_same_bits(shape: ModelShape, tmp_path: Path) -> None:
     want = lab.logits(checkpoint, TOKENS)
     platform = targets.platform_of("arm64")
     levels = targets.levels(platform)
-    lookups = [plan.lookup(shape, level.isa) for level in levels]
+    lookups = [plan.of_model(shape, level.isa) for level in levels]
     program = library.for_model(shape, lookups, BuildOptions(platform, "runner.c", tmp_path / "build")).path
     for found in lookups:
         pack.write(tmp_path / f"{found.isa}.bgpk", checkpoint, found)

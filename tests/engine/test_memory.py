@@ -54,7 +54,7 @@ def run_with_room(model: Path, room: int) -> subprocess.CompletedProcess[str]:
     RLIMIT_DATA counts the memory that no file backs, which is what a small machine runs out of.
     """
     shape = read_gguf(model).shape
-    library.for_model(shape, [plan.lookup(shape, library.host_isa())])  # the compiler is not limited
+    library.for_model(shape, [plan.of_model(shape, library.host_isa())])  # the compiler is not limited
     model.touch()  # no packed form of it is cached
     command = [sys.executable, "-c", RUN, str(model), str(room)]
     return subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)
@@ -118,7 +118,7 @@ def test_packing_holds_pieces(tmp_path: Path, type: int, head: Any) -> None:
         tensors["token_embd.weight"] = floats(values, type) if type != types.Q6_K else six_bits(size)
 
     checkpoint = read_gguf(changed(tmp_path / "m.gguf", store_as, shape=shape))
-    found = plan.lookup(shape, "scalar")
+    found = plan.of_model(shape, "scalar")
     checkpoint.dense("token_embd.weight", slice(1))  # imports what dequantises, whose code is not counted
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoints, "AT_ONCE", 1 << 16)

@@ -103,7 +103,7 @@ def test_generation_with_log_probabilities(model: bitgen.Model) -> None:
         assert choice.likeliest[0] == (choice.token, choice.logprob)  # greedy
         assert [p for _, p in choice.likeliest] == sorted((p for _, p in choice.likeliest), reverse=True)
     with pytest.raises(BitgenError, match="one of the two"):
-        model.generate("a", 4, logprobs=1, lookup=4)
+        model.generate("a", 4, logprobs=1, prompt_lookup=4)
 
 
 TASK = """

@@ -147,7 +147,7 @@ class Runner:
     def __init__(self, model: bitgen.Model) -> None:
         self.source, self.head = model.path, model.head
         self.checkpoint = read_gguf(self.source)
-        self.lookups = {isa: plan.lookup(self.checkpoint.shape, isa) for isa in (ISA, "avx2")}
+        self.lookups = {isa: plan.of_model(self.checkpoint.shape, isa) for isa in (ISA, "avx2")}
         options = BuildOptions(PLATFORM, "runner.c")
         self.program = library.for_model(self.checkpoint.shape, list(self.lookups.values()), options).path
 

@@ -78,9 +78,9 @@ def test_file_round_trip() -> None:
 
 
 def test_host_plan_comes_first() -> None:
-    assert plan.lookup(SHAPE, ISA).sources["o"] != "tuned on this host"
+    assert plan.of_model(SHAPE, ISA).sources["o"] != "tuned on this host"
     host_plan(decided(OTHER))
-    found = plan.lookup(SHAPE, ISA)
+    found = plan.of_model(SHAPE, ISA)
     assert found.matrices["o"] == OTHER and found.sources["o"] == "tuned on this host"
     assert found.threads == 2
     assert "o=i2_s_bm2_bk128" in found.layout_key.split(";")
@@ -93,9 +93,9 @@ def test_a_given_plan_comes_before_the_hosts(tmp_path: Path) -> None:
     plan.save(made, tmp_path / "board.json")
     given = plan.for_build(tmp_path / "board.json", SHAPE, [ISA, "scalar"])
     assert given == made
-    found = plan.lookup(SHAPE, ISA, [given])
+    found = plan.of_model(SHAPE, ISA, [given])
     assert found.matrices["o"] == mine and found.sources["o"] == "given, measured on board by ssh"
-    assert plan.lookup(SHAPE, "scalar", [given]).sources["o"] == "default"
+    assert plan.of_model(SHAPE, "scalar", [given]).sources["o"] == "default"
 
 
 @pytest.mark.parametrize(
@@ -149,17 +149,17 @@ def test_an_edited_instruction_makes_exactly_its_kernels_stale(
 
 
 def test_a_stale_decision_of_the_host_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = plan.lookup(SHAPE, ISA)
+    before = plan.of_model(SHAPE, ISA)
     host_plan(decided(OTHER, "older"))
-    assert plan.lookup(SHAPE, ISA) == before
+    assert plan.of_model(SHAPE, ISA) == before
     host_plan(decided(OTHER))
     edit_templates(monkeypatch, lambda text: text.replace("dot(c, x)", "dot(c, c)"))
-    assert plan.lookup(SHAPE, ISA) == before
+    assert plan.of_model(SHAPE, ISA) == before
 
 
 def test_a_file_of_an_earlier_version_is_passed_over() -> None:
     """Version 1 had one stamp of all template text."""
-    before = plan.lookup(SHAPE, ISA)
+    before = plan.of_model(SHAPE, ISA)
     matrix = {
         "layout": {"format": "i2_s", "bm": 2, "bk": 128},
         "gemv": {},
@@ -171,7 +171,7 @@ def test_a_file_of_an_earlier_version_is_passed_over() -> None:
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({**raw, "matrices": {str(GEMM): matrix}}))
     assert plan.load(path) == Plan(ISA, plan.cpu_name(), "clang")
-    assert plan.lookup(SHAPE, ISA) == before
+    assert plan.of_model(SHAPE, ISA) == before
     with pytest.raises(BitgenError, match="kernels of another bitgen; tune again"):
         plan.for_build(path, SHAPE, [ISA])
 
@@ -191,15 +191,15 @@ def test_a_stale_decision_that_ships_serves_and_says_so(
     plan.save(Plan(ISA, "any", decisions=decisions), tmp_path / "plans" / f"{ISA}.json")
     folder = data.folder
     monkeypatch.setattr(data, "folder", lambda name: tmp_path if name == "presets" else folder(name))
-    found = plan.lookup(SHAPE, ISA)
+    found = plan.of_model(SHAPE, ISA)
     assert found.sources["o"] == source
     assert found.matrices["o"] == (space.default_plan(GEMM, ISA) if source == "default" else OTHER)
 
 
 def test_an_illegal_decision_is_passed_over() -> None:
-    before = plan.lookup(SHAPE, ISA)
+    before = plan.of_model(SHAPE, ISA)
     host_plan({GEMM: Decision(MatrixPlan(Layout("i2_s", 3, 128), Tile(), Tile(nr=4)), {}, "some")})
-    assert plan.lookup(SHAPE, ISA) == before
+    assert plan.of_model(SHAPE, ISA) == before
 
 
 @pytest.mark.parametrize("isa", TARGETS)
@@ -219,13 +219,13 @@ def test_shipped_plans_are_legal(path: Path) -> None:
 
 
 def test_a_level_without_a_shipped_plan_takes_that_of_the_level_below() -> None:
-    below, found = plan.lookup(SHAPE, "dotprod"), plan.lookup(SHAPE, "i8mm")
+    below, found = plan.of_model(SHAPE, "dotprod"), plan.of_model(SHAPE, "i8mm")
     assert found.matrices == below.matrices
     assert set(found.sources.values()) == set(below.sources.values()) == {OTHER_KERNELS}
 
 
 def test_a_model_with_unknown_shapes_gets_defaults() -> None:
-    found = plan.lookup(SHAPE, "scalar")
+    found = plan.of_model(SHAPE, "scalar")
     assert set(found.sources.values()) <= {"default", "shipped", OTHER_KERNELS}
     assert all(isinstance(m, MatrixPlan) for m in found.matrices.values())
     assert GemmShape(1, 1) not in SHAPE.matrices.values()

@@ -281,7 +281,7 @@ SHAPES = {
 """Head sizes and ratios of the known models and beyond; widths that are no multiple of a vector or a block."""
 
 
-def lookup(model: ModelShape, isa: str, choice: int = 0) -> plan.Lookup:
+def lookup(model: ModelShape, isa: str, choice: int = 0) -> plan.ModelPlan:
     """A plan of a model: the default (0), or a layout of another format or another of its own, with other tiles."""
     matrices = {role: space.default_plan(gemm, isa) for role, gemm in model.matrices.items()}
     for role, gemm in model.matrices.items() if choice else ():
@@ -289,7 +289,7 @@ def lookup(model: ModelShape, isa: str, choice: int = 0) -> plan.Lookup:
         layout = last[-choice % len(last)]
         tiles = [space.candidate_tiles(op, gemm, isa, layout, True)[-1] for op in ("gemv", "gemm")]
         matrices[role] = MatrixPlan(layout, *tiles)
-    return plan.Lookup(isa, matrices, dict.fromkeys(matrices, "test"), None)
+    return plan.ModelPlan(isa, matrices, dict.fromkeys(matrices, "test"), None)
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def emulate(runner: Artefact, cpu: str, *args: str, stdin: str = "") -> bytes:
 
 def packed_for(model: bitgen.Model, isa: str, folder: Path) -> str:
     path = folder / f"{isa}.bgpk"
-    pack.write(path, read_gguf(model.path), plan.lookup(model.shape, isa))
+    pack.write(path, read_gguf(model.path), plan.of_model(model.shape, isa))
     return str(path)
 
 
@@ -108,7 +108,7 @@ def test_another_architectures_packing_is_refused(runner: Artefact, model: bitge
     arch = runner.spec["arch"]
     cpu, best = next((cpu, best) for a, cpu, best in CASES if a == arch)
     other = "avx2" if best != "avx2" else "neon"
-    found, own = plan.lookup(model.shape, other), plan.lookup(model.shape, best)
+    found, own = plan.of_model(model.shape, other), plan.of_model(model.shape, best)
     if found.layout_key == own.layout_key:
         pytest.skip("both levels share their layouts")
     command = [QEMU[str(arch)], "-cpu", cpu, str(runner.path), "logits", packed_for(model, other, tmp_path)]
@@ -153,4 +153,4 @@ def test_the_arm64_shared_library_loads(model: bitgen.Model, tmp_path: Path) -> 
 
 def test_a_level_of_another_architecture_cannot_be_built(model: bitgen.Model) -> None:
     with pytest.raises(bitgen.UnsupportedError, match="not of architecture"):
-        library.for_model(model.shape, [plan.lookup(model.shape, "avx2")], BuildOptions(targets.platform_of("arm64")))
+        library.for_model(model.shape, [plan.of_model(model.shape, "avx2")], BuildOptions(targets.platform_of("arm64")))

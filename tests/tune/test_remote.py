@@ -327,7 +327,7 @@ def test_an_arm64_device(server: Server) -> None:
     for gemm, decision in made.decisions.items():
         tried = {s.symbol for s in few(gemm, best)}
         assert set(decision.evidence.gemv.tried) | set(decision.evidence.gemm.tried) == tried
-    assert set(plan.lookup(shape, best, [made]).sources.values()) == {f"given, {made.basis}"}
+    assert set(plan.of_model(shape, best, [made]).sources.values()) == {f"given, {made.basis}"}
     assert server.left("arm64") == []
 
 
