@@ -41,6 +41,11 @@ def record(header: str, struct: str, fields: Mapping[str, Any]) -> bytes:
     return bytes(made.buffer(made.new(f"{struct} *", {name: fields[name] for name in names})))
 
 
+def capacity(header: str, struct: str, field: str) -> int:
+    """Elements of an array in a struct."""
+    return int(dict(declared(header).typeof(struct).fields)[field].type.length)
+
+
 @functools.cache
 def load(path: Path) -> Any:
     """A bitgen library, opened once per process; EngineError when it cannot be."""

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from bitgen import data
 from bitgen.checkpoints.checkpoint import Checkpoint, row_pieces
 from bitgen.checkpoints.tensors import FUSED
-from bitgen.compile.binding import constants, record
+from bitgen.compile.binding import capacity, constants, record
 from bitgen.errors import BitgenError, UnsupportedError
 from bitgen.kernels.formats import FORMATS, Format
 from bitgen.kernels.plan import ModelPlan
@@ -89,7 +89,7 @@ def write(
     path: Path, checkpoint: Checkpoint, plan: ModelPlan, head: Head = "f16", progress: Progress | None = None
 ) -> None:
     """Write a packed model, one matrix or a few rows in memory at a time; nothing is left behind on failure."""
-    if len(plan.layout_key) >= 256:
+    if len(plan.layout_key) >= capacity("core/model.h", "bg_header", "layout"):  # it ends in a NUL
         raise UnsupportedError(f"the layout key {plan.layout_key!r} is longer than a packed header holds")
     shape = checkpoint.shape
     sections_of_head = {"certified": 6, "f16": 0, "int8": 2}[head] + (head != "int8" and not shape.tied)
