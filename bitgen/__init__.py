@@ -10,6 +10,7 @@
 standalone, synth, convert, info, kernels, gen, kernel_cost.
 """
 
+from bitgen.engine.batch import Batch
 from bitgen.engine.generate import Generation
 from bitgen.engine.model import Model
 from bitgen.engine.session import Choice, Sampling, Session, forward_batch, next_batch
@@ -18,6 +19,7 @@ from bitgen.errors import BitgenError, CompileError, EngineError, FormatError, R
 __version__ = "0.1.0"
 
 __all__ = [
+    "Batch",
     "BitgenError",
     "Choice",
     "CompileError",
