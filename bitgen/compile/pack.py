@@ -18,8 +18,8 @@ import numpy.typing as npt
 from bitgen import data
 from bitgen.checkpoints.checkpoint import Checkpoint, row_pieces
 from bitgen.checkpoints.tensors import FUSED
-from bitgen.compile.binding import capacity, constants, record
 from bitgen.errors import BitgenError, UnsupportedError
+from bitgen.headers import capacity, constants, record
 from bitgen.kernels.formats import FORMATS, Format
 from bitgen.kernels.plan import ModelPlan
 from bitgen.spec import Layout, Progress, round_up

@@ -20,9 +20,9 @@ from pathlib import Path
 from bitgen import targets
 from bitgen.checkpoints.checkpoint import Checkpoint
 from bitgen.compile import library, pack
-from bitgen.compile.binding import constants, record
 from bitgen.compile.clang import BuildOptions
 from bitgen.errors import BitgenError, UnsupportedError
+from bitgen.headers import constants, record
 from bitgen.kernels import plan, space
 from bitgen.kernels.plan import ModelPlan
 from bitgen.spec import GemmShape, Layout, Listener, MatrixPlan, ModelShape, Platform

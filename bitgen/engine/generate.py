@@ -121,9 +121,7 @@ class Generation(Continuation):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.prompt_lookup < 0 or (self.logprobs or 0) < 0:
-            raise BitgenError(
-                f"prompt_lookup is {self.prompt_lookup}, logprobs {self.logprobs}; must be 0 or more"
-            )
+            raise BitgenError(f"prompt_lookup is {self.prompt_lookup}, logprobs {self.logprobs}; must be 0 or more")
         if self.prompt_lookup and self.logprobs is not None:
             raise BitgenError("prompt lookup computes no log probabilities; ask for one of the two")
 

@@ -2,100 +2,97 @@
 
 What letters, numbers and spaces are, and how characters compose, is asked of the `tokenizers` package, code point
 by code point, so that C and Python agree whatever version of Unicode either knows. `runtime/text/vocabulary.h`
-describes the bytes.
+declares the bytes: numbers and structs are taken from there.
 """
 
 from __future__ import annotations
 
 import functools
-import struct
+import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Regex, normalizers, pre_tokenizers
 
+from bitgen import headers
 from bitgen.errors import UnsupportedError
-from bitgen.text.tokenizer import BYTE, BYTE_ALPHABET, GPT2, LLAMA3, QWEN2, Tokenizer
+from bitgen.text.tokenizer import BYTE, BYTE_ALPHABET, GPT2, LLAMA3, QWEN2, Tokenizer, Vocabulary
 
-MAGIC, VERSION, ALIGN = b"BITGENTK", 1, 64
-BYTE_LEVEL, WHOLE_WORDS, NFC, SPACE_PREFIX, ADD_BOS, BYTE_FALLBACK = (1 << n for n in range(6))
-CLASSES = {r"\p{L}": 1, r"\p{N}": 2, r"[\p{P}\$\+<=>\^~\|]": 4, r"\s": 8}
-"""Character classes of the patterns -> LETTER, NUMBER, PUNCTUATION, SPACE."""
+HEADER, MAGIC = "text/vocabulary.h", b"BITGENTK"
+CLASSES = {r"\p{L}": "LETTER", r"\p{N}": "NUMBER", r"[\p{P}\$\+<=>\^~\|]": "PUNCTUATION", r"\s": "SPACE"}
+"""Pattern for one character -> `enum character_class`."""
 SPLITS = {
-    LLAMA3: 1,
-    QWEN2: 2,
-    GPT2: 3,
-    r"[\p{P}\$\+<=>\^~\|]+": 4,
-    r"\p{N}+": 5,
-    "[0-9][0-9][0-9]": 6,
+    LLAMA3: "SPLIT_LLAMA3",
+    QWEN2: "SPLIT_QWEN2",
+    GPT2: "SPLIT_GPT2",
+    r"[\p{P}\$\+<=>\^~\|]+": "SPLIT_PUNCTUATION",
+    r"\p{N}+": "SPLIT_NUMBERS",
+    "[0-9][0-9][0-9]": "SPLIT_DIGITS",
 }
-"""Patterns -> SPLIT_LLAMA3 and so on, functions of runtime/text/pretokenizer.c."""
+"""Pattern that cuts text -> `enum split`: a function of runtime/text/pretokenizer.c."""
 
-_HEADER = struct.Struct("<8sIIIIii8s28I40x")
-LAST_CODE = 0x10FFFF
-_CODES = [*range(0xD800), *range(0xE000, LAST_CODE + 1)]
+_CODES = [*range(0xD800), *range(0xE000, sys.maxunicode + 1)]
 """Every code point that a text may hold."""
 _FEW = 4096  # characters at a time: the package is slow on long texts
 _HANGUL = range(0xAC00, 0xAC00 + 11172)
 
-Table = npt.NDArray[Any]
+Array = npt.NDArray[Any]
+Rows = list[Any]
+"""Elements of a section, as the tuples that its struct is filled with."""
 
 
 def blob(tokenizer: Tokenizer) -> bytes:
     """The bytes that `vocabulary_open` takes; UnsupportedError for a pattern that the C does not know."""
     v = tokenizer.vocabulary
-    strings, where = bytearray(), dict[bytes, tuple[int, int]]()
+    kind = _byte_level(v) if v.words else _sentencepiece(v)
+    flags = kind.flags | ({"ADD_BOS"} if tokenizer.add_bos else set())
+    numbers = headers.constants(HEADER, "flag")
+    return _file(
+        _sections(tokenizer, kind),
+        tokens=len(v.tokens),
+        flags=sum(numbers[name] for name in flags),
+        bos=-1 if tokenizer.bos is None else tokenizer.bos,
+        unknown=kind.unknown,
+        splits=kind.splits,
+    )
 
-    def span(text: bytes) -> tuple[int, int]:
-        if text not in where:
-            where[text] = len(strings), len(text)
-            strings.extend(text)
-        return where[text]
 
-    def entries(ids: Iterable[tuple[bytes, int]]) -> list[tuple[int, ...]]:
-        return [(*span(text), id) for text, id in sorted(ids)]
+@dataclass(frozen=True)
+class _Kind:
+    """What the two kinds of vocabulary do differently."""
 
-    pieces = [span(tokenizer.piece(id)) for id in range(len(v.tokens))]
-    if v.words:
-        spelt = {bytes(map(BYTE_ALPHABET.__getitem__, t)): id for t, id in v.ids.items() if t and _is_spelt(t)}
-        singles = [v.ids.get(char, -1) for char in sorted(BYTE_ALPHABET, key=BYTE_ALPHABET.__getitem__)]
-        splits, unknown = [_split(pattern) for pattern in v.words.patterns], -1
-        flags = BYTE_LEVEL | WHOLE_WORDS * v.words.ignore_merges | NFC * v.words.nfc
-    else:
-        spelt = {t.encode(): id for t, id in v.ids.items() if len(t) == 1}
-        singles, splits = [v.ids.get(f"<0x{byte:02X}>", -1) for byte in range(256)], []
-        unknown = -1 if v.unknown is None else v.ids[v.unknown]
-        flags = SPACE_PREFIX * v.space_prefix | BYTE_FALLBACK * (BYTE in v.types)
-    first, merges = _merges(v.ids, v.merges, len(v.tokens))
-    ranks, decomposed, codes, composed = _normal_forms() if flags & NFC else ([0], [], [], [])
-    sections: list[Table] = [
-        _table(pieces, 2),
-        _table(entries(spelt.items()), 3),
-        _table(entries((text.encode(), v.ids[text]) for text, _ in v.specials(parse_special=True)), 3),
-        np.array(singles, np.int32),
-        first,
-        merges,
-        np.array(_classes() if splits else [0], np.uint32),
-        _table(_folds() if splits else [], 2),
-        np.array(sorted(tokenizer.stop_ids), np.int32),
-        np.array(ranks, np.uint32),
-        _table(decomposed, 3),
-        np.array(codes, np.uint32),
-        _table(composed, 3),
-    ]
-    flags |= ADD_BOS * tokenizer.add_bos
-    bos = -1 if tokenizer.bos is None else tokenizer.bos
-    body, places = bytearray(_HEADER.size), list[int]()
-    for section in (np.frombuffer(bytes(strings), np.uint8), *sections):
-        places += [len(body), len(section)]
-        body += section.tobytes()
-        body += bytes(-len(body) % ALIGN)
-    numbers = (len(body), len(v.tokens), flags, bos, unknown)
-    body[: _HEADER.size] = _HEADER.pack(MAGIC, VERSION, *numbers, bytes(splits), *places)
-    return bytes(body)
+    flags: set[str]  # of `enum flag`
+    spelt: dict[bytes, int]  # tokens that a word may be made of
+    bytes: list[int]  # [256]: the token that a word's byte begins as, or -1
+    splits: list[int]  # of `enum split`
+    unknown: int  # the token for what cannot be spelt, or -1
+
+
+def _byte_level(v: Vocabulary) -> _Kind:
+    assert v.words
+    flags = {"BYTE_LEVEL": True, "WHOLE_WORDS": v.words.ignore_merges, "NFC": v.words.nfc}
+    return _Kind(
+        {name for name, on in flags.items() if on},
+        {bytes(map(BYTE_ALPHABET.__getitem__, t)): id for t, id in v.ids.items() if t and _is_spelt(t)},
+        [v.ids.get(char, -1) for char in sorted(BYTE_ALPHABET, key=BYTE_ALPHABET.__getitem__)],
+        [_split(pattern) for pattern in v.words.patterns],
+        -1,
+    )
+
+
+def _sentencepiece(v: Vocabulary) -> _Kind:
+    flags = {"SPACE_PREFIX": v.space_prefix, "BYTE_FALLBACK": BYTE in v.types}
+    return _Kind(
+        {name for name, on in flags.items() if on},
+        {t.encode(): id for t, id in v.ids.items() if len(t) == 1},
+        [v.ids.get(f"<0x{byte:02X}>", -1) for byte in range(256)],
+        [],
+        -1 if v.unknown is None else v.ids[v.unknown],
+    )
 
 
 def _is_spelt(token: str) -> bool:
@@ -105,21 +102,64 @@ def _is_spelt(token: str) -> bool:
 def _split(pattern: str) -> int:
     if pattern not in SPLITS:
         raise UnsupportedError(f"the pre-tokenizer's pattern {pattern!r} has no counterpart in text/pretokenizer.c")
-    return SPLITS[pattern]
+    return headers.constants(HEADER, "split")[SPLITS[pattern]]
 
 
-def _table(rows: Sequence[tuple[int, ...]], width: int) -> Table:
-    """Rows as uint32 [len(rows), width]."""
-    return np.array(rows, np.int64).reshape(-1, width).astype(np.uint32)
+def _sections(tokenizer: Tokenizer, kind: _Kind) -> dict[str, Rows]:
+    """Section -> its elements."""
+    v = tokenizer.vocabulary
+    strings, spans = bytearray(), dict[bytes, tuple[int, int]]()
+
+    def span(text: bytes) -> tuple[int, int]:
+        if text not in spans:
+            spans[text] = len(strings), len(text)
+            strings.extend(text)
+        return spans[text]
+
+    def entries(ids: Iterable[tuple[bytes, int]]) -> Rows:
+        return [(span(text), id) for text, id in sorted(ids)]
+
+    merge_first, merges = _merges(v.ids, v.merges, len(v.tokens))
+    ranks, decomposed, codes, composed = _normal_forms() if "NFC" in kind.flags else ([0], [], [], [])
+    return {
+        "PIECES": [span(tokenizer.piece(id)) for id in range(len(v.tokens))],
+        "SPELLINGS": entries(kind.spelt.items()),
+        "SPECIALS": entries((text.encode(), v.ids[text]) for text, _ in v.specials(parse_special=True)),
+        "BYTES": kind.bytes,
+        "MERGE_FIRST": merge_first,
+        "MERGES": merges,
+        "CLASSES": _classes() if kind.splits else [0],
+        "FOLDS": _folds() if kind.splits else [],
+        "STOPS": sorted(tokenizer.stop_ids),
+        "RANKS": ranks,
+        "DECOMPOSED": decomposed,
+        "CODES": codes,
+        "COMPOSED": composed,
+        "STRINGS": list(strings),  # last: all spans are made
+    }
 
 
-def _merges(ids: dict[str, int], merges: list[tuple[str, str]], tokens: int) -> tuple[Table, Table]:
-    """Where each left token's merges start, uint32 [tokens + 1], and merges [n, 3]: right, rank, what they become."""
+def _merges(ids: dict[str, int], merges: list[tuple[str, str]], tokens: int) -> tuple[Rows, Rows]:
+    """Where each left token's merges start, [tokens + 1], and merges: right, rank, what they become."""
     ranked = {(ids[left], ids[right]): (rank, ids[left + right]) for rank, (left, right) in enumerate(merges)}
     rows = sorted((left, right, rank, id) for (left, right), (rank, id) in ranked.items())
-    table = _table(rows, 4)
-    first = np.searchsorted(table[:, 0], np.arange(tokens + 1)).astype(np.uint32)
-    return first, np.ascontiguousarray(table[:, 1:])
+    first = np.searchsorted([left for left, *_ in rows], np.arange(tokens + 1))
+    return first.tolist(), [(right, rank, id) for _, right, rank, id in rows]
+
+
+def _file(sections: dict[str, Rows], **fields: Any) -> bytes:
+    """A header with these fields, and the sections."""
+    declared, file = headers.declared(HEADER), headers.constants(HEADER, "vocabulary_file")
+    pointers = dict(declared.typeof("vocabulary").fields)
+    body, places = bytearray(declared.sizeof("vocabulary_header")), []
+    order = headers.constants(HEADER, "section")
+    for name in sorted(order, key=order.__getitem__)[: order["SECTIONS"]]:
+        element = headers.dtype(pointers[name.lower()].type.item)
+        places.append({"offset": len(body), "count": len(sections[name])})
+        body += np.array(sections[name], element).tobytes()
+        body += bytes(-len(body) % file["SECTION_ALIGN"])
+    header = {"magic": MAGIC, "version": file["VOCABULARY_VERSION"], "bytes": len(body), "sections": places, **fields}
+    return headers.record(HEADER, "vocabulary_header", header) + body[declared.sizeof("vocabulary_header") :]
 
 
 # ---- what the package knows of characters ----
@@ -128,9 +168,9 @@ def _merges(ids: dict[str, int], merges: list[tuple[str, str]], tokens: int) -> 
 @functools.cache
 def _classes() -> list[int]:
     """Steps of the classes of code points."""
-    values = np.zeros(LAST_CODE + 1, np.uint32)
-    for pattern, bit in CLASSES.items():
-        values[_members(pattern)] |= bit
+    values, bits = np.zeros(sys.maxunicode + 1, np.uint32), headers.constants(HEADER, "character_class")
+    for pattern, name in CLASSES.items():
+        values[_members(pattern)] |= bits[name]
     return _steps(values)
 
 
@@ -183,7 +223,7 @@ def _ranks(chars: list[str]) -> list[int]:
     nfd = normalizers.NFD().normalize_str
     classes = {unicodedata.combining(c): c for c in reversed(chars)}
     del classes[0]
-    values = np.zeros(LAST_CODE + 1, np.uint32)
+    values = np.zeros(sys.maxunicode + 1, np.uint32)
     marks = set[str]()
     for other in (classes[min(classes)], classes[max(classes)]):
         for pairs in ([c + other for c in chars], [other + c for c in chars]):
@@ -199,7 +239,8 @@ def _each(form: Callable[[str], str], texts: list[str]) -> list[str]:
     return [made for part in parts for made in form("\0".join(part)).split("\0")]
 
 
-def _steps(values: Table) -> list[int]:
-    """Where a value by code point changes: the value << 24 | the first code point that has it."""
+def _steps(values: Array) -> list[int]:
+    """Where a value by code point changes: the value above the first code point that has it."""
     starts = np.flatnonzero(np.diff(values, prepend=~values[:1]))
-    return [int(values[start]) << 24 | int(start) for start in starts]
+    shift = headers.constants(HEADER, "vocabulary_file")["STEP_SHIFT"]
+    return [int(values[start]) << shift | int(start) for start in starts]

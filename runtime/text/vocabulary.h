@@ -8,7 +8,8 @@
 // ---- the file ---------------------------------------------------------------------------------------------
 //
 // Little-endian: the header, then sections at multiples of SECTION_ALIGN bytes.
-
+// bitgen/text/tables.py writes it by what stands between these two lines.
+// <cdef>
 // Elements of each section, and what they are sorted by.
 enum section {
   STRINGS,     // uint8: the bytes that spans point into
@@ -45,7 +46,7 @@ enum split {
   SPLITS
 };
 
-enum {
+enum vocabulary_file {
   VOCABULARY_VERSION = 1,
   SECTION_ALIGN = 64,
   MAX_SPLITS = 8,
@@ -92,7 +93,7 @@ typedef struct {
 
 // ---- the tables -------------------------------------------------------------------------------------------
 
-// Each pointer has the name of its section.
+// Each pointer has the name of its section and the type of its elements.
 typedef struct {
   const vocabulary_header *header;
   const uint8_t *strings;
@@ -112,6 +113,7 @@ typedef struct {
   uint8_t ascii[128];          // classes of the first characters
   uint8_t begins_special[256]; // whether a special token starts with this byte
 } vocabulary;
+// </cdef>
 _Static_assert(sizeof(vocabulary_header) == 192, "the header as written");
 
 // Check a file and point into it; it must outlive the vocabulary, which owns nothing. BG_OK or BG_E_FORMAT.

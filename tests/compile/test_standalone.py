@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from test_tokenizer import TEXTS, byte_level, piece_keys, piece_model, repetitive, saved  # noqa: F401 (a fixture)
 
 import bitgen
-from bitgen import api, cli, data, targets
+from bitgen import api, cli, data, headers, targets
 from bitgen.checkpoints import presets, synth
 from bitgen.compile import library, standalone
 from bitgen.compile.clang import COMMON_FLAGS, BuildOptions, find_compiler
@@ -303,15 +303,17 @@ def test_damaged_vocabularies(program: Path, tmp_path: Path) -> None:
         return done.returncode == 1
 
     assert not refused(whole)
-    for size in (0, 7, 191, 192, len(whole) - 64, len(whole) - 1):
+    declared = headers.declared(tables.HEADER)
+    header = declared.sizeof("vocabulary_header")
+    for size in (0, 7, header - 1, header, len(whole) - 64, len(whole) - 1):
         assert refused(whole[:size])
-        if size >= 192:  # a header that agrees with the shorter block
+        if size >= header:  # one that agrees with the shorter block
             refused(whole[:12] + struct.pack("<I", size) + whole[16:size])
-    for at in range(0, 192, 4):
+    for at in range(0, header, 4):
         for value in (0xFFFFFFFF, 0x7FFFFFFF, 1):
             refused(whole[:at] + struct.pack("<I", value) + whole[at + 4 :])
-    sections = struct.unpack_from("<28I", whole, 40)
-    for offset, size in zip(sections[::2], (*sections[2::2], len(whole)), strict=True):
+    offsets = [section.offset for section in declared.from_buffer("vocabulary_header *", whole).sections]
+    for offset, size in zip(offsets, (*offsets[1:], len(whole)), strict=True):
         for _ in range(12):
             at = (
                 rng.randrange(offset, max(min(offset + 4000, size if size > offset else len(whole)), offset + 4))

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 import bitgen
+from bitgen import headers
 from bitgen.checkpoints import reference, synth
 from bitgen.checkpoints.checkpoint import ALL
-from bitgen.compile import binding, library, pack
+from bitgen.compile import library, pack
 from bitgen.data import shipped_path
 from bitgen.engine.prompt_lookup import PromptLookup
 from bitgen.engine.session import Cache
@@ -390,14 +391,14 @@ def test_a_packed_header_says_the_shape(tmp_path: Path) -> None:
     )  # fmt: skip
     found = plan.of_model(shape, "scalar")
     pack.write(tmp_path / "m.bgpk", synth.SynthCheckpoint(shape, 0), found, "int8")
-    header = binding.declared("core/model.h").from_buffer("bg_header *", (tmp_path / "m.bgpk").read_bytes())
+    header = headers.declared("core/model.h").from_buffer("bg_header *", (tmp_path / "m.bgpk").read_bytes())
     numbers = {name: value for name, value in vars(shape).items() if hasattr(header, name) and name != "activation"}
     assert len(numbers) > 18
     assert {name: getattr(header, name) for name in numbers} == {n: np.float32(v) for n, v in numbers.items()}
     assert (header.activation, header.head, header.version) == (2, 2, 3)
-    assert binding.declared("core/model.h").string(header.layout).decode() == found.layout_key
+    assert headers.declared("core/model.h").string(header.layout).decode() == found.layout_key
     with pytest.raises(KeyError, match="model_offset"):
-        binding.record("core/model.h", "bg_trailer", {"magic": b"BITGENST"})
+        headers.record("core/model.h", "bg_trailer", {"magic": b"BITGENST"})
 
 
 def test_a_failed_packing_leaves_nothing(tmp_path: Path) -> None:
