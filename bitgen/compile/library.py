@@ -85,7 +85,7 @@ def assemble(
             arch, system = options.platform.arch, options.platform.system.name
             raise UnsupportedError(f"ISA {level.isa!r} is not of architecture {arch!r} on {system}")
     main = options.program
-    of_program = (f"programs/{main}", *PROGRAMS[main]) if main else ()
+    of_program = ("programs/system.c", f"programs/{main}", *PROGRAMS[main]) if main else ()
     once, per_level = runtime_files(*ONCE, *of_program), runtime_files(PER_LEVEL)
     sources = {**runtime_files("**/*.h"), **once, **per_level, "registry.c": render.render_registry(levels)}
     units = [Unit(file, object_name(file)) for file in (*once, "registry.c")]

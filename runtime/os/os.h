@@ -29,10 +29,4 @@ int os_thread(pthread_t *id, const pthread_attr_t *attr, void *(*task)(void *), 
 // on no machine whose cores differ.
 int32_t os_runs(const char *isa, int32_t (*probe)(void));
 
-// For programs (program.c), called before anything else: stdin and stdout carry bytes as they are, arguments
-// are UTF-8.
-void os_program(int *argc, char ***argv);
-const char *os_own_path(const char *argv0); // this program's file, as well as the system knows
-int32_t os_cpus(void);                      // those that this process may use
-
 #endif

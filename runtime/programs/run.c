@@ -10,8 +10,8 @@
 
 #include "bitgen.h"
 #include "core/model.h"
-#include "os/os.h"
 #include "programs/options.h"
+#include "programs/system.h"
 #include "text/tokenizer.h"
 #include "text/vocabulary.h"
 

@@ -15,7 +15,7 @@
 #include <string.h>
 
 #include "bitgen.h"
-#include "os/os.h"
+#include "programs/system.h"
 
 typedef struct {
   const char *isa;

@@ -23,7 +23,7 @@
 #include <unistd.h>
 
 #include "bitgen.h"
-#include "os/os.h"
+#include "programs/system.h"
 
 enum {
   ARGUMENTS = 6,

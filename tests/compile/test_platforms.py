@@ -169,7 +169,7 @@ def run(command: Sequence[str | Path], environment: Mapping[str, str], stdin: st
 
 def os_lab(arch: str, system: str) -> Path:
     """The program of os_lab.c for a platform."""
-    sources = library.runtime_files("bitgen.h", "os/*.[ch]")
+    sources = library.runtime_files("bitgen.h", "os/*.[ch]", "programs/system.[ch]")
     sources["os_lab.c"] = (places.LABS / "os_lab.c").read_text()
     told = ("-Dgetauxval=told_hwcap",)
     units = [Unit(n, library.object_name(n), told if n == "os/posix.c" else ()) for n in sources if n.endswith(".c")]

@@ -7,6 +7,7 @@
 
 #include "bitgen.h"
 #include "os/os.h"
+#include "programs/system.h"
 
 // In place of the system's own, where os/posix.c was compiled with -Dgetauxval=told_hwcap.
 unsigned long told_hwcap(unsigned long word);

@@ -1,6 +1,6 @@
-// program.c: what a program does before anything else and asks of the system. A library holds these functions too and
-// never calls them: the streams are its host's.
-#include "os/os.h"
+// system.c: what a program does before anything else and asks of the system.
+// Libraries leave their host's streams alone, and do not link what this needs.
+#include "programs/system.h"
 
 #if defined(_WIN32)
 #define WIN32_LEAN_AND_MEAN
