@@ -18,9 +18,10 @@ import numpy as np
 import places
 import pytest
 import runtime_lab
+import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_tokenizer import TEXTS, byte_level, piece_keys, piece_model, repetitive, saved  # noqa: F401 (a fixture)
+from tokenizer_files import TEXTS, byte_level, piece_keys, repetitive, saved, trained_pieces
 
 import bitgen
 from bitgen import api, cli, data, headers, targets
@@ -78,6 +79,11 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = places.LABS / "tokenizer_lab.c"
     subprocess.run([*compiler.command, *flags, f"-I{runtime}", source, *files, "-o", made], check=True)
     return made
+
+
+@pytest.fixture(scope="module")
+def piece_model(tmp_path_factory: pytest.TempPathFactory) -> sentencepiece.SentencePieceProcessor:
+    return trained_pieces(tmp_path_factory.mktemp("spm"))
 
 
 def levels(arch: str) -> list[targets.Target]:
