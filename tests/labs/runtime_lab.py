@@ -455,9 +455,10 @@ def sanitized(folder: Path, isa: str, main: Path | None = None) -> Path:
     """A program of a library's sources at one level, with AddressSanitizer and UBSan where the compiler has them, and
     another main where one is given. What such programs have in common is compiled once."""
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.[ch]")}
-    sources = {name: path.read_text() for name, path in files.items() if not (main and name == "programs/runner.c")}
-    if main:
-        sources[main.name] = main.read_text()
+    sources = {name: path.read_text() for name, path in files.items() if not name.startswith("programs/")}
+    sources |= (
+        {main.name: main.read_text()} if main else library.runtime_files("programs/runner.c", "programs/system.[ch]")
+    )
     flags = (*targets.target(isa).flags, f"-DBG_ISA={isa}")
     units = [clang.Unit(file, library.object_name(file), flags) for file in sorted(sources) if file.endswith(".c")]
     has_them = not clang.find_compiler(targets.platform_of()).zig
