@@ -32,7 +32,7 @@ enum {
   BG_E_THREAD = -11,   // a worker thread cannot be started
 };
 
-enum { BG_CACHE_F16 = 0, BG_CACHE_F32 = 1, BG_CACHE_I8 = 2 };
+enum bg_cache { BG_CACHE_F16, BG_CACHE_F32, BG_CACHE_I8 };
 
 typedef struct bg_model bg_model;     // mapped weights, shared by sessions
 typedef struct bg_session bg_session; // one sequence: its KV cache, and what serves it: buffers, threads

@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bitgen import targets
+from bitgen import data, targets
 from bitgen.checkpoints.checkpoint import Checkpoint
 from bitgen.compile import library, pack
 from bitgen.compile.clang import BuildOptions
-from bitgen.errors import BitgenError, UnsupportedError
+from bitgen.errors import UnsupportedError
 from bitgen.headers import constants, record
 from bitgen.kernels import plan, space
 from bitgen.kernels.plan import ModelPlan
@@ -66,23 +67,22 @@ def write(
     artefact = library.for_model(checkpoint.shape, levels, options)
     program = folder / f"{name}{artefact.path.suffix}"
     weights = program.with_name(f"{program.name}.bgpk")
-    made, packed = (path.with_name(f".{path.name}.{os.getpid()}") for path in (program, weights))
-    try:
+
+    def pack_model(path: Path) -> None:
+        pack.write(path, checkpoint, levels[0], head, lambda done, total: progress("packing", done, total))
+
+    with data.replacing(program) as made:
         folder.mkdir(parents=True, exist_ok=True)
-        pack.write(packed, checkpoint, levels[0], head, lambda done, total: progress("packing", done, total))
         shutil.copy(artefact.path, made)
         if one_file:
-            _append(made, packed, tokens)
+            with tempfile.TemporaryDirectory(prefix=".", dir=folder) as work:
+                pack_model(Path(work) / "model.bgpk")
+                _append(made, Path(work) / "model.bgpk", tokens)
             weights.unlink(missing_ok=True)  # of an earlier build: two sets of weights would be one too many
         else:
-            _append(packed, None, tokens)
-            packed.replace(weights)
-        made.replace(program)
-    except OSError as e:
-        raise BitgenError(f"cannot write {program}: {e.strerror}; choose another folder with -o") from e
-    finally:
-        made.unlink(missing_ok=True)
-        packed.unlink(missing_ok=True)
+            with data.replacing(weights) as packed:
+                pack_model(packed)
+                _append(packed, None, tokens)
     files = (program,) if one_file else (program, weights)
     return Program(files, tuple(found.isa for found in levels), tuple(left_out))
 

@@ -122,7 +122,7 @@ class Model:
 
     @property
     def head_bytes(self) -> int:
-        """Bytes of the LM head read to choose up to CHOICES tokens (certified: besides the few rows that may win)."""
+        """Bytes of the LM head read to choose up to sixteen tokens (certified: besides the few rows that may win)."""
         return self.shape.vocab * pack.head_row_bytes(self.head, self.shape.hidden)
 
     def session(self, threads: int | None = None, context: int | None = None, cache: Cache = "f16") -> Session:

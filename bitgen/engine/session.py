@@ -11,15 +11,19 @@ import numpy.typing as npt
 
 from bitgen.compile import binding
 from bitgen.errors import BitgenError, EngineError
+from bitgen.headers import constants
 from bitgen.spec import ModelShape
 from bitgen.text.tokenizer import Tokenizer
 
 Cache = Literal["f16", "f32", "int8"]
-CACHES: dict[Cache, int] = {"f16": 0, "f32": 1, "int8": 2}  # BG_CACHE_F16, BG_CACHE_F32, BG_CACHE_I8
-
-CHOICES = 16  # tokens that are chosen in one pass over the head (runtime/core/state.h)
+CACHES: dict[Cache, str] = {"f16": "BG_CACHE_F16", "f32": "BG_CACHE_F32", "int8": "BG_CACHE_I8"}
 
 FloatArray = npt.NDArray[np.float32]
+
+
+def cache_type(cache: Cache) -> int:
+    """The number of `enum bg_cache` for a type of keys and values."""
+    return constants("bitgen.h", "bg_cache")[CACHES[cache]]
 
 
 class OpenedModel(Protocol):
@@ -122,7 +126,7 @@ class Session:
         if beside:
             code = self._lib.bg_session_share(beside._open(), self.context, out)
         else:
-            code = self._lib.bg_session_open(model.handle, self.threads, self.context, CACHES[cache], out)
+            code = self._lib.bg_session_open(model.handle, self.threads, self.context, cache_type(cache), out)
         binding.check(self._lib, code, f"cannot open a session of {self.context} tokens on {self.threads} threads")
         self._handle = out[0]
 

@@ -13,8 +13,9 @@ import numpy as np
 
 from bitgen.compile import binding, library
 from bitgen.engine.model import Model
-from bitgen.engine.session import CHOICES, Cache, Choice, Sampling, Session, next_batch
+from bitgen.engine.session import Cache, Choice, Sampling, Session, next_batch
 from bitgen.errors import BitgenError
+from bitgen.headers import constants
 from bitgen.kernels import plan
 from bitgen.measure.report import BenchReport, Case, Kind, Limits, Machine, Rate, Subject
 from bitgen.spec import Listener
@@ -22,7 +23,6 @@ from bitgen.tune.lab import stream_bytes
 
 RUNS = 5
 GREEDY = Sampling(temperature=0)
-CHUNK = 512  # tokens that the runtime takes through the layers at once, at most (runtime/core/state.h)
 CACHE_BYTES: dict[Cache, tuple[int, int]] = {"f16": (2, 0), "f32": (4, 0), "int8": (1, 4)}
 """Bytes of a number, and of the scale of each position and head."""
 
@@ -147,16 +147,23 @@ def _bytes_per_token(model: Model, case: Case, cache: Cache) -> float:
     return read / (case.batch * case.tokens) + _cache_bytes(model, case, cache) / case.tokens
 
 
+def _pass(limit: str) -> int:
+    """A limit of one pass through the model, by its name in runtime/core/state.h."""
+    return constants("core/state.h", "bg_pass")[limit]
+
+
 def _weight_reads(case: Case) -> int:
     """How often a run reads the weights: in prefill once a chunk, in decode once a step and chunk of sequences."""
-    return case.tokens * -(-case.batch // CHUNK) if case.kind == "decode" else -(-case.tokens // CHUNK)
+    chunk = _pass("CHUNK")
+    return case.tokens * -(-case.batch // chunk) if case.kind == "decode" else -(-case.tokens // chunk)
 
 
 def _head_reads(case: Case) -> int:
     """How often a run reads the head: in decode once for up to CHOICES sequences of a chunk, in prefill once."""
     if case.kind == "prefill":
         return 1
-    return case.tokens * sum(-(-min(CHUNK, case.batch - at) // CHOICES) for at in range(0, case.batch, CHUNK))
+    chunk, choices = _pass("CHUNK"), _pass("CHOICES")
+    return case.tokens * sum(-(-min(chunk, case.batch - at) // choices) for at in range(0, case.batch, chunk))
 
 
 def _cache_bytes(model: Model, case: Case, cache: Cache) -> int:
@@ -167,4 +174,4 @@ def _cache_bytes(model: Model, case: Case, cache: Cache) -> int:
     shape, (number, scale) = model.shape, CACHE_BYTES[cache]
     position = 2 * shape.layers * shape.kv_heads * (shape.head_dim * number + scale)
     start, end = case.context, case.context + case.tokens
-    return position * sum(range(start + 1, end + 1) if case.kind == "decode" else range(start, end, CHUNK))
+    return position * sum(range(start + 1, end + 1) if case.kind == "decode" else range(start, end, _pass("CHUNK")))

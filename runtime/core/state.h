@@ -8,11 +8,16 @@
 #include "core/model.h"
 #include "core/pool.h"
 
+// <cdef>
+enum bg_pass {
+  CHUNK = 512,       // most tokens of one pass through the layers; fewer, but these at the least,
+  LEAST_CHUNK = 128, // where the state's first session holds fewer
+  CHOICES = 16,      // tokens that are chosen in one pass over the output matrix
+};
+// </cdef>
+
 enum { ATTEND_ROWS = 16 };      // query rows that share one pass over keys and values
-enum { CHUNK = 512 };           // most tokens of one pass through the layers; fewer, but these at the least,
-enum { LEAST_CHUNK = 128 };     // where the state's first session holds fewer
 enum { SPREAD = 8 };            // tokens of a sequence whose attention is divided by blocks of positions too
-enum { CHOICES = 16 };          // tokens that are chosen in one pass over the output matrix
 enum { MAX_TOP_K = 320 };       // of the greatest logits; a choice that depends on more takes all
 enum { MAX_CANDIDATES = 4096 }; // of one choice, for each thread and in the end
 

@@ -24,7 +24,7 @@ from bitgen.checkpoints.reference import gemm_int, group_linear, quantise
 from bitgen.checkpoints.synth import SynthCheckpoint
 from bitgen.compile import binding, clang, library, pack
 from bitgen.compile.clang import Artefact
-from bitgen.engine.session import CACHES, Cache
+from bitgen.engine.session import Cache, cache_type
 from bitgen.kernels import plan, space
 from bitgen.spec import MatrixPlan, ModelShape
 
@@ -327,7 +327,7 @@ class Session:
         self.lib, self.vocab, self.ffi = bench.lib, bench.shape.vocab, binding.ffi()
         model, session = self.ffi.new("bg_model **"), self.ffi.new("bg_session **")
         assert self.lib.bg_open(str(path).encode(), level, model) == 0
-        assert self.lib.bg_session_open(model[0], threads, context, CACHES[cache], session) == 0
+        assert self.lib.bg_session_open(model[0], threads, context, cache_type(cache), session) == 0
         self.model, self.handle = model[0], session[0]
 
     def forward(self, tokens: Sequence[int]) -> FloatArray:
