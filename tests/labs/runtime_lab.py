@@ -455,10 +455,13 @@ def sanitized(folder: Path, isa: str, main: Path | None = None) -> Path:
     """A program of a library's sources at one level, with AddressSanitizer and UBSan where the compiler has them, and
     another main where one is given. What such programs have in common is compiled once."""
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.[ch]")}
-    sources = {name: path.read_text() for name, path in files.items() if not name.startswith("programs/")}
-    sources |= (
-        {main.name: main.read_text()} if main else library.runtime_files("programs/runner.c", "programs/system.[ch]")
-    )
+    sources = {name: path.read_text() for name, path in files.items()}
+    of_program = [name for name in sources if name.startswith("programs/") and name.endswith(".c")]
+    if main:
+        sources = {name: text for name, text in sources.items() if name not in of_program}
+        sources[main.name] = main.read_text()
+    elif not of_program:  # the sources of a library
+        sources |= library.runtime_files("programs/runner.c", "programs/system.c")
     flags = (*targets.target(isa).flags, f"-DBG_ISA={isa}")
     units = [clang.Unit(file, library.object_name(file), flags) for file in sorted(sources) if file.endswith(".c")]
     has_them = not clang.find_compiler(targets.platform_of()).zig
