@@ -155,7 +155,7 @@ typedef struct {
 // call is no batch: a null pointer, a length below 1, sessions that repeat or do not share.
 int32_t bg_next_batch(bg_session *const *sessions, int32_t count, const int32_t *tokens,
                       const int32_t *lengths, bg_choice *requests, int32_t *chosen);
-// Rows of the float16 output matrix that bg_next has read so far.
+// Rows of floats of the output matrix that bg_next has read so far.
 int64_t bg_rescored(const bg_session *session);
 
 // Kernels one by one: for tests, tuning and `bitgen bench`.

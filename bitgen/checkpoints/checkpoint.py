@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,9 @@ Floats = npt.NDArray[np.floating[Any]]
 Scale = float | npt.NDArray[np.float32]
 
 ALL = slice(None)
+DenseType = Literal["f16", "bf16", "f32"]
+"""Types in which matrices of floats are kept."""
+
 AT_ONCE = 1 << 20
 """Elements of a piece, where a whole tensor would take too much memory."""
 
@@ -34,6 +37,11 @@ def row_pieces(shape: tuple[int, ...]) -> Iterator[slice]:
 def widen_bf16(bits: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
     """bfloat16 bit patterns -> the same values as float32 (exact)."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def narrow_bf16(values: Floats) -> npt.NDArray[np.uint16]:
+    """float32 values -> the bfloat16 bit patterns of their upper halves; the lower ones are dropped."""
+    return (np.ascontiguousarray(values, np.float32).view(np.uint32) >> 16).astype(np.uint16)
 
 
 def ternary_floats(shape: tuple[int, ...], read: Callable[[slice], Floats]) -> tuple[Codes, np.float32, float | None]:
@@ -73,3 +81,30 @@ class Checkpoint(Protocol):
 
     def dense(self, name: str, rows: slice = ALL) -> Floats:
         """Rows of a float tensor (embedding, head: [rows, cols]; norm: [n]) as float16 or float32."""
+
+
+NARROW: dict[DenseType, Callable[[Floats], npt.NDArray[Any]]] = {
+    "f16": lambda values: values.astype(np.float16, copy=False),
+    "bf16": narrow_bf16,
+    "f32": lambda values: values.astype(np.float32, copy=False),
+}
+"""Type -> what stores floats in it."""
+
+
+def dense_type(checkpoint: Checkpoint, name: str, dims: tuple[int, ...]) -> DenseType:
+    """The smallest type that holds every number of a float matrix [rows, cols] exactly; of two as small, float16."""
+    exact: list[DenseType] = ["f16", "bf16"]
+    for rows in row_pieces(dims):
+        values = checkpoint.dense(name, rows)
+        if values.dtype == np.float16:
+            return "f16"
+        exact = [type for type in exact if _holds(type, values)]
+        if not exact:
+            return "f32"
+    return exact[0]
+
+
+def _holds(type: DenseType, values: Floats) -> bool:
+    with np.errstate(over="ignore"):
+        kept = NARROW[type](values)
+    return bool(((widen_bf16(kept) if type == "bf16" else kept) == values).all())

@@ -8,7 +8,7 @@ its layout key, so that a library with other kernels refuses it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bitgen import data
-from bitgen.checkpoints.checkpoint import Checkpoint, row_pieces
+from bitgen.checkpoints.checkpoint import NARROW, Checkpoint, DenseType, Floats, dense_type, row_pieces
 from bitgen.checkpoints.tensors import FUSED
 from bitgen.errors import BitgenError, UnsupportedError
-from bitgen.headers import capacity, constants, record
+from bitgen.headers import capacity, constants, declared, record
 from bitgen.kernels.formats import FORMATS, Format
 from bitgen.kernels.plan import ModelPlan
 from bitgen.spec import Layout, Progress, round_up
@@ -28,13 +28,14 @@ Head = Literal["certified", "f16", "int8"]
 
 MAGIC, LANES = b"BITGENPK", 16
 PIECE = 1 << 20  # weights that are packed at once
+TINY = 2.0**-100
 _HEAD = {  # (head, tied) -> enum bg_head of runtime/core/model.h
-    ("f16", True): "HEAD_TIED_F16",
-    ("f16", False): "HEAD_F16",
+    ("f16", True): "HEAD_TIED",
+    ("f16", False): "HEAD_OWN",
     ("int8", True): "HEAD_I8",
     ("int8", False): "HEAD_I8",
     ("certified", True): "HEAD_TIED_CERTIFIED",
-    ("certified", False): "HEAD_CERTIFIED",
+    ("certified", False): "HEAD_OWN_CERTIFIED",
 }
 
 
@@ -43,7 +44,9 @@ def _model_h(enum: str) -> dict[str, int]:
     return constants("core/model.h", enum)
 
 
-def header(checkpoint: Checkpoint, plan: ModelPlan, head: Head, file_bytes: int) -> bytes:
+def header(
+    checkpoint: Checkpoint, plan: ModelPlan, head: Head, dense: Mapping[str, DenseType], file_bytes: int
+) -> bytes:
     """The first bytes of a packed file: fields of `bg_header` that have the name of one of the shape are that."""
     shape, packed = checkpoint.shape, _model_h("bg_packed")
     fields = {
@@ -54,16 +57,37 @@ def header(checkpoint: Checkpoint, plan: ModelPlan, head: Head, file_bytes: int)
         "file_bytes": file_bytes,
         "activation": _model_h("bg_activation")[f"ACTIVATION_{shape.activation.upper()}"],
         "head": _model_h("bg_head")[_HEAD[head, shape.tied]],
+        "embedding": _dense_type(dense["token_embd.weight"]),
+        "output": _dense_type(dense[_output(checkpoint)]),
         "layout": plan.layout_key.encode(),
     }
     return record("core/model.h", "bg_header", fields)
 
 
-def head_row_bytes(head: Head, hidden: int) -> int:
+def _dense_type(type: DenseType) -> int:
+    return constants("simd/ops.h", "bg_dense_type")[f"DENSE_{type.upper()}"]
+
+
+def _output(checkpoint: Checkpoint) -> str:
+    """The name of the matrix that gives logits."""
+    return "token_embd.weight" if checkpoint.shape.tied else "output.weight"
+
+
+def _dense_types(checkpoint: Checkpoint) -> dict[str, DenseType]:
+    """Name -> type of the embedding and of the output matrix."""
+    s = checkpoint.shape
+    names = dict.fromkeys(("token_embd.weight", _output(checkpoint)))
+    return {name: dense_type(checkpoint, name, (s.vocab, s.hidden)) for name in names}
+
+
+def head_row_bytes(packed: Path, head: Head) -> int:
     """Bytes of a row of the output matrix that are read to choose a token; certified: of the many rows that lose."""
-    screen = constants("simd/ops.h", "bg_screen")
+    with packed.open("rb") as file:
+        start = declared("core/model.h").from_buffer("bg_header *", file.read(_model_h("bg_packed")["PACKED_HEADER"]))
+    screen, hidden = constants("simd/ops.h", "bg_screen"), int(start.hidden)
     upper = -(-hidden // screen["SCREEN_COLUMNS"]) * screen["SCREEN_UPPER"]
-    return {"f16": 2 * hidden, "int8": hidden + 4, "certified": upper + 12}[head]
+    number = 4 if start.output == _dense_type("f32") else 2
+    return {"f16": number * hidden, "int8": hidden + 4, "certified": upper + 12}[head]
 
 
 def path_for(source: Path, plan: ModelPlan, head: Head, reading: str) -> Path:
@@ -94,17 +118,18 @@ def write(
     shape = checkpoint.shape
     sections_of_head = {"certified": 6, "f16": 0, "int8": 2}[head] + (head != "int8" and not shape.tied)
     total = 2 + shape.layers * (len(shape.norms) + len(shape.matrices) + 1) + sections_of_head
+    dense = _dense_types(checkpoint)
     with data.replacing(path) as part:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as f:
             f.write(bytes(_model_h("bg_packed")["PACKED_HEADER"]))
-            for done, section in enumerate(_sections(checkpoint, plan, head), 1):
+            for done, section in enumerate(_sections(checkpoint, plan, head, dense), 1):
                 _write_section(f, section)
                 if progress:
                     progress(done, total)
             size = f.tell()
             f.seek(0)
-            f.write(header(checkpoint, plan, head, size))
+            f.write(header(checkpoint, plan, head, dense, size))
 
 
 Section = Iterable[npt.NDArray[Any]]
@@ -118,10 +143,10 @@ def _write_section(f: BinaryIO, section: Section) -> None:
     f.write(bytes(-f.tell() % _model_h("bg_packed")["PACKED_ALIGN"]))
 
 
-def _sections(checkpoint: Checkpoint, plan: ModelPlan, head: Head) -> Iterator[Section]:
+def _sections(checkpoint: Checkpoint, plan: ModelPlan, head: Head, dense: Mapping[str, DenseType]) -> Iterator[Section]:
     """Every section of the file, in the order that the runtime walks it. Each is to be read before the next."""
     s = checkpoint.shape
-    yield _f16_matrix(checkpoint, "token_embd.weight")
+    yield _dense_matrix(checkpoint, "token_embd.weight", dense)
     yield [_norm(checkpoint, "output_norm.weight", s.hidden)]
     for n in range(s.layers):
         for norm, width in s.norms.items():
@@ -130,9 +155,9 @@ def _sections(checkpoint: Checkpoint, plan: ModelPlan, head: Head) -> Iterator[S
         for role in s.matrices:
             yield _fused(checkpoint, n, role, plan.matrices[role].layout, scales)
         yield [np.array(scales, np.float32), np.zeros(_model_h("bg_parts")["SCALES"] - len(scales), np.float32)]
-    name = "token_embd.weight" if s.tied else "output.weight"
+    name = _output(checkpoint)
     if head != "int8" and not s.tied:
-        yield _f16_matrix(checkpoint, name)
+        yield _dense_matrix(checkpoint, name, dense)
     if head != "f16":
         yield from _int8_matrix(checkpoint, name, certified=head == "certified")
 
@@ -178,17 +203,21 @@ def _packed(
         raise type(error)(f"tensor {tensor}: {error}") from None
 
 
-def _dense(checkpoint: Checkpoint, name: str) -> Iterator[tuple[slice, npt.NDArray[np.floating[Any]]]]:
+def _dense(checkpoint: Checkpoint, name: str) -> Iterator[tuple[slice, Floats]]:
     """The embedding or the output matrix, some rows at a time: the largest tensors of a model."""
     shape = (checkpoint.shape.vocab, checkpoint.shape.hidden)
     for rows in row_pieces(shape):
         values = checkpoint.dense(name, rows)
         _expect(name, values, (rows.stop - rows.start, shape[1]))
+        if not np.isfinite(values).all():
+            raise BitgenError(f"tensor {name} holds NaN or infinite values")
         yield rows, values
 
 
-def _f16_matrix(checkpoint: Checkpoint, name: str) -> Section:
-    return (_f16_rows(name, values) for _, values in _dense(checkpoint, name))
+def _dense_matrix(checkpoint: Checkpoint, name: str, types: Mapping[str, DenseType]) -> Section:
+    """A float matrix in its type, its rows padded with zeros to whole vectors."""
+    narrow = NARROW[types[name]]
+    return (narrow(_whole_vectors(values)) for _, values in _dense(checkpoint, name))
 
 
 def _int8_matrix(checkpoint: Checkpoint, name: str, certified: bool) -> Iterator[Section]:
@@ -203,10 +232,11 @@ def _int8_matrix(checkpoint: Checkpoint, name: str, certified: bool) -> Iterator
         row_scales, codes = _int8_rows(values)
         scales[rows] = row_scales[:n]
         if certified:
-            for of_all, of_rows in zip(
-                (uppers, residuals, norms), _certificate(_f16_rows(name, values), row_scales, codes), strict=True
-            ):
+            certificate = _certificate(_whole_vectors(values), row_scales, codes)
+            for of_all, of_rows in zip((uppers, residuals, norms), certificate, strict=True):
                 of_all[rows] = of_rows[:n]
+            if not np.isfinite(certificate).all():
+                raise BitgenError(f"tensor {name} holds rows so long that logits would be infinite")
     yield from ([uppers], [residuals], [norms], [scales]) if certified else ([scales],)
     if certified:
         yield (_upper_bits(_int8_rows(values)[1]) for _, values in _dense(checkpoint, name))
@@ -254,14 +284,15 @@ def _int8_rows(rows: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], npt.NDA
 
 
 def _certificate(
-    head: npt.NDArray[np.float16], scales: npt.NDArray[np.float32], codes: npt.NDArray[np.int8]
+    head: Floats, scales: npt.NDArray[np.float32], codes: npt.NDArray[np.int8]
 ) -> tuple[npt.NDArray[np.float32], ...]:
     """Residuals of the upper bits, residuals and norms, float32 [p(n)] of n rows, rounded up: what
     runtime/core/certified_head.c bounds logits with.
 
     For a row w with scale s and codes q, the norm is |s q| and the residual |w - s q| + gamma (|w| + |s q|), gamma
     being more than float arithmetic can add: (hidden / 16 + 32) 2^-23. The upper bits are codes u of their own, in
-    the middle of the four that share them; the norm is the greater of both.
+    the middle of the four that share them; the norm is the greater of both. TINY is more than numbers below the normal
+    floats, which have fewer bits, can add.
     """
     n = len(head)
     uppers, residuals, norms = np.zeros((3, *scales.shape), np.float32)
@@ -273,8 +304,9 @@ def _certificate(
         near = approximate() * steps
         norm = np.maximum(norm, _lengths(near))
         off.append(_lengths(np.subtract(rows, near, out=near)))
-    norms[:n] = norm * up
-    residuals[:n], uppers[:n] = ((each + gamma * (length + norm)) * up for each in off)
+    with np.errstate(over="ignore"):
+        norms[:n] = norm * up + TINY
+        residuals[:n], uppers[:n] = ((each + gamma * (length + norm)) * up + TINY for each in off)
     return uppers, residuals, norms
 
 
@@ -290,13 +322,9 @@ def _norm(checkpoint: Checkpoint, name: str, width: int) -> npt.NDArray[np.float
     return np.pad(weight.astype(np.float32), (0, round_up(width, LANES) - width))
 
 
-def _f16_rows(name: str, matrix: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
-    """A float matrix as float16, its rows padded with zeros to whole vectors."""
-    with np.errstate(over="ignore"):
-        rows = matrix.astype(np.float16, copy=False)
-    if not np.isfinite(rows).all():
-        raise BitgenError(f"tensor {name} holds NaN, infinity or values beyond the float16 range (65504)")
-    return np.pad(rows, ((0, 0), (0, round_up(rows.shape[1], LANES) - rows.shape[1])))
+def _whole_vectors(rows: Floats) -> Floats:
+    """Rows padded with zeros to whole vectors."""
+    return np.pad(rows, ((0, 0), (0, -rows.shape[1] % LANES)))
 
 
 def _expect(name: str, tensor: npt.NDArray[Any], shape: tuple[int, ...]) -> None:

@@ -75,9 +75,10 @@ class Model:
     ) -> Model:
         """Open a GGUF file (None: the model that ships), building and packing what is not cached yet.
 
-        head: "certified" chooses tokens from int8 codes of the head, of most rows only six bits, and exact float16 rows
-            for those that can win: the same tokens as "f16", at 3/8 of the bytes per token. "f16" saves the codes'
-            room on disk. "int8" has codes alone: logits within their rounding.
+        head: "certified" chooses tokens from int8 codes of the head, of most rows only six bits, and exact rows for
+            those that can win: the same tokens as "f16", at 3/8 of the bytes per token. "f16" saves the codes' room on
+            disk; rows that float16 does not hold exactly are bfloat16 or float32. "int8" has codes alone: logits within
+            their rounding.
         i2s_layout, activation, tl_tiles: what the file does not say, or says wrongly; as in read_gguf.
         progress: called as (stage, done, total) while kernels compile and weights are packed.
         """
@@ -123,7 +124,7 @@ class Model:
     @property
     def head_bytes(self) -> int:
         """Bytes of the LM head read to choose up to sixteen tokens (certified: besides the few rows that may win)."""
-        return self.shape.vocab * pack.head_row_bytes(self.head, self.shape.hidden)
+        return self.shape.vocab * pack.head_row_bytes(self.packed, self.head)
 
     def session(self, threads: int | None = None, context: int | None = None, cache: Cache = "f16") -> Session:
         """A new conversation of at most `context` tokens (default: all the model was made for).

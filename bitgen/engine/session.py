@@ -176,7 +176,7 @@ class Session:
 
     @property
     def rescored(self) -> int:
-        """Rows of the float16 head that `next` has read so far."""
+        """Rows of the head's floats that `next` has read so far."""
         return int(self._lib.bg_rescored(self._open()))
 
     def profile(self, on: bool) -> dict[str, tuple[int, int]]:

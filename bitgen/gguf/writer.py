@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitgen.checkpoints.architectures import ARCHITECTURES
-from bitgen.checkpoints.checkpoint import Checkpoint, Scale, row_pieces
+from bitgen.checkpoints.checkpoint import NARROW, Checkpoint, DenseType, Scale, dense_type, row_pieces
 from bitgen.checkpoints.tensors import is_ternary, tensor_shapes
 from bitgen.errors import BitgenError, FormatError, UnsupportedError
 from bitgen.gguf import blocks
@@ -23,7 +23,7 @@ from bitgen.gguf.metadata import key_values
 from bitgen.gguf.part_file import PartFile
 from bitgen.gguf.reader import GgufCheckpoint
 from bitgen.gguf.tensors import scale_name
-from bitgen.gguf.types import F16, F32, I2_S, Q2_0, T5, TQ1_0, TQ2_0
+from bitgen.gguf.types import BF16, F16, F32, I2_S, Q2_0, T5, TQ1_0, TQ2_0
 from bitgen.kernels.layout import Bytes, Codes, Scales
 from bitgen.spec import ModelShape, Progress
 
@@ -68,7 +68,8 @@ def write_gguf(
     Models with a scale for every 64 or 128 weights are written as "q2_0" and as nothing else.
     The scales of TQ blocks are float16 and a model's scale is float32. So the blocks hold 1, and the scale goes beside
     the matrix, exactly, as blk.N.*.scale (llama.cpp multiplies by it: in bitnet it always did, in llama since 2026).
-    Norms are F32. Embeddings and head are rounded to F16, or copied as they are stored in a GGUF file.
+    Norms are F32. Embedding and head are copied as they are stored in a GGUF file; of other checkpoints they are F16
+    where it holds every number exactly, else BF16 or F32.
     identity: of the checkpoint's weights. Where it is given, an interrupted run leaves what it wrote (part_file.py),
     and the next run with the same metadata, type and identity goes on from there.
     progress: called with (bytes done, bytes in all).
@@ -80,7 +81,7 @@ def write_gguf(
     type = type or ("q2_0" if checkpoint.shape.group else "i2_s")
     if type not in FILE_TYPES:
         raise UnsupportedError(f"unknown file type {type!r}; known: {', '.join(FILE_TYPES)}")
-    entries = tensor_table(checkpoint.shape, type, _stored_types(checkpoint))
+    entries = tensor_table(checkpoint.shape, type, _dense_types(checkpoint))
     start = head(key_values(checkpoint, FILE_TYPES[type].file_type), entries)
     if identity is not None:
         identity = hashlib.sha256(start + identity.encode()).hexdigest()
@@ -94,22 +95,28 @@ def write_gguf(
         raise BitgenError(f"cannot write {path}: {error.strerror}{advice}") from error
 
 
-def _stored_types(checkpoint: Checkpoint) -> Mapping[str, int]:
-    """Name -> type id of the float matrices that are copied as they are stored."""
-    return checkpoint.stored_types if isinstance(checkpoint, GgufCheckpoint) else {}
+_DENSE: dict[DenseType, int] = {"f16": F16, "bf16": BF16, "f32": F32}
 
 
-def tensor_table(shape: ModelShape, type: str, stored: Mapping[str, int] = MappingProxyType({})) -> list[Entry]:
+def _dense_types(checkpoint: Checkpoint) -> Mapping[str, int]:
+    """Name -> type id of the embedding and the head: as stored, or the smallest that is exact."""
+    stored = checkpoint.stored_types if isinstance(checkpoint, GgufCheckpoint) else {}
+    dims = tensor_shapes(checkpoint.shape)
+    names = [name for name, size in dims.items() if len(size) == 2 and not is_ternary(name) and name not in stored]
+    return {**stored, **{name: _DENSE[dense_type(checkpoint, name, dims[name])] for name in names}}
+
+
+def tensor_table(shape: ModelShape, type: str, dense: Mapping[str, int] = MappingProxyType({})) -> list[Entry]:
     """The tensors of a file, in order; UnsupportedError where the type or the architecture cannot express the shape.
 
-    stored: name -> type id of float matrices that do not become F16.
+    dense: name -> type id of embedding and head, where they are not F16.
     """
     _check_traits(shape)
     _check_group(shape, type)
     entries: list[Entry] = []
     for name, dims in tensor_shapes(shape).items():
         if not is_ternary(name):
-            entries.append(Entry(name, dims, F32 if len(dims) == 1 else stored.get(name, F16)))
+            entries.append(Entry(name, dims, F32 if len(dims) == 1 else dense.get(name, F16)))
             continue
         _check_blocks(name, dims, type)
         variant = Q2_0_GROUPS.index(shape.group) if type == "q2_0" else 0
@@ -189,16 +196,15 @@ def _packed(entry: Entry, codes: Codes, scales: Scales) -> Bytes:
 
 
 def _converted(entry: Entry, checkpoint: Checkpoint) -> Iterator[npt.NDArray[Any]]:
-    """A float tensor as F32 or F16, some rows at a time."""
+    """A float tensor as F32, F16 or BF16, some rows at a time."""
+    narrow = next(NARROW[type] for type, id in _DENSE.items() if id == entry.type)
     for rows in row_pieces(entry.shape):
         values = checkpoint.dense(entry.name, rows)
         if values.shape != (rows.stop - rows.start, *entry.shape[1:]):
             raise _misshapen(entry, values)
-        with np.errstate(over="ignore"):
-            out = values.astype("<f4" if entry.type == F32 else "<f2")
-        if not np.isfinite(out).all():
-            raise FormatError(f"{entry.name} holds NaN, infinity or values beyond the range of float16")
-        yield out
+        if not np.isfinite(values).all():
+            raise FormatError(f"{entry.name} holds NaN or infinite values")
+        yield narrow(values)
 
 
 def _misshapen(entry: Entry, data: npt.NDArray[Any]) -> FormatError:

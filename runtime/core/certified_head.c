@@ -1,14 +1,15 @@
 // certified_head.c: the greatest logits of the output matrix, exactly, at 3/8 of its bytes. It is maximum
-// inner product search with a quantised bound: screen all rows, collect candidates, rescore them in float16.
+// inner product search with a quantised bound: screen all rows, collect candidates, rescore them by the
+// matrix's own floats.
 //
 // int8 codes of the matrix give every logit an interval that it cannot leave. Only rows whose interval
-// reaches the k-th greatest lower bound are computed in float16, and the sampler sees only those. What greedy
+// reaches the k-th greatest lower bound are multiplied in full, and the sampler sees only those. What greedy
 // and top-k sampling choose from them is what they would choose from all.
 //
 // A row w is kept as codes q and a scale s, the hidden state h is rounded to x step, x an integer.
 // By Cauchy-Schwarz
 //   |w.h - s step q.x| <= |w - s q| |h| + |s q| |h - x step|,
-// and float arithmetic, here and in the float16 product, adds less than gamma (|w| + |s q|) |h| with
+// and float arithmetic, here and in the full product, adds less than gamma (|w| + |s q|) |h| with
 // gamma = (hidden / 16 + 32) 2^-23 (Higham, Accuracy and Stability, section 3.1), which pack.py has added to
 // the residual |w - s q| that it stored.
 //
@@ -301,13 +302,15 @@ static void rescore_task(void *arg, int32_t thread, int32_t threads) {
   const search *w = arg;
   const state *s = w->state;
   const int32_t k = s->hidden_row;
+  const bg_dense *rows = &s->model->output;
+  const bg_dense_ops *ops = &s->ops->dense[rows->type];
   for (int32_t t = 0; t < w->n; t++) {
     const token_logits *of = &w->found[t];
     float *logits = s->choosing.candidate_logits + (size_t)t * MAX_CANDIDATES;
     const int32_t end = of->ids ? range_begin(of->n, thread + 1, threads) : 0;
     for (int32_t i = range_begin(of->n, thread, threads); i < end; i++)
-      s->ops->head->f16(s->model->head_f16 + (size_t)of->ids[i] * k, k, 0, 1, w->queries[t].h, 1, logits + i,
-                        0);
+      ops->multiply(rows->rows + (size_t)of->ids[i] * (size_t)k * ops->width, k, 0, 1, w->queries[t].h, 1,
+                    logits + i, 0);
   }
 }
 

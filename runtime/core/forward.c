@@ -92,8 +92,10 @@ static void embed(state *s, int32_t t, int32_t thread) {
   const bg_header *c = &s->model->config;
   const int32_t d = c->head_dim, angles = c->window ? d : d / 2;
   const run *r = run_of(s, t);
-  s->ops->widen(s->model->embedding + (size_t)r->tokens[t - r->row0] * s->hidden_row, s->hidden_row,
-                c->embedding_scale, x_of(s, t));
+  const bg_dense *rows = &s->model->embedding;
+  const bg_dense_ops *ops = &s->ops->dense[rows->type];
+  const size_t row = (size_t)r->tokens[t - r->row0] * (size_t)s->hidden_row;
+  ops->widen(rows->rows + row * ops->width, s->hidden_row, c->embedding_scale, x_of(s, t));
   for (int32_t i = 0; i < angles; i++)
     rope_cos_sin((float)position_of(s, t) * s->model->rope_frequency[i], &s->cos[t * d + i],
                  &s->sin[t * d + i]);

@@ -12,13 +12,13 @@ static void output_task(void *arg, int32_t thread, int32_t threads) {
   const output_work *w = arg;
   const state *s = w->state;
   const bg_model *m = s->model;
-  const bg_head_ops *head = s->ops->head;
   const int32_t vocab = m->config.vocab, k = s->hidden_row;
   const int32_t row0 = range_begin(vocab, thread, threads), row1 = range_begin(vocab, thread + 1, threads);
-  if (m->head_f16)
-    head->f16(m->head_f16, k, row0, row1, w->x, w->n, w->logits, (size_t)vocab);
+  if (m->output.rows)
+    s->ops->dense[m->output.type].multiply(m->output.rows, k, row0, row1, w->x, w->n, w->logits,
+                                           (size_t)vocab);
   else
-    head->i8(m->head_i8, m->head_scales, k, row0, row1, w->x, w->n, w->logits, (size_t)vocab);
+    s->ops->head->i8(m->head_i8, m->head_scales, k, row0, row1, w->x, w->n, w->logits, (size_t)vocab);
 }
 
 void output_logits(state *s, const float *x, int32_t n, float *logits) {

@@ -3,8 +3,8 @@
 // After bg_header the file holds these sections, each starting at a multiple of 64 bytes:
 //   embedding, output_norm;
 //   per layer: the norms that it has in the order of NORM_*, its matrices stage by stage, scales;
-//   then the head: nothing when tied, or float16 rows; or float scales and int8 rows;
-//   and behind what a certified head has in float16: upper residuals, residuals, norms, scales, upper bits of
+//   then the head: nothing when tied, or rows of floats; or float scales and int8 rows;
+//   and behind what a certified head has in floats: upper residuals, residuals, norms, scales, upper bits of
 //   codes, lower bits of codes.
 // The bytes of a packed matrix are the bound kernel's own business: its weight_bytes.
 #include "core/model.h"
@@ -44,7 +44,8 @@ static int header_is_sane(const bg_header *c, uint64_t bytes) {
          between(c->post_norms, 0, 1) && between(c->window, 0, MAX_CONTEXT) &&
          between(c->window_period, 1, MAX_CONTEXT) && c->embedding_scale > 0 &&
          is_finite(c->embedding_scale) && c->attention_scale >= 0 && is_finite(c->attention_scale) &&
-         c->window_theta >= 1 && is_finite(c->window_theta) && memchr(c->layout, 0, sizeof c->layout);
+         c->window_theta >= 1 && is_finite(c->window_theta) && between(c->embedding, 0, DENSE_TYPES - 1) &&
+         between(c->output, 0, DENSE_TYPES - 1) && memchr(c->layout, 0, sizeof c->layout);
 }
 
 const bg_stage bg_stages[STAGES][2] = {
@@ -108,6 +109,11 @@ static const float *take_floats(cursor *c, int64_t n) {
   return take(c, (uint64_t)padded((int32_t)n) * sizeof(float));
 }
 
+static bg_dense take_dense(cursor *c, const bg_model *m, int32_t type) {
+  const uint64_t numbers = (uint64_t)m->config.vocab * (uint64_t)padded(m->config.hidden);
+  return (bg_dense){take(c, numbers * m->isa->ops->dense[type].width), type};
+}
+
 static int32_t find_layer(cursor *at, const bg_model *m, bg_layer *l) {
   const bg_header *c = &m->config;
   const int32_t hidden = c->hidden, d = c->qk_norm ? c->head_dim : 0, own = c->input_norms ? hidden : 0,
@@ -160,28 +166,27 @@ static int32_t find_certificate(cursor *at, bg_model *m) {
 }
 
 static int32_t find_head(cursor *at, bg_model *m) {
-  const uint64_t elements = (uint64_t)m->config.vocab * (uint64_t)padded(m->config.hidden);
   const int32_t kind = m->config.head, vocab = m->config.vocab;
-  if (kind == HEAD_TIED_F16 || kind == HEAD_TIED_CERTIFIED)
-    m->head_f16 = m->embedding;
-  if (kind == HEAD_F16 || kind == HEAD_CERTIFIED)
-    m->head_f16 = take(at, elements * sizeof *m->head_f16);
+  if (kind == HEAD_TIED || kind == HEAD_TIED_CERTIFIED)
+    m->output = m->embedding;
+  if (kind == HEAD_OWN || kind == HEAD_OWN_CERTIFIED)
+    m->output = take_dense(at, m, m->config.output);
   if (kind == HEAD_I8) {
     m->head_scales = take_floats(at, vocab);
-    m->head_i8 = take(at, elements);
+    m->head_i8 = take(at, (uint64_t)vocab * (uint64_t)padded(m->config.hidden));
     if (!m->head_i8)
       return BG_E_FORMAT;
     return finite(m->head_scales, vocab) ? BG_OK : BG_E_VALUE;
   }
-  if (!m->head_f16)
+  if (!m->output.rows)
     return BG_E_FORMAT;
-  return kind == HEAD_TIED_CERTIFIED || kind == HEAD_CERTIFIED ? find_certificate(at, m) : BG_OK;
+  return kind == HEAD_TIED_CERTIFIED || kind == HEAD_OWN_CERTIFIED ? find_certificate(at, m) : BG_OK;
 }
 
 static int32_t find_sections(bg_model *m) {
   const bg_header *c = &m->config;
   cursor at = {m->packed + sizeof *c, m->packed_bytes - sizeof *c};
-  m->embedding = take(&at, (uint64_t)c->vocab * (uint64_t)padded(c->hidden) * sizeof *m->embedding);
+  m->embedding = take_dense(&at, m, c->embedding);
   m->output_norm = take_floats(&at, c->hidden);
   if (!m->output_norm)
     return BG_E_FORMAT;

@@ -11,9 +11,9 @@
 
 // bitgen/pack.py and standalone.py write files by what stands between these two lines.
 // <cdef>
-enum bg_packed { PACKED_VERSION = 3, PACKED_HEADER = 512, PACKED_ALIGN = 64 }; // bytes; of sections
+enum bg_packed { PACKED_VERSION = 4, PACKED_HEADER = 512, PACKED_ALIGN = 64 }; // bytes; of sections
 enum bg_activation { ACTIVATION_SILU, ACTIVATION_RELU2, ACTIVATION_GELU_TANH };
-enum bg_head { HEAD_TIED_F16, HEAD_F16, HEAD_I8, HEAD_TIED_CERTIFIED, HEAD_CERTIFIED, HEAD_KINDS };
+enum bg_head { HEAD_TIED, HEAD_OWN, HEAD_I8, HEAD_TIED_CERTIFIED, HEAD_OWN_CERTIFIED, HEAD_KINDS };
 enum bg_parts { PART_Q, PART_K, PART_V, PART_O, PART_GATE, PART_UP, PART_DOWN, PARTS, SCALES = 8 };
 
 // The first 512 bytes of the file. Little-endian; the sections that follow are listed in model.c.
@@ -36,8 +36,10 @@ typedef struct {
   float embedding_scale;    // what embedding rows are multiplied by
   float attention_scale;    // what q k is multiplied by; 0: 1 / sqrt(head_dim)
   float window_theta;       // rope_theta of layers with a window
+  int32_t embedding;        // DENSE_*, the type of its rows
+  int32_t output;           // DENSE_*, that of the output matrix: the embedding's where tied
   char layout[256];         // NUL-terminated key of the packed matrices
-  uint8_t zero[144];
+  uint8_t zero[136];
 } bg_header;
 
 // The last 64 bytes of a file that holds more than a packed model: a tokenizer behind it, a program before it
@@ -91,15 +93,21 @@ typedef struct {
   const float *scales;             // [SCALES] of the parts: W = scale x codes
 } bg_layer;
 
+// A matrix of floats [vocab][p(hidden)].
+typedef struct {
+  const uint8_t *rows; // or NULL
+  int32_t type;        // DENSE_*
+} bg_dense;
+
 struct bg_model {
   bg_header config;
   const bg_isa *isa;
-  const uint16_t *embedding; // float16 [vocab][p(hidden)]
-  const float *output_norm;  // [p(hidden)]
-  bg_layer *layers;          // [layers]
-  const uint16_t *head_f16;  // float16 [vocab][p(hidden)]: the embedding where tied; NULL for int8
-  const int8_t *head_i8;     // int8 [vocab][p(hidden)], or NULL
-  const float *head_scales;  // [p(vocab)] of the int8 rows, or of the codes
+  bg_dense embedding;
+  const float *output_norm;               // [p(hidden)]
+  bg_layer *layers;                       // [layers]
+  bg_dense output;                        // the embedding where tied; no rows where int8
+  const int8_t *head_i8;                  // int8 [vocab][p(hidden)], or NULL
+  const float *head_scales;               // [p(vocab)] of the int8 rows, or of the codes
   const uint8_t *head_upper, *head_lower; // [vocab][..] a certified head's codes (ops.h), or NULL
   const float *head_upper_residuals, *head_residuals, *head_norms; // [p(vocab)] of these: certified_head.c
   bg_part parts[PARTS];

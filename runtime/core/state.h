@@ -94,7 +94,7 @@ typedef struct {
   int32_t *candidate_ids;  // [CHOICES][MAX_CANDIDATES] of all threads, rising
   float *candidate_logits; // [CHOICES][MAX_CANDIDATES]
   float *all_logits;       // [CHOICES][vocab], where a choice needs them
-  int64_t rescored;        // rows of the float16 matrix read so far
+  int64_t rescored;        // rows of floats read so far
   float *scores;           // [vocab] the sampler's logits after penalties, then probabilities
   uint64_t *order;         // [vocab] the sampler's tokens by probability
 } choosing;

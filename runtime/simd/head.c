@@ -1,9 +1,10 @@
-// head.c: logits from the rows of the output matrix; compiled once per ISA. Bound by memory: each row is read
+// head.c: rows of the embedding, and logits from those of the output matrix; compiled once per ISA. Bound by memory: each row is read
 // once for all tokens, some rows are in flight, and the rows after them are asked for early.
 #include "simd/ops.h"
 #include "simd/vec.h"
 
-typedef enum { F16, I8 } row_type;
+typedef enum { F16, BF16, F32, I8 } row_type;
+static const size_t widths[] = {[F16] = 2, [BF16] = 2, [F32] = 4, [I8] = 1}; // bytes of a number
 enum { AHEAD = 4, STREAM_AHEAD = 1 << 15 }; // groups of screened rows, or bytes, that are asked for early
 
 // Rows in flight for one token; rows and tokens whose sums stay in registers where there are
@@ -18,13 +19,16 @@ enum { ROWS = 4, SHARED_ROWS = 2, TOKENS = 2, SCREEN_ROWS = 2, SCREEN_TOKENS = 2
 #endif
 
 VEC v16 load(row_type type, const uint8_t *row, int32_t i) {
-  return type == F16 ? v16_load_f16((const uint16_t *)row + i) : v16_load_i8((const int8_t *)row + i);
+  return type == F16    ? v16_load_f16((const uint16_t *)row + i)
+         : type == BF16 ? v16_load_bf16((const uint16_t *)row + i)
+         : type == F32  ? v16_load((const float *)row + i)
+                        : v16_load_i8((const int8_t *)row + i);
 }
 
 // y[t * stride + r] = w[r] . x[t]; type, rows and tokens are constants where this is inlined.
 VEC void tile(const row_type type, const int rows, const int tokens, const uint8_t *w, const float *x,
               int32_t k, float *y, size_t stride) {
-  size_t width = type == F16 ? 2 : 1;
+  const size_t width = widths[type];
   v16 sum[ROWS][TOKENS] = {{{0}}};
   for (int32_t i = 0; i < k; i += LANES) {
     v16 a[ROWS];
@@ -56,7 +60,7 @@ VEC void all_tokens(const row_type type, const int rows, const uint8_t *w, const
 
 VEC void head(const row_type type, const uint8_t *w, int32_t k, int32_t row0, int32_t row1, const float *x,
               int32_t n, float *logits, size_t stride) {
-  size_t bytes = (type == F16 ? 2 : 1) * (size_t)k;
+  const size_t bytes = widths[type] * (size_t)k;
   int32_t row = row0;
   if (n == 1)
     for (; row + ROWS <= row1; row += ROWS)
@@ -67,10 +71,22 @@ VEC void head(const row_type type, const uint8_t *w, int32_t k, int32_t row0, in
     all_tokens(type, 1, w + row * bytes, x, n, k, logits + row, stride);
 }
 
-static void head_f16(const uint16_t *w, int32_t k, int32_t row0, int32_t row1, const float *x, int32_t n,
-                     float *logits, size_t stride) {
-  head(F16, (const uint8_t *)w, k, row0, row1, x, n, logits, stride);
+VEC void widen(const row_type type, const uint8_t *row, int32_t n, float scale, float *x) {
+  for (int32_t i = 0; i < n; i += LANES)
+    v16_store(x + i, load(type, row, i) * v16_set(scale));
 }
+
+#define OF_TYPE(TYPE, type)                                                                                  \
+  static void widen_##type(const void *row, int32_t n, float scale, float *x) {                              \
+    widen(TYPE, row, n, scale, x);                                                                           \
+  }                                                                                                          \
+  static void multiply_##type(const void *w, int32_t k, int32_t row0, int32_t row1, const float *x,          \
+                              int32_t n, float *logits, size_t stride) {                                     \
+    head(TYPE, w, k, row0, row1, x, n, logits, stride);                                                      \
+  }
+OF_TYPE(F16, f16)
+OF_TYPE(BF16, bf16)
+OF_TYPE(F32, f32)
 
 static void head_i8(const int8_t *w, const float *scales, int32_t k, int32_t row0, int32_t row1,
                     const float *x, int32_t n, float *logits, size_t stride) {
@@ -156,4 +172,9 @@ static void refine(const uint8_t *upper, const uint8_t *lower, int32_t k, const 
     sums[t] = v16i_sum(4 * high[t] + low[t]);
 }
 
-const bg_head_ops BG_FOR_ISA(bg_head) = {head_f16, head_i8, screen, refine};
+const bg_dense_ops BG_FOR_ISA(bg_dense)[DENSE_TYPES] = {
+    [DENSE_F16] = {sizeof(uint16_t), widen_f16, multiply_f16},
+    [DENSE_BF16] = {sizeof(uint16_t), widen_bf16, multiply_bf16},
+    [DENSE_F32] = {sizeof(float), widen_f32, multiply_f32},
+};
+const bg_head_ops BG_FOR_ISA(bg_head) = {head_i8, screen, refine};

@@ -5,12 +5,8 @@
 
 extern const bg_attention_ops BG_FOR_ISA(bg_attention_f16), BG_FOR_ISA(bg_attention_f32),
     BG_FOR_ISA(bg_attention_i8);
+extern const bg_dense_ops BG_FOR_ISA(bg_dense)[DENSE_TYPES];
 extern const bg_head_ops BG_FOR_ISA(bg_head);
-
-static void widen(const uint16_t *row, int32_t n, float scale, float *x) {
-  for (int32_t i = 0; i < n; i += LANES)
-    v16_store(x + i, v16_load_f16(row + i) * v16_set(scale));
-}
 
 static void rmsnorm(const float *x, const float *g, int32_t n, float eps, float *y) {
   v16 squares = {0};
@@ -183,7 +179,6 @@ static uint64_t read(const uint8_t *p, size_t bytes) {
 }
 
 const bg_ops BG_FOR_ISA(bg_ops) = {
-    .widen = widen,
     .rmsnorm = rmsnorm,
     .rmsnorm_heads = rmsnorm_heads,
     .quantise = quantise,
@@ -197,5 +192,6 @@ const bg_ops BG_FOR_ISA(bg_ops) = {
     .attention_f16 = &BG_FOR_ISA(bg_attention_f16),
     .attention_f32 = &BG_FOR_ISA(bg_attention_f32),
     .attention_i8 = &BG_FOR_ISA(bg_attention_i8),
+    .dense = BG_FOR_ISA(bg_dense),
     .head = &BG_FOR_ISA(bg_head),
 };

@@ -57,10 +57,20 @@ typedef struct {
   void (*finish)(const float *part, int32_t d, float *y);   // y float [d] = sum p v / sum p
 } bg_attention_ops;
 
-// logits[i * stride + row] = w[row] . x[i] for rows row0 .. row1 - 1, n tokens; x float [n][k], k % 16 == 0.
+// The embedding and the output matrix: rows of floats in the type that holds exactly what the model's file has.
+enum bg_dense_type { DENSE_F16, DENSE_BF16, DENSE_F32, DENSE_TYPES };
+
 typedef struct {
-  void (*f16)(const uint16_t *w, int32_t k, int32_t row0, int32_t row1, const float *x, int32_t n,
-              float *logits, size_t stride);
+  size_t width; // bytes of a number
+  // x = row [n] times scale, n % 16 == 0
+  void (*widen)(const void *row, int32_t n, float scale, float *x);
+  // logits[i * stride + row] = w[row] . x[i] for rows row0 .. row1 - 1, n tokens; x float [n][k], k % 16 == 0
+  void (*multiply)(const void *w, int32_t k, int32_t row0, int32_t row1, const float *x, int32_t n,
+                   float *logits, size_t stride);
+} bg_dense_ops;
+
+typedef struct {
+  // The same of an int8 matrix whose rows have scales.
   void (*i8)(const int8_t *w, const float *scales, int32_t k, int32_t row0, int32_t row1, const float *x,
              int32_t n, float *logits, size_t stride);
   // The rows of a certified head, whose codes are 4 upper + lower: sums[i * rows + row] = upper[row] . x[i],
@@ -84,8 +94,6 @@ typedef struct {
 } bg_row_ops;
 
 struct bg_ops {
-  // x = float16 row times scale, n % 16 == 0
-  void (*widen)(const uint16_t *row, int32_t n, float scale, float *x);
   // y = g x / sqrt(mean(x^2) + eps); x, g, y padded; y may be x
   void (*rmsnorm)(const float *x, const float *g, int32_t n, float eps, float *y);
   // The same for each head of x float [heads][d], which is not padded, in place; g padded.
@@ -102,6 +110,7 @@ struct bg_ops {
   void (*exp_row)(const float *x, int32_t n, float top, float temperature, float *p);
   uint64_t (*read)(const uint8_t *p, size_t bytes); // touches all of it; bytes a multiple of READ_UNIT
   const bg_attention_ops *attention_f16, *attention_f32, *attention_i8;
+  const bg_dense_ops *dense; // [DENSE_TYPES]
   const bg_head_ops *head;
 };
 // </cdef>

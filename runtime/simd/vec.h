@@ -279,6 +279,14 @@ VEC v16 v16_load_f16(const uint16_t *p) {
 }
 #endif
 
+// Bfloat16 is the upper half of a float.
+VEC v16 v16_load_bf16(const uint16_t *p) {
+  typedef uint16_t v16h __attribute__((vector_size(32)));
+  v16h upper;
+  memcpy(&upper, p, sizeof upper);
+  return (v16)(__builtin_convertvector(upper, v16i) << 16);
+}
+
 VEC void v16_store_f16(uint16_t *p, v16 a) {
   a = v16_clamp(a, -65504.0f, 65504.0f);
 #if BG_VEC_AVX512

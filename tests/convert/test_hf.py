@@ -338,7 +338,15 @@ def test_a_tensor_is_ternary_or_not(directory: Path) -> None:
         checkpoint.dense("blk.0.attn_q.weight")
 
 
-def test_an_embedding_beyond_float16_is_not_written(directory: Path, tmp_path: Path) -> None:
-    edit_tensors(directory, lambda t: t["model.embed_tokens.weight"].fill_(1e5))
-    with pytest.raises(BitgenError, match=r"token_embd\.weight"):
-        convert(directory, tmp_path / "m.gguf")
+@pytest.mark.parametrize(
+    ("value", "type"),
+    [(1.5, "F16"), (65504, "F16"), (65536, "BF16"), (2.0**-24, "F16"), (2.0**-25, "BF16"), (1e5, "F32"), (0.1, "F32")],
+)
+def test_an_embedding_is_written_in_the_smallest_type_that_holds_it(
+    directory: Path, tmp_path: Path, value: float, type: str
+) -> None:
+    edit_tensors(directory, lambda t: t["model.embed_tokens.weight"].fill_(value))
+    convert(directory, tmp_path / "m.gguf")
+    written = read_gguf(tmp_path / "m.gguf")
+    assert written.container.tensors["token_embd.weight"].type_name == type
+    assert (written.dense("token_embd.weight") == np.float32(value)).all()

@@ -395,7 +395,7 @@ def test_a_packed_header_says_the_shape(tmp_path: Path) -> None:
     numbers = {name: value for name, value in vars(shape).items() if hasattr(header, name) and name != "activation"}
     assert len(numbers) > 18
     assert {name: getattr(header, name) for name in numbers} == {n: np.float32(v) for n, v in numbers.items()}
-    assert (header.activation, header.head, header.version) == (2, 2, 3)
+    assert (header.activation, header.head, header.version) == (2, 2, 4)
     assert headers.declared("core/model.h").string(header.layout).decode() == found.layout_key
     with pytest.raises(KeyError, match="model_offset"):
         headers.record("core/model.h", "bg_trailer", {"magic": b"BITGENST"})

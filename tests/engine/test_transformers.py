@@ -88,6 +88,10 @@ MODELS = {
         GEMMA3, architecture="Gemma3TextModel", layers=2, input_norms=True, seed=19,
         extra={"sliding_window": 7, "layer_types": LAYERS, "rope_parameters": THETAS},
     ),
+    "bitnet-f32-tied": replace(BITNET, numbers="f32", seed=20),
+    "llama-f32": replace(LLAMA, numbers="f32", seed=21),
+    "qwen3-bf16-small": replace(QWEN3, heads=4, kv_heads=2, head_dim=128, numbers="bf16-small", seed=22),
+    "llama-bf16-large": replace(LLAMA, numbers="bf16-large", seed=23),
 }  # fmt: skip
 
 

@@ -197,7 +197,7 @@ class Spoilt(synth.SynthCheckpoint):
         (Q, (np.zeros((256, 256), np.int8), -1.0)),
         ("output_norm.weight", np.full(256, math.inf, np.float32)),
         ("output_norm.weight", np.ones(255, np.float32)),
-        ("token_embd.weight", np.full((300, 256), 1e6, np.float32)),
+        ("token_embd.weight", np.full((300, 256), math.nan, np.float32)),
     ],
 )
 def test_spoilt_weights_are_refused_and_leave_nothing_behind(tmp_path: Path, name: str, wrong: object) -> None:

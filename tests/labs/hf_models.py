@@ -43,6 +43,7 @@ class Tiny:
     input_norms: bool = False  # master weights and a norm in every linear, as in the embedding models
     fused: bool = False  # qkv_proj and gate_up_proj instead of their parts
     dtype: torch.dtype = torch.float32  # of the scales, norms and master weights on disk
+    numbers: str = ""  # of embedding and head: a key of NUMBERS, or "" for multiples of 2**-10 that float16 holds
     seed: int = 0
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -134,12 +135,30 @@ FUSED = {
 }
 
 
+Numbers = Callable[[torch.Tensor], torch.Tensor]
+NUMBERS: dict[str, tuple[Numbers, Numbers]] = {
+    "f32": (lambda x: x, lambda x: x),
+    "bf16-small": (
+        lambda x: (1e-5 * x).bfloat16(),
+        lambda x: (x * 10 ** (-6 * torch.rand(x.shape, generator=seeded(1)))).bfloat16(),
+    ),
+    "bf16-large": (lambda x: (x * 10 ** (7 * (torch.arange(len(x))[:, None] % 2))).bfloat16(), lambda x: x.half()),
+}
+"""What embedding and head make of normal numbers [rows, columns] of size 0.06, so that float16 does not hold them: of
+their type, or bfloat16 below the normal range of float16, and above its range. Of a large head logits would be too."""
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 def random_tensors(tiny: Tiny) -> dict[str, torch.Tensor]:
     """A state dict as on disk: packed linears with scales, or master weights; the rest in `tiny.dtype`.
 
-    Embedding and head are multiples of 2**-10 that float16 and bfloat16 hold, so storing them costs nothing.
+    Embedding and head are multiples of 2**-10 that float16 and bfloat16 hold, so storing them costs nothing, unless
+    `tiny.numbers` says otherwise.
     """
-    rng = torch.Generator().manual_seed(tiny.seed)
+    rng = seeded(tiny.seed)
     packed = not (tiny.online or tiny.plain or tiny.input_norms) and tiny.linear != "custom"
     tensors: dict[str, torch.Tensor] = {}
     for module, (m, k) in tiny.matrices().items():
@@ -160,6 +179,9 @@ def random_tensors(tiny: Tiny) -> dict[str, torch.Tensor]:
     for module in tables:
         steps = torch.randint(-100, 101, (VOCAB, tiny.hidden), generator=rng)
         tensors[f"{module}.weight"] = (steps / 1024).to(tiny.dtype)
+        if tiny.numbers:
+            made = NUMBERS[tiny.numbers][module == "lm_head"]
+            tensors[f"{module}.weight"] = made(0.06 * torch.randn(VOCAB, tiny.hidden, generator=rng))
     return tensors
 
 

@@ -193,7 +193,7 @@ def attention(
 def states(checkpoint: SynthCheckpoint, tokens: Sequence[int], cache: Cache = "f16") -> FloatArray:
     """float32 [n, hidden] after the last norm, bit for bit what the runtime gives with a KV cache of type `cache`."""
     s, n = checkpoint.shape, len(tokens)
-    x = checkpoint.dense("token_embd.weight").astype(np.float16).astype(F32)[np.asarray(tokens)]
+    x = checkpoint.dense("token_embd.weight").astype(F32)[np.asarray(tokens)]
     x = x * F32(s.embedding_scale)
     act = {"relu2": lambda z: np.square(np.maximum(z, F32(0))), "silu": silu, "gelu_tanh": gelu}[s.activation]
     for layer in range(s.layers):
@@ -227,7 +227,7 @@ def states(checkpoint: SynthCheckpoint, tokens: Sequence[int], cache: Cache = "f
 def logits(checkpoint: SynthCheckpoint, tokens: Sequence[int], cache: Cache = "f16") -> FloatArray:
     """float32 [n, vocab], bit for bit what the runtime gives with an f16 head."""
     name = "token_embd.weight" if checkpoint.shape.tied else "output.weight"
-    head = checkpoint.dense(name).astype(np.float16).astype(F32)
+    head = checkpoint.dense(name).astype(F32)
     return np.stack([dot(row, head) for row in states(checkpoint, tokens, cache)])
 
 

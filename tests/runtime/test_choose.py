@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import runtime_lab as lab
 
-from bitgen.checkpoints.checkpoint import ALL
+from bitgen.checkpoints.checkpoint import ALL, dense_type, narrow_bf16, widen_bf16
 from bitgen.checkpoints.synth import SynthCheckpoint
 from bitgen.compile import library, pack
 
@@ -36,6 +36,9 @@ SAMPLINGS: tuple[dict[str, Any], ...] = (
 )
 
 
+BEYOND_FLOAT16 = {"float32": "f32", "bfloat16": "bf16", "small bfloat16": "bf16"}
+
+
 def rows_of(kind: str) -> np.ndarray:
     """An output matrix float32 [VOCAB, HIDDEN]."""
     rows = RNG.standard_normal((VOCAB, HIDDEN)).astype(np.float32)
@@ -51,10 +54,15 @@ def rows_of(kind: str) -> np.ndarray:
         rows *= 10.0 ** RNG.uniform(-5, 3, (VOCAB, 1)).astype(np.float32)
     if kind == "zeros":
         rows[::2] = 0
+    if kind == "float32":
+        return rows
+    if kind.endswith("bfloat16"):
+        sizes = RNG.uniform(-9, -3, rows.shape) if kind.startswith("small") else RNG.uniform(-5, 6, (VOCAB, 1))
+        return widen_bf16(narrow_bf16(rows * 10**sizes))
     return rows.astype(np.float16).astype(np.float32)
 
 
-KINDS = ("plain", "near ties", "some near ties", "duplicates", "outliers", "all magnitudes", "zeros")
+KINDS = ("plain", "near ties", "some near ties", "duplicates", "outliers", "all magnitudes", "zeros", *BEYOND_FLOAT16)
 
 
 def states_of(rows: np.ndarray) -> np.ndarray:
@@ -125,6 +133,19 @@ def disagreements(bench: lab.Bench, tokens: list[int]) -> int:
 def test_choices_are_those_of_all_logits(kind: str) -> None:
     tokens = [int(t) for t in np.random.default_rng(3).permutation(VOCAB)[:60]]
     assert disagreements(crafted(rows_of(kind)), tokens) == 0
+
+
+@pytest.mark.parametrize("kind", BEYOND_FLOAT16)
+def test_rows_are_kept_as_they_are(kind: str) -> None:
+    """In the smallest type that holds them: the product with states in float64, to the rounding of float32."""
+    output, tokens = rows_of(kind), list(range(0, VOCAB, 97))
+    bench = crafted(output)
+    assert dense_type(bench.checkpoint, "output.weight", output.shape) == BEYOND_FLOAT16[kind]
+    states = np.concatenate([lab.states(bench.checkpoint, [token]) for token in tokens]).astype(np.float64)
+    for token, state in zip(tokens, states, strict=True):
+        terms = output.astype(np.float64) * state
+        off = np.abs(bench.logits([token])[0] - terms.sum(1))
+        assert (off <= 1e-6 * np.abs(terms).sum(1)).all()
 
 
 def test_few_rows_are_computed_where_they_differ() -> None:

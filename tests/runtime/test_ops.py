@@ -13,6 +13,7 @@ import runtime_lab as lab
 
 from bitgen import targets
 from bitgen.checkpoints import reference
+from bitgen.checkpoints.checkpoint import narrow_bf16, widen_bf16
 from bitgen.compile import library, pack
 from bitgen.engine.session import CACHES, Cache
 
@@ -40,6 +41,9 @@ class Ops:
         return np.concatenate([x, np.zeros(-len(x) % 16, x.dtype)])
 
 
+DENSE = {"f16": 0, "bf16": 1, "f32": 2}
+
+
 @pytest.fixture(scope="module", params=dict.fromkeys([*library.host_isas(), *ALSO]))
 def ops(request: pytest.FixtureRequest) -> Ops:
     return Ops(request.param)
@@ -59,11 +63,16 @@ def assert_same(got: np.ndarray, want: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("scale", [1.0, F32(640**0.5)])
-def test_every_half_becomes_its_float(ops: Ops, scale: float) -> None:
-    halves = np.arange(1 << 16, dtype=np.uint16)
-    out = np.empty(len(halves), F32)
-    ops.ops.widen(ops.at(halves, "uint16_t *"), len(halves), scale, ops.at(out))
-    want = halves.view(np.float16).astype(F32) * F32(scale)
+@pytest.mark.parametrize("type", DENSE)
+def test_every_number_becomes_its_float(ops: Ops, type: str, scale: float) -> None:
+    """All of float16 and bfloat16, subnormal ones too, and floats of many sizes."""
+    every = np.arange(1 << 16, dtype=np.uint16)
+    stored = {"f16": every, "bf16": every, "f32": np.concatenate([numbers(4096), numbers(64) * F32(1e-40)])}[type]
+    values = {"f16": every.view(np.float16), "bf16": widen_bf16(every), "f32": stored}[type].astype(F32)
+    out = np.empty(len(stored), F32)
+    ops.ops.dense[DENSE[type]].widen(ops.at(stored, "void *"), len(stored), scale, ops.at(out))
+    with np.errstate(over="ignore", invalid="ignore"):
+        want = values * F32(scale)
     finite = np.isfinite(want)
     assert_same(out[finite], want[finite])
     assert not np.isfinite(out[~finite]).any()
@@ -286,19 +295,21 @@ def test_integer_attention_is_attention(ops: Ops) -> None:
 def test_head(ops: Ops, k: int, vocab: int, n: int) -> None:
     rng = np.random.default_rng(k + n)
     x = rng.normal(0, 1, (n, k)).astype(F32)
-    rows = rng.normal(0, 1, (vocab, k)).astype(np.float16)
+    rows = rng.normal(0, 1, (vocab, k)).astype(F32)
     codes = rng.integers(-128, 128, (vocab, k), dtype=np.int8)
     scales = rng.uniform(0.01, 0.1, vocab).astype(F32)
     row0, row1 = vocab // 3, vocab
-    for int8 in (False, True):
+    for type in (*DENSE, "int8"):
         y = np.full((n, vocab + 3), 5, F32)
         rest = (k, row0, row1, ops.at(x), n, ops.at(y), vocab + 3)
-        if int8:
+        if type == "int8":
             ops.ops.head.i8(ops.at(codes, "int8_t *"), ops.at(scales), *rest)
             want = lab.dot(x[:, None], codes.astype(F32)[None]) * scales
         else:
-            ops.ops.head.f16(ops.at(rows, "uint16_t *"), *rest)
-            want = lab.dot(x[:, None], rows.astype(F32)[None])
+            stored = {"f16": rows.astype(np.float16), "bf16": narrow_bf16(rows), "f32": rows}[type]
+            values = widen_bf16(stored) if type == "bf16" else stored.astype(F32)
+            ops.ops.dense[DENSE[type]].multiply(ops.at(stored, "void *"), *rest)
+            want = lab.dot(x[:, None], values[None])
         assert_same(y[:, row0:row1].copy(), want[:, row0:])
         assert (y[:, :row0] == 5).all() and (y[:, row1:] == 5).all()
 
