@@ -9,7 +9,7 @@
 #include "kernel.h"
 #include "simd/ops.h"
 
-// bitgen/pack.py and standalone.py write files by what stands between these two lines.
+// bitgen/compile/pack.py and standalone.py write files by what stands between these two lines.
 // <cdef>
 enum bg_packed { PACKED_VERSION = 4, PACKED_HEADER = 512, PACKED_ALIGN = 64 }; // bytes; of sections
 enum bg_activation { ACTIVATION_SILU, ACTIVATION_RELU2, ACTIVATION_GELU_TANH };

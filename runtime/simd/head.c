@@ -1,5 +1,6 @@
-// head.c: rows of the embedding, and logits from those of the output matrix; compiled once per ISA. Bound by memory: each row is read
-// once for all tokens, some rows are in flight, and the rows after them are asked for early.
+// head.c: rows of the embedding, and logits from those of the output matrix; compiled once per ISA. Logits are
+// bound by memory: each row is read once for all tokens, some rows are in flight, and the rows after them are
+// asked for early.
 #include "simd/ops.h"
 #include "simd/vec.h"
 

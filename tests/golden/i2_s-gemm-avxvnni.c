@@ -226,13 +226,14 @@ static inline void riffle_words(words v[8]) {
 }
 
 // The entries of STEP rows, of which those of a pass become contiguous: a byte c0 c1 c2 c3 of base-4 digits
-// becomes the base-3 number of the same digits.
+// becomes the base-3 number of the same digits. What has a digit 3 is no code, and becomes the last entry.
 static inline void place_entries(const columns *code, int32_t b, int32_t row, workspace *s) {
   for (int r = 0; r < STEP; r += 8) {
     words v[8];
     for (int i = 0; i < 8; i++) {
-      const columns c = code[r + i];
-      v[i] = (words)(c - (c >> 2) - 3 * (c >> 4) - 9 * (c >> 6));
+      const columns c = code[r + i], entry = c - (c >> 2) - 3 * (c >> 4) - 9 * (c >> 6);
+      const columns inside = (columns)(entry < ENTRIES);
+      v[i] = (words)((entry & inside) | ((ENTRIES - 1) & ~inside));
     }
     for (int round = 0; round < 3; round++)
       riffle_words(v);
