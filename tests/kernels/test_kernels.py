@@ -62,10 +62,11 @@ def _tiles(format: str, isa: str) -> Iterator[KernelSpec]:
 
 
 def _preset_ks(format: str, isa: str) -> Iterator[KernelSpec]:
-    """Every K of every preset, decode and prefill in turn, so that each also meets its neighbours' remainders."""
-    layout = _layouts(format, isa)[0]
-    for i, k in enumerate(PRESET_KS):
-        yield _spec("gemm" if i % 2 else "gemv", isa, layout, 3 if layout.bm < 3 else layout.bm, k)
+    """Every K of every preset, divided among the levels of a format; decode and prefill in turn."""
+    layout, levels = _layouts(format, isa)[0], [level for name, level in space.TEMPLATES if name == format]
+    at, of = levels.index(isa), min(3, len(levels))
+    for i, k in enumerate(PRESET_KS[at % of :: of]):
+        yield _spec("gemm" if (i + at // of) % 2 else "gemv", isa, layout, 3 if layout.bm < 3 else layout.bm, k)
 
 
 def _mixed(format: str, isa: str) -> Iterator[KernelSpec]:
