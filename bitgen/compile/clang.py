@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bitgen import data, targets
+from bitgen.compile import precompiled
 from bitgen.errors import BitgenError, CompileError
 from bitgen.spec import Platform, Progress
 from bitgen.targets import is_host, platform_of
@@ -164,7 +165,7 @@ def build(
             made_by = {"compiler": compiler.version, "flags": list(flags)}
             record = {**spec, "arch": platform.arch, "system": platform.system.name, **made_by}
             (work / "spec.json").write_text(json.dumps(record, indent=1, default=str) + "\n")
-            log = _compile_all(compiler, flags, units, sources, work, options.progress)
+            log = _compile_all(compiler, flags, units, sources, work, platform.arch, options.progress)
             objects = [u.object for u in units]
             log += _run(compiler, [*objects, *link], work, f"linking {product}")
             (work / "build.log").write_text(log)
@@ -289,21 +290,31 @@ def _compile_all(
     units: Sequence[Unit],
     sources: Mapping[str, str],
     work: Path,
+    arch: str,
     progress: Progress | None,
 ) -> str:
     """Compile all units to objects in `work`, one compiler process per CPU at a time. Returns the log."""
     headers = "".join(text for file, text in sorted(sources.items()) if file.endswith(".h"))
     store = data.cache_root() / "objects"
 
+    def arguments(unit: Unit) -> list[str]:
+        return [*flags, *unit.flags, "-c", unit.source, "-o", unit.object]
+
+    def cached(unit: Unit) -> Path:
+        key = json.dumps([compiler.version, arguments(unit), sources[unit.source], headers])
+        return store / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.o"
+
+    missing = [((*flags, *unit.flags), sources[unit.source]) for unit in units if not cached(unit).exists()]
+    parse = functools.partial(_run, compiler, what="parsing a header")
+    parsed = precompiled.headers(arch, missing, compiler.version, parse)
+
     def compile_one(unit: Unit) -> str:
-        arguments = [*flags, *unit.flags, "-c", unit.source, "-o", unit.object]
-        key = json.dumps([compiler.version, arguments, sources[unit.source], headers])
-        cached = store / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.o"
-        if cached.exists():
-            shutil.copyfile(cached, work / unit.object)
+        if cached(unit).exists():
+            shutil.copyfile(cached(unit), work / unit.object)
             return f"{unit.object}: from the object cache\n"
-        log = _run(compiler, arguments, work, f"compiling {unit.source}")
-        _cache(work / unit.object, cached)
+        header = parsed.get((*flags, *unit.flags), ())
+        log = _run(compiler, [*header, *arguments(unit)], work, f"compiling {unit.source}")
+        _cache(work / unit.object, cached(unit))
         return log
 
     logs = []

@@ -24,6 +24,7 @@ from bitgen.kernels.plan import ModelPlan
 from bitgen.spec import KernelSpec, ModelShape
 
 ONCE = ("core/*.c", "os/*.c")  # a file of os/ is empty on systems that it is not for
+PROBES = ("core/isa.c", "os/*.c")  # what of ONCE a library without float operations needs
 PER_LEVEL = "simd/*.c"
 PROGRAMS: dict[str, tuple[str, ...]] = {
     "runner.c": (),
@@ -41,6 +42,7 @@ class Level:
     kernels: tuple[KernelSpec, ...]
     roles: dict[str, tuple[KernelSpec, KernelSpec]]  # role -> (decode kernel, prefill kernel)
     layout_key: str
+    ops: bool = True  # float operations too; a level without them only says whether it runs
 
     @classmethod
     def of_model(cls, shape: ModelShape, plan: ModelPlan) -> Level:
@@ -86,7 +88,8 @@ def assemble(
             raise UnsupportedError(f"ISA {level.isa!r} is not of architecture {arch!r} on {system}")
     main = options.program
     of_program = ("programs/system.c", f"programs/{main}", *PROGRAMS[main]) if main else ()
-    once, per_level = runtime_files(*ONCE, *of_program), runtime_files(PER_LEVEL)
+    once = runtime_files(*(ONCE if any(level.ops for level in levels) else PROBES), *of_program)
+    per_level = runtime_files(PER_LEVEL)
     sources = {**runtime_files("**/*.h"), **once, **per_level, "registry.c": render.render_registry(levels)}
     units = [Unit(file, object_name(file)) for file in (*once, "registry.c")]
     for level in levels:
@@ -96,7 +99,7 @@ def assemble(
         sources |= generated
         units += [Unit(file, object_name(file), flags) for file in generated]
         flags = (*flags, f"-DBG_ISA={level.isa}")
-        units += [Unit(file, object_name(file, f"__{level.isa}"), flags) for file in per_level]
+        units += [Unit(file, object_name(file, f"__{level.isa}"), flags) for file in per_level if level.ops]
     return clang.build(name, sources, units, spec, options)
 
 
@@ -126,7 +129,7 @@ def isa_index(lib: Any, isa: str) -> int:
 @functools.cache
 def host_isas() -> tuple[str, ...]:
     """The ISA levels that this CPU executes, best first, found by running each level's probe."""
-    levels = [Level.of_kernels(t.isa, ()) for t in targets.levels(targets.platform_of())]
+    levels = [Level(t.isa, (), {}, "", ops=False) for t in targets.levels(targets.platform_of())]
     lib = binding.load(assemble("probe", levels, {"purpose": "finds the ISA levels this CPU executes"}).path)
     return tuple(level.isa for i, level in enumerate(levels) if lib.bg_isa_runs(i))
 

@@ -38,6 +38,10 @@ class Level(Protocol):
         """Role -> its decode and prefill kernel; empty for a bare kernel set."""
 
     @property
+    def ops(self) -> bool:
+        """Whether it has the float operations; without them it only says whether it runs."""
+
+    @property
     def layout_key(self) -> str:
         """What a packed model must carry to run here."""
 
@@ -76,6 +80,7 @@ def render_registry(levels: Sequence[Level]) -> str:
         {
             "isa": level.isa,
             "layout": level.layout_key,
+            "ops": level.ops,
             "kernels": [spec.symbol for spec in level.kernels],
             "roles": [(f"BG_{role.upper()}", *(spec.symbol for spec in pair)) for role, pair in level.roles.items()],
         }

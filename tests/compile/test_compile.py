@@ -1,16 +1,20 @@
 """The compiler's caller: caching, atomic appearance, errors that help."""
 
 import ctypes
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bitgen import targets
-from bitgen.compile import clang
+from bitgen.compile import clang, library, precompiled
 from bitgen.compile.clang import Artefact, BuildOptions, Unit
 from bitgen.errors import BitgenError, CompileError
+from bitgen.kernels import space
+from bitgen.spec import GemmShape, KernelSpec, Layout, Tile
 
 ANSWER = '__attribute__((visibility("default"))) int answer(void) { return 42; }\n'
 
@@ -37,6 +41,25 @@ def test_a_build_works_and_is_cached(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_objects_are_shared_between_builds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     build()
     assert "a.o: from the object cache" in (build(root=tmp_path / "other").folder / "build.log").read_text()
+
+
+def test_a_header_parsed_once_changes_no_byte(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    """Of a level's units; a compiler that cannot parse a header beforehand compiles them all the same."""
+    isa = library.host_isa()
+    kernels = [
+        KernelSpec("gemv", GemmShape(m, 256), isa, Layout("i2_s", 4, 256), Tile()) for m in (4, 8, 12, 16, 20, 24)
+    ]
+    kernels = [replace(k, layout=space.default_plan(k.shape, isa).layout) for k in kernels]
+    made = []
+    for spoil in (False, True):
+        shutil.rmtree(cache)
+        if spoil:
+            monkeypatch.setattr(precompiled, "WORTH_IT", 100)
+        built = library.for_kernels(isa, kernels)
+        log = (built.folder / "build.log").read_text()
+        assert ("-include-pch" in log) != spoil or isa == "scalar"
+        made.append(built.path.read_bytes())
+    assert made[0] == made[1]
 
 
 def test_the_key_covers_text_and_flags() -> None:

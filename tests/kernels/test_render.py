@@ -62,6 +62,7 @@ class Level:
     kernels: tuple[KernelSpec, ...]
     roles: dict[str, tuple[KernelSpec, KernelSpec]]
     layout_key: str
+    ops: bool = True
 
 
 def level(isa: str, bound: bool) -> Level:
@@ -195,3 +196,8 @@ def test_the_registry_lists_levels_best_first() -> None:
     assert text.index("&isa__scalar") < text.index("    NULL,")
     assert text.count(".gemv[BG_") == 4 == text.count(".gemm[BG_")
     assert "bg_ops__avx2" in text and "bg_probe__scalar" in text and '"qkv=some"' in text
+
+
+def test_a_registry_of_probes_alone_names_no_operations() -> None:
+    text = render.render_registry([Level("avx2", (), {}, "", ops=False)])
+    assert "bg_probe__avx2" in text and "bg_ops" not in text and ".ops" not in text

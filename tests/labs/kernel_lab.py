@@ -8,12 +8,10 @@ Depends on kernel.h and the generated text alone, not on the runtime.
 from __future__ import annotations
 
 import functools
-import hashlib
 import shutil
 import struct
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,55 +139,24 @@ def _ways(isa: str) -> list[list[str]]:
     return ways
 
 
-VECTORS = {"arm64": "arm_neon.h", "x86_64": "immintrin.h"}
-WORTH_IT = 8  # kernels
-
-
-@functools.cache
-def head(arch: str, flags: tuple[str, ...]) -> tuple[str, ...]:
-    """The option that brings the header of vector instructions, parsed once: it takes as long as a kernel does.
-
-    The objects are the same bytes without it.
-    """
-    platform = targets.platform_of(arch)
-    compiler, system = clang.find_compiler(platform), platform.system.name
-    system = "musl" if compiler.zig and system == "linux" else system  # as clang.build has it
-    words = [*compiler.command, *compiler.target_flags(targets.platform_of(arch, system)), *clang.COMMON_FLAGS, *flags]
-    words += ["-Xclang", "-fno-pch-timestamp", "-x", "c-header"]
-    folder = data.cache_root() / "heads" / hashlib.sha256(repr((compiler.version, words)).encode()).hexdigest()[:16]
-    header, parsed = folder / "head.h", folder / "head.pch"
-    if not parsed.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as work:  # whose files appear by rename: others do the same
-            (Path(work) / "head.h").write_text(f"#include <{VECTORS[arch]}>\n")
-            (Path(work) / "head.h").replace(header)
-            made = Path(work) / "head.pch"
-            if subprocess.run([*words, header, "-o", made], capture_output=True).returncode:
-                return ()
-            made.replace(parsed)
-    return ("-include-pch", str(parsed))
-
-
 @functools.cache
 def program(isa: str, specs: tuple[KernelSpec, ...], in_c: bool = False) -> Path:
     """The program of some kernels, each compiled as a library would compile it, or with instructions in C."""
     target = targets.target(isa)
     arch = target.arch if target.arch != "any" else targets.host_arch()
-    probed, flags = isa, target.flags
+    probed, flags, first = isa, target.flags, ""
     if in_c:
         probed = target.falls_back or isa
         # -O1: what machine code the compiler makes of such kernels says nothing, and -O3 takes twice as long
-        flags = (*targets.target(probed).flags, "-include", "instructions.h", "-O1")
+        flags, first = (*targets.target(probed).flags, "-O1"), '#include "instructions.h"\n'
     sources = {
         "kernel.h": (data.folder("runtime") / "kernel.h").read_text(),
         "lab.c": (HERE / "kernel_lab.c").read_text(),
         "instructions.h": (HERE / "instructions.h").read_text(),
         "probe.c": render.render_probe(probed),
         "table.c": _table(probed, specs),
-        **{f"{spec.symbol}.c": render.render_kernel(spec) for spec in specs},
+        **{f"{spec.symbol}.c": first + render.render_kernel(spec) for spec in specs},
     }
-    if len(specs) >= WORTH_IT and isa != "scalar":
-        flags = (*head(arch, targets.target(probed).flags), *flags)
     units = [
         Unit(file, file.replace(".c", ".o"), flags if file == "probe.c" or file.startswith("bg_") else ())
         for file in sources
