@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
 import platformdirs
 
-from bitgen.errors import BitgenError
+from bitgen.errors import BitgenError, FormatError
 
 Folder = Literal["templates", "presets", "runtime", "models"]
 
@@ -47,17 +48,59 @@ def cache_root() -> Path:
     return Path(os.environ.get("BITGEN_CACHE") or platformdirs.user_cache_dir("bitgen"))
 
 
+def regular(path: Path) -> Path:
+    """`path`, where a file is that can be mapped and read twice.
+
+    FormatError: nothing is there, or a folder, a pipe or a device, which would be waited for.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise FormatError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:  # ValueError: a name with U+0000
+        raise FormatError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if not stat.S_ISREG(mode):
+        raise FormatError(f"{path}: is not a regular file")
+    return path
+
+
+def target(path: Path, inputs: Iterable[Path] = ()) -> Path:
+    """The file that an output named `path` makes or replaces: where that is a link, what it points to.
+
+    inputs: files that are read, by any name, and must outlive the output.
+    BitgenError: a folder, a pipe or a device is there, or one of the inputs.
+    """
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return _followed(path)
+    except (OSError, ValueError) as error:
+        raise BitgenError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise BitgenError(f"cannot write {path}: it is there and is not a regular file; choose another name")
+    for file in inputs:
+        if file.exists() and os.path.samestat(found, file.stat()):
+            raise BitgenError(f"cannot write {path}: it is the input {file}; choose another name")
+    return _followed(path)
+
+
+def _followed(path: Path) -> Path:
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`; the file written there takes its place when the context ends without an error.
 
+    A link at `path` stays, and what it points to is replaced (`target`). The temporary name cannot be foreseen.
     Readers see the old file or the whole new one, also after a power cut. Any error or interrupt removes the temporary
     file and leaves `path` as it was; an OSError becomes a BitgenError that says what to do.
     """
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    place = target(path)
+    part = place.with_name(f".{place.name}.{secrets.token_hex(4)}.part")
     try:
         yield part
-        publish(part, path)
+        publish(part, place)
     except OSError as error:
         cached = path.is_relative_to(cache_root())
         advice = "set BITGEN_CACHE to a folder with room" if cached else "choose another folder"

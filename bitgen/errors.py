@@ -25,3 +25,19 @@ class EngineError(BitgenError):
 
 class RemoteError(BitgenError):
     """A device cannot be reached, cannot run our program, or left while it was at work."""
+
+
+LONGEST = 200
+"""Characters of what a file says that a message repeats at most."""
+
+
+def brief(text: str) -> str:
+    """A text of a file for a message: printable, on one line, and shortened in the middle where it is long."""
+    half = LONGEST // 2
+    text = text if len(text) <= LONGEST else f"{text[:half]}…{text[-half:]}"
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
+def quoted(value: object) -> str:
+    """A value of a file for a message, as Python spells it: a text in quotes."""
+    return brief(repr(value))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from bitgen import data
-from bitgen.errors import BitgenError
+from bitgen.errors import BitgenError, FormatError
 
 
 def test_a_file_takes_the_place_of_another(tmp_path: Path) -> None:
@@ -59,3 +61,43 @@ def test_a_file_for_a_folder_says_so(tmp_path: Path) -> None:
     path = tmp_path / "file" / "plan.json"
     with pytest.raises(BitgenError, match=f"cannot write {path}: Not a directory"), data.replacing(path) as part:
         part.write_text("text")
+
+
+def test_a_link_stays_and_what_it_points_to_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    real = tmp_path / "disk" / "real.json"
+    real.write_text("before")
+    (tmp_path / "plan.json").symlink_to(real)
+    with data.replacing(tmp_path / "plan.json") as part:
+        part.write_text("after")
+        assert part.parent == real.parent
+    assert (tmp_path / "plan.json").is_symlink() and real.read_text() == "after"
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/null")])
+def test_only_files_are_replaced_and_read(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "out")
+    with pytest.raises(BitgenError, match="is not a regular file; choose another"), data.replacing(tmp_path / "out"):
+        pass
+    with pytest.raises(FormatError, match="out: is not a regular file"):
+        data.regular(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
+@pytest.mark.parametrize("link", [Path.hardlink_to, Path.symlink_to, lambda path, file: None])
+def test_an_input_is_not_replaced_by_any_name(tmp_path: Path, link: Callable[[Path, Path], None]) -> None:
+    source = tmp_path / "model.gguf"
+    source.write_text("weights")
+    link(tmp_path / "out", source)
+    out = tmp_path / "out" if (tmp_path / "out").exists() else tmp_path / "." / "model.gguf"
+    with pytest.raises(BitgenError, match=r"it is the input .*model\.gguf"):
+        data.target(out, [tmp_path / "absent", source])
+    assert data.target(tmp_path / "other", [source]) == tmp_path / "other"
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300])
+def test_names_that_no_file_can_have(name: str) -> None:
+    with pytest.raises(BitgenError, match="cannot be read"):
+        data.regular(Path(name))
+    with pytest.raises(BitgenError, match="cannot write"):
+        data.target(Path(name))

@@ -19,6 +19,7 @@ import jinja2
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from bitgen import data
 from bitgen.engine.generate import Generation
 from bitgen.engine.session import Cache, OpenedModel, Sampling, Session, common_prefix
 from bitgen.errors import BitgenError, FormatError, UnsupportedError
@@ -50,8 +51,8 @@ def source_of(model: ChatModel, chosen: str | None = None) -> str:
         return NAMED[chosen]
     if chosen is not None:
         try:
-            return Path(chosen).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as e:
+            return data.regular(Path(chosen)).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError, FormatError) as e:
             known = ", ".join(NAMED)
             raise BitgenError(f"chat template {chosen!r}: neither one of {known} nor a readable file ({e})") from None
     found = model.chat_template or MISSING.get((model.shape.architecture, model.shape.vocab))

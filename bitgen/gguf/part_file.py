@@ -3,6 +3,8 @@
 `model.gguf` is written as `.model.gguf.part`. Beside it, the first line of `.model.gguf.part.log` identifies what is
 being written, and each further line a part that is complete: its name, length and SHA-256. A run that writes the same
 goes on after the last part whose bytes have the hash in the log; any other run starts over.
+
+Others can foresee these names. A link, a pipe or a second name of another file that waits there is refused.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -37,22 +40,29 @@ class PartFile:
 
     def __init__(self, path: Path, identity: str | None) -> None:
         own = "" if identity else f".{secrets.token_hex(4)}"
-        self.path, self._identity = path, identity
-        self._part, self._log = (path.with_name(f".{path.name}{own}.{end}") for end in ("part", "part.log"))
+        self.path, self._identity = data.target(path), identity
+        self._part, self._log = (self.path.with_name(f".{self.path.name}{own}.{end}") for end in ("part", "part.log"))
         self.done: set[str] = set()
 
     def __enter__(self) -> PartFile:
-        self._open = ExitStack()
-        self._file = self._open.enter_context(_exclusively(self._part))
-        lines = self._sound_lines() if self._identity else []
-        self.done = {line["part"] for line in lines}
-        self._file.seek(sum(line["bytes"] for line in lines))
-        self._file.truncate()
-        if self._identity:
-            self._lines = self._open.enter_context(self._log.open("w", encoding="utf-8", buffering=1))
-            for line in ({"writing": self._identity}, *lines):
-                self._lines.write(json.dumps(line) + "\n")
+        with ExitStack() as opened:
+            self._file = opened.enter_context(_exclusively(self._part))
+            sound = self._opened_log(opened) if self._identity else []
+            self.done = {line["part"] for line in sound}
+            self._file.seek(sum(line["bytes"] for line in sound))
+            self._file.truncate()
+            self._open = opened.pop_all()
         return self
+
+    def _opened_log(self, opened: ExitStack) -> list[dict[str, Any]]:
+        """Open the log and keep its sound lines, which are returned."""
+        self._lines = opened.enter_context(os.fdopen(_own(self._log), "r+", encoding="utf-8", buffering=1))
+        sound = self._sound_lines()
+        self._lines.seek(0)
+        self._lines.truncate()
+        for line in ({"writing": self._identity}, *sound):
+            self._lines.write(json.dumps(line) + "\n")
+        return sound
 
     def append(self, part: str, pieces: Iterable[npt.NDArray[Any] | bytes]) -> int:
         """Write a part and return its number of bytes."""
@@ -83,7 +93,7 @@ class PartFile:
         """Lines of the log, up to the first part whose bytes in the file are not those of the log."""
         sound: list[dict[str, Any]] = []
         try:
-            first, *lines = self._log.read_text(encoding="utf-8").splitlines()
+            first, *lines = self._lines.read().splitlines()
             if json.loads(first) != {"writing": self._identity}:
                 return []
             for text in lines:
@@ -91,7 +101,7 @@ class PartFile:
                 if _hash_of_next(self._file, line["bytes"]) != line["sha256"]:
                     break
                 sound.append({key: line[key] for key in ("part", "bytes", "sha256")})
-        except (OSError, ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             pass  # no log, or one that was cut short
         return sound
 
@@ -114,10 +124,28 @@ def _exclusively(path: Path) -> BinaryIO:
     The lock is on the open file, so that it goes with the process. BitgenError: another process holds it.
     """
     while True:
-        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b")
+        file = os.fdopen(_own(path), "r+b")
         if not lock_descriptor(file.fileno(), blocking=False):
             file.close()
             raise BitgenError(f"{path} is being written by another process; wait for it to end")
         if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
             return file
         file.close()  # another process finished it between the two calls
+
+
+_FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+
+
+def _own(path: Path) -> int:
+    """A descriptor of the file, created if need be, for reading and writing.
+
+    BitgenError: what is there is a link or a pipe, or has another name too, and may be anyone's file.
+    """
+    planted = path.is_symlink()
+    if not planted:
+        descriptor = os.open(path, _FLAGS, 0o666)
+        found = os.fstat(descriptor)
+        if stat.S_ISREG(found.st_mode) and found.st_nlink <= 1:
+            return descriptor
+        os.close(descriptor)
+    raise BitgenError(f"{path} is a link or no regular file, and would be written to; remove it")

@@ -121,10 +121,10 @@ def host_path(isa: str) -> Path:
 
 def load(path: Path) -> Plan | None:
     """The plan in a file; None when there is none."""
-    try:
-        return Plan.from_json(json.loads(path.read_text()), path)
-    except FileNotFoundError:
+    if not path.exists():
         return None
+    try:
+        return Plan.from_json(json.loads(data.regular(path).read_text()), path)
     except (OSError, ValueError) as e:
         raise BitgenError(f"{path} cannot be read as a plan ({e}); delete it and tune again") from e
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,3 +37,32 @@ def test_another_process_is_waited_for_until_it_is_killed(tmp_path: Path) -> Non
         assert part.done == {"a"}
         part.append("b", [b", second"])
     assert path.read_bytes() == b"first, second" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", [".m.gguf.part", ".m.gguf.part.log"])
+@pytest.mark.parametrize("plant", ["link", "dangling link", "second name", "pipe", "folder"])
+def test_what_was_put_in_the_way_is_not_written_to(tmp_path: Path, name: str, plant: str) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    if plant == "pipe":
+        os.mkfifo(tmp_path / name)
+    elif plant == "folder":
+        (tmp_path / name).mkdir()
+    elif plant == "second name":
+        (tmp_path / name).hardlink_to(victim)
+    else:
+        (tmp_path / name).symlink_to(victim if plant == "link" else tmp_path / "new")
+    with pytest.raises((BitgenError, IsADirectoryError)), PartFile(tmp_path / "m.gguf", "this from that") as part:
+        part.append("a", [b"first"])
+    assert victim.read_text() == "precious"
+    assert not (tmp_path / "new").exists() and not (tmp_path / "m.gguf").exists()
+
+
+def test_a_link_at_the_target_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "m.gguf").symlink_to(tmp_path / "disk" / "real.gguf")
+    for text in (b"first", b"second"):
+        with PartFile(tmp_path / "m.gguf", "this from that") as part:
+            part.append("a", [text])
+        assert (tmp_path / "m.gguf").is_symlink() and (tmp_path / "disk" / "real.gguf").read_bytes() == text
+    assert len(list(tmp_path.rglob("*"))) == 3
