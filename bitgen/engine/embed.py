@@ -12,7 +12,7 @@ import numpy as np
 
 from bitgen.data import replacing
 from bitgen.engine.session import FloatArray, OpenedModel, Session, states_batch
-from bitgen.errors import BitgenError, UnsupportedError
+from bitgen.errors import BitgenError, UnsupportedError, quoted
 
 POOLINGS: dict[str, int] = {"mean": 1, "cls": 2, "last": 3}
 """How a text's states become one vector -> GGUF's <architecture>.pooling_type. cls: the state of the first token."""
@@ -47,8 +47,10 @@ class Embeddings:
 
 def pooling_of(metadata: Any) -> str:
     """The pooling that a file's metadata asks for; "last" where it asks for none, as causal models were trained."""
-    type = metadata.get(f"{metadata.get('general.architecture')}.pooling_type", 0)
-    return next((name for name, number in POOLINGS.items() if number == type), "last" if type == 0 else f"type {type}")
+    asked = metadata.get(f"{metadata.get('general.architecture')}.pooling_type", 0)
+    names = {0: "last", **{number: name for name, number in POOLINGS.items()}}
+    known = type(asked) is int and asked in names
+    return names[asked] if known else f"type {quoted(asked)}"
 
 
 def embed(model: OpenedModel, texts: Sequence[str], pooling: str) -> FloatArray:

@@ -20,14 +20,16 @@ import numpy.typing as npt
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
-from bitgen.errors import BitgenError, FormatError, UnsupportedError
+from bitgen.errors import BitgenError, FormatError, UnsupportedError, brief, quoted
+from bitgen.text.merges import Merges, listed_merges, merges_of_pieces
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """Values of tokenizer.ggml.token_type."""
 
 SPACE, BYTE_TOKEN = "▁", re.compile("<0x([0-9A-Fa-f]{2})>")
 """How SentencePiece spells a space, and a byte that is in no piece."""
-LONGEST_PIECE = 1024
+MOST_SPECIALS = 1 << 20
+"""Characters of all tokens that are found in a text before it is cut: a hundred times what models have."""
 STOP_WORDS = ("<|eot_id|>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "<|eom_id|>", "</s>")
 """Control tokens that end a turn, whatever the file says of them."""
 
@@ -183,7 +185,7 @@ class Vocabulary:
         self._metadata = metadata
         self.model: str = self._key("model", str, "")
         if self.model not in ("gpt2", "llama"):
-            raise UnsupportedError(f"tokenizer.ggml.model is {self.model!r}; supported: gpt2, llama")
+            raise UnsupportedError(f"tokenizer.ggml.model is {quoted(self.model)}; supported: gpt2, llama")
         self.tokens: list[str] = self._key("tokens", list, [])
         if not self.tokens or not all(isinstance(token, str) for token in self.tokens):
             raise FormatError("tokenizer.ggml.tokens is not a list of texts")
@@ -204,7 +206,7 @@ class Vocabulary:
     def pre(self) -> str:
         """The name of the pre-tokenizer, also where the file lacks it."""
         architecture = self._metadata.get("general.architecture")
-        forced = architecture in _BITNET_2B4T and len(self.tokens) == _LLAMA3_TOKENS
+        forced = isinstance(architecture, str) and architecture in _BITNET_2B4T and len(self.tokens) == _LLAMA3_TOKENS
         return str(self._key("pre", str, "llama-bpe" if forced else "default"))
 
     def backend(self, parse_special: bool) -> Backend:
@@ -220,7 +222,7 @@ class Vocabulary:
         except (FormatError, UnsupportedError):
             raise
         except Exception as error:  # the package raises nothing narrower
-            raise FormatError(f"the vocabulary cannot be used: {error}") from None
+            raise FormatError(f"the vocabulary cannot be used: {brief(str(error))}") from None
         return backend
 
     def piece(self, id: int) -> bytes:
@@ -240,17 +242,14 @@ class Vocabulary:
         return token.replace(SPACE, " ").encode()
 
     @cached_property
-    def merges(self) -> list[tuple[str, str]]:
+    def merges(self) -> Merges:
         """Pairs of tokens that make a token, the first to be joined first."""
-        if not self.words:
-            return self._merges(self._numbers("scores", None, "f"))
-        merges = []
-        for merge in self._key("merges", list, []):
-            left, _, right = merge.partition(" ") if isinstance(merge, str) else ("", "", "")
-            if not left or not right:
-                raise FormatError(f"tokenizer.ggml.merges holds {merge!r}; expected two tokens")
-            merges.append((left, right))
-        return merges
+        if self.words:
+            return listed_merges(self._key("merges", list, []), self.ids)
+        scores = self._numbers("scores", None, "f").tolist()
+        pieces = zip(self.tokens, self.types, scores, strict=True)
+        joined = {token: float(score) for token, type, score in pieces if type in (NORMAL, USER_DEFINED)}
+        return merges_of_pieces(joined, self.ids)
 
     @property
     def unknown(self) -> str | None:
@@ -260,7 +259,10 @@ class Vocabulary:
     def specials(self, parse_special: bool) -> list[tuple[str, int]]:
         """Tokens that are found in a text before it is cut, and their types."""
         found = {USER_DEFINED, CONTROL, UNKNOWN} if parse_special else {USER_DEFINED}
-        return [(t, type) for t, type in zip(self.tokens, self.types, strict=True) if type in found and t]
+        specials = [(t, type) for t, type in zip(self.tokens, self.types, strict=True) if type in found and t]
+        if sum(len(t) for t, _ in specials) > MOST_SPECIALS:
+            raise UnsupportedError(f"tokenizer.ggml.tokens: special tokens of more than {MOST_SPECIALS} characters")
+        return specials
 
     def _byte_level(self, words: Words) -> Backend:
         backend = Backend(models.BPE(vocab=self.ids, merges=self.merges, ignore_merges=words.ignore_merges))
@@ -289,27 +291,6 @@ class Vocabulary:
         backend.normalizer = normalizers.Sequence([*prefix, spaces])
         return backend
 
-    def _merges(self, scores: npt.NDArray[np.floating[Any]]) -> list[tuple[str, str]]:
-        """The pairs of pieces that make a piece, best score first.
-
-        SentencePiece joins the neighbours whose union scores best, the leftmost of equals. A merge list says
-        the same once all the pairs of one piece rank next to each other.
-        """
-        pieces = {
-            token: float(score)
-            for token, type, score in zip(self.tokens, self.types, scores.tolist(), strict=True)
-            if type in (NORMAL, USER_DEFINED)
-        }
-        if any(len(piece) > LONGEST_PIECE for piece in pieces):
-            raise FormatError(f"tokenizer.ggml.tokens holds a piece of more than {LONGEST_PIECE} characters")
-        pairs = [
-            (-score, self.ids[piece], -cut, piece[:cut], piece[cut:])
-            for piece, score in pieces.items()
-            for cut in range(1, len(piece))
-            if piece[:cut] in pieces and piece[cut:] in pieces
-        ]
-        return [(left, right) for *_, left, right in sorted(pairs)]
-
     def _ids(self) -> dict[str, int]:
         """Token -> id. Unused fillers may repeat, other tokens not."""
         ids: dict[str, int] = {}
@@ -317,12 +298,12 @@ class Vocabulary:
             if token not in ids:
                 ids[token] = id
             elif self.types[id] != UNUSED:
-                raise FormatError(f"tokenizer.ggml.tokens: {token!r} is both token {ids[token]} and token {id}")
+                raise FormatError(f"tokenizer.ggml.tokens: {quoted(token)} is both token {ids[token]} and token {id}")
         return ids
 
     def _words(self) -> Words:
         if self.pre not in WORDS:
-            raise UnsupportedError(f"tokenizer.ggml.pre is {self.pre!r}; known: {', '.join(WORDS)}")
+            raise UnsupportedError(f"tokenizer.ggml.pre is {quoted(self.pre)}; known: {', '.join(WORDS)}")
         return WORDS[self.pre]
 
     def _id(self, name: str) -> int | None:
@@ -359,5 +340,5 @@ def _byte_value(token: str) -> int:
     """<0x0A> -> 10."""
     found = BYTE_TOKEN.fullmatch(token)
     if found is None:
-        raise FormatError(f"tokenizer.ggml.tokens: the byte token {token!r} is not of the form <0x00>")
+        raise FormatError(f"tokenizer.ggml.tokens: the byte token {quoted(token)} is not of the form <0x00>")
     return int(found[1], 16)
