@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bitgen.errors import FormatError, UnsupportedError
+from bitgen.errors import FormatError, UnsupportedError, quoted
 from bitgen.spec import Activation, ModelShape
 
 
@@ -73,15 +73,15 @@ def architecture(name: str, where: str) -> Architecture:
     """The row of ARCHITECTURES; UnsupportedError lists the known ones."""
     if name not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
-        raise UnsupportedError(f"{where}: architecture {name!r} is not supported; known: {known}")
+        raise UnsupportedError(f"{where}: architecture {quoted(name)} is not supported; known: {known}")
     return ARCHITECTURES[name]
 
 
 def window_period(windowed: Sequence[bool], where: str) -> int:
     """The n for which every n-th layer is global and no other is; UnsupportedError where there is no such n."""
-    for period in range(1, len(windowed) + 2):
-        if all(bool(windowed[i]) == bool((i + 1) % period) for i in range(len(windowed))):
-            return period
+    period = next((i for i, within in enumerate(windowed, 1) if not within), len(windowed) + 1)
+    if all(bool(within) == bool(i % period) for i, within in enumerate(windowed, 1)):
+        return period
     raise UnsupportedError(f"{where}: the layers that see a window of positions follow no period; not supported")
 
 
@@ -97,22 +97,22 @@ def shape_from(values: Mapping[str, Any], where: str) -> ModelShape:
     for field, (low, high) in (INTEGERS | OPTIONAL_INTEGERS).items():
         value = values.get(field, low)
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise FormatError(f"{where}: {field} is {value!r}; expected a whole number from {low} to {high}")
+            raise FormatError(f"{where}: {field} is {quoted(value)}; expected a whole number from {low} to {high}")
     for field, (least, most) in (FLOATS | OPTIONAL_FLOATS).items():
         value = values.get(field, least)
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not math.isfinite(value) or not least <= value <= most:
-            raise FormatError(f"{where}: {field} is {value!r}; expected a number from {least:g} to {most:g}")
+            raise FormatError(f"{where}: {field} is {quoted(value)}; expected a number from {least:g} to {most:g}")
     for field in FLAGS + OPTIONAL_FLAGS:
         if not isinstance(values.get(field, False), bool):
-            raise FormatError(f"{where}: {field} is {values[field]!r}; expected true or false")
+            raise FormatError(f"{where}: {field} is {quoted(values[field])}; expected true or false")
     for field in TEXTS:
         if not isinstance(values[field], str) or not values[field]:
-            raise FormatError(f"{where}: {field} is {values[field]!r}; expected a text")
+            raise FormatError(f"{where}: {field} is {quoted(values[field])}; expected a text")
     kind = architecture(values["architecture"], where)
     if values["activation"] not in ACTIVATIONS:
         raise UnsupportedError(
-            f"{where}: activation {values['activation']!r} is not supported; known: {', '.join(ACTIVATIONS)}"
+            f"{where}: activation {quoted(values['activation'])} is not supported; known: {', '.join(ACTIVATIONS)}"
         )
     _check_fit(values, where)
     given = (*TEXTS, *INTEGERS, *FLOATS, *FLAGS, *(field for field in OPTIONAL if field in values))

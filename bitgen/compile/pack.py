@@ -8,7 +8,7 @@ its layout key, so that a library with other kernels refuses it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -90,23 +90,24 @@ def head_row_bytes(packed: Path, head: Head) -> int:
     return {"f16": number * hidden, "int8": hidden + 4, "certified": upper + 12}[head]
 
 
-def path_for(source: Path, plan: ModelPlan, head: Head, reading: str) -> Path:
-    """Where the packed form of a model file is cached.
+def path_for(sources: Sequence[Path], plan: ModelPlan, head: Head, reading: str) -> Path:
+    """Where the packed form of a model is cached, by its file or the parts of it.
 
-    The key covers the layouts, the head, how the file was read and the source's identity: size, time of change,
+    The key covers the layouts, the head, how the files were read and each one's identity: size, time of change,
     its first MiB (all of the metadata's start) and 64 samples of 4 KiB spread over the rest. Reading all of a
     model at every start would cost more than loading it.
     """
-    stat = source.stat()
+    stats = [source.stat() for source in sources]
     version = _model_h("bg_packed")["PACKED_VERSION"]
-    key = f"{version} {plan.layout_key} {head} {reading} {stat.st_size} {stat.st_mtime_ns}"
+    key = f"{version} {plan.layout_key} {head} {reading} " + " ".join(f"{s.st_size} {s.st_mtime_ns}" for s in stats)
     digest = hashlib.sha256(key.encode())
-    with source.open("rb") as f:
-        digest.update(f.read(1 << 20))
-        for i in range(64):
-            f.seek(i * stat.st_size // 64)
-            digest.update(f.read(4096))
-    return data.cache_root() / "packed" / f"{source.stem}-{plan.isa}-{digest.hexdigest()[:16]}.bgpk"
+    for source, stat in zip(sources, stats, strict=True):
+        with source.open("rb") as f:
+            digest.update(f.read(1 << 20))
+            for i in range(64):
+                f.seek(i * stat.st_size // 64)
+                digest.update(f.read(4096))
+    return data.cache_root() / "packed" / f"{sources[0].stem}-{plan.isa}-{digest.hexdigest()[:16]}.bgpk"
 
 
 def write(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import bitgen
+from bitgen import data
 from bitgen.checkpoints import presets
 from bitgen.convert import hub
 from bitgen.convert.hf import HfCheckpoint
@@ -30,10 +32,17 @@ def convert(
     goes on from there if the source's files and bitgen's version are the same.
     """
     checkpoint = open_source(str(source)) if isinstance(source, str | Path) else source
-    files = checkpoint.files if isinstance(checkpoint, HfCheckpoint) else [checkpoint.path]
+    data.target(Path(out), _inputs(checkpoint))
     reading = "" if isinstance(checkpoint, HfCheckpoint) else f" {checkpoint.reading} {checkpoint.shape}"
-    seen = [f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
+    seen = [f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in checkpoint.files]
     write_gguf(out, checkpoint, type, progress, identity=f"{bitgen.__version__} {seen}{reading}")
+
+
+def _inputs(checkpoint: Source) -> Iterable[Path]:
+    """The files of a source, which a conversion to one of their names would destroy."""
+    if isinstance(checkpoint, GgufCheckpoint):
+        return checkpoint.files
+    return (file for file in checkpoint.directory.iterdir() if file.suffix != ".gguf")
 
 
 def open_source(source: str, **reading: Any) -> Source:
@@ -45,7 +54,7 @@ def open_source(source: str, **reading: Any) -> Source:
     path = Path(source)
     if path.is_dir():
         return HfCheckpoint(path)
-    if path.is_file() or path.suffix == ".gguf":
+    if path.exists() or path.suffix == ".gguf":
         return read_gguf(path, **reading)
     id = source.removeprefix(HUB) if source.startswith(HUB) else _id_of_preset(source)
     return HfCheckpoint(hub.download(id), name=id.partition("@")[0].rpartition("/")[2])

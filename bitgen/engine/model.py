@@ -89,7 +89,7 @@ class Model:
         report = progress or (lambda *_: None)
         options = BuildOptions(progress=lambda done, total: report("compiling", done, total))
         artefact = library.for_model(checkpoint.shape, [plan], options)
-        packed, warning = pack.path_for(source, plan, head, f"{checkpoint.shape} {checkpoint.reading}"), None
+        packed, warning = pack.path_for(checkpoint.files, plan, head, f"{checkpoint.shape} {checkpoint.reading}"), None
         if not packed.exists():
             pack.write(packed, checkpoint, plan, head, lambda d, t: report("packing", d, t))
             warning = i2s_warning(checkpoint)

@@ -22,10 +22,11 @@ def describe(path: str | Path) -> dict[str, Any]:
     FormatError: the file is broken.
     """
     container = Container(path)
+    architecture = container.metadata.get("general.architecture")
     facts: dict[str, Any] = {
         "file": str(container.path),
         "size": _size(container.size),
-        "architecture": container.metadata.get("general.architecture"),
+        "architecture": architecture if isinstance(architecture, str) else None,
         "tensors": _tensors(container),
     }
     try:

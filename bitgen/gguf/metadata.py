@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bitgen.checkpoints.architectures import Architecture, architecture, shape_from, window_period
 from bitgen.checkpoints.checkpoint import Checkpoint
-from bitgen.errors import FormatError, UnsupportedError
+from bitgen.errors import FormatError, UnsupportedError, brief, quoted
 from bitgen.gguf.container import Container
 from bitgen.gguf.tensors import GROUPED, TERNARY, Reading
 from bitgen.spec import Activation, ModelShape
@@ -59,7 +58,7 @@ class _Keys:
         heads, hidden = self.own("attention.head_count", int), self.own("embedding_length", int)
         activation, reason = self._activation(override, vocab)
         values = {
-            "name": self.get("general.name", str, Path(self.where).stem) or Path(self.where).stem,
+            "name": self.get("general.name", str, "") or self.container.files[0].stem,
             "architecture": self.arch,
             "hidden": hidden,
             "intermediate": self.own("feed_forward_length", int),
@@ -89,11 +88,13 @@ class _Keys:
         """The value of a key, of this type; integers may stand for floats. Without a default the key must be there."""
         value = self.values.get(key, default)
         if value is None:
-            raise FormatError(f"{self.where}: the key {key} is missing")
+            raise FormatError(f"{self.where}: the key {brief(key)} is missing")
         if type is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
+        if isinstance(value, list | np.ndarray):
+            raise UnsupportedError(f"{self.where}: {brief(key)} has {len(value)} values; only one can be read")
         if not isinstance(value, type) or (type is int and isinstance(value, bool)):
-            raise FormatError(f"{self.where}: {key} is {_brief(value)}; expected {type.__name__}")
+            raise FormatError(f"{self.where}: {brief(key)} is {quoted(value)}; expected {type.__name__}")
         return value
 
     def _vocab(self) -> int:
@@ -143,7 +144,11 @@ class _Keys:
             return {}
         pattern = self.values.get(f"{self.arch}.attention.sliding_window_pattern")
         if isinstance(pattern, np.ndarray):  # a flag for each layer
-            period = window_period(pattern.tolist()[: self.own("block_count", int)], self.where)
+            layers = self.own("block_count", int)
+            if len(pattern) < layers:
+                key = f"{self.arch}.attention.sliding_window_pattern"
+                raise FormatError(f"{self.where}: {key} has {len(pattern)} flags for {layers} layers")
+            period = window_period(pattern[:layers].tolist(), self.where)
         else:
             period = self.own("attention.sliding_window_pattern", int, GEMMA3_PERIOD)
         return {
@@ -160,7 +165,7 @@ class _Keys:
             by = "chosen by the caller" if override else f"the key {key}"
             if stated not in HIDDEN_ACTIVATIONS:
                 known = ", ".join(dict.fromkeys(HIDDEN_ACTIVATIONS.values()))
-                raise UnsupportedError(f"{self.where}: activation {stated!r} ({by}) is unknown; known: {known}")
+                raise UnsupportedError(f"{self.where}: activation {quoted(stated)} ({by}) is unknown; known: {known}")
             return HIDDEN_ACTIVATIONS[stated], by
         if self.kind.activation == "relu2" and vocab == VOCAB_1BITLLM:
             return "silu", f"a vocabulary of {VOCAB_1BITLLM}: a 1bitLLM model under a newer architecture name"
@@ -180,18 +185,13 @@ class _Keys:
         ):
             value = self.values.get(f"{self.arch}.{key}", neutral[0])
             if isinstance(value, list | np.ndarray) or value not in neutral:
-                raise UnsupportedError(f"{self.where}: {self.arch}.{key} = {_brief(value)} is not supported")
+                raise UnsupportedError(f"{self.where}: {self.arch}.{key} = {quoted(value)} is not supported")
 
 
 def _shortest(value: float) -> float:
     """A float32 by its shortest decimal: 1e-05, not 9.999999747378752e-06. Same float32."""
     with np.errstate(over="ignore"):
         return float(str(np.float32(value)))
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 # ---- writing ----------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """GGUF files as Checkpoints: ternary codes and scales from whatever tensor type an engine wrote.
 
-container.py parses the file, metadata.py the key-values, blocks.py the bytes of each type.
+file.py parses a file, metadata.py the key-values, blocks.py the bytes of each type.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import numpy.typing as npt
 
 from bitgen.checkpoints.checkpoint import ALL, Scale, row_pieces
 from bitgen.checkpoints.tensors import is_ternary, tensor_shapes
-from bitgen.errors import FormatError, UnsupportedError
+from bitgen.errors import FormatError, UnsupportedError, brief
 from bitgen.gguf import blocks
-from bitgen.gguf.container import Container, Tensor
+from bitgen.gguf.container import Container
+from bitgen.gguf.file import Tensor
 from bitgen.gguf.metadata import model_shape
 from bitgen.gguf.tensors import EMBEDDINGS, TERNARY, VECTORS, WHY_NOT, Reading, floats, scale_name
 from bitgen.gguf.tl_tiles import SCRIPTS, parse_tiles, tile_of
@@ -30,7 +31,7 @@ I2sLayout = Literal["x86", "arm", "rows4"]
 def read_gguf(
     path: str | Path, i2s_layout: I2sLayout = "x86", activation: str | None = None, tl_tiles: str = ""
 ) -> GgufCheckpoint:
-    """A GGUF file as a Checkpoint; see GgufCheckpoint for what is checked and raised.
+    """A GGUF file, or any part of a split one, as a Checkpoint; see GgufCheckpoint for what is checked and raised.
 
     i2s_layout: the layout of I2_S tensors in this file; "arm" and "rows4" are of other builds of bitnet.cpp
     (blocks.i2s_block).
@@ -41,7 +42,8 @@ def read_gguf(
 
 
 class GgufCheckpoint:
-    """A Checkpoint over a GGUF file. Opening checks every name, shape and type; weights are read on demand.
+    """A Checkpoint over a GGUF file, or over the parts of a split one: `files`. Opening checks every name, shape and
+    type; weights are read on demand.
 
     FormatError: the file contradicts itself or its architecture, or a tensor is not what its type says.
     UnsupportedError: the file is sound, but bitgen cannot run such a model.
@@ -50,7 +52,7 @@ class GgufCheckpoint:
 
     def __init__(self, container: Container, reading: Reading | None = None, activation: str | None = None) -> None:
         self.container, self.reading = container, reading or Reading()
-        self.path, self._tensors = container.path, container.tensors
+        self.path, self.files, self._tensors = container.path, container.files, container.tensors
         self._shape, self.activation_reason = model_shape(container, self.reading, activation)
         self._check_tensors()
 
@@ -150,7 +152,7 @@ class GgufCheckpoint:
                     raise FormatError(f"{self.path}: tensor {name}: expected one F32 value")
             elif name not in expected:
                 raise UnsupportedError(
-                    f"{self.path}: the tensor {name} has no place in a model of architecture "
+                    f"{self.path}: the tensor {brief(name)} has no place in a model of architecture "
                     f"{self._shape.architecture}; running without it would give wrong results"
                 )
 

@@ -35,7 +35,7 @@ from bitgen.compile.clang import Artefact, BuildOptions
 from bitgen.engine.model import Model
 from bitgen.engine.session import Sampling
 from bitgen.errors import BitgenError, UnsupportedError
-from bitgen.gguf.reader import read_gguf
+from bitgen.gguf.reader import GgufCheckpoint, read_gguf
 from bitgen.kernels import plan, space
 from bitgen.kernels.plan import ModelPlan
 from bitgen.spec import GemmShape, KernelSpec, Listener, MatrixPlan, ModelShape
@@ -99,7 +99,7 @@ def verify(path: Path, against: str | None = None, listener: Listener = lambda *
     theirs = _transformers(against) if against is not None else None
     plans = [plan.of_model(checkpoint.shape, isa) for isa in library.host_isas()]
     artefact = library.for_model(checkpoint.shape, plans, _told(listener, "compiling"))
-    receipt = Receipt(_machine(), _model(path, checkpoint), _levels(plans, artefact))
+    receipt = Receipt(_machine(), _model(checkpoint), _levels(plans, artefact))
     model = Model.load(path, progress=listener, **reading)
     stages: list[Iterator[Check]] = [
         _kernels(checkpoint.shape, plans, listener),
@@ -353,13 +353,20 @@ def _templates() -> str:
     return digest.hexdigest()[:16]
 
 
-def _model(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
+def _model(checkpoint: GgufCheckpoint) -> dict[str, Any]:
+    """What a receipt says of the model. The hash is of its file, or of the parts' bytes one after the other."""
     digest = hashlib.sha256()
-    with path.open("rb") as f:
-        while block := f.read(1 << 22):
-            digest.update(block)
-    name, size = checkpoint.shape.name, path.stat().st_size
-    return {"name": name, "file": path.name, "bytes": size, "sha256": digest.hexdigest()}
+    for path in checkpoint.files:
+        with path.open("rb") as f:
+            while block := f.read(1 << 22):
+                digest.update(block)
+    size = sum(path.stat().st_size for path in checkpoint.files)
+    return {
+        "name": checkpoint.shape.name,
+        "file": checkpoint.path.name,
+        "bytes": size,
+        "sha256": digest.hexdigest(),
+    }
 
 
 def _levels(plans: Sequence[ModelPlan], artefact: Artefact) -> dict[str, Any]:

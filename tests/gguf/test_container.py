@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from gguf_files import SMALLEST, contents, store
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bitgen.checkpoints.tensors import is_ternary, tensor_shapes
-from bitgen.errors import BitgenError, FormatError
+from bitgen.errors import BitgenError, FormatError, UnsupportedError
 from bitgen.gguf import container, i2s_layout, info, types
 from bitgen.gguf.reader import read_gguf
 from bitgen.text.tokenizer import Tokenizer
@@ -61,22 +64,16 @@ def test_not_a_model_at_all(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     with pytest.raises(FormatError, match="no such file"):
         read_gguf(path)
-    with pytest.raises(FormatError, match="cannot be read"):
-        read_gguf(tmp_path)
     for raw, reason in (
         (b"", "empty"),
         (b"GG", "ends within the magic"),
         (b"PK\3\4 a zip file", "not a GGUF file"),
         (b"GGUF", "ends within the version"),
-        (b"GGUF" + struct.pack(">I", 3), "big-endian"),
-        (b"GGUF" + struct.pack("<I", 1), "version 1"),
         (b"GGUF" + struct.pack("<IQQ", 3, 1 << 60, 0), "1152921504606846976 tensors"),
         (b"GGUF" + struct.pack("<IQQ", 3, 0, 1 << 60), "1152921504606846976 key-values"),
         (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1 << 63), "ends within key 1 of 1"),
-        (b"GGUF" + struct.pack("<IQQQ1sI", 3, 0, 1, 1, b"a", 13), "a has the value type 13"),
         (b"GGUF" + struct.pack("<IQQQ1sIIQ", 3, 0, 1, 1, b"a", 9, 8, 1 << 61), "a claims"),
         (b"GGUF" + struct.pack("<IQQQ1sIIQ", 3, 0, 1, 1, b"a", 9, 12, 1 << 61), "ends within a"),
-        (b"GGUF" + struct.pack("<IQQQ1sIIQ", 3, 0, 1, 1, b"a", 9, 9, 1), "value type 9"),
         (b"GGUF" + struct.pack("<IQQQ1sIQ1s", 3, 0, 1, 1, b"a", 8, 1, b"\xff"), "a is not UTF-8"),
         (
             b"GGUF" + struct.pack("<IQQQ1sIIQQ1s", 3, 0, 1, 1, b"a", 9, 8, 1, 1, b"\xff"),
@@ -92,6 +89,80 @@ def test_not_a_model_at_all(tmp_path: Path) -> None:
         with pytest.raises(FormatError, match=reason) as caught:
             read_gguf(path)
         assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        (struct.pack(">I", 3), "a big-endian file of version 3; little-endian files of versions 2 and 3 can be read"),
+        (struct.pack("<I", 1), "version 1; little-endian files"),
+        (struct.pack("<I", 4), "version 4; little-endian files"),
+        (struct.pack("<IQQQ1sI", 3, 0, 1, 1, b"a", 13), "a has the value type 13, which is not read"),
+        (struct.pack("<IQQQ1sIIQ", 3, 0, 1, 1, b"a", 9, 9, 1), "a has the value type array in an array"),
+        (struct.pack("<IQQ", 3, 0, 1 << 17) + bytes(13 << 17), "131072 key-values, of which 65536 can be read"),
+        (struct.pack("<IQQ", 3, 1 << 17, 0) + bytes(24 << 17), "131072 tensors, of which 65536 can be read"),
+        (struct.pack("<IQQQ", 3, 1, 0, 300) + bytes(300), "the name of tensor 1 of 1 is 300 bytes long"),
+        (struct.pack("<IQQQ1sI", 3, 1, 0, 1, b"t", 5) + bytes(52), "tensor t has 5 dimensions; 1 to 4 can be read"),
+        (struct.pack("<IQQQ1sI", 3, 1, 0, 1, b"t", 0) + bytes(12), "tensor t has 0 dimensions"),
+        (struct.pack("<IQQQ1sIQ", 3, 1, 0, 1, b"t", 1, 0) + bytes(12), "tensor t has a dimension of 0"),
+    ],
+)
+def test_what_is_sound_and_not_read_is_not_called_corrupt(tmp_path: Path, raw: bytes, reason: str) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"GGUF" + raw)
+    with pytest.raises(UnsupportedError, match=re.escape(reason)) as caught:
+        read_gguf(path)
+    assert "corrupt" not in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir], ids=["pipe", "folder"])
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "m.gguf")
+    with pytest.raises(FormatError, match="is not a regular file"):
+        read_gguf(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize("alignment", [8, 24, 64, 4096])
+def test_tensors_lie_where_the_alignment_says(tmp_path: Path, alignment: int) -> None:
+    metadata, tensors = contents(SMALLEST)
+    expected = read_gguf(store(tmp_path / "m.gguf", metadata, tensors))
+    found = read_gguf(store(tmp_path / "a.gguf", metadata, tensors, alignment))
+    assert container.Container(tmp_path / "a.gguf").metadata["general.alignment"] == alignment
+    for name in tensor_shapes(expected.shape):
+        assert np.array_equal(found.container.bytes_of(found.container.tensors[name]),
+                              expected.container.bytes_of(expected.container.tensors[name]))  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [0, 33, -32, True, 32.0, "32", np.array([32])])
+def test_an_alignment_that_is_none(tmp_path: Path, value: object) -> None:
+    metadata, tensors = contents(SMALLEST)
+    path = store(tmp_path / "m.gguf", metadata | {"general.alignment": value}, tensors)
+    with pytest.raises(FormatError, match=r"general\.alignment is"):
+        read_gguf(path)
+
+
+def test_errors_repeat_little_of_a_file_and_nothing_raw(tmp_path: Path) -> None:
+    metadata, tensors = contents(SMALLEST)
+    evil = "\x1b]0;title\x07\n\u202e" + "x" * 100_000
+    for changes in (
+        {evil: "a", "tokenizer.ggml.model": evil},
+        {"general.architecture": evil},
+        {"bitnet-b1.58.hidden_activation": evil},
+        {"bitnet-b1.58.block_count": evil},
+        {"tokenizer.ggml.pre": evil},
+        {"tokenizer.ggml.tokens": [evil, evil]},
+        {"tokenizer.ggml.merges": [evil]},
+    ):
+        path = store(tmp_path / "m.gguf", metadata | changes, tensors)
+        with pytest.raises(BitgenError) as caught:
+            Tokenizer.from_metadata(read_gguf(path).metadata)
+        assert len(str(caught.value)) < 700 and str(caught.value).isprintable()
+    raw = store(tmp_path / "m.gguf", metadata, {evil[:200]: ((4,), 0, bytes(16)), **tensors}).read_bytes()
+    for spoilt in (raw, raw[:-40]):
+        (tmp_path / "m.gguf").write_bytes(spoilt)
+        with pytest.raises(BitgenError) as caught:
+            read_gguf(tmp_path / "m.gguf")
+        assert str(caught.value).isprintable()
 
 
 def test_duplicate_and_overlapping_tensors(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import places
 import pytest
 from gguf_files import TINY, TINY_LLAMA, changed
@@ -52,6 +53,11 @@ def test_a_file_that_cannot_run_is_described_with_the_reason(tmp_path: Path) -> 
 
     facts = info.describe(changed(tmp_path / "m.gguf", change))
     assert "pass --tl-tiles 256x256=" in facts["unsupported"] and facts["tensors"]["TL1"] == 1
+
+
+def test_an_architecture_that_is_no_text(tmp_path: Path) -> None:
+    facts = info.describe(changed(tmp_path / "m.gguf", lambda m, t: m.update({"general.architecture": np.zeros(2)})))
+    assert json.loads(json.dumps(facts))["architecture"] is None and "has 2 values" in facts["unsupported"]
 
 
 def test_a_file_without_a_tokenizer(tmp_path: Path) -> None:

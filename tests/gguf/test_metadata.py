@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from gguf_files import SHAPES, SMALLEST, TINY, TINY_LLAMA, changed, floats
 
+from bitgen.checkpoints.architectures import window_period
 from bitgen.errors import FormatError, UnsupportedError
 from bitgen.gguf import types
 from bitgen.gguf.reader import read_gguf
@@ -99,6 +102,26 @@ def test_variants_are_refused(name: str, key: str, value: object, tmp_path: Path
         read_gguf(path)
 
 
+@pytest.mark.parametrize("windowed", [*itertools.product([False, True], repeat=6), [True] * 25, [1, 0, 1, 0]])
+def test_the_period_of_windows_is_the_least_that_fits(windowed: Sequence[bool]) -> None:
+    def fits(period: int) -> bool:
+        return all(bool(flag) == ((i + 1) % period != 0) for i, flag in enumerate(windowed))
+
+    least = next(filter(fits, range(1, len(windowed) + 2)), None)
+    if least is None:
+        with pytest.raises(UnsupportedError, match="follow no period"):
+            window_period(windowed, "m.gguf")
+    else:
+        assert window_period(windowed, "m.gguf") == least
+
+
+def test_a_flag_is_missing(tmp_path: Path) -> None:
+    keys = {"gemma3.attention.sliding_window": 9, "gemma3.attention.sliding_window_pattern": np.array([True])}
+    path = changed(tmp_path / "m.gguf", lambda m, t: m.update(keys), shape=SHAPES["gemma3"])
+    with pytest.raises(FormatError, match="has 1 flags for 2 layers"):
+        read_gguf(path)
+
+
 def test_norms_may_be_float16(tmp_path: Path) -> None:
     """As the embedding models' files have them."""
     name, shape = "blk.1.attn_k_norm_in.weight", SHAPES["qwen3 inputs"]
@@ -128,6 +151,7 @@ def test_defaults_where_keys_are_absent(tmp_path: Path) -> None:
         ("general.architecture", 3, FormatError, "general.architecture is 3; expected str"),
         ("general.alignment", 33, FormatError, "general.alignment is 33"),
         ("bitnet-b1.58.hidden_activation", "gelu", UnsupportedError, "activation 'gelu'"),
+        ("bitnet-b1.58.attention.head_count", np.array([4, 4]), UnsupportedError, "has 2 values; only one can be read"),
         ("bitnet-b1.58.block_count", "2", FormatError, "block_count is '2'"),
         ("bitnet-b1.58.block_count", 1 << 40, FormatError, "layers is 1099511627776"),
         ("bitnet-b1.58.block_count", 1, UnsupportedError, "blk.1.attn_norm.weight has no place"),

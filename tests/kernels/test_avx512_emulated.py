@@ -153,7 +153,7 @@ class Runner:
 
     def logits(self, isa: str, chunk: int, cache: Cache = "f16") -> npt.NDArray[np.float32]:
         """On the emulated CPU, for TOKENS, `chunk` of them to a call."""
-        path = pack.path_for(self.source, self.lookups[isa], self.head, "emulated")
+        path = pack.path_for(self.checkpoint.files, self.lookups[isa], self.head, "emulated")
         if not path.exists():
             pack.write(path, self.checkpoint, self.lookups[isa], self.head)
         args = ["logits", "model", "--isa", isa, "--chunk", str(chunk), "--cache", cache]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from bitgen.checkpoints import synth
 from bitgen.gguf import container, types
@@ -55,12 +56,16 @@ def contents(shape: ModelShape = TINY, type: str = "i2_s") -> tuple[dict[str, An
     return key_values(checkpoint, FILE_TYPES[type].file_type), tensors
 
 
-def store(path: Path, metadata: dict[str, Any], tensors: dict[str, Stored]) -> Path:
+def store(path: Path, metadata: dict[str, Any], tensors: dict[str, Stored], alignment: int = 32) -> Path:
     """Write a file whose tensors need not make sense; only their offsets do."""
-    sized = [_Sized(name, shape, type, len(data)) for name, (shape, type, data) in tensors.items()]
-    raw = container.head(metadata, sized)  # type: ignore[arg-type]
-    for _, _, data in tensors.values():
-        raw += data.ljust(container.aligned(len(data)), b"\0")
+    if alignment != 32:
+        metadata = metadata | {"general.alignment": alignment}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(container, "ALIGNMENT", alignment)
+        sized = [_Sized(name, shape, type, len(data)) for name, (shape, type, data) in tensors.items()]
+        raw = container.head(metadata, sized)  # type: ignore[arg-type]
+        for _, _, data in tensors.values():
+            raw += data.ljust(container.aligned(len(data)), b"\0")
     path.write_bytes(raw)
     return path
 
