@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bitgen import targets
+from bitgen import data, targets
 from bitgen.checkpoints import presets
 from bitgen.checkpoints.synth import SynthCheckpoint
 from bitgen.compile import clang, library, pack
@@ -28,7 +28,7 @@ from bitgen.engine.model import Model
 from bitgen.engine.score import Perplexity
 from bitgen.engine.session import Cache, Sampling
 from bitgen.errors import BitgenError, UnsupportedError
-from bitgen.gguf import i2s_layout
+from bitgen.gguf import i2s_layout, split
 from bitgen.gguf import info as _info
 from bitgen.gguf.reader import GgufCheckpoint, read_gguf
 from bitgen.gguf.writer import TernaryType, write_gguf
@@ -54,9 +54,16 @@ from bitgen.tune.remote import Device
 def shape_of(model: str | Path) -> ModelShape:
     """The shape of a GGUF file (anything that exists or ends in .gguf) or of a preset."""
     path = Path(model)
-    if path.suffix == ".gguf" or path.is_file():
+    if path.suffix == ".gguf" or (path.exists() and not path.is_dir()):
         return read_gguf(path).shape
     return presets.load(str(model))
+
+
+def check_output(output: Path | None, model: Model | str | Path | None, *inputs: Path) -> None:
+    """BitgenError where an output would replace what is no file, a file of the model, or another input."""
+    source = model.path if isinstance(model, Model) else shipped_path() if model is None else Path(model)
+    if output:
+        data.target(output, (*split.paths(source), *inputs))
 
 
 # ---- run ------------------------------------------------------------------------------------------------------
@@ -153,6 +160,7 @@ def bench(
     peers.require(vs)  # what is missing is said before anything is measured
     if plot:
         _plot.require(plot)
+        check_output(plot, model)
     opened, counts = load(model, progress=progress, **loading), threads or (default_threads(),)
     report = _bench.bench(opened, counts, prompt, gen, progress, contexts=contexts, batches=batches, cache=cache)
     if profile:
@@ -216,6 +224,7 @@ def tune(
     output: Path | None = None,
 ) -> TuneReport:
     """Tune every matrix of a model on this host, or on a device behind SSH, and save the plan."""
+    check_output(output, model)
     shape, site = shape_of(model), Device(remote, arch, ssh) if remote else Host()
     isa, threads = isa or site.isas[0], threads or site.cpus
     path = output or plan.path_of(site.cpu, isa)
@@ -237,6 +246,7 @@ def estimate(
     listener: Listener = lambda *_: None,
 ) -> TuneReport:
     """Choose kernels for a CPU that is not here, by LLVM's model of its core, and save the plan."""
+    check_output(output, model)
     shape, arch = shape_of(model), targets.target(isa).arch if isa else arch or targets.host_arch()
     core = cost_model.Core.find(arch, cpu)
     isa = isa or cost_model.level(arch, cpu)
@@ -293,8 +303,9 @@ def standalone(
     platform = _platform(arch, system)
     levels = _standalone.shared_layout(checkpoint.shape, platform, isa, plans)
     return _standalone.write(
-        checkpoint, source.stem, folder, platform, *levels, one_file=one_file, head=head, progress=progress
-    )
+        checkpoint, source.stem, folder, platform, *levels, one_file=one_file, head=head, progress=progress,
+        inputs=checkpoint.files,
+    )  # fmt: skip
 
 
 def _platform(arch: str, system: str | None) -> Platform:

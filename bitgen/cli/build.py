@@ -9,7 +9,7 @@ import click
 
 from bitgen import api
 from bitgen.cli import tables
-from bitgen.cli.console import OUT, progress_bar
+from bitgen.cli.console import OUT, progress_bar, say
 from bitgen.cli.options import head_option, isa_option, reading_options
 from bitgen.data import SHIPPED
 from bitgen.targets import ARCHES, SYSTEMS
@@ -51,13 +51,13 @@ def _tune(model: str, **options: Any) -> None:
         report = api.tune(model, listener=listen, **options)
     OUT.print(tables.tuned(report))
     if report.disturbed:
-        click.echo(
+        say(
             f"the machine had other work while {', '.join(report.disturbed)} ran: expect noise; "
             "the same command measures that again"
         )
-    click.echo(f"plan: {report.path}")
+    say(f"plan: {report.path}")
     if report.build:
-        click.echo(f"next: {report.build}")
+        say(f"next: {report.build}")
 
 
 def _estimate(model: str, **options: Any) -> None:
@@ -65,7 +65,7 @@ def _estimate(model: str, **options: Any) -> None:
     with progress_bar() as listen:
         report = api.estimate(model, listener=listen, **options)
     OUT.print(tables.estimated(report))
-    click.echo(f"plan: {report.path}\nnext: {report.build}")
+    say(f"plan: {report.path}\nnext: {report.build}")
 
 
 @click.command()
@@ -108,10 +108,10 @@ def build(model: str, arch: str, system: str | None, isa: str | None, plans: tup
         else:
             artefact = api.build(model, **where, root=output, progress=lambda d, t: listen("compiling", d, t))
     if not standalone:
-        click.echo(artefact.path)
+        say(artefact.path)
         return
-    click.echo("\n".join(map(str, made.files)))
-    click.echo(made.about, err=True)
+    say("\n".join(map(str, made.files)))
+    say(made.about, err=True)
 
 
 @click.command()
@@ -125,9 +125,9 @@ def gen(symbol: str | None, model: str | None, isa: str | None, asm: bool, mca: 
     if (symbol is None) == (model is None):
         raise click.UsageError("give a kernel's symbol, or --model to list a model's kernels")
     if symbol is not None and mca is not None:
-        click.echo(str(api.kernel_cost(symbol, mca)))
+        say(str(api.kernel_cost(symbol, mca)))
     elif symbol is not None:
-        click.echo(api.gen(symbol, asm=asm), nl=False)
+        say(api.gen(symbol, asm=asm), nl=False)
     else:
         for name in api.kernels(str(model), isa=isa):
-            click.echo(name)
+            say(name)

@@ -1,7 +1,12 @@
-"""Where commands print: results on stdout, progress and warnings on stderr."""
+"""Where commands print: results on stdout, progress and warnings on stderr.
+
+What a file says may hold characters that move a terminal's cursor, retitle it or turn text around. Commands print
+through `say`, `stream` and the tables of tables.py, which spell such characters out, and through nothing else.
+"""
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,14 +17,39 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from bitgen.spec import Listener
 
-ERR = Console(stderr=True)
-OUT = Console(width=None if sys.stdout.isatty() else 160)  # a table in a file or a pipe is not squeezed
+ERR = Console(stderr=True, markup=False, emoji=False)
+OUT = Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False)  # piped tables are not squeezed
+
+CONTROLS = r"\x00-\x08\x0b-\x1f\x7f-\x9f"
+"""C0 but tab and newline, DEL, C1."""
+_CONTROL = re.compile(f"[{CONTROLS}]")
+_UNPRINTABLE = re.compile(rf"[{CONTROLS}\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Besides, separators of lines, marks that turn the direction of text, lone surrogates."""
+
+
+def printable(text: object) -> str:
+    """A text with what is unprintable spelt as in Python: \\x1b."""
+    return _UNPRINTABLE.sub(_spelt, str(text))
+
+
+def _spelt(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode()
+
+
+def say(text: object = "", *, err: bool = False, nl: bool = True) -> None:
+    """Print a line, or several."""
+    click.echo(printable(text), err=err, nl=nl)
+
+
+def stream(piece: str) -> None:
+    """Print a piece of a model's text: as it is, but on a terminal without control characters."""
+    click.echo(_CONTROL.sub(_spelt, piece) if sys.stdout.isatty() else piece, nl=False, color=True)
 
 
 @contextmanager
 def progress_bar() -> Iterator[Listener]:
     """A listener that draws one bar per stage on stderr; silent where stderr is not a terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with Progress(*columns, console=ERR, transient=True, disable=not ERR.is_terminal) as bar:
         task = bar.add_task("", total=None)
 
@@ -32,4 +62,4 @@ def progress_bar() -> Iterator[Listener]:
 def warn(text: str | None) -> None:
     """Print a warning, if there is one."""
     if text:
-        click.echo(f"bitgen: warning: {text}", err=True)
+        say(f"bitgen: warning: {text}", err=True)

@@ -10,6 +10,7 @@ import click
 
 from bitgen import __version__
 from bitgen.cli.build import build, gen, tune
+from bitgen.cli.console import say
 from bitgen.cli.measure import bench, verify
 from bitgen.cli.models import convert, info, synth
 from bitgen.cli.run import chat, embed, perplexity, run
@@ -27,23 +28,23 @@ class Group(click.Group):
         try:
             return super().invoke(ctx)
         except BitgenError as e:
-            click.echo(f"bitgen: {e}", err=True)
+            say(f"bitgen: {e}", err=True)
             ctx.exit(1)
         except (MemoryError, RuntimeError) as e:
             # A thread without room for its stack is a RuntimeError, and so are click's own exits.
             if isinstance(e, RuntimeError) and "can't start new thread" not in str(e):
                 raise
-            click.echo("bitgen: not enough memory; choose a smaller model or a shorter context, or free some", err=True)
+            say("bitgen: not enough memory; choose a smaller model or a shorter context, or free some", err=True)
             ctx.exit(1)
         except KeyboardInterrupt:
-            click.echo("", err=True)
+            say("", err=True)
             ctx.exit(130)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the exit flush must not complain
             ctx.exit(0)
         except OSError as e:  # a full disk, a missing permission
             where = e.filename or f"writing a file (the cache is {cache_root()}; BITGEN_CACHE names another)"
-            click.echo(f"bitgen: {where}: {e.strerror}", err=True)
+            say(f"bitgen: {where}: {e.strerror}", err=True)
             ctx.exit(1)
 
 

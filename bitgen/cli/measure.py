@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from bitgen import api
+from bitgen import api, data
 from bitgen.cli import tables
-from bitgen.cli.console import OUT, progress_bar
+from bitgen.cli.console import OUT, progress_bar, say
 from bitgen.cli.options import cache_option, head_option, isa_option, model_option, numbers, reading_options
 from bitgen.errors import BitgenError
 from bitgen.measure.peers import PEERS
@@ -51,15 +51,15 @@ def bench(model: str | None, threads: list[int], prompt: list[int], gen: int, co
             head=head, profile=profile, vs=vs, energy=energy, plot=plot, progress=listen,
         )  # fmt: skip
     if as_json:
-        click.echo(json.dumps(report.to_json(), indent=1))
+        say(json.dumps(report.to_json(), indent=1))
         return
     OUT.print(tables.rates(report))
     for line in tables.limits(report):
-        click.echo(line)
+        say(line)
     for extra in tables.extras(report):
         OUT.print(extra)
     if plot:
-        click.echo(f"plot: {plot}")
+        say(f"plot: {plot}")
 
 
 @click.command()
@@ -71,11 +71,13 @@ def verify(model: str | None, against: str | None, output: Path | None, **readin
     """Prove on this machine that kernels, logits and choices are right, at every level that its CPU executes."""
     if output and not output.parent.is_dir():
         raise BitgenError(f"there is no folder {output.parent} for the receipt")
+    api.check_output(output, model)
     with progress_bar() as listen:
         receipt = api.verify(model, against=against, progress=listen, **reading)
     OUT.print(tables.receipt(receipt))
     if output:
-        output.write_text(json.dumps(receipt.to_json(), indent=1) + "\n")
-        click.echo(output)
+        with data.replacing(output) as part:
+            part.write_text(json.dumps(receipt.to_json(), indent=1) + "\n")
+        say(output)
     if not receipt.ok:
         raise BitgenError("verification failed: please report it with the receipt (-o receipt.json)")

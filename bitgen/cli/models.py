@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from bitgen import api
-from bitgen.cli.console import progress_bar, warn
+from bitgen.cli.console import progress_bar, say, warn
 from bitgen.cli.options import reading_options, type_option
 
 
@@ -30,9 +30,9 @@ def convert(source: str, output: Path, type_: Any, **reading: Any) -> None:
         with progress_bar() as listen:
             api.convert(checkpoint, output, type=type_, progress=lambda d, t: listen("converting", d, t))
     except KeyboardInterrupt:
-        click.echo("interrupted; the same command goes on from here", err=True)
+        say("interrupted; the same command goes on from here", err=True)
         raise
-    click.echo(output)
+    say(output)
 
 
 @click.command()
@@ -44,7 +44,7 @@ def synth(preset: str, output: Path, seed: int, type_: Any) -> None:
     """Write a model of a preset's exact shape with random weights, for tuning and benchmarks."""
     with progress_bar() as listen:
         api.synth(preset, output, seed=seed, type=type_, progress=lambda d, t: listen("writing", d, t))
-    click.echo(output)
+    say(output)
 
 
 @click.command()
@@ -54,10 +54,10 @@ def info(file: Path, as_json: bool) -> None:
     """Describe a model file: architecture, shape, tensors, and what it would run with."""
     facts = api.info(file)
     if as_json:
-        click.echo(json.dumps(facts, indent=1))
+        say(json.dumps(facts, indent=1))
         return
     warn(facts.pop("warning", None))
     width = max(map(len, facts))
     for key, value in facts.items():
         counts = ", ".join(f"{n} {name}" for name, n in value.items()) if isinstance(value, dict) else value
-        click.echo(f"{key:<{width}}  {counts}")
+        say(f"{key:<{width}}  {counts}".replace("\n", "\\n"))

@@ -12,7 +12,7 @@ import click
 
 from bitgen import Model, Sampling, api
 from bitgen.cli import tables, terminal
-from bitgen.cli.console import progress_bar, warn
+from bitgen.cli.console import progress_bar, say, stream, warn
 from bitgen.cli.options import (
     cache_option,
     head_option,
@@ -67,14 +67,14 @@ def run(prompt: str, model: str | None, max_tokens: int, threads: int | None, sa
     generation = api.generate(loaded, text, max_tokens, stop=not ignore_eos, sampling=sampling, cache=cache,
                               prompt_lookup=prompt_lookup, logprobs=logprobs)  # fmt: skip
     try:
-        click.echo(text, nl=False)
+        stream(text)
         for piece in generation:
-            click.echo(piece, nl=False)
-        click.echo()
+            stream(piece)
+        say()
     finally:
         for line in tables.logprobs(loaded.tokenizer, generation.choices):
-            click.echo(line, err=True)
-        click.echo(f"{generation.timing} | {loaded.about}, seed {sampling.seed}", err=True)
+            say(line, err=True)
+        say(f"{generation.timing} | {loaded.about}, seed {sampling.seed}", err=True)
 
 
 @click.command()
@@ -92,16 +92,17 @@ def embed(texts: tuple[str, ...], model: str | None, file: Any, pooling: str | N
     if texts and file:
         raise click.UsageError("give texts or --file, not both")
     lines = list(texts) if texts else [line.rstrip("\r\n") for line in file or sys.stdin]
+    api.check_output(npy, model, *([Path(file.name)] if file else []))
     with progress_bar() as listen:
         found = api.embed(model, lines, pooling=pooling, threads=threads, isa=isa, progress=listen)
     if npy:
         found.save(npy)
-        click.echo(npy)
+        say(npy)
     elif as_json:
-        click.echo(json.dumps(found.to_json()))
+        say(json.dumps(found.to_json()))
     else:
         for row in found.rows():
-            click.echo(json.dumps(row))
+            say(json.dumps(row))
 
 
 @click.command()
@@ -145,5 +146,5 @@ def perplexity(model: str | None, file: Any, ctx: int, stride: int, threads: int
     loaded = _load(model, threads=threads, isa=isa, **reading)
     with progress_bar() as listen:
         found = api.perplexity(loaded, text, ctx=ctx, stride=stride, cache=cache, progress=listen)
-    click.echo(json.dumps(asdict(found)) if as_json else found)
-    click.echo(loaded.about, err=True)
+    say(json.dumps(asdict(found)) if as_json else found)
+    say(loaded.about, err=True)

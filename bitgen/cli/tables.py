@@ -9,6 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from bitgen.api import TuneReport
+from bitgen.cli.console import printable
 from bitgen.engine.score import TokenChoice
 from bitgen.kernels.evidence import Cost, Decode, Prefill
 from bitgen.measure.report import BenchReport, Energy, PeerRow, Profile, Rate, Step
@@ -22,11 +23,11 @@ BAR = 20
 
 def _table(title: str, columns: Sequence[str], left: Collection[str], rows: Iterable[Sequence[str]]) -> Table:
     """A table of numbers, flush right, except in the columns named in `left`."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=printable(title), title_justify="left", box=box.SIMPLE_HEAD)
     for column in columns:
         table.add_column(column, justify="left" if column in left else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     return table
 
 

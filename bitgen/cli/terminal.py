@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 
-import click
-
+from bitgen.cli.console import say, stream
 from bitgen.engine.chat import Chat
 from bitgen.engine.session import Sampling
 from bitgen.errors import BitgenError
@@ -25,14 +24,14 @@ def run(chat: Chat, max_tokens: int, sampling: Sampling) -> None:
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  line editing and history for input()
     if terminal:
-        click.echo(f"{chat.model.about}; /help for help", err=True)
+        say(f"{chat.model.about}; /help for help", err=True)
     while True:
         try:
             message = _read(terminal)
         except EOFError:
             return
         except KeyboardInterrupt:
-            click.echo("\n(Ctrl-D or /bye ends)", err=True)
+            say("\n(Ctrl-D or /bye ends)", err=True)
             continue
         if message == "/bye":
             return
@@ -54,14 +53,14 @@ def _read(terminal: bool) -> str:
 def _react(chat: Chat, message: str, max_tokens: int, sampling: Sampling) -> None:
     command, _, rest = message.partition(" ")
     if command == "/help":
-        click.echo(HELP, err=True)
+        say(HELP, err=True)
     elif command == "/clear":
         chat.clear()
     elif command == "/system":
         chat.system = rest.strip() or None
         chat.clear()
     elif command.startswith("/") and command[1:].isalpha():
-        click.echo(f"{command} is no command; /help lists them", err=True)
+        say(f"{command} is no command; /help lists them", err=True)
     else:
         _answer(chat, message, max_tokens, sampling)
 
@@ -70,15 +69,15 @@ def _answer(chat: Chat, message: str, max_tokens: int, sampling: Sampling) -> No
     dropped, answer = chat.dropped, chat.say(message, max_tokens, sampling)
     try:
         for piece in answer:
-            click.echo(piece, nl=False)
-        click.echo()
+            stream(piece)
+        say()
     except KeyboardInterrupt:
         answer.close()
-        click.echo(" (stopped)")
+        say(" (stopped)")
     except BitgenError as e:
-        click.echo(f"bitgen: {e}", err=True)
+        say(f"bitgen: {e}", err=True)
         return
     if chat.dropped > dropped:
-        click.echo("(the context is full: the oldest turns are forgotten)", err=True)
+        say("(the context is full: the oldest turns are forgotten)", err=True)
     if chat.answer:
-        click.echo(str(chat.answer.timing), err=True)
+        say(str(chat.answer.timing), err=True)

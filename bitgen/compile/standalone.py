@@ -60,13 +60,19 @@ def write(
     one_file: bool = False,
     head: pack.Head = "certified",
     progress: Listener = lambda *_: None,
+    inputs: Sequence[Path] = (),
 ) -> Program:
-    """Write the program <folder>/<name>, with the levels of `shared_layout`, and <name>.bgpk unless `one_file`."""
+    """Write the program <folder>/<name>, with the levels of `shared_layout`, and <name>.bgpk unless `one_file`.
+
+    inputs: files that must not be replaced, those that the checkpoint is read from.
+    """
+    program = folder / f"{name}{platform.system.suffix}"
+    weights = program.with_name(f"{program.name}.bgpk")
+    for file in (program, weights):
+        data.target(file, inputs)
     tokens = tables.blob(Tokenizer.from_metadata(checkpoint.metadata))
     options = BuildOptions(platform, "run.c", progress=lambda done, total: progress("compiling", done, total))
     artefact = library.for_model(checkpoint.shape, levels, options)
-    program = folder / f"{name}{artefact.path.suffix}"
-    weights = program.with_name(f"{program.name}.bgpk")
 
     def pack_model(path: Path) -> None:
         pack.write(path, checkpoint, levels[0], head, lambda done, total: progress("packing", done, total))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bitgen import data
 from bitgen.errors import BitgenError
 from bitgen.measure.report import BenchReport, Kind, PeerRow, Rate
 
@@ -88,8 +89,9 @@ def draw(report: BenchReport, path: Path) -> None:
     for axis, (kind, found) in zip(axes[:, 0], panels.items(), strict=True):
         _panel(axis, kind, found)
     title = f"{report.model.name}, {report.model.isa}, {report.model.head} head · {report.host.cpu}"
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
-    figure.savefig(path, dpi=150, facecolor="white")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold", parse_math=False)
+    with data.replacing(path) as part:
+        figure.savefig(part, dpi=150, facecolor="white", format=path.suffix.lower().removeprefix("."))
 
 
 def _panel(axis: Any, kind: Kind, found: list[Bar]) -> None:
