@@ -343,8 +343,8 @@ def convert(
 
 
 def warning(checkpoint: _source.Source) -> str | None:
-    """Why a file may have been read by the wrong I2_S layout, or None."""
-    return i2s_layout.warning(checkpoint) if isinstance(checkpoint, GgufCheckpoint) else None
+    """Why a file may have been read by the wrong I2_S layout, or which tokens of a folder are left out; else None."""
+    return i2s_layout.warning(checkpoint) if isinstance(checkpoint, GgufCheckpoint) else checkpoint.warning
 
 
 def info(file: Path) -> dict[str, Any]:

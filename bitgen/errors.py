@@ -39,5 +39,5 @@ def brief(text: str) -> str:
 
 
 def quoted(value: object) -> str:
-    """A value of a file for a message, as Python spells it: a text in quotes."""
-    return brief(repr(value))
+    """A value of a file for a message, as Python spells it: a text in quotes. Of an error its text."""
+    return brief(" ".join(str(value).split()) if isinstance(value, BaseException) else repr(value))

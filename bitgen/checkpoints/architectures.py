@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -101,7 +100,7 @@ def shape_from(values: Mapping[str, Any], where: str) -> ModelShape:
     for field, (least, most) in (FLOATS | OPTIONAL_FLOATS).items():
         value = values.get(field, least)
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not math.isfinite(value) or not least <= value <= most:
+        if not number or not least <= value <= most:
             raise FormatError(f"{where}: {field} is {quoted(value)}; expected a number from {least:g} to {most:g}")
     for field in FLAGS + OPTIONAL_FLAGS:
         if not isinstance(values.get(field, False), bool):

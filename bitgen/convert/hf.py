@@ -12,7 +12,6 @@ input.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -25,12 +24,16 @@ import numpy.typing as npt
 from bitgen.checkpoints.checkpoint import ALL, row_pieces, ternary_floats
 from bitgen.checkpoints.tensors import is_ternary, tensor_shapes
 from bitgen.convert.hf_config import Config, Storage
-from bitgen.convert.hf_tokenizer import metadata_from_hf
+from bitgen.convert.hf_tokenizer import Vocabulary
+from bitgen.convert.json_files import read_object
 from bitgen.convert.safetensors import StoredTensor, open_directory
-from bitgen.errors import FormatError, UnsupportedError
+from bitgen.errors import FormatError, UnsupportedError, quoted
 from bitgen.spec import ModelShape
 
 ABSMEAN_FLOOR = np.float32(1e-5)
+
+ADAPTER = "adapter_config.json"
+"""A directory with this file holds the weights of an adapter, which transformers adds to those of its base model."""
 
 TOP: dict[str, str] = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -73,6 +76,8 @@ class HfCheckpoint:
         """name: of the model; None: the directory's name."""
         self.directory = Path(directory)
         config = Config(self.directory / "config.json")
+        if (self.directory / ADAPTER).exists():
+            raise UnsupportedError(f"{self.directory}: {ADAPTER} is an adapter's; merge it into the weights first")
         self._family = config.family()
         self._tensors = open_directory(self.directory) if self._family.may_be_plain else {}
         self._prefix = "" if "embed_tokens.weight" in self._tensors else "model."
@@ -80,8 +85,9 @@ class HfCheckpoint:
         self._storage = config.storage(self._family, input_norms)
         shape = config.shape(self._family, input_norms)
         self._shape = shape if name is None else replace(shape, name=name)
-        self._dims = tensor_shapes(self._shape)
         self._tensors = self._tensors or open_directory(self.directory)
+        self._settle_head()
+        self._dims = tensor_shapes(self._shape)
         self._check_tensors()
         if self._storage == "values":
             self.ternary("blk.0.attn_k.weight")  # a model that is not ternary is refused now, not halfway
@@ -99,9 +105,18 @@ class HfCheckpoint:
     @cached_property
     def metadata(self) -> Mapping[str, Any]:
         """GGUF key-values: the model's name, tokenizer and chat template, and its pooling type where it has one."""
-        keys = {"general.name": self._shape.name, **metadata_from_hf(self.directory)}
+        keys = {"general.name": self._shape.name, **self._vocabulary.keys}
         pooling = pooling_type(self.directory)
         return keys if pooling is None else keys | {f"{self._shape.architecture}.pooling_type": pooling}
+
+    @property
+    def warning(self) -> str | None:
+        """The tokens that a conversion leaves out, as a sentence; None where it keeps all."""
+        return self._vocabulary.warning
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary.read(self.directory, self._shape.vocab)
 
     def ternary(self, name: str) -> tuple[npt.NDArray[np.int8], float]:
         """Codes {-1, 0, +1} int8 [M, K] and the scale: W = scale * codes."""
@@ -133,7 +148,7 @@ class HfCheckpoint:
         blk.3.attn_k.weight -> model.layers.3.self_attn.k_proj.weight, or some rows of ...self_attn.qkv_proj.weight
         """
         if name in TOP:
-            return TOP[name].replace("model.", self._prefix), ALL, self._dims[name]
+            return self._top(name), ALL, self._dims[name]
         _, layer, part, _ = name.split(".")
         at = f"{self._prefix}layers.{layer}."
         for module, parts in FUSED_MODULES.items():
@@ -144,6 +159,20 @@ class HfCheckpoint:
         if part.endswith("_norm_in"):
             return f"{at}{LAYER[part.removesuffix('_norm_in')]}.norm.weight", ALL, self._dims[name]
         return f"{at}{(LAYER | self._family.norms)[part]}.weight", ALL, self._dims[name]
+
+    def _top(self, name: str) -> str:
+        """The stored name of a tensor outside the layers. A tied model may have its embedding under the head's name."""
+        stored, head = TOP[name].replace("model.", self._prefix), TOP["output.weight"]
+        alone = name == "token_embd.weight" and self._shape.tied and stored not in self._tensors
+        return head if alone and head in self._tensors else stored
+
+    def _settle_head(self) -> None:
+        """A model that config.json ties has a head of its own where one is stored that is not the embedding."""
+        head, embedding = (self._tensors.get(self._top(n)) for n in ("output.weight", "token_embd.weight"))
+        if head is None or embedding is None or head is embedding or not self._shape.tied:
+            return
+        if head.shape != embedding.shape or len(head.shape) != 2 or not equal(head, embedding):
+            self._shape = replace(self._shape, tied=False)
 
     def _tensor(self, name: str, ternary: bool) -> StoredTensor:
         if name not in self._dims or is_ternary(name) != ternary:
@@ -166,14 +195,14 @@ class HfCheckpoint:
             found = self._tensors[name]
             if found.shape not in shapes:
                 wanted = " or ".join(str(list(shape)) for shape in sorted(shapes))
-                raise FormatError(f"{found.path}: {name} is {list(found.shape)}; config.json means {wanted}")
+                raise FormatError(f"{found.path}: {name} is {quoted(list(found.shape))}; config.json means {wanted}")
         for name in sorted(self._tensors.keys() - expected.keys()):
             if not self._may_go_unused(name):
                 path = self._tensors[name].path
-                raise UnsupportedError(f"{path}: this architecture has no place for the tensor {name}")
+                raise UnsupportedError(f"{path}: this architecture has no place for the tensor {quoted(name)}")
 
     def _may_go_unused(self, name: str) -> bool:
-        """The head of a tied model, which is its embedding, and RoPE tables, which follow from rope_theta."""
+        """The head of a tied model, equal to its embedding, and RoPE tables, which all compute from rope_theta."""
         return (self._shape.tied and name == "lm_head.weight") or name.endswith("rotary_emb.inv_freq")
 
 
@@ -252,17 +281,19 @@ def interleave_rows(codes: npt.NDArray[np.int8], head_dim: int) -> npt.NDArray[n
 def pooling_type(directory: Path) -> int | None:
     """GGUF's pooling_type of a model of sentence-transformers; None where the directory has no pooling."""
     path = directory / "1_Pooling" / "config.json"
-    try:
-        modes = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    modes = read_object(path)
+    if modes is None:
         return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: cannot be read as JSON: {error}") from None
-    modes = modes if isinstance(modes, dict) else {}
     chosen = [key for key, on in modes.items() if key.startswith("pooling_mode_") and on is True]
     if len(chosen) != 1 or chosen[0] not in POOLING_MODES:
-        raise UnsupportedError(f"{path}: pools by {chosen or 'nothing'}; supported: one of {', '.join(POOLING_MODES)}")
+        by = quoted(chosen) if chosen else "nothing"
+        raise UnsupportedError(f"{path}: pools by {by}; supported: one of {', '.join(POOLING_MODES)}")
     return POOLING_MODES[chosen[0]]
+
+
+def equal(one: StoredTensor, other: StoredTensor) -> bool:
+    """Whether two matrices [M, K] of the same shape hold the same numbers."""
+    return all((finite(one, rows) == finite(other, rows)).all() for rows in row_pieces(one.shape))
 
 
 def finite(tensor: StoredTensor, rows: slice = ALL) -> npt.NDArray[np.floating[Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +9,8 @@ from typing import Any, Literal
 import numpy as np
 
 from bitgen.checkpoints.architectures import ARCHITECTURES, shape_from, window_period
-from bitgen.errors import FormatError, UnsupportedError
+from bitgen.convert.json_files import read_object
+from bitgen.errors import FormatError, UnsupportedError, quoted
 from bitgen.spec import Activation, ModelShape
 
 Storage = Literal["multiply", "divide", "master", "values"]
@@ -33,23 +33,85 @@ ACTIVATIONS: dict[str, Activation] = {
 """hidden_act -> activation."""
 
 
+_BITNET_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 128256,
+    "hidden_size": 2560,
+    "intermediate_size": 6912,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 20,
+    "num_key_value_heads": 5,
+    "hidden_act": "relu2",
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 5e5,
+    "tie_word_embeddings": False,
+}
+_LLAMA_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "hidden_act": "silu",
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e4,
+    "tie_word_embeddings": False,
+}
+_QWEN3_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 151936,
+    "hidden_size": 4096,
+    "intermediate_size": 22016,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e4,
+    "tie_word_embeddings": False,
+}
+_GEMMA3_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 262208,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e6,
+    "rope_local_base_freq": 1e4,
+    "tie_word_embeddings": True,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "sliding_window_pattern": 6,
+}
+
+
 @dataclass(frozen=True)
 class Family:
     """What a value of `architectures` implies."""
 
     gguf: str  # general.architecture of the GGUF, a row of ARCHITECTURES
+    model_type: str  # by which transformers chooses its classes
     quantised_by: Literal["quantization_config", "weight_bits"]  # the key that says that the model is ternary
+    defaults: dict[str, Any]  # key -> value of an absent key, from transformers' configuration class of that model_type
     norms: dict[str, str] = field(default_factory=dict)  # GGUF name -> module, of the norms that are not Llama's
     may_be_plain: bool = False  # without quantization_config the stored floats may be ternary
-    defaults: dict[str, Any] = field(default_factory=dict)  # key -> value that transformers takes where it is absent
     gain_offset: float = 0.0  # is added to the stored weights of norms
 
 
 _QK_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
-_QWEN3 = Family("qwen3", "quantization_config", _QK_NORMS, may_be_plain=True, defaults={"head_dim": 128})
+_QWEN3 = Family("qwen3", "qwen3", "quantization_config", _QWEN3_DEFAULTS, _QK_NORMS, may_be_plain=True)
 _GEMMA3 = Family(
     "gemma3",
+    "gemma3_text",
     "quantization_config",
+    _GEMMA3_DEFAULTS,
     {
         **_QK_NORMS,
         "post_attention_norm": "post_attention_layernorm",
@@ -57,30 +119,24 @@ _GEMMA3 = Family(
         "post_ffw_norm": "post_feedforward_layernorm",
     },
     may_be_plain=True,
-    defaults={
-        "head_dim": 256,
-        "hidden_activation": "gelu_pytorch_tanh",
-        "query_pre_attn_scalar": 256,
-        "rope_theta": 1e6,
-        "rope_local_base_freq": 1e4,
-        "sliding_window": 4096,
-        "sliding_window_pattern": 6,
-        "tie_word_embeddings": True,
-    },
     gain_offset=1.0,
 )
 FAMILIES: dict[str, Family] = {
     "BitNetForCausalLM": Family(
         "bitnet-b1.58",
+        "bitnet",
         "quantization_config",
+        _BITNET_DEFAULTS,
         {"attn_sub_norm": "self_attn.attn_sub_norm", "ffn_sub_norm": "mlp.ffn_sub_norm"},
     ),
     "BitnetForCausalLM": Family(
         "bitnet",
+        "llama",
         "weight_bits",
+        _LLAMA_DEFAULTS,
         {"attn_sub_norm": "self_attn.inner_attn_ln", "ffn_sub_norm": "mlp.ffn_layernorm"},
     ),
-    "LlamaForCausalLM": Family("llama", "quantization_config", may_be_plain=True),
+    "LlamaForCausalLM": Family("llama", "llama", "quantization_config", _LLAMA_DEFAULTS, may_be_plain=True),
     "Qwen3ForCausalLM": _QWEN3,
     "Qwen3Model": _QWEN3,
     "Gemma3ForCausalLM": _GEMMA3,
@@ -96,6 +152,8 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "use_bidirectional_attention": (None, False),
     "attn_logit_softcapping": (None,),
     "final_logit_softcapping": (None,),
+    "partial_rotary_factor": (None, 1.0),
+    "transformers_weights": (None,),
 }
 """Keys that change the arithmetic -> the values that leave it as it is."""
 
@@ -105,14 +163,9 @@ class Config:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise FormatError(f"{path} is missing: a Hugging Face model directory holds one") from None
-        except (OSError, ValueError, RecursionError) as error:
-            raise FormatError(f"{path}: cannot be read as JSON: {error}") from None
-        if not isinstance(values, dict):
-            raise FormatError(f"{path}: not a JSON object")
+        values = read_object(path)
+        if values is None:
+            raise FormatError(f"{path} is missing: a Hugging Face model directory holds one")
         self.values: dict[str, Any] = values
         self._defaults: dict[str, Any] = {}
 
@@ -120,28 +173,37 @@ class Config:
         """The row of FAMILIES."""
         names = self.values.get("architectures")
         if not isinstance(names, list) or len(names) != 1:
-            raise FormatError(f"{self.path}: architectures must name one architecture, not {names!r}")
+            raise FormatError(f"{self.path}: architectures must name one architecture, not {quoted(names)}")
         name = str(names[0])
         if name not in FAMILIES:
-            raise UnsupportedError(f"{self.path}: architectures names {name!r}; known: {', '.join(FAMILIES)}")
-        return FAMILIES[name]
+            raise UnsupportedError(f"{self.path}: architectures names {quoted(name)}; known: {', '.join(FAMILIES)}")
+        family = FAMILIES[name]
+        if self.values.get("model_type", family.model_type) != family.model_type:
+            given = quoted(self.values["model_type"])
+            raise UnsupportedError(f"{self.path}: model_type is {given}, but {name} is of type {family.model_type!r}")
+        return family
 
     def shape(self, family: Family, input_norms: bool = False) -> ModelShape:
         """Dimensions and architecture; input_norms: whether each matrix has a norm of its own for its input."""
         self._defaults = family.defaults
         for key, neutral in UNSUPPORTED.items():
             if self.values.get(key) not in neutral:
-                raise UnsupportedError(f"{self.path}: {key} = {self.values[key]!r} is not supported")
+                raise UnsupportedError(f"{self.path}: {key} = {quoted(self.values[key])} is not supported")
         heads, hidden = self._get("num_attention_heads"), self._get("hidden_size")
+        windows = ARCHITECTURES[family.gguf].windows
+        if not windows and any(kind != "full_attention" for kind in self.values.get("layer_types") or ()):
+            raise UnsupportedError(f"{self.path}: layer_types holds more than full_attention")
         values = {
-            "name": self.path.resolve().parent.name,
+            "name": self.path.resolve().parent.name.encode(errors="replace").decode(),
             "architecture": family.gguf,
             "hidden": hidden,
             "intermediate": self._get("intermediate_size"),
             "layers": self._get("num_hidden_layers"),
             "heads": heads,
-            "kv_heads": self._get("num_key_value_heads", default=heads),
-            "head_dim": self._get("head_dim", default=self._head_dim(hidden, heads)),
+            "kv_heads": self._get("num_key_value_heads", default=heads, nullable=True),
+            "head_dim": self._get(
+                "head_dim", default=self._head_dim(hidden, heads), nullable="head_dim" not in family.defaults
+            ),
             "vocab": self._get("vocab_size"),
             "context": self._get("max_position_embeddings"),
             "rope_theta": self._rope_theta("full_attention"),
@@ -152,7 +214,7 @@ class Config:
             "rope_interleaved": ARCHITECTURES[family.gguf].rope_interleaved,
             "input_norms": input_norms,
             "attention_scale": self._attention_scale(),
-            **(self._window() if ARCHITECTURES[family.gguf].windows else {}),
+            **(self._window() if windows else {}),
         }
         return shape_from(values, str(self.path))
 
@@ -187,12 +249,12 @@ class Config:
             raise UnsupportedError(f"{where}.use_rms_norm (a norm inside each linear) is not supported")
         dense = quantised.get("modules_to_not_convert")
         if dense not in (None, ["lm_head"]):
-            raise UnsupportedError(f"{where}.modules_to_not_convert is {dense!r}; only ['lm_head'] is supported")
+            raise UnsupportedError(f"{where}.modules_to_not_convert is {quoted(dense)}; only ['lm_head'] is supported")
         linear = str(quantised.get("linear_class", "bitlinear"))
         mode = str(quantised.get("quantization_mode", "offline"))
         if (linear, mode) not in STORAGES:
             raise UnsupportedError(
-                f"{where} has linear_class {linear!r} and quantization_mode {mode!r}; "
+                f"{where} has linear_class {quoted(linear)} and quantization_mode {quoted(mode)}; "
                 f"known: {', '.join(map(' '.join, STORAGES))}"
             )
         return STORAGES[linear, mode]
@@ -206,7 +268,7 @@ class Config:
         key = "hidden_activation" if "hidden_activation" in self._defaults else "hidden_act"
         name = str(self._get(key))
         if name not in ACTIVATIONS:
-            raise UnsupportedError(f"{self.path}: {key} is {name!r}; known: {', '.join(ACTIVATIONS)}")
+            raise UnsupportedError(f"{self.path}: {key} is {quoted(name)}; known: {', '.join(ACTIVATIONS)}")
         return ACTIVATIONS[name]
 
     def _attention_scale(self) -> float:
@@ -214,8 +276,8 @@ class Config:
         if "query_pre_attn_scalar" not in self._defaults:
             return 0.0
         scalar = self._get("query_pre_attn_scalar")
-        if not isinstance(scalar, int | float) or not scalar > 0:
-            raise FormatError(f"{self.path}: query_pre_attn_scalar is {scalar!r}; expected a number above 0")
+        if not isinstance(scalar, int | float) or not 0 < scalar < 1e9:
+            raise FormatError(f"{self.path}: query_pre_attn_scalar is {quoted(scalar)}; expected a number above 0")
         return 0.0 if scalar == self._get("head_dim") else float(str(np.float32(scalar**-0.5)))
 
     def _window(self) -> dict[str, Any]:
@@ -223,7 +285,7 @@ class Config:
         types, window = self.values.get("layer_types"), self._get("sliding_window")
         if types is None:
             period = self._get("sliding_window_pattern")
-        elif not isinstance(types, list) or not set(types) <= {"sliding_attention", "full_attention"}:
+        elif not isinstance(types, list) or any(kind not in ("sliding_attention", "full_attention") for kind in types):
             raise UnsupportedError(f"{self.path}: layer_types holds more than sliding_attention and full_attention")
         elif len(types) != self._get("num_hidden_layers"):
             raise FormatError(f"{self.path}: layer_types has {len(types)} entries, one for each layer is expected")
@@ -238,28 +300,39 @@ class Config:
 
         UnsupportedError: scaled RoPE.
         """
-        theta = None
-        for key in ("rope_scaling", "rope_parameters"):
-            rope = self.values.get(key) or {}
-            if not isinstance(rope, dict):
-                raise FormatError(f"{self.path}: {key} must be an object, not {rope!r}")
-            by_kind = any(isinstance(value, dict) for value in rope.values())
-            if by_kind or layers == "sliding_attention":
-                rope = (rope.get(layers) or {}) if by_kind else {}
-            kind = rope.get("rope_type", rope.get("type", "default"))
-            if kind != "default" and (kind, rope.get("factor")) != ("linear", 1.0):
-                raise UnsupportedError(f"{self.path}: {key} asks for {kind!r} RoPE, which is not supported")
-            if rope.get("partial_rotary_factor") not in (None, 1.0):
-                raise UnsupportedError(f"{self.path}: {key}.partial_rotary_factor is not supported")
-            theta = rope.get("rope_theta", theta)
+        key, rope = self._rope()
+        by_kind = any(isinstance(value, dict) for value in rope.values())
+        if by_kind or layers == "sliding_attention":
+            rope = (rope.get(layers) or {}) if by_kind else {}
+        if not isinstance(rope, dict):
+            raise FormatError(f"{self.path}: {key}.{layers} must be an object, not {quoted(rope)}")
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind != "default" and (kind, rope.get("factor")) != ("linear", 1.0):
+            raise UnsupportedError(f"{self.path}: {key} asks for {quoted(kind)} RoPE, which is not supported")
+        if rope.get("partial_rotary_factor") not in (None, 1.0):
+            raise UnsupportedError(f"{self.path}: {key}.partial_rotary_factor is not supported")
+        theta = rope.get("rope_theta")
         if theta is not None:
             return theta
         return self._get("rope_theta" if layers == "full_attention" else "rope_local_base_freq")
 
-    def _get(self, key: str, default: Any = None) -> Any:
-        """The value of a key; where it is absent or null the family's default, else `default`, else a FormatError."""
-        value = self.values.get(key)
-        value = self._defaults.get(key, default) if value is None else value
+    def _rope(self) -> tuple[str, dict[str, Any]]:
+        """The key that describes RoPE, and its value."""
+        given = [key for key in ("rope_scaling", "rope_parameters") if self.values.get(key)]
+        if len(given) > 1:
+            raise UnsupportedError(f"{self.path}: has rope_scaling and rope_parameters; one of them is expected")
+        key = given[0] if given else "rope_parameters"
+        rope = self.values.get(key) or {}
+        if not isinstance(rope, dict):
+            raise FormatError(f"{self.path}: {key} must be an object, not {quoted(rope)}")
+        return key, rope
+
+    def _get(self, key: str, default: Any = None, nullable: bool = False) -> Any:
+        """The value of a key; where it is absent, the family's default, else `default`, which null may mean too."""
+        value = self.values.get(key, self._defaults.get(key))
+        if value is None and (nullable or key not in self.values):
+            value = default
         if value is None:
-            raise FormatError(f"{self.path}: the key {key} is missing")
+            state = "null" if key in self.values else "missing"
+            raise FormatError(f"{self.path}: the key {key} is {state}")
         return value

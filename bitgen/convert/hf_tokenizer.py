@@ -1,20 +1,23 @@
-"""tokenizer.json and tokenizer_config.json of a Hugging Face directory, as the tokenizer keys of a GGUF.
+"""The tokenizer of a Hugging Face directory as the tokenizer keys of a GGUF.
 
 GGUF cannot express every tokenizer: it knows two kinds, and pre-tokenizers by name. Any other is refused. The keys are
-then proved on a text: they must give the ids that the original gives.
+then proved on a text: they must give the ids that transformers gives.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer as Backend
 
-from bitgen.errors import BitgenError, FormatError, UnsupportedError
+from bitgen.convert.auto_tokenizer import AutoTokenizer
+from bitgen.convert.json_files import read_object, read_text
+from bitgen.errors import BitgenError, FormatError, UnsupportedError, quoted
 from bitgen.text.tokenizer import (
     BYTE,
     BYTE_TOKEN,
@@ -39,77 +42,120 @@ PROBE = (
 """Word boundaries, digits, white space, scripts, combining and control characters."""
 
 
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokenizer of a directory in GGUF's keys."""
+
+    keys: dict[str, Any]  # tokenizer.ggml.*, tokenizer.chat_template
+    warning: str | None  # which tokens are not among them, and why
+
+    @classmethod
+    def read(cls, directory: Path, rows: int | None) -> Vocabulary:
+        """The tokenizer in a directory. rows: of the embedding; None: as many as there are tokens.
+
+        FormatError: a file is missing or broken. UnsupportedError: a tokenizer that GGUF's keys cannot express.
+        """
+        config = read_object(directory / "config.json") or {}
+        original = AutoTokenizer.read(directory, config)
+        beyond = {id: token for id, token in original.added.items() if rows is not None and id >= rows}
+        try:
+            keys = _keys(original, directory, config, rows)
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+            raise FormatError(f"{original.path}: not as expected: {quoted(error)}") from None
+        _prove(original, keys, set(beyond))
+        if not beyond:
+            return cls(keys, None)
+        names = ", ".join(quoted(token.content) for _, token in zip(range(8), beyond.values(), strict=False))
+        more = f" and {len(beyond) - 8} more" if len(beyond) > 8 else ""
+        return cls(keys, f"{original.path}: left out {names}{more}: the embedding has only {rows} rows")
+
+
 def metadata_from_hf(directory: str | Path) -> dict[str, Any]:
-    """GGUF key-values (tokenizer.ggml.*, tokenizer.chat_template) of the tokenizer in `directory`.
-
-    FormatError: a file is missing or broken. UnsupportedError: a tokenizer that GGUF's keys cannot express.
-    """
+    """The keys of Vocabulary.read, with the rows of the embedding from config.json where it names them."""
     directory = Path(directory)
-    path = directory / "tokenizer.json"
-    source = _json(path)
-    if source is None:
-        raise FormatError(f"{path} is missing; loading and saving the tokenizer with transformers makes one")
-    try:
-        original = Backend.from_file(str(path))
-    except Exception as error:  # the package raises nothing narrower
-        raise FormatError(f"{path}: cannot be read as a tokenizer: {error}") from None
-    try:
-        keys = _keys(path, source, original, directory)
-    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
-        raise FormatError(f"{path}: not as expected: {error!r}") from None
-    _prove(path, original, keys)
-    return keys
+    rows = (read_object(directory / "config.json") or {}).get("vocab_size")
+    return Vocabulary.read(directory, rows if type(rows) is int and 0 < rows <= MAX_TOKENS else None).keys
 
 
-def _keys(path: Path, source: Mapping[str, Any], original: Backend, directory: Path) -> dict[str, Any]:
+def _keys(original: AutoTokenizer, directory: Path, config: Mapping[str, Any], rows: int | None) -> dict[str, Any]:
     """The GGUF keys of a tokenizer, not yet proved."""
+    source, path = original.source, original.path
     if source["model"].get("type") != "BPE":
         raise UnsupportedError(f"{path}: a {source['model'].get('type')} model; GGUF's keys hold BPE")
-    settings = _json(directory / "tokenizer_config.json") or {}
-    config = _json(directory / "config.json") or {}
+    _check_flags(original)
     patterns = _patterns(path, source)
-    tokens, types = _tokens(path, source, config, sentence_piece=patterns is None)
+    tokens, types = _tokens(original, rows, sentence_piece=patterns is None)
     if patterns is None:
         kind = _sentence_piece(source, tokens, types)
     else:
-        kind = _byte_level(path, source, original, patterns)
-    special = _special_ids(settings, config, _json(directory / "generation_config.json") or {}, original)
-    end = _appended(original)
-    if end is not None:
-        special["tokenizer.ggml.eos_token_id"] = end
-    add_bos = settings.get("add_bos_token")
-    if not isinstance(add_bos, bool):
-        add_bos = original.encode("a").ids[:1] == [special.get("tokenizer.ggml.bos_token_id")]
-    template = _chat_template(settings, directory)
+        kind = _byte_level(path, source, original.backend, patterns)
+    template = _chat_template(original.settings, directory)
+    before, after = original.around(PROBE)
+    if len(before) > 1 or len(after) > 1:
+        raise UnsupportedError(f"{path}: puts {len(before)} tokens before a text, {len(after)} after; GGUF holds one")
+    special = _special_ids(original, config, before, after)
+    special |= _stop_keys(special, _stop_ids(directory, config), len(tokens))
+    _check_used(original, {*before, *after}, template, len(tokens))
     return {
         **kind,
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": np.array(types, np.int32),
-        **special,
-        "tokenizer.ggml.add_bos_token": add_bos,
-        **({"tokenizer.ggml.add_eos_token": True} if end is not None else {}),
+        **{f"tokenizer.ggml.{key}": value for key, value in special.items() if np.all(np.less(value, len(tokens)))},
+        "tokenizer.ggml.add_bos_token": bool(before),
+        **({"tokenizer.ggml.add_eos_token": True} if after else {}),
         **({"tokenizer.chat_template": template} if template else {}),
     }
 
 
-def _tokens(
-    path: Path, source: Mapping[str, Any], config: Mapping[str, Any], sentence_piece: bool
-) -> tuple[list[str], list[int]]:
-    """Tokens and their types, by id; ids without a token become unused fillers, as in other converters."""
-    model, added = source["model"], {t["content"]: t for t in source.get("added_tokens") or []}
-    ids: dict[str, int] = model["vocab"] | {content: t["id"] for content, t in added.items()}
-    size = max(int(config.get("vocab_size", 0)), max(ids.values(), default=-1) + 1)
-    if not 0 < size <= MAX_TOKENS or min(ids.values()) < 0:
-        raise FormatError(f"{path}: token ids from {min(ids.values(), default=0)} to {size - 1}")
+def _check_flags(original: AutoTokenizer) -> None:
+    """UnsupportedError for an added token that takes the spaces around it, or is none inside a word."""
+    for token in original.added.values():
+        for flag in ("lstrip", "rstrip", "single_word"):
+            if getattr(token, flag):
+                raise UnsupportedError(f"{original.path}: {quoted(token.content)} is an added token with {flag}, "
+                                       "which GGUF cannot express")  # fmt: skip
+
+
+def _check_used(original: AutoTokenizer, around: set[int], template: str | None, rows: int) -> None:
+    """UnsupportedError where a token beyond the embedding is put around a text, or named by the chat template."""
+    names = {content: key for key, content in original.named.items()}
+    for id, token in original.added.items():
+        if id < rows:
+            continue
+        words = [token.content] + ([names[token.content]] if token.content in names else [])
+        if id in around or any(word in (template or "") for word in words):
+            raise UnsupportedError(
+                f"{original.path}: {quoted(token.content)} is used and has the id {id}, "
+                f"but the embedding has only {rows} rows"
+            )
+
+
+def _tokens(original: AutoTokenizer, rows: int | None, sentence_piece: bool) -> tuple[list[str], list[int]]:
+    """Tokens and their types, by id; ids without a token become unused fillers, as in other converters.
+
+    Added tokens beyond the embedding's rows are left out.
+    """
+    path, model = original.path, original.source["model"]
+    added = {token.content: (id, token) for id, token in original.added.items()}
+    ids: dict[str, int] = model["vocab"] | {content: id for content, (id, _) in added.items()}
+    size = rows or max(ids.values(), default=-1) + 1
+    if not 0 < size <= MAX_TOKENS:
+        raise FormatError(f"{path}: {size} tokens; expected 1 to {MAX_TOKENS}")
     tokens, types = [f"[PAD{id}]" for id in range(size)], [UNUSED] * size
+    unknown = {model.get("unk_token"), original.named.get("unk_token")}
     for token, id in ids.items():
+        if id >= size:
+            if token in added:
+                continue
+            raise FormatError(f"{path}: {quoted(token)} has the id {id}, but the embedding has only {size} rows")
         if types[id] != UNUSED:
-            raise FormatError(f"{path}: {token!r} and {tokens[id]!r} share the id {id}")
+            raise FormatError(f"{path}: {quoted(token)} and {quoted(tokens[id])} share the id {id}")
         tokens[id], types[id] = token, NORMAL
-        if sentence_piece and token == model.get("unk_token"):
+        if sentence_piece and token in unknown:
             types[id] = UNKNOWN
         elif token in added:
-            types[id] = CONTROL if added[token]["special"] else USER_DEFINED
+            special = added[token][1].special or token in original.named.values()
+            types[id] = CONTROL if special else USER_DEFINED
         elif sentence_piece and BYTE_TOKEN.fullmatch(token):
             types[id] = BYTE
     return tokens, types
@@ -128,7 +174,7 @@ def _patterns(path: Path, source: Mapping[str, Any]) -> tuple[str, ...] | None:
         elif step["type"] == "ByteLevel" and not step["add_prefix_space"]:
             patterns += [GPT2] if step.get("use_regex", True) else []
         else:
-            raise UnsupportedError(f"{path}: the pre-tokenizer step {json.dumps(step)} has no GGUF name")
+            raise UnsupportedError(f"{path}: the pre-tokenizer step {quoted(json.dumps(step))} has no GGUF name")
     return tuple(patterns)
 
 
@@ -139,7 +185,9 @@ def _byte_level(path: Path, source: Mapping[str, Any], original: Backend, patter
     wanted = (patterns, normalizer)
     pre = next((n for n, w in WORDS.items() if (w.patterns, "NFC" if w.nfc else None) == wanted), None)
     if pre is None:
-        raise UnsupportedError(f"{path}: no GGUF name for the pre-tokenizer {patterns}, normalizer {normalizer}")
+        raise UnsupportedError(
+            f"{path}: no GGUF name for the pre-tokenizer {quoted(patterns)}, normalizer {normalizer}"
+        )
     if WORDS[pre].ignore_merges != ignores and not _merges_reach_all(source, original):
         raise UnsupportedError(f"{path}: no GGUF name for {pre} with ignore_merges={str(ignores).lower()}")
     return {
@@ -187,80 +235,76 @@ def _pairs(source: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _special_ids(
-    settings: Mapping[str, Any], config: Mapping[str, Any], generation: Mapping[str, Any], original: Backend
-) -> dict[str, int]:
-    """Keys of special tokens: by the names of tokenizer_config.json, else by the ids of config.json.
-
-    Where generation_config.json has several end tokens, the first that is not the usual one ends a turn.
-    """
-    found: dict[str, int] = {}
+    original: AutoTokenizer, config: Mapping[str, Any], before: list[int], after: list[int]
+) -> dict[str, Any]:
+    """Keys of special tokens: those around a text, those that the tokenizer names, else those of config.json."""
+    found: dict[str, Any] = {}
     for key, name in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):
-        token = settings.get(f"{key}_token")
-        token = token.get("content") if isinstance(token, dict) else token
-        id = original.token_to_id(token) if isinstance(token, str) else _first(config.get(f"{key}_token_id"))
-        if isinstance(id, int) and 0 <= id < original.get_vocab_size():
-            found[f"tokenizer.ggml.{name}_token_id"] = id
-    stops, eos = generation.get("eos_token_id"), found.get("tokenizer.ggml.eos_token_id")
-    others = [id for id in stops if id != eos] if isinstance(stops, list) else []
-    if others:
-        found["tokenizer.ggml.eot_token_id"] = int(others[0])
-    return found
+        named = original.named.get(f"{key}_token")
+        id = config.get(f"{key}_token_id") if named is None else original.backend.token_to_id(named)
+        if type(id) is int and id >= 0:
+            found[f"{name}_token_id"] = id
+    bos = original.named.get("bos_token")
+    if before and bos is not None and found["bos_token_id"] != before[0]:
+        raise UnsupportedError(f"{original.path}: puts token {before[0]} before a text; bos_token is {quoted(bos)}")
+    around = {"bos_token_id": before, "eos_token_id": after}
+    return found | {key: ids[0] for key, ids in around.items() if ids}
 
 
-def _appended(original: Backend) -> int | None:
-    """Id of the special token that the tokenizer appends to a text, as in embedding models; None without one."""
-    ids = original.encode("a").ids
-    special = {id for id, token in original.get_added_tokens_decoder().items() if token.special}
-    return ids[-1] if len(ids) > 1 and ids[-1] in special else None
+def _stop_ids(directory: Path, config: Mapping[str, Any]) -> list[int]:
+    """The ids that end a text, of generation_config.json, else of config.json: one number or a list."""
+    generation = read_object(directory / "generation_config.json") or {}
+    name, value = "generation_config.json", generation.get("eos_token_id")
+    if value is None:
+        name, value = "config.json", config.get("eos_token_id")
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if any(type(id) is not int for id in ids):
+        raise FormatError(f"{directory / name}: eos_token_id is {quoted(value)}; expected an id or a list of ids")
+    return ids
 
 
-def _first(id: Any) -> Any:
-    return id[0] if isinstance(id, list) and id else id
+def _stop_keys(special: Mapping[str, Any], stops: list[int], rows: int) -> dict[str, Any]:
+    """Keys of the tokens that end a text: one each of three kinds, and all of them in a list where there are several.
+
+    Ids without a row of the embedding never come.
+    """
+    named = special.get("eos_token_id", -1)
+    ids = [id for id in dict.fromkeys([named, *stops]) if 0 <= id < rows]
+    keys: dict[str, Any] = dict(zip(("eos_token_id", "eot_token_id", "eom_token_id"), ids, strict=False))
+    return keys | ({"eos_token_ids": np.array(ids, np.int32)} if len(ids) > 1 else {})
 
 
 def _chat_template(settings: Mapping[str, Any], directory: Path) -> str | None:
     """The Jinja text, from its own file or from tokenizer_config.json (of several, the default one)."""
-    path = directory / "chat_template.jinja"
-    if path.exists():
-        return path.read_text(encoding="utf-8")
+    own = read_text(directory / "chat_template.jinja")
+    if own is not None:
+        return own
     template = settings.get("chat_template")
     if isinstance(template, list):
         template = {t["name"]: t["template"] for t in template}.get("default")
     return template if isinstance(template, str) else None
 
 
-def _prove(path: Path, original: Backend, keys: Mapping[str, Any]) -> None:
-    """UnsupportedError unless the keys encode the probe, and text around special tokens, as the original does.
+def _prove(original: AutoTokenizer, keys: Mapping[str, Any], beyond: set[int]) -> None:
+    """UnsupportedError unless the keys encode the probe, and text around added tokens, as the original does.
 
-    SentencePiece is not tried around special tokens: versions of one tokenizer differ in whether a space precedes the
-    text after them. Here it does, as in llama.cpp.
+    SentencePiece is not tried around added tokens: versions of one tokenizer differ in whether a space precedes the
+    text after them. Here it does, as in llama.cpp. beyond: ids of tokens that are left out.
     """
+    path, backend = original.path, original.backend
     try:
         tokenizer = Tokenizer.from_metadata(keys)
     except BitgenError as error:
         raise type(error)(f"{path}: {error}") from None
     texts = [PROBE, PROBE.lower()]
     if keys["tokenizer.ggml.model"] == "gpt2":
-        added = [token.content for token in original.get_added_tokens_decoder().values()]
-        texts += [f"Once upon {token} a{token}time" for token in added[:64]]
+        added = [token.content for id, token in original.added.items() if id not in beyond]
+        texts += [f"Once upon {token} a{token}time" for token in added]
     for text in texts:
-        wanted = original.encode(text, add_special_tokens=False).ids
+        wanted = backend.encode(text, add_special_tokens=False).ids
         given = tokenizer.encode(text, add_bos=False)
         if wanted != given:
             pairs = enumerate(zip(wanted, given, strict=False))
             at = next((i for i, (a, b) in pairs if a != b), min(len(wanted), len(given)))
-            near = original.decode(wanted[at : at + 4])
-            raise UnsupportedError(f"{path}: GGUF cannot express this tokenizer: it differs at {near!r}")
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    """A JSON object from a file, or None where there is no file."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: cannot be read as JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise FormatError(f"{path}: not a JSON object")
-    return values
+            near = quoted(backend.decode(wanted[at : at + 4]))
+            raise UnsupportedError(f"{path}: GGUF cannot express this tokenizer: it differs at {near}")

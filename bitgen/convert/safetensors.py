@@ -6,7 +6,6 @@ whole shards, whose pages then count as this process's memory. Here rows of a te
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bitgen.checkpoints.checkpoint import ALL, widen_bf16
-from bitgen.errors import FormatError
+from bitgen.convert.json_files import parse_object, read_object
+from bitgen.errors import FormatError, UnsupportedError, quoted
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
@@ -30,6 +30,10 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "I64": np.dtype("<i8"),
 }
 """Types as the header spells them -> types of the bytes on disk."""
+
+LONGEST_HEADER = 100_000_000
+"""Bytes that the format allows a header."""
+MOST_DIMENSIONS = 8
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -45,6 +49,11 @@ class StoredTensor:
     shape: tuple[int, ...]
     offset: int
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole tensor."""
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+
     def read(self, rows: slice = ALL) -> npt.NDArray[Any]:
         """Rows of the tensor (of a scalar, its value), bfloat16 as float32, everything else as stored."""
         dtype, row = DTYPES[self.dtype], math.prod(self.shape[1:])
@@ -58,12 +67,13 @@ class StoredTensor:
 
 
 def open_directory(directory: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a model directory: of `model.safetensors`, or of the shards that its index names."""
-    index = directory / INDEX
-    if index.is_file():
-        return _open_shards(index)
+    """Every tensor of a model directory: of `model.safetensors`, which comes first, or of the shards of its index."""
     if (directory / SINGLE).is_file():
         return open_file(directory / SINGLE)
+    index = directory / INDEX
+    entries = read_object(index)
+    if entries is not None:
+        return _open_shards(index, entries)
     hint = ""
     if any(directory.glob("*.bin")):
         hint = "; it holds pickled PyTorch weights (*.bin): save the model with safe_serialization=True first"
@@ -71,24 +81,41 @@ def open_directory(directory: Path) -> dict[str, StoredTensor]:
 
 
 def open_file(path: Path) -> dict[str, StoredTensor]:
-    """Every tensor of one file, from its header; every range is checked against the file's size."""
+    """Every tensor of one file, from its header. Their ranges must fill the file, one after the other.
+
+    FormatError: the file is broken. UnsupportedError: a tensor's type is none of DTYPES.
+    """
     header, data_start, size = _header(path)
-    tensors = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        try:
-            dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-            itemsize = DTYPES[dtype].itemsize
-            ints = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
-        except (KeyError, TypeError, ValueError):
-            raise FormatError(f"{path}: tensor {name}: header entry {entry!r} is not understood") from None
-        if not ints or end - begin != math.prod(shape) * itemsize:
-            raise FormatError(f"{path}: tensor {name}: {dtype} {list(shape)} does not fill [{begin}, {end})")
-        if data_start + end > size:
-            raise FormatError(f"{path}: cut short inside the tensor {name}; download the file again")
-        tensors[name] = StoredTensor(name, path, dtype, shape, data_start + begin)
-    return tensors
+    header.pop("__metadata__", None)
+    tensors = [_entry(path, name, entry, data_start) for name, entry in header.items()]
+    at = data_start
+    for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.nbytes)):
+        if tensor.offset != at:
+            raise FormatError(f"{path}: the tensor {quoted(tensor.name)} does not begin where the one before it ends")
+        at += tensor.nbytes
+    if at > size:
+        raise FormatError(f"{path}: cut short inside its tensors; download the file again")
+    if at < size:
+        raise FormatError(f"{path}: {size - at} bytes after the last tensor belong to none")
+    return {tensor.name: tensor for tensor in tensors}
+
+
+def _entry(path: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
+    """A tensor of the header, whose shape fits its range of bytes."""
+    where = f"{path}: tensor {quoted(name)}"
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+    except (KeyError, TypeError, ValueError):
+        raise FormatError(f"{where}: header entry {quoted(entry)} is not understood") from None
+    counts = all(type(n) is int and 0 <= n < 1 << 63 for n in (*shape, begin, end))
+    if not isinstance(dtype, str) or not counts or len(shape) > MOST_DIMENSIONS:
+        raise FormatError(f"{where}: header entry {quoted(entry)} is not understood")
+    if dtype not in DTYPES:
+        raise UnsupportedError(f"{where} is of type {quoted(dtype)}; known: {', '.join(DTYPES)}")
+    tensor = StoredTensor(name, path, dtype, shape, data_start + begin)
+    if end - begin != tensor.nbytes:
+        raise FormatError(f"{where}: {dtype} {quoted(list(shape))} does not fill [{begin}, {end})")
+    return tensor
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int, int]:
@@ -96,31 +123,31 @@ def _header(path: Path) -> tuple[dict[str, Any], int, int]:
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if 8 + length > size:
+        if 8 + length > size or length > LONGEST_HEADER:
             raise FormatError(f"{path}: not a safetensors file, or cut short inside its header")
         try:
-            header = json.loads(file.read(length))
-        except (ValueError, RecursionError):
-            raise FormatError(f"{path}: the safetensors header is not JSON") from None
-    if not isinstance(header, dict):
-        raise FormatError(f"{path}: the safetensors header is not a JSON object")
-    return header, 8 + length, size
+            header = file.read(length).decode()
+        except UnicodeDecodeError:
+            raise FormatError(f"{path}: the safetensors header is not UTF-8") from None
+    return parse_object(header, f"{path}: the safetensors header"), 8 + length, size
 
 
-def _open_shards(index: Path) -> dict[str, StoredTensor]:
-    """Every tensor of an index, in the shards beside it."""
-    try:
-        entries = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        weight_map = {str(name): str(file) for name, file in entries.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise FormatError(f"{index}: no usable weight_map") from None
-    shards: dict[str, dict[str, StoredTensor]] = {}
+def _open_shards(index: Path, entries: dict[str, Any]) -> dict[str, StoredTensor]:
+    """Every tensor of the shards that an index names, its own list of tensors being a part of them."""
+    weight_map = entries.get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise FormatError(f"{index}: no usable weight_map")
+    tensors: dict[str, StoredTensor] = {}
+    beside = {path.name for path in index.parent.iterdir() if path.is_file()}
     for file in sorted(set(weight_map.values())):
-        path = index.parent / file
-        if Path(file).name != file or not path.is_file():
-            raise FormatError(f"{index}: names the shard {file!r}, which is not beside it; download it too")
-        shards[file] = open_file(path)
+        if file not in beside:
+            raise FormatError(f"{index}: names the shard {quoted(file)}, which is not beside it; download it too")
+        shard = open_file(index.parent / file)
+        twice = next((name for name in shard if name in tensors), None)
+        if twice is not None:
+            raise FormatError(f"{index}: {tensors[twice].path.name} and {file} both hold the tensor {quoted(twice)}")
+        tensors |= shard
     for name, file in weight_map.items():
-        if name not in shards[file]:
-            raise FormatError(f"{index}: {file} does not hold the tensor {name}")
-    return {name: shards[file][name] for name, file in weight_map.items()}
+        if name not in tensors or tensors[name].path.name != file:
+            raise FormatError(f"{index}: {file} does not hold the tensor {quoted(name)}")
+    return tensors

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import bitgen
@@ -15,6 +16,7 @@ from bitgen.errors import BitgenError, UnsupportedError
 from bitgen.gguf.reader import GgufCheckpoint, read_gguf
 from bitgen.gguf.writer import write_gguf
 from bitgen.spec import Progress
+from bitgen.text.tokenizer import Tokenizer
 
 HUB = "hf:"
 Source = HfCheckpoint | GgufCheckpoint
@@ -28,14 +30,31 @@ def convert(
 ) -> None:
     """Write a source as a GGUF file with matrices of `type`, one of them in memory at a time.
 
-    source: a checkpoint, or what `open_source` takes. An interrupted conversion leaves a part file, and the same call
+    source: a checkpoint, or what `open_source` takes. What bitgen itself would not open is not written: its sentence is
+    the BitgenError. An interrupted conversion leaves a part file, and the same call
     goes on from there if the source's files and bitgen's version are the same.
     """
     checkpoint = open_source(str(source)) if isinstance(source, str | Path) else source
     data.target(Path(out), _inputs(checkpoint))
     reading = "" if isinstance(checkpoint, HfCheckpoint) else f" {checkpoint.reading} {checkpoint.shape}"
     seen = [f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in checkpoint.files]
-    write_gguf(out, checkpoint, type, progress, identity=f"{bitgen.__version__} {seen}{reading}")
+    identity = f"{bitgen.__version__} {seen}{reading}"
+    write_gguf(out, checkpoint, type, progress, identity, check=lambda *parts: check_head(Path(out), *parts))
+
+
+def check_head(out: Path, head: bytes, tensor_bytes: int) -> None:
+    """BitgenError unless a file with this head is opened, and its tokenizer with it. Its tensors are a hole here."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / out.name
+        with path.open("wb") as file:
+            file.write(head)
+            file.truncate(len(head) + tensor_bytes)
+        try:
+            keys = read_gguf(path).metadata
+            if "tokenizer.ggml.model" in keys:
+                Tokenizer.from_metadata(keys)
+        except BitgenError as error:
+            raise type(error)(f"{out} is not written: {str(error).removeprefix(f'{path}: ')}") from None
 
 
 def _inputs(checkpoint: Source) -> Iterable[Path]:

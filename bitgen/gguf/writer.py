@@ -61,6 +61,7 @@ def write_gguf(
     type: str | None = None,
     progress: Progress | None = None,
     identity: str | None = None,
+    check: Callable[[bytes, int], None] | None = None,
 ) -> None:
     """Write a checkpoint as a GGUF file, one matrix in memory at a time. The file appears whole or not at all.
 
@@ -73,6 +74,7 @@ def write_gguf(
     identity: of the checkpoint's weights. Where it is given, an interrupted run leaves what it wrote (part_file.py),
     and the next run with the same metadata, type and identity goes on from there.
     progress: called with (bytes done, bytes in all).
+    check: called with the file's head and the bytes of its tensors, before anything is written.
 
     UnsupportedError: the type or the architecture cannot express the shape. FormatError: weights are not ternary or
     not finite.
@@ -83,6 +85,8 @@ def write_gguf(
         raise UnsupportedError(f"unknown file type {type!r}; known: {', '.join(FILE_TYPES)}")
     entries = tensor_table(checkpoint.shape, type, _dense_types(checkpoint))
     start = head(key_values(checkpoint, FILE_TYPES[type].file_type), entries)
+    if check is not None:
+        check(start, sum(aligned(entry.nbytes) for entry in entries))
     if identity is not None:
         identity = hashlib.sha256(start + identity.encode()).hexdigest()
     try:

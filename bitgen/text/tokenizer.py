@@ -30,8 +30,20 @@ SPACE, BYTE_TOKEN = "▁", re.compile("<0x([0-9A-Fa-f]{2})>")
 """How SentencePiece spells a space, and a byte that is in no piece."""
 MOST_SPECIALS = 1 << 20
 """Characters of all tokens that are found in a text before it is cut: a hundred times what models have."""
-STOP_WORDS = ("<|eot_id|>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "<|eom_id|>", "</s>")
-"""Control tokens that end a turn, whatever the file says of them."""
+STOP_WORDS = (
+    "<|eot_id|>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "<|eom_id|>", "</s>", "<eos>", "<end_of_turn>",
+    "<turn|>", "<|tool_response>", "<end_of_utterance>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<｜end▁of▁sentence｜>",
+    "<|end|>", "<|return|>", "<|call|>", "<|calls|>", "<|flush|>",
+)  # fmt: skip
+"""Control and user-defined tokens that end a turn, whatever the file says of them: those that llama.cpp knows."""
+NO_STOPS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("<|end|>", ("<|return|>", "<|call|>")),
+    ("<|end|>", ("<|return|>", "<|calls|>")),
+    ("<|end|>", ("<|flush|>", "<|call|>")),
+    ("<|end|>", ("<|flush|>", "<|calls|>")),
+    ("</s>", ("<|tool_response>",)),
+)
+"""Word that ends no turn -> in a vocabulary that has these, where it only ends a part of one."""
 
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
@@ -116,8 +128,9 @@ class Tokenizer:
     def stop_ids(self) -> frozenset[int]:
         """Ids after which a model has nothing more to say."""
         v = self.vocabulary
-        words = {v.ids[word] for word in STOP_WORDS if word in v.ids and v.types[v.ids[word]] == CONTROL}
-        return frozenset(words | {id for id in (self.eos, self.eot) if id is not None})
+        words = {w for w in STOP_WORDS if w in v.ids and v.types[v.ids[w]] in (CONTROL, USER_DEFINED)}
+        words -= {word for word, beside in NO_STOPS if words.issuperset(beside)}
+        return frozenset(v.stops | {v.ids[word] for word in words})
 
     def encode(self, text: str, add_bos: bool | None = None, parse_special: bool = True) -> list[int]:
         """Ids of a text.
@@ -192,6 +205,7 @@ class Vocabulary:
         self.types = self._numbers("token_type", np.full(len(self.tokens), NORMAL), "iu").tolist()
         self.ids = self._ids()
         self.bos, self.eos, self.eot = (self._id(f"{name}_token_id") for name in ("bos", "eos", "eot"))
+        self.stops = {id for id in (self.eos, self.eot, self._id("eom_token_id")) if id is not None} | self._stops()
         self.words = self._words() if self.model == "gpt2" else None
         self.add_bos = bool(self._key("add_bos_token", bool, self.words.add_bos if self.words else True))
         self.add_eos = bool(self._key("add_eos_token", bool, False))
@@ -313,6 +327,15 @@ class Vocabulary:
         if not 0 <= id < len(self.tokens):
             raise FormatError(f"tokenizer.ggml.{name} is {id}, beyond the {len(self.tokens)} tokens")
         return int(id)
+
+    def _stops(self) -> set[int]:
+        """The ids of eos_token_ids, a list that some files have for end tokens beyond the three of their own keys."""
+        ids = self._metadata.get("tokenizer.ggml.eos_token_ids", [])
+        if not isinstance(ids, list | np.ndarray) or not all(isinstance(id, int | np.integer) for id in ids):
+            raise FormatError("tokenizer.ggml.eos_token_ids is not a list of ids")
+        if any(not 0 <= id < len(self.tokens) for id in ids):
+            raise FormatError(f"tokenizer.ggml.eos_token_ids has an id beyond the {len(self.tokens)} tokens")
+        return {int(id) for id in ids}
 
     def _numbers(self, name: str, default: Any, kinds: str) -> npt.NDArray[Any]:
         """An array with one finite number per token."""

@@ -253,6 +253,36 @@ def test_an_embedding_model(tmp_path: Path) -> None:
         _ = HfCheckpoint(directory).metadata
 
 
+def test_what_bitgen_would_not_open_is_not_written(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own reader has the last word, before any weight is read; what was there stays."""
+    checkpoint = HfCheckpoint(directory)
+    read = reads(checkpoint, monkeypatch)
+    keys = dict(checkpoint.metadata)
+    (tmp_path / "m.gguf").write_bytes(b"before")
+    for wrong, message in (
+        ({"tokenizer.ggml.tokens": [*keys["tokenizer.ggml.tokens"], "more"]}, f"{VOCAB + 1} tokens, but token_embd"),
+        ({"tokenizer.ggml.pre": "of another model"}, "tokenizer.ggml.pre is 'of another model'"),
+    ):
+        monkeypatch.setitem(vars(checkpoint), "metadata", keys | wrong)
+        with pytest.raises(BitgenError, match=rf"m\.gguf is not written: {message}"):
+            convert(checkpoint, tmp_path / "m.gguf")
+    assert not read and (tmp_path / "m.gguf").read_bytes() == b"before"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.gguf", "model"]
+
+
+def test_left_out_tokens_are_named(directory: Path, tmp_path: Path) -> None:
+    """A file whose tokenizer has more tokens than the embedding has rows is written, and runs."""
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    tokenizer.add_special_tokens(["<image_soft_token>"])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    checkpoint = HfCheckpoint(directory)
+    assert "left out '<image_soft_token>'" in str(checkpoint.warning)
+    convert(checkpoint, tmp_path / "m.gguf")
+    assert len(read_gguf(tmp_path / "m.gguf").metadata["tokenizer.ggml.tokens"]) == VOCAB
+
+
 def test_a_failed_conversion_leaves_no_file(directory: Path, tmp_path: Path) -> None:
     edit_tensors(directory, lambda t: t["model.norm.weight"].fill_(float("nan")))
     with pytest.raises(FormatError, match=r"model\.norm\.weight holds NaN"):

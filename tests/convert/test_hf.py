@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from safetensors.torch import load_file  # noqa: E402
 
 from bitgen.checkpoints.checkpoint import widen_bf16  # noqa: E402
 from bitgen.convert import HfCheckpoint, convert  # noqa: E402
+from bitgen.convert.hf_config import FAMILIES  # noqa: E402
 from bitgen.errors import BitgenError, FormatError, UnsupportedError  # noqa: E402
 from bitgen.gguf.reader import read_gguf  # noqa: E402
 
@@ -115,9 +117,83 @@ def test_what_may_lie_beside(directory: Path) -> None:
     """A copy of the tied head, and RoPE tables as old checkpoints store them, change nothing."""
     edit_tensors(
         directory,
-        lambda t: t.update({"lm_head.weight": torch.zeros(1), "x.rotary_emb.inv_freq": torch.ones(4)}),
+        lambda t: t.update(
+            {"lm_head.weight": t["model.embed_tokens.weight"].clone(), "x.rotary_emb.inv_freq": torch.ones(4)}
+        ),
     )
     assert HfCheckpoint(directory).shape.tied
+
+
+def test_a_tied_model_with_another_head_keeps_it(directory: Path, tmp_path: Path) -> None:
+    """As a merged adapter leaves it: one weight of the head differs, and the head is written."""
+
+    def add_head(tensors: dict[str, Any]) -> None:
+        head = tensors["model.embed_tokens.weight"].clone()
+        head[-1, -1] += 1 / 1024
+        tensors["lm_head.weight"] = head
+
+    edit_tensors(directory, add_head)
+    checkpoint = HfCheckpoint(directory)
+    assert not checkpoint.shape.tied
+    convert(directory, tmp_path / "m.gguf")
+    written = read_gguf(tmp_path / "m.gguf")
+    differ = written.dense("output.weight") != written.dense("token_embd.weight")
+    assert differ[-1, -1] and differ.sum() == 1
+
+
+def test_a_tied_model_may_have_its_embedding_as_the_head(directory: Path) -> None:
+    want = HfCheckpoint(directory).dense("token_embd.weight")
+    edit_tensors(directory, lambda t: t.update({"lm_head.weight": t.pop("model.embed_tokens.weight")}))
+    checkpoint = HfCheckpoint(directory)
+    assert checkpoint.shape.tied and (checkpoint.dense("token_embd.weight") == want).all()
+
+
+def differing(tensors: dict[str, Any]) -> None:
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + 1
+
+
+def equal(tensors: dict[str, Any]) -> None:
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+
+
+def alone(tensors: dict[str, Any]) -> None:
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+
+
+@pytest.mark.transformers
+@pytest.mark.parametrize("change", [differing, equal, alone])
+@pytest.mark.parametrize("tiny", [BITNET, replace(LLAMA, tied=True)], ids=["bitnet", "llama"])
+def test_heads_are_those_of_transformers(tiny: Any, change: Callable[..., None], tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    directory = hf_models.save(tiny, tmp_path)
+    edit_tensors(directory, change)
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    checkpoint = HfCheckpoint(directory)
+    head = "token_embd.weight" if checkpoint.shape.tied else "output.weight"
+    assert (checkpoint.dense("token_embd.weight") == model.model.embed_tokens.weight.detach().numpy()).all()
+    assert (checkpoint.dense(head) == model.lm_head.weight.detach().numpy()).all()
+
+
+@pytest.mark.transformers
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_absent_keys_have_the_value_of_transformers(architecture: str) -> None:
+    family = FAMILIES[architecture]
+    transformers = pytest.importorskip("transformers")
+    config = transformers.AutoConfig.for_model(family.model_type)
+    rope = config.rope_parameters
+    values = config.to_dict() | {
+        "rope_theta": rope.get("full_attention", rope).get("rope_theta"),
+        "rope_local_base_freq": rope.get("sliding_attention", {}).get("rope_theta"),
+        "sliding_window_pattern": getattr(config, "_sliding_window_pattern", None),
+    }
+    assert {key: values[key] for key in family.defaults} == family.defaults
+
+
+@pytest.mark.parametrize("dims", [(1,), (), (VOCAB, 64)])
+def test_a_head_of_another_shape_is_refused(directory: Path, dims: tuple[int, ...]) -> None:
+    edit_tensors(directory, lambda t: t.update({"lm_head.weight": torch.zeros(dims)}))
+    with pytest.raises(FormatError, match=r"lm_head\.weight is \["):
+        HfCheckpoint(directory)
 
 
 def test_bf16_is_widened_exactly() -> None:
@@ -127,15 +203,28 @@ def test_bf16_is_widened_exactly() -> None:
 
 # ---- what is refused ----
 
+NULL = hf_models.NULL
 REFUSED_CONFIG: dict[str, tuple[dict[str, Any], type[BitgenError], str]] = {
     "no architectures": ({"architectures": None}, FormatError, "architectures"),
     "two architectures": ({"architectures": ["A", "B"]}, FormatError, "architectures"),
     "unknown architecture": ({"architectures": ["GPT2LMHeadModel"]}, UnsupportedError, "'GPT2LMHeadModel'"),
     "unknown activation": ({"hidden_act": "gelu"}, UnsupportedError, "hidden_act is 'gelu'"),
-    "missing activation": ({"hidden_act": None}, FormatError, "hidden_act is missing"),
-    "missing size": ({"intermediate_size": None}, FormatError, "intermediate_size is missing"),
-    "missing theta": ({"rope_theta": None}, FormatError, "rope_theta is missing"),
-    "missing tie": ({"tie_word_embeddings": None}, FormatError, "tie_word_embeddings is missing"),
+    "null size": ({"intermediate_size": NULL}, FormatError, "intermediate_size is null"),
+    "null tie": ({"tie_word_embeddings": NULL}, FormatError, "tie_word_embeddings is null"),
+    "another model_type": ({"model_type": "qwen3"}, UnsupportedError, "model_type is 'qwen3'"),
+    "part of a head turns": ({"partial_rotary_factor": 0.5}, UnsupportedError, "partial_rotary_factor = 0.5"),
+    "weights elsewhere": ({"transformers_weights": "other.safetensors"}, UnsupportedError, "transformers_weights"),
+    "windows": ({"layer_types": ["sliding_attention"]}, UnsupportedError, "layer_types"),
+    "two ropes": (
+        {"rope_scaling": {"type": "linear", "factor": 1.0}, "rope_parameters": {"rope_theta": 1e4}},
+        UnsupportedError,
+        "rope_scaling and rope_parameters",
+    ),
+    "size of 5000 digits": ({"hidden_size": 10**4000}, FormatError, "hidden is 1000"),
+    "theta of 400 digits": ({"rope_theta": 10**400}, FormatError, "rope_theta is 1000"),
+    "theta is NaN": ({"rope_theta": float("nan")}, FormatError, "rope_theta is nan"),
+    "eps is text": ({"rms_norm_eps": "1e-5"}, FormatError, "norm_eps is '1e-5'"),
+    "a long text": ({"hidden_act": "x" * 10**6}, UnsupportedError, "hidden_act is 'xxx"),
     "size is text": ({"hidden_size": "128"}, FormatError, "hidden"),
     "size is zero": ({"num_hidden_layers": 0}, FormatError, "layers"),
     "size is true": ({"num_hidden_layers": True}, FormatError, "layers"),
@@ -170,7 +259,7 @@ def test_refused_config(case: tuple[dict[str, Any], type[BitgenError], str], dir
     edit_config(directory, **changes)
     with pytest.raises(kind, match=message) as caught:
         HfCheckpoint(directory)
-    assert "config.json" in str(caught.value)
+    assert "config.json" in str(caught.value) and len(str(caught.value)) < len(str(directory)) + 400
 
 
 @pytest.mark.parametrize("case", REFUSED_QUANTIZATION.values(), ids=REFUSED_QUANTIZATION)
@@ -242,10 +331,44 @@ def test_1bitllm_must_be_one_bit(tmp_path: Path) -> None:
         HfCheckpoint(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000], ids=["empty", "cut", "array", "deep"])
-def test_broken_config(directory: Path, text: str) -> None:
-    (directory / "config.json").write_text(text)
-    with pytest.raises(FormatError, match=r"config\.json"):
+BROKEN_JSON = {
+    "empty": b"",
+    "cut": b"{",
+    "array": b"[]",
+    "deep": b"[" * 100_000,
+    "not UTF-8": b'{"a": "\xff"}',
+    "UTF-16": '{"a": 1}'.encode("utf-16"),
+    "half a pair": b'{"a": "\\ud800"}',
+    "digits without end": b'{"a": ' + b"9" * 10_000 + b"}",
+}
+
+
+@pytest.mark.parametrize("content", BROKEN_JSON.values(), ids=BROKEN_JSON)
+@pytest.mark.parametrize(
+    "file",
+    [
+        "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "added_tokens.json",
+        "special_tokens_map.json", "1_Pooling/config.json",
+    ],
+)  # fmt: skip
+def test_broken_json(directory: Path, tmp_path: Path, file: str, content: bytes) -> None:
+    path = directory / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    with pytest.raises(FormatError, match=re.escape(file)) as caught:
+        convert(directory, tmp_path / "m.gguf")
+    assert len(str(caught.value)) < 400 and not (tmp_path / "m.gguf").exists()
+
+
+def test_a_folder_in_the_place_of_a_file(directory: Path, tmp_path: Path) -> None:
+    (directory / "added_tokens.json").mkdir()
+    with pytest.raises(FormatError, match=r"added_tokens\.json is not a file"):
+        convert(directory, tmp_path / "m.gguf")
+
+
+def test_an_adapter_is_not_ignored(directory: Path) -> None:
+    (directory / "adapter_config.json").write_text("{}")
+    with pytest.raises(UnsupportedError, match="merge it"):
         HfCheckpoint(directory)
 
 

@@ -24,10 +24,15 @@ from bitgen.gguf.reader import read_gguf  # noqa: E402
 REPO = "microsoft/bitnet-b1.58-2B-4T"  # the preset 2B4T's
 
 
+BESIDE = ("added_tokens.json", "special_tokens_map.json", "generation_config.json")
+
+
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[Hub]:
     folder = hf_models.save(BITNET, tmp_path / "there", shards=2)
     (folder / "README.md").write_text("a card")
+    for spaces, name in enumerate(BESIDE):
+        (folder / name).write_text("{" + " " * spaces + "}")  # files of one content would be fetched once
     (folder / "pytorch_model.bin").write_bytes(b"pickled")
     (folder / "original").mkdir()
     (folder / "original" / "model.safetensors").write_bytes(b"another")
@@ -50,7 +55,7 @@ def test_a_model_is_downloaded_and_converted(hub: Hub, tmp_path: Path, source: s
     assert run.returncode == 0, run.stderr
     assert hub.fetched() == {
         *(f"model-0000{i}-of-00002.safetensors" for i in (1, 2)),
-        *("model.safetensors.index.json", "config.json", "tokenizer.json", "tokenizer_config.json"),
+        *("model.safetensors.index.json", "config.json", "tokenizer.json", "tokenizer_config.json", *BESIDE),
     }
     written, want = read_gguf(tmp_path / "m.gguf"), HfCheckpoint(hub.folder)
     assert written.metadata["general.name"] == "bitnet-b1.58-2B-4T"

@@ -242,11 +242,16 @@ TABLES = ("model.embed_tokens", "lm_head")
 ATTN_Q, GATE = "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.gate_proj"
 
 
+NULL = object()
+"""In edit_config: JSON's null."""
+
+
 def edit_config(directory: Path, **changes: Any) -> None:
-    """Set keys of config.json; None removes one."""
+    """Set keys of config.json; None removes one, NULL sets null."""
     path = directory / "config.json"
     config = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+    kept = {key: None if value is NULL else value for key, value in config.items() if value is not None}
+    path.write_text(json.dumps(kept))
 
 
 def edit_quantization(directory: Path, **changes: Any) -> None:

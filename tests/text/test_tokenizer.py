@@ -102,24 +102,72 @@ def test_keys_from_the_other_files_of_a_directory(tmp_path: Path) -> None:
     template = "{{ messages }}"
     (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 640, "bos_token_id": bos}))
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [eos, eot]}))
-    keys = metadata_from_hf(saved(tmp_path, original, chat_template=template, add_bos_token=True, bos_token=None))
+    keys = metadata_from_hf(saved(tmp_path, original, chat_template=template, bos_token=None))
     assert len(keys["tokenizer.ggml.tokens"]) == 640 and keys["tokenizer.ggml.tokens"][639] == "[PAD639]"
     assert keys["tokenizer.ggml.token_type"].tolist() == [1] * 600 + [3] * 3 + [5] * 37
     ids = [keys[f"tokenizer.ggml.{name}_token_id"] for name in ("bos", "eos", "eot")]
     assert ids == [bos, eos, eot]
     assert keys["tokenizer.chat_template"] == template
     tokenizer = Tokenizer.from_metadata(keys)
-    assert tokenizer.stop_ids == {eos, eot} and tokenizer.encode("a")[0] == bos
+    assert tokenizer.stop_ids == {eos, eot} and tokenizer.bos == bos
 
 
 def test_begin_of_text_is_added_where_the_original_adds_it(tmp_path: Path) -> None:
     original = byte_level()
-    assert not metadata_from_hf(saved(tmp_path, original))["tokenizer.ggml.add_bos_token"]
+    for key in (True, False):  # transformers 5 does not read it beside a tokenizer.json
+        assert not metadata_from_hf(saved(tmp_path, original, add_bos_token=key))["tokenizer.ggml.add_bos_token"]
     bos = original.token_to_id(SPECIALS[0])
     original.post_processor = processors.TemplateProcessing(
         single=f"{SPECIALS[0]} $A", special_tokens=[(SPECIALS[0], bos)]
     )
     assert metadata_from_hf(saved(tmp_path, original))["tokenizer.ggml.add_bos_token"]
+
+
+def vocabulary(words: dict[str, int], **keys: Any) -> Tokenizer:
+    """A byte-level tokenizer of these words, by their types, behind one normal token."""
+    return Tokenizer.from_metadata(
+        {
+            "tokenizer.ggml.model": "gpt2",
+            "tokenizer.ggml.pre": "gpt-2",
+            "tokenizer.ggml.tokens": ["a", *words],
+            "tokenizer.ggml.token_type": np.array([1, *words.values()], np.int32),
+            **{f"tokenizer.ggml.{key}": value for key, value in keys.items()},
+        }
+    )
+
+
+TURN_ENDS = (
+    "<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<eos>", "</s>", "<turn|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]",
+    "<|end|>", "<|return|>", "<|call|>", "<|calls|>", "<|flush|>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>",
+    "<end_of_utterance>", "<|tool_response>", "<｜end▁of▁sentence｜>",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("type", [3, 4])
+def test_words_that_end_a_turn(type: int) -> None:
+    """Whatever the file says, and whether the words are control tokens or user-defined."""
+    for word in TURN_ENDS:
+        assert vocabulary({word: type, "<other>": type}).stop_ids == {1}
+    assert vocabulary({"</s>": 1}).stop_ids == set()  # an ordinary token
+
+
+def test_words_that_end_only_a_part_of_a_turn() -> None:
+    """As in llama.cpp: <|end|> closes a message beside <|return|> and <|call|>, </s> nothing beside <|tool_response>."""
+    assert vocabulary({"<|end|>": 3, "<|return|>": 3, "<|call|>": 3}).stop_ids == {2, 3}
+    assert vocabulary({"<|end|>": 3, "<|flush|>": 3, "<|calls|>": 3}).stop_ids == {2, 3}
+    assert vocabulary({"<|end|>": 3, "<|return|>": 3}).stop_ids == {1, 2}
+    assert vocabulary({"</s>": 3, "<|tool_response>": 3}).stop_ids == {2}
+    assert vocabulary({"<|end|>": 3, "<|return|>": 3, "<|call|>": 3}, eos_token_id=1).stop_ids == {1, 2, 3}
+
+
+def test_end_tokens_that_the_file_lists() -> None:
+    words = {f"<{n}>": 3 for n in range(6)}
+    listed = np.array([4, 5, 6], np.int32)
+    tokenizer = vocabulary(words, eos_token_id=1, eot_token_id=2, eom_token_id=3, eos_token_ids=listed)
+    assert tokenizer.stop_ids == {1, 2, 3, 4, 5, 6}
+    for wrong in (7, [7], [-1], ["1"], np.array([0.5])):
+        with pytest.raises(FormatError, match="eos_token_ids"):
+            vocabulary(words, eos_token_ids=wrong)
 
 
 def change_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -139,7 +187,9 @@ def change_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
         (lambda j: j["model"].pop("vocab"), "cannot be read"),
         (lambda j: j["model"]["vocab"].update(extra=3), "share the id 3"),
         (lambda j: j["model"]["merges"].append(["q", "zz"]), "cannot be read"),
-        (lambda j: j["added_tokens"][0].update(lstrip=True), "it differs at"),
+        (lambda j: j["added_tokens"][0].update(lstrip=True), "'<|begin|>' is an added token with lstrip"),
+        (lambda j: j["added_tokens"][1].update(rstrip=True), "with rstrip"),
+        (lambda j: j["added_tokens"][2].update(single_word=True), "with single_word"),
     ],
 )
 def test_tokenizers_that_gguf_cannot_hold(tmp_path: Path, change: Callable, reason: str) -> None:
@@ -224,8 +274,9 @@ def test_sentencepiece_through_tokenizer_json(
     else:
         original.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
     original.add_special_tokens([AddedToken(s, normalized=False) for s in ("<unk>", "<s>", "</s>")])
+    original.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     original.save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": true}')
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": "</s>"}')
     tokenizer = Tokenizer.from_metadata(metadata_from_hf(tmp_path))
     assert tokenizer.stop_ids == {2} and tokenizer.add_bos
     for text in TEXTS:
