@@ -191,7 +191,7 @@ class Config:
                 raise UnsupportedError(f"{self.path}: {key} = {quoted(self.values[key])} is not supported")
         heads, hidden = self._get("num_attention_heads"), self._get("hidden_size")
         windows = ARCHITECTURES[family.gguf].windows
-        if not windows and any(kind != "full_attention" for kind in self.values.get("layer_types") or ()):
+        if not windows and set(self._layer_types() or ()) - {"full_attention"}:
             raise UnsupportedError(f"{self.path}: layer_types holds more than full_attention")
         values = {
             "name": self.path.resolve().parent.name.encode(errors="replace").decode(),
@@ -280,13 +280,20 @@ class Config:
             raise FormatError(f"{self.path}: query_pre_attn_scalar is {quoted(scalar)}; expected a number above 0")
         return 0.0 if scalar == self._get("head_dim") else float(str(np.float32(scalar**-0.5)))
 
+    def _layer_types(self) -> list[str] | None:
+        """What each layer attends to, where config.json says so."""
+        types = self.values.get("layer_types")
+        if types is None:
+            return None
+        if not isinstance(types, list) or any(kind not in ("sliding_attention", "full_attention") for kind in types):
+            raise UnsupportedError(f"{self.path}: layer_types holds more than sliding_attention and full_attention")
+        return types
+
     def _window(self) -> dict[str, Any]:
         """Fields of the shape about layers with a window; none where every layer is global."""
-        types, window = self.values.get("layer_types"), self._get("sliding_window")
+        types, window = self._layer_types(), self._get("sliding_window")
         if types is None:
             period = self._get("sliding_window_pattern")
-        elif not isinstance(types, list) or any(kind not in ("sliding_attention", "full_attention") for kind in types):
-            raise UnsupportedError(f"{self.path}: layer_types holds more than sliding_attention and full_attention")
         elif len(types) != self._get("num_hidden_layers"):
             raise FormatError(f"{self.path}: layer_types has {len(types)} entries, one for each layer is expected")
         else:

@@ -275,14 +275,19 @@ def _stop_keys(special: Mapping[str, Any], stops: list[int], rows: int) -> dict[
 
 
 def _chat_template(settings: Mapping[str, Any], directory: Path) -> str | None:
-    """The Jinja text, from its own file or from tokenizer_config.json (of several, the default one)."""
-    own = read_text(directory / "chat_template.jinja")
-    if own is not None:
-        return own
+    """The Jinja text, from a file of its own or from tokenizer_config.json (of several, the default one)."""
+    more = sorted((directory / "additional_chat_templates").glob("*.jinja"))
+    files = {path.stem: read_text(path) for path in more} | {"default": read_text(directory / "chat_template.jinja")}
+    if any(text is not None for text in files.values()):
+        return files["default"]
     template = settings.get("chat_template")
     if isinstance(template, list):
-        template = {t["name"]: t["template"] for t in template}.get("default")
-    return template if isinstance(template, str) else None
+        template = {entry["name"]: entry["template"] for entry in template}
+    if isinstance(template, dict):
+        template = template.get("default")
+    if not isinstance(template, str | None):
+        raise FormatError(f"{directory / 'tokenizer_config.json'}: chat_template is {shown(template)}, no text")
+    return template
 
 
 def _prove(original: AutoTokenizer, keys: Mapping[str, Any], beyond: set[int]) -> None:

@@ -230,6 +230,36 @@ def test_a_token_beyond_the_embedding_that_is_used_is_refused(case: tuple[str, A
         Vocabulary.read(directory, rows)
 
 
+# ---- chat templates ----
+
+TEMPLATES: dict[str, tuple[Files, dict[str, str]]] = {
+    "a text": (settings(chat_template="one"), {}),
+    "a list": (settings(chat_template=[{"name": n, "template": n} for n in ("tool_use", "default")]), {}),
+    "a list without a default": (settings(chat_template=[{"name": "tool_use", "template": "x"}]), {}),
+    "a file comes first": (settings(chat_template="one"), {"chat_template.jinja": "two"}),
+    "an empty file too": (settings(chat_template="one"), {"chat_template.jinja": ""}),
+    "others beside": (
+        settings(chat_template="one"),
+        {"chat_template.jinja": "two", "additional_chat_templates/rag.jinja": "x"},
+    ),
+    "others alone": (settings(chat_template="one"), {"additional_chat_templates/rag.jinja": "x"}),
+}
+
+
+@pytest.mark.transformers
+@pytest.mark.parametrize("case", TEMPLATES.values(), ids=TEMPLATES)
+def test_the_chat_template_is_that_of_transformers(case: tuple[Files, dict[str, str]], tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    files, texts = case
+    directory = folder(tmp_path, files)
+    for name, text in texts.items():
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_text(text)
+    want = transformers.AutoTokenizer.from_pretrained(directory).chat_template
+    want = want.get("default") if isinstance(want, dict) else want
+    assert metadata_from_hf(directory).get("tokenizer.chat_template") == (want or None)
+
+
 # ---- what is refused ----
 
 REFUSED: dict[str, tuple[Files, Callable[[Backend], None] | None, str]] = {
@@ -243,6 +273,8 @@ REFUSED: dict[str, tuple[Files, Callable[[Backend], None] | None, str]] = {
     "a flag is a text": (settings(added_tokens_decoder={"603": START | {"special": "no"}}), None, "not understood"),
     "an id is a text": ({"added_tokens.json": {"<img>": "603"}}, None, "added_tokens.json: the added tokens"),
     "an id is below 0": ({"added_tokens.json": {"<img>": -1}}, None, "added_tokens.json: the added tokens"),
+    "a template is a number": (settings(chat_template=3), None, "tokenizer_config.json: chat_template is 3, no text"),
+    "a template in a list": (settings(chat_template=[["x"]]), None, "not as expected"),
     "a name is a number": (settings(eos_token=3), None, "the special tokens are not understood"),
     "spaces go": (settings(added_tokens_decoder={"603": START | {"rstrip": True}}), None, "with rstrip"),
 }

@@ -214,6 +214,7 @@ REFUSED_CONFIG: dict[str, tuple[dict[str, Any], type[BitgenError], str]] = {
     "another model_type": ({"model_type": "qwen3"}, UnsupportedError, "model_type is 'qwen3'"),
     "part of a head turns": ({"partial_rotary_factor": 0.5}, UnsupportedError, "partial_rotary_factor = 0.5"),
     "weights elsewhere": ({"transformers_weights": "other.safetensors"}, UnsupportedError, "transformers_weights"),
+    "layers are a number": ({"layer_types": 1}, UnsupportedError, "layer_types"),
     "windows": ({"layer_types": ["sliding_attention"]}, UnsupportedError, "layer_types"),
     "two ropes": (
         {"rope_scaling": {"type": "linear", "factor": 1.0}, "rope_parameters": {"rope_theta": 1e4}},
