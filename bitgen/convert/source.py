@@ -45,14 +45,16 @@ def convert(
 def check_head(out: Path, head: bytes, tensor_bytes: int) -> None:
     """BitgenError unless a file with this head is opened, and its tokenizer with it. Its tensors are a hole here."""
     with TemporaryDirectory() as folder:
-        path = Path(folder) / out.name
-        with path.open("wb") as file:
-            file.write(head)
-            file.truncate(len(head) + tensor_bytes)
+        path = Path(folder) / "head.gguf"
         try:
+            with path.open("wb") as file:
+                file.write(head)
+                file.truncate(len(head) + tensor_bytes)
             keys = read_gguf(path).metadata
             if "tokenizer.ggml.model" in keys:
                 Tokenizer.from_metadata(keys)
+        except OSError as error:
+            raise BitgenError(f"{out} is not written: {folder} has no room for its head: {error.strerror}") from None
         except BitgenError as error:
             raise type(error)(f"{out} is not written: {str(error).removeprefix(f'{path}: ')}") from None
 
