@@ -286,7 +286,7 @@ def _chat_template(settings: Mapping[str, Any], directory: Path) -> str | None:
     if isinstance(template, dict):
         template = template.get("default")
     if not isinstance(template, str | None):
-        raise FormatError(f"{directory / 'tokenizer_config.json'}: chat_template is {shown(template)}, no text")
+        raise FormatError(f"{directory / 'tokenizer_config.json'}: chat_template is {quoted(template)}, no text")
     return template
 
 

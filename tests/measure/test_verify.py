@@ -64,9 +64,9 @@ def test_a_level_with_other_bits_is_noticed(best_level_only: None, monkeypatch: 
     """One scale in one format's packed file is off by one ulp: too little for anything but ==."""
     sections = pack._sections
 
-    def nudge(checkpoint: Any, lookup: Any, head: Any) -> Any:
+    def nudge(checkpoint: Any, lookup: Any, head: Any, dense: Any) -> Any:
         change = lookup.matrices["o"].layout.format in ("tl1", "tl2")
-        for section in sections(checkpoint, lookup, head):
+        for section in sections(checkpoint, lookup, head, dense):
             if change and isinstance(section, list) and sum(piece.size for piece in section) == 8:  # a layer's scales
                 section, change = [np.nextafter(section[0], np.float32(np.inf)), *section[1:]], False
             yield section

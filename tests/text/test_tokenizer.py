@@ -152,7 +152,7 @@ def test_words_that_end_a_turn(type: int) -> None:
 
 
 def test_words_that_end_only_a_part_of_a_turn() -> None:
-    """As in llama.cpp: <|end|> beside <|return|> and <|call|> closes a message only."""
+    """As in llama.cpp: <|end|> ends a message beside <|return|> and <|call|>, </s> none beside <|tool_response>."""
     assert vocabulary({"<|end|>": 3, "<|return|>": 3, "<|call|>": 3}).stop_ids == {2, 3}
     assert vocabulary({"<|end|>": 3, "<|flush|>": 3, "<|calls|>": 3}).stop_ids == {2, 3}
     assert vocabulary({"<|end|>": 3, "<|return|>": 3}).stop_ids == {1, 2}
