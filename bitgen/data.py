@@ -1,17 +1,19 @@
-"""Where files are that are not Python, those that ship and those in the cache, and how a new one appears."""
+"""Where files are that are not Python, those that ship and those in the cache, and how a new one appears (store.py)."""
 
 from __future__ import annotations
 
+import hashlib
 import os
-import secrets
 import stat
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import platformdirs
 
+from bitgen import store
 from bitgen.errors import BitgenError, FormatError
 
 Folder = Literal["templates", "presets", "runtime", "models"]
@@ -20,6 +22,8 @@ _PACKAGE = Path(__file__).resolve().parent
 
 SHIPPED = "stories"
 """The model that ships with bitgen."""
+WAITING = "waiting for another process"
+"""The stage that listeners are told of while another thread or process makes what is needed."""
 
 
 def folder(name: Folder) -> Path:
@@ -45,7 +49,18 @@ def shipped_path() -> Path:
 
 def cache_root() -> Path:
     """Where builds, packed models and plans are cached; BITGEN_CACHE overrides."""
-    return Path(os.environ.get("BITGEN_CACHE") or platformdirs.user_cache_dir("bitgen"))
+    try:
+        return Path(os.environ.get("BITGEN_CACHE") or platformdirs.user_cache_dir("bitgen"))
+    except RuntimeError:
+        raise BitgenError("this user has no home folder to keep a cache in: set BITGEN_CACHE to a folder") from None
+
+
+def cached(kind: str) -> Path:
+    """A folder of the cache, like "packed"; BitgenError where others may write: what is in there is trusted."""
+    root = cache_root()
+    store.make_private(root)
+    store.make_private(root / kind)
+    return root / kind
 
 
 def regular(path: Path) -> Path:
@@ -89,29 +104,44 @@ def _followed(path: Path) -> Path:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; the file written there takes its place when the context ends without an error.
+def replacing(path: Path, *, parents: bool = False) -> Iterator[Path]:
+    """A path in a work folder beside `path`; what is written there takes its place if the context ends without error.
 
     A link at `path` stays, and what it points to is replaced (`target`). The temporary name cannot be foreseen.
     Readers see the old file or the whole new one, also after a power cut. Any error or interrupt removes the temporary
-    file and leaves `path` as it was; an OSError becomes a BitgenError that says what to do.
+    file and leaves `path` as it was, and what a killed process left is removed by the next writer; an OSError becomes a
+    BitgenError that says what to do. parents: make the folder that `path` is in.
     """
     place = target(path)
-    part = place.with_name(f".{place.name}.{secrets.token_hex(4)}.part")
     try:
-        yield part
-        publish(part, place)
+        if parents:
+            place.parent.mkdir(parents=True, exist_ok=True)
+        with store.work_folder(place.parent) as work:
+            yield work / "part"
+            store.publish(work / "part", place)
     except OSError as error:
-        cached = path.is_relative_to(cache_root())
-        advice = "set BITGEN_CACHE to a folder with room" if cached else "choose another folder"
+        is_cached = path.is_relative_to(cache_root())
+        advice = "set BITGEN_CACHE to a folder with room" if is_cached else "choose another folder"
         raise BitgenError(f"cannot write {path}: {error.strerror}; free some space or {advice}") from error
-    finally:
-        with suppress(OSError):
-            part.unlink()
 
 
-def publish(part: Path, path: Path) -> None:
-    """Rename a finished file to `path`, once its bytes are on the disk."""
-    with part.open("r+b") as file:
-        os.fsync(file.fileno())
-    part.replace(path)
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder among the system's temporary files, removed in the end, or after a kill by the next run."""
+    with store.work_folder(Path(tempfile.gettempdir())) as work:
+        yield work
+
+
+def once(path: Path, is_sound: Callable[[], bool], make: Callable[[], object], waiting: Callable[[], object]) -> bool:
+    """See to it that what is kept at `path` is sound, and return whether it was made now.
+
+    One thread of one process makes it, and the others wait: `waiting` is called when that begins.
+    """
+    if is_sound():
+        return False
+    name = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]
+    with store.alone(cached("locks") / name, waiting):
+        if is_sound():
+            return False
+        make()
+    return True

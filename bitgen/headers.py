@@ -4,6 +4,7 @@ no layout of a file."""
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,10 +13,17 @@ import numpy as np
 
 from bitgen import data
 
+_ONE_BY_ONE = threading.Lock()
+
+
+def declared(header: str) -> cffi.FFI:
+    """The declarations of a header, named from runtime/; the same for all threads: cffi keeps types of two apart."""
+    with _ONE_BY_ONE:
+        return _declared(header)
+
 
 @functools.cache
-def declared(header: str) -> cffi.FFI:
-    """The declarations of a header, named from runtime/."""
+def _declared(header: str) -> cffi.FFI:
     text = (data.folder("runtime") / header).read_text(encoding="utf-8")
     made = cffi.FFI()
     made.cdef(text.split("// <cdef>")[1].split("// </cdef>")[0])

@@ -36,7 +36,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # the background job of a shell: so would children
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.cache is not None:
-        os.environ["BITGEN_CACHE"] = str(config.cache.mkdir("bitgen"))
+        folder = config.cache.mkdir("bitgen")
+        folder.chmod(0o700)  # whatever the umask is: bitgen takes no cache that others may write to
+        os.environ["BITGEN_CACHE"] = str(folder)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -18,7 +18,7 @@ def test_a_file_takes_the_place_of_another(tmp_path: Path) -> None:
     path.write_text("before")
     with data.replacing(path) as part:
         part.write_text("after")
-        assert part.parent == tmp_path and path.read_text() == "before"
+        assert part.parent.parent == tmp_path and path.read_text() == "before"
     assert path.read_text() == "after" and list(tmp_path.iterdir()) == [path]
 
 
@@ -101,3 +101,55 @@ def test_names_that_no_file_can_have(name: str) -> None:
         data.regular(Path(name))
     with pytest.raises(BitgenError, match="cannot write"):
         data.target(Path(name))
+
+
+# ---- the cache ------------------------------------------------------------------------------------------------
+
+
+def test_a_user_without_a_home_names_a_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def homeless(*_: object) -> str:
+        raise RuntimeError("could not determine the home directory")
+
+    monkeypatch.setattr(data.platformdirs, "user_cache_dir", homeless)
+    monkeypatch.delenv("BITGEN_CACHE")
+    with pytest.raises(BitgenError, match="set BITGEN_CACHE to a folder"):
+        data.cached("packed")
+    monkeypatch.setenv("BITGEN_CACHE", str(tmp_path))
+    assert data.cached("packed") == tmp_path / "packed"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions are POSIX's")
+@pytest.mark.parametrize("place", ["cache", "cache/packed"])
+def test_a_cache_that_others_may_write_to_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.setenv("BITGEN_CACHE", str(tmp_path / "cache"))
+    data.cached("packed")
+    (tmp_path / place).chmod(0o777)
+    with pytest.raises(BitgenError, match=f"other users may write to {tmp_path / place}, .*BITGEN_CACHE"):
+        data.cached("packed")
+
+
+def test_what_is_sound_is_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BITGEN_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "made"
+
+    def make() -> None:
+        path.write_text("")
+
+    for made in (True, False):
+        assert data.once(path, path.exists, make, lambda: pytest.fail("nobody else is here")) is made
+
+
+def test_a_name_of_any_length_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / ("n" * 255)
+    with data.replacing(path) as part:
+        part.write_text("text")
+    assert path.read_text() == "text"
+
+
+def test_scratch_folders_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data.tempfile, "gettempdir", lambda: str(tmp_path))
+    with data.scratch() as folder:
+        (folder / "file").write_text("")
+    assert list(tmp_path.iterdir()) == []

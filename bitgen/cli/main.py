@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -20,13 +24,27 @@ from bitgen.errors import BitgenError
 COMMANDS = [run, embed, chat, verify, perplexity, tune, build, synth, convert, bench, gen, info]
 
 
+@contextmanager
+def terminating() -> Iterator[None]:
+    """SIGTERM ends a command as an interrupt does, so that temporary files are removed, with exit code 143."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield  # a thread sets no handlers, and what a caller has set stays
+        return
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 class Group(click.Group):
-    """Turns BitgenErrors and a lack of memory into one message and exit code 1, an interrupt into 130, a closed pipe
-    into silence."""
+    """Turns BitgenErrors and a lack of memory into one message and exit code 1, an interrupt into 130, SIGTERM into
+    143, a closed pipe into silence."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with terminating():
+                return super().invoke(ctx)
         except BitgenError as e:
             say(f"bitgen: {e}", err=True)
             ctx.exit(1)

@@ -12,8 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
-import stat
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,9 +20,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from filelock import lock_descriptor
 
-from bitgen import data
+from bitgen import data, store
 from bitgen.errors import BitgenError
 
 
@@ -39,13 +36,14 @@ class PartFile:
     """
 
     def __init__(self, path: Path, identity: str | None) -> None:
-        own = "" if identity else f".{secrets.token_hex(4)}"
         self.path, self._identity = data.target(path), identity
-        self._part, self._log = (self.path.with_name(f".{self.path.name}{own}.{end}") for end in ("part", "part.log"))
+        self._part, self._log = (self.path.with_name(f".{self.path.name}.{end}") for end in ("part", "part.log"))
         self.done: set[str] = set()
 
     def __enter__(self) -> PartFile:
         with ExitStack() as opened:
+            if not self._identity:
+                self._part = opened.enter_context(store.work_folder(self.path.parent)) / "part"
             self._file = opened.enter_context(_exclusively(self._part))
             sound = self._opened_log(opened) if self._identity else []
             self.done = {line["part"] for line in sound}
@@ -56,7 +54,7 @@ class PartFile:
 
     def _opened_log(self, opened: ExitStack) -> list[dict[str, Any]]:
         """Open the log and keep its sound lines, which are returned."""
-        self._lines = opened.enter_context(os.fdopen(_own(self._log), "r+", encoding="utf-8", buffering=1))
+        self._lines = opened.enter_context(os.fdopen(store.own_file(self._log), "r+", encoding="utf-8", buffering=1))
         sound = self._sound_lines()
         self._lines.seek(0)
         self._lines.truncate()
@@ -83,9 +81,11 @@ class PartFile:
             if error is None:
                 self._file.flush()
             if os.name == "nt":  # Windows neither renames nor removes an open file
-                self._open.close()
+                self._file.close()
+                if self._identity:
+                    self._lines.close()
             if error is None:
-                data.publish(self._part, self.path)
+                store.publish(self._part, self.path)
             self._part.unlink(missing_ok=True)
             self._log.unlink(missing_ok=True)
 
@@ -119,33 +119,8 @@ def _hash_of_next(file: BinaryIO, count: int) -> str | None:
 
 
 def _exclusively(path: Path) -> BinaryIO:
-    """The file, created if need be, open for reading and writing and locked until it is closed.
-
-    The lock is on the open file, so that it goes with the process. BitgenError: another process holds it.
-    """
-    while True:
-        file = os.fdopen(_own(path), "r+b")
-        if not lock_descriptor(file.fileno(), blocking=False):
-            file.close()
-            raise BitgenError(f"{path} is being written by another process; wait for it to end")
-        if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
-            return file
-        file.close()  # another process finished it between the two calls
-
-
-_FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-
-
-def _own(path: Path) -> int:
-    """A descriptor of the file, created if need be, for reading and writing.
-
-    BitgenError: what is there is a link or a pipe, or has another name too, and may be anyone's file.
-    """
-    planted = path.is_symlink()
-    if not planted:
-        descriptor = os.open(path, _FLAGS, 0o666)
-        found = os.fstat(descriptor)
-        if stat.S_ISREG(found.st_mode) and found.st_nlink <= 1:
-            return descriptor
-        os.close(descriptor)
-    raise BitgenError(f"{path} is a link or no regular file, and would be written to; remove it")
+    """The file, created if need be, open and locked until it is closed. BitgenError: another process holds it."""
+    file = store.locked(path)
+    if file is None:
+        raise BitgenError(f"{path} is being written by another process; wait for it to end")
+    return file

@@ -22,8 +22,7 @@ from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bitgen import data, targets
-from bitgen.data import cache_root
+from bitgen import data, store, targets
 from bitgen.errors import BitgenError
 from bitgen.kernels import render, space
 from bitgen.kernels.evidence import Evidence, Measured, from_json, to_json
@@ -90,11 +89,26 @@ class Plan:
                 raise ValueError(f"plan version {raw['version']}, this bitgen reads {VERSION}")
             plan = cls(raw["isa"], raw["cpu"], raw["compiler"], raw.get("basis", ""))
             for key, entry in raw["matrices"].items() if raw["version"] == VERSION else ():
-                matrix = MatrixPlan(Layout(**entry["layout"]), Tile(**entry["gemv"]), Tile(**entry["gemm"]))
-                plan.decisions[GemmShape.parse(key)] = Decision(matrix, from_json(entry["evidence"]), entry["stamp"])
+                layout, gemv, gemm = (
+                    _typed(kind, entry[name]) for kind, name in ((Layout, "layout"), (Tile, "gemv"), (Tile, "gemm"))
+                )
+                evidence = from_json(entry["evidence"])
+                plan.decisions[GemmShape.parse(key)] = Decision(
+                    MatrixPlan(layout, gemv, gemm), evidence, entry["stamp"]
+                )
             return plan
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise BitgenError(f"{where} is not a bitgen plan ({e}); delete it and tune again") from e
+
+
+def _typed(kind: type[Any], raw: dict[str, Any]) -> Any:
+    """A dataclass of numbers and names from plain data; ValueError where a value is of another type, or negative."""
+    made = kind(**raw)
+    for item in dataclasses.fields(kind):
+        value = getattr(made, item.name)
+        if type(value).__name__ != item.type or (isinstance(value, int) and value < 0):
+            raise ValueError(f"{item.name} is {value!r}")
+    return made
 
 
 def cpu_name(cpuinfo: str | None = None) -> str:
@@ -110,8 +124,8 @@ def cpu_name(cpuinfo: str | None = None) -> str:
 
 def path_of(cpu: str, isa: str) -> Path:
     """Where the plan for an ISA on a CPU is kept."""
-    slug = re.sub(r"[^a-z0-9]+", "-", cpu.lower()).strip("-")
-    return cache_root() / "plans" / f"{slug}-{isa}.json"
+    name = store.slug(re.sub(r"[^a-z0-9]+", "-", cpu.lower()))
+    return data.cached("plans") / f"{name}-{isa}.json"
 
 
 def host_path(isa: str) -> Path:
@@ -124,16 +138,15 @@ def load(path: Path) -> Plan | None:
     if not path.exists():
         return None
     try:
-        return Plan.from_json(json.loads(data.regular(path).read_text()), path)
-    except (OSError, ValueError) as e:
+        return Plan.from_json(json.loads(data.regular(path).read_text(encoding="utf-8")), path)
+    except (OSError, ValueError, RecursionError) as e:
         raise BitgenError(f"{path} cannot be read as a plan ({e}); delete it and tune again") from e
 
 
 def save(plan: Plan, path: Path) -> None:
     """Write a plan by atomic rename."""
-    with data.replacing(path) as part:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(plan.to_json(), indent=1) + "\n")
+    with data.replacing(path, parents=True) as part:
+        part.write_text(json.dumps(plan.to_json(), indent=1) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bitgen import data, store
 from bitgen.checkpoints import synth
 from bitgen.checkpoints.checkpoint import ALL
-from bitgen.data import cache_root, replacing
 from bitgen.engine.model import Model
 from bitgen.errors import BitgenError, EngineError
 from bitgen.gguf.writer import write_gguf
@@ -155,11 +155,14 @@ def prepared(peer: Peer, source: Path) -> Path:
     """The model file as the peer reads it, made now unless it is cached."""
     stat = source.stat()
     key = f"{source.resolve()} {stat.st_size} {stat.st_mtime_ns} {peer.name} {version(peer.package)}"
-    path = cache_root() / "peers" / f"{source.stem}-{peer.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.gguf"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with closing(Process(peer, 1)) as process, replacing(path) as part:
+    digest = hashlib.sha256(os.fsencode(key)).hexdigest()[:16]
+    path = data.cached("peers") / f"{store.slug(source.stem)}-{peer.name}-{digest}.gguf"
+
+    def make() -> None:
+        with closing(Process(peer, 1)) as process, data.replacing(path) as part:
             process.ask(prepare=str(source), to=str(part))
+
+    data.once(path, path.exists, make, lambda: None)
     return path
 
 
@@ -218,8 +221,8 @@ def small_model(shape: ModelShape, context: int) -> Iterator[tuple[Path, Model]]
     """A random model with the layers of `shape`, but only a few of them and few tokens: its file, and opened."""
     layers, vocab = min(shape.layers, CHECK_LAYERS), min(shape.vocab, CHECK_VOCAB)
     small = replace(shape, name="check", layers=layers, vocab=vocab, context=context)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "check.gguf"
+    with data.scratch() as folder:
+        path = folder / "check.gguf"
         write_gguf(path, _Coarse(small))
         model = Model.load(path)
         model.packed.unlink()  # mapped already, and of no further use

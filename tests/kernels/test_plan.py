@@ -169,7 +169,6 @@ def test_a_file_of_an_earlier_version_is_passed_over() -> None:
     }
     raw = {"version": 1, "isa": ISA, "cpu": plan.cpu_name(), "stamp": "95d26c55dc23ad2a", "compiler": "clang"}
     path = plan.host_path(ISA)
-    path.parent.mkdir(parents=True)
     path.write_text(json.dumps({**raw, "matrices": {str(GEMM): matrix}}))
     assert plan.load(path) == Plan(ISA, plan.cpu_name(), "clang")
     assert plan.of_model(SHAPE, ISA) == before

@@ -20,7 +20,7 @@ import places
 import pytest
 from click.testing import CliRunner
 
-from bitgen import api, cli, targets
+from bitgen import api, cli, data, targets
 from bitgen.compile import clang, library
 from bitgen.compile.clang import BuildOptions
 from bitgen.errors import BitgenError, EngineError, RemoteError, UnsupportedError
@@ -53,7 +53,8 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(search, "ROUNDS", 2)
     monkeypatch.setattr(search, "REPEATS", 0)
     monkeypatch.setattr(lab, "stream_bytes", lambda read=None: 1 << 20)
-    monkeypatch.setattr(plan, "cache_root", lambda: tmp_path / "cache")
+    cached = data.cached
+    monkeypatch.setattr(data, "cached", lambda kind: tmp_path / "cache" if kind == "plans" else cached(kind))
 
 
 # ---- the tuner by itself --------------------------------------------------------------------------------------------
