@@ -2,7 +2,7 @@
 
 The file is the header `bg_header` of runtime/core/model.h and a fixed sequence of aligned sections (core/model.c reads
 them in the same order). It appears by atomic rename, keyed by the source file's identity and the layouts, and carries
-its layout key, so that a library with other kernels refuses it.
+its layout key, so that a library with other kernels refuses it, and checksums, so that damage is noticed.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 import numpy.typing as npt
 
-from bitgen import data
+from bitgen import data, store
 from bitgen.checkpoints.checkpoint import NARROW, Checkpoint, DenseType, Floats, dense_type, row_pieces
 from bitgen.checkpoints.tensors import FUSED
+from bitgen.compile import checksum
 from bitgen.errors import BitgenError, UnsupportedError
 from bitgen.headers import capacity, constants, declared, record
 from bitgen.kernels.formats import FORMATS, Format
@@ -47,7 +48,10 @@ def _model_h(enum: str) -> dict[str, int]:
 def header(
     checkpoint: Checkpoint, plan: ModelPlan, head: Head, dense: Mapping[str, DenseType], file_bytes: int
 ) -> bytes:
-    """The first bytes of a packed file: fields of `bg_header` that have the name of one of the shape are that."""
+    """The first bytes of a packed file: fields of `bg_header` that have the name of one of the shape are that.
+
+    Its checksum is zero until the file is complete.
+    """
     shape, packed = checkpoint.shape, _model_h("bg_packed")
     fields = {
         **vars(shape),
@@ -60,6 +64,7 @@ def header(
         "embedding": _dense_type(dense["token_embd.weight"]),
         "output": _dense_type(dense[_output(checkpoint)]),
         "layout": plan.layout_key.encode(),
+        "checksum": bytes(capacity("core/model.h", "bg_header", "checksum")),
     }
     return record("core/model.h", "bg_header", fields)
 
@@ -107,7 +112,7 @@ def path_for(sources: Sequence[Path], plan: ModelPlan, head: Head, reading: str)
             for i in range(64):
                 f.seek(i * stat.st_size // 64)
                 digest.update(f.read(4096))
-    return data.cache_root() / "packed" / f"{sources[0].stem}-{plan.isa}-{digest.hexdigest()[:16]}.bgpk"
+    return data.cached("packed") / f"{store.slug(sources[0].stem)}-{plan.isa}-{digest.hexdigest()[:16]}.bgpk"
 
 
 def write(
@@ -120,28 +125,29 @@ def write(
     sections_of_head = {"certified": 6, "f16": 0, "int8": 2}[head] + (head != "int8" and not shape.tied)
     total = 2 + shape.layers * (len(shape.norms) + len(shape.matrices) + 1) + sections_of_head
     dense = _dense_types(checkpoint)
-    with data.replacing(path) as part:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as f:
-            f.write(bytes(_model_h("bg_packed")["PACKED_HEADER"]))
-            for done, section in enumerate(_sections(checkpoint, plan, head, dense), 1):
-                _write_section(f, section)
-                if progress:
-                    progress(done, total)
-            size = f.tell()
-            f.seek(0)
-            f.write(header(checkpoint, plan, head, dense, size))
+    with data.replacing(path, parents=True) as part, part.open("w+b") as f:
+        f.write(bytes(_model_h("bg_packed")["PACKED_HEADER"]))
+        digest = checksum.new()
+        for done, section in enumerate(_sections(checkpoint, plan, head, dense), 1):
+            _write_section(f, section, digest)
+            if progress:
+                progress(done, total)
+        checksum.finish(f, header(checkpoint, plan, head, dense, f.tell()), digest)
 
 
 Section = Iterable[npt.NDArray[Any]]
 """A section's bytes in pieces, made as they are written."""
 
 
-def _write_section(f: BinaryIO, section: Section) -> None:
+def _write_section(f: BinaryIO, section: Section, digest: hashlib.blake2b) -> None:
     """Append one section, and zeros up to where the next begins."""
     for piece in section:
-        f.write(np.ascontiguousarray(piece).data)
-    f.write(bytes(-f.tell() % _model_h("bg_packed")["PACKED_ALIGN"]))
+        raw = np.ascontiguousarray(piece).data
+        digest.update(raw)
+        f.write(raw)
+    end = bytes(-f.tell() % _model_h("bg_packed")["PACKED_ALIGN"])
+    digest.update(end)
+    f.write(end)
 
 
 def _sections(checkpoint: Checkpoint, plan: ModelPlan, head: Head, dense: Mapping[str, DenseType]) -> Iterator[Section]:

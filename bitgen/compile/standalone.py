@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bitgen import data, targets
+from bitgen import data, store, targets
 from bitgen.checkpoints.checkpoint import Checkpoint
 from bitgen.compile import library, pack
 from bitgen.compile.clang import BuildOptions
@@ -64,26 +63,31 @@ def write(
 ) -> Program:
     """Write the program <folder>/<name>, with the levels of `shared_layout`, and <name>.bgpk unless `one_file`.
 
+    A name that cannot be a file's is made one.
     inputs: files that must not be replaced, those that the checkpoint is read from.
     """
-    program = folder / f"{name}{platform.system.suffix}"
+    program = folder / f"{store.slug(name)}{platform.system.suffix}"
     weights = program.with_name(f"{program.name}.bgpk")
     for file in (program, weights):
         data.target(file, inputs)
     tokens = tables.blob(Tokenizer.from_metadata(checkpoint.metadata))
-    options = BuildOptions(platform, "run.c", progress=lambda done, total: progress("compiling", done, total))
+    options = BuildOptions(
+        platform,
+        "run.c",
+        progress=lambda done, total: progress("compiling", done, total),
+        waiting=lambda: progress(data.WAITING, 0, 0),
+    )
     artefact = library.for_model(checkpoint.shape, levels, options)
 
     def pack_model(path: Path) -> None:
         pack.write(path, checkpoint, levels[0], head, lambda done, total: progress("packing", done, total))
 
-    with data.replacing(program) as made:
-        folder.mkdir(parents=True, exist_ok=True)
+    with data.replacing(program, parents=True) as made:
         shutil.copy(artefact.path, made)
         if one_file:
-            with tempfile.TemporaryDirectory(prefix=".", dir=folder) as work:
-                pack_model(Path(work) / "model.bgpk")
-                _append(made, Path(work) / "model.bgpk", tokens)
+            packed = made.with_name("model.bgpk")
+            pack_model(packed)
+            _append(made, packed, tokens)
             weights.unlink(missing_ok=True)  # of an earlier build: two sets of weights would be one too many
         else:
             with data.replacing(weights) as packed:

@@ -6,20 +6,23 @@ import ctypes
 import os
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bitgen.compile import binding, library, pack
+from bitgen.checkpoints.checkpoint import Checkpoint
+from bitgen.compile import binding, checksum, library, pack
 from bitgen.compile.clang import Artefact, BuildOptions
-from bitgen.data import shipped_path
+from bitgen.data import WAITING, once, shipped_path
 from bitgen.engine.batch import Batch
 from bitgen.engine.embed import embed, pooling_of
 from bitgen.engine.generate import Continuation, Generation
 from bitgen.engine.score import Score, score
 from bitgen.engine.session import Cache, Sampling, Session
+from bitgen.errors import EngineError
 from bitgen.gguf.i2s_layout import warning as i2s_warning
 from bitgen.gguf.reader import I2sLayout, read_gguf
 from bitgen.kernels import plan as plans
@@ -36,12 +39,21 @@ def _give_back_memory() -> None:
         trim(0)
 
 
+def _pack_once(packed: Path, checkpoint: Checkpoint, plan: plans.ModelPlan, head: pack.Head, report: Listener) -> bool:
+    """See to it that the packed model is there and sound, and return whether it was made now."""
+
+    def write() -> None:
+        pack.write(packed, checkpoint, plan, head, lambda done, total: report("packing", done, total))
+
+    return once(packed, partial(checksum.is_sound, packed), write, partial(report, WAITING, 0, 0))
+
+
 class Model:
     """A model ready to run: its kernels compiled for this CPU, its weights packed and memory-mapped.
 
     It does not change once it is loaded. Several threads may use one at once, each with sessions of its own, and
     generate, logits, embed and score open theirs; a Session, a Generation, a Batch and a Chat are for one thread at a
-    time. Load models one after the other: what is not cached yet is built by one thread of a process.
+    time. Threads and processes may load models at once: what is not cached yet is made by one, and the others wait.
     """
 
     def __init__(
@@ -57,7 +69,7 @@ class Model:
         self.lib = binding.load(artefact.path)
         out = binding.ffi().new("bg_model **")
         index = library.isa_index(self.lib, plan.isa)
-        binding.check(self.lib, self.lib.bg_open(str(packed).encode(), index, out), f"cannot open {packed}")
+        binding.check(self.lib, self.lib.bg_open(os.fsencode(packed), index, out), f"cannot open {packed}")
         self.handle = binding.ffi().gc(out[0], self.lib.bg_close)
 
     @classmethod
@@ -87,19 +99,28 @@ class Model:
         checkpoint = read_gguf(source, i2s_layout, activation, tl_tiles)
         plan = plans.of_model(checkpoint.shape, isa or library.host_isa())
         report = progress or (lambda *_: None)
-        options = BuildOptions(progress=lambda done, total: report("compiling", done, total))
+        options = BuildOptions(
+            progress=lambda done, total: report("compiling", done, total), waiting=partial(report, WAITING, 0, 0)
+        )
         artefact = library.for_model(checkpoint.shape, [plan], options)
-        packed, warning = pack.path_for(checkpoint.files, plan, head, f"{checkpoint.shape} {checkpoint.reading}"), None
-        if not packed.exists():
-            pack.write(packed, checkpoint, plan, head, lambda d, t: report("packing", d, t))
-            warning = i2s_warning(checkpoint)
+        packed = pack.path_for(checkpoint.files, plan, head, f"{checkpoint.shape} {checkpoint.reading}")
+        pack_once = partial(_pack_once, packed, checkpoint, plan, head, report)
+        made = pack_once()
         tokenizer = Tokenizer.from_metadata(checkpoint.metadata)
         _give_back_memory()
-        model = cls(source, checkpoint.shape, tokenizer, plan, artefact, packed, head, threads)
+        opened = partial(cls, source, checkpoint.shape, tokenizer, plan, artefact, packed, head, threads)
+        try:
+            model = opened()
+        except EngineError:
+            if checksum.is_sound(packed, whole=True):
+                raise
+            packed.unlink(missing_ok=True)  # damaged where no sample lies
+            made, model = pack_once(), opened()
+        model.warning = i2s_warning(checkpoint) if made else None
         carried = checkpoint.metadata.get("tokenizer.chat_template")
         model.chat_template = carried if isinstance(carried, str) and carried.strip() else None
         model.pooling = pooling_of(checkpoint.metadata)
-        model.load_s, model.warning = time.perf_counter() - started, warning
+        model.load_s = time.perf_counter() - started
         return model
 
     @property

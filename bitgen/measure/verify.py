@@ -1,5 +1,6 @@
 """`bitgen verify`: checks a model and its kernels on this machine, and writes a receipt of what was checked.
 
+    files       the packed model and the libraries in the cache, byte by byte
     kernels     every kernel that the model may run with, of every format, at every level this CPU executes,
                 against the oracle's integers: random weights, and those with the largest sums
     same bits   logits of every level, format, thread count and chunking, compared with ==
@@ -17,7 +18,6 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -30,8 +30,9 @@ import numpy.typing as npt
 from bitgen import data, targets
 from bitgen.checkpoints import reference
 from bitgen.checkpoints.checkpoint import ALL, Checkpoint
-from bitgen.compile import binding, clang, library, pack
+from bitgen.compile import binding, checksum, clang, library, pack
 from bitgen.compile.clang import Artefact, BuildOptions
+from bitgen.compile.compiler import find_compiler
 from bitgen.engine.model import Model
 from bitgen.engine.session import Sampling
 from bitgen.errors import BitgenError, UnsupportedError
@@ -102,6 +103,7 @@ def verify(path: Path, against: str | None = None, listener: Listener = lambda *
     receipt = Receipt(_machine(), _model(checkpoint), _levels(plans, artefact))
     model = Model.load(path, progress=listener, **reading)
     stages: list[Iterator[Check]] = [
+        _files(model.packed),
         _kernels(checkpoint.shape, plans, listener),
         _same_bits(cut(checkpoint), plans, listener),
         _self_consistency(model),
@@ -117,6 +119,23 @@ def verify(path: Path, against: str | None = None, listener: Listener = lambda *
             listener(check.group, len(receipt.checks), 0)
             started = now
     return receipt
+
+
+# ---- files --------------------------------------------------------------------------------------------------
+
+
+def _files(packed: Path) -> Iterator[Check]:
+    """What lies in the cache, read in full: the samples that are compared at every start may all be sound."""
+    sound = checksum.is_sound(packed, whole=True)
+    if not sound:
+        packed.unlink(missing_ok=True)
+    yield _file(packed, sound, f"{packed.stat().st_size if sound else 0} bytes")
+    for folder in sorted(data.cached("build").glob("*/spec.json")):
+        yield _file(folder.parent, clang.opened(folder.parent) is not None, "libraries as built")
+
+
+def _file(path: Path, sound: bool, detail: str) -> Check:
+    return Check("files", path.name, sound, detail if sound else "damaged: it is made anew when it is needed next")
 
 
 # ---- kernels ------------------------------------------------------------------------------------------------
@@ -193,10 +212,10 @@ def _same_bits(checkpoint: Checkpoint, plans: Sequence[ModelPlan], listener: Lis
     shape = checkpoint.shape
     tokens = _prompts(shape.vocab, 1, TOKENS)[0]
     first: npt.NDArray[np.float32] | None = None
-    with tempfile.TemporaryDirectory() as folder:
+    with data.scratch() as folder:
         for at in plans:
             for name, planned in _plans_to_check(shape, at):
-                packed = Path(folder) / "model.bgpk"
+                packed = folder / "model.bgpk"
                 pack.write(packed, checkpoint, planned, progress=lambda d, t: listener("packing", d, t))
                 built = library.for_model(shape, [planned], _told(listener, "compiling"))
                 model = Model(packed, shape, _NO_TOKENIZER, planned, built, packed, "f16", 2)
@@ -335,14 +354,16 @@ def _machine() -> dict[str, Any]:
         "bitgen": importlib.metadata.version("bitgen"),
         "cpu": plan.cpu_name(),
         "system": f"{platform.system()} {platform.machine()}",
-        "compiler": clang.find_compiler(targets.platform_of()).version,
+        "compiler": find_compiler(targets.platform_of()).version,
         "templates": _templates(),
     }
 
 
 def _told(listener: Listener, stage: str) -> BuildOptions:
     """A build for this host that tells the listener of its progress."""
-    return BuildOptions(progress=lambda done, total: listener(stage, done, total))
+    return BuildOptions(
+        progress=lambda done, total: listener(stage, done, total), waiting=lambda: listener(data.WAITING, 0, 0)
+    )
 
 
 def _templates() -> str:

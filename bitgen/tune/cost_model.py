@@ -24,6 +24,7 @@ from typing import Any
 
 from bitgen import targets
 from bitgen.compile import clang
+from bitgen.compile.compiler import find_compiler
 from bitgen.errors import BitgenError, CompileError, UnsupportedError
 from bitgen.kernels import render, space
 from bitgen.kernels.evidence import Cost, Effort, Estimated
@@ -275,7 +276,7 @@ def estimate_plan(
     the time of reading its weights. None: only computation counts. UnsupportedError when no kernel of a shape can be
     estimated.
     """
-    compiler = clang.find_compiler(targets.platform_of(core.arch)).version
+    compiler = find_compiler(targets.platform_of(core.arch)).version
     plan = Plan(isa, core.cpu, compiler, core.basis)
     for shape in dict.fromkeys(shapes):
         plan.decisions[shape] = decide(shape, isa, core, effort, bytes_per_cycle, listener)

@@ -17,8 +17,9 @@ import numpy.typing as npt
 
 from bitgen import targets
 from bitgen.checkpoints.reference import gemm_groups, gemm_int
-from bitgen.compile import binding, clang, library
+from bitgen.compile import binding, library
 from bitgen.compile.clang import BuildOptions
+from bitgen.compile.compiler import find_compiler
 from bitgen.errors import EngineError
 from bitgen.kernels import plan
 from bitgen.kernels.formats import FORMATS
@@ -99,7 +100,7 @@ class Host:
         self.cpus = default_threads()
         self.cpu = plan.cpu_name()
         self.basis = f"measured on {self.cpu}"
-        self.compiler = clang.find_compiler(targets.platform_of()).version
+        self.compiler = find_compiler(targets.platform_of()).version
         self.load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
     def lab(self, isa: str, specs: Sequence[KernelSpec], threads: int, progress: Progress) -> Lab:

@@ -39,7 +39,8 @@ typedef struct {
   int32_t embedding;        // DENSE_*, the type of its rows
   int32_t output;           // DENSE_*, that of the output matrix: the embedding's where tied
   char layout[256];         // NUL-terminated key of the packed matrices
-  uint8_t zero[136];
+  uint8_t checksum[32];     // of all bytes and of some: bitgen/compile/checksum.py makes and checks it
+  uint8_t zero[104];
 } bg_header;
 
 // The last 64 bytes of a file that holds more than a packed model: a tokenizer behind it, a program before it

@@ -1,16 +1,20 @@
 """The compiler's caller: caching, atomic appearance, errors that help."""
 
 import ctypes
+import dataclasses
+import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from bitgen import targets
-from bitgen.compile import clang, library, precompiled
+from bitgen import store, targets
+from bitgen.compile import clang, compiler, library, precompiled
 from bitgen.compile.clang import Artefact, BuildOptions, Unit
 from bitgen.errors import BitgenError, CompileError
 from bitgen.kernels import space
@@ -34,7 +38,7 @@ def test_a_build_works_and_is_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ctypes.CDLL(str(first.path)).answer() == 42
     assert {p.name for p in first.folder.iterdir()} == {"a.c", "spec.json", "build.log", "libbitgen.so"}
     assert first.spec["made"] == "for a test" and first.spec["arch"] == targets.host_arch()
-    monkeypatch.setattr(clang, "_run", lambda *_: pytest.fail("the compiler ran again"))
+    monkeypatch.setattr(compiler.Compiler, "run", lambda *_: pytest.fail("the compiler ran again"))
     assert build() == first
 
 
@@ -49,7 +53,7 @@ def test_a_header_parsed_once_changes_no_byte(monkeypatch: pytest.MonkeyPatch, c
     kernels = [
         KernelSpec("gemv", GemmShape(m, 256), isa, Layout("i2_s", 4, 256), Tile()) for m in (4, 8, 12, 16, 20, 24)
     ]
-    kernels = [replace(k, layout=space.default_plan(k.shape, isa).layout) for k in kernels]
+    kernels = [dataclasses.replace(k, layout=space.default_plan(k.shape, isa).layout) for k in kernels]
     made = []
     for spoil in (False, True):
         shutil.rmtree(cache)
@@ -97,7 +101,7 @@ def test_an_interrupt_leaves_nothing(monkeypatch: pytest.MonkeyPatch, cache: Pat
     def interrupted(*_: object) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(clang, "_run", interrupted)
+    monkeypatch.setattr(compiler.Compiler, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         build()
     assert list((cache / "build").iterdir()) == []
@@ -120,35 +124,183 @@ def test_processes_building_the_same_do_not_disturb_each_other(cache: Path) -> N
     assert len(list((cache / "build").iterdir())) == 1
 
 
-def test_no_compiler_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    clang.find_compiler.cache_clear()
-    monkeypatch.setattr(clang, "_probe", lambda command: None)
-    try:
-        with pytest.raises(CompileError, match="pip install ziglang") as e:
-            clang.find_compiler(targets.platform_of())
-        assert "apt-get install clang" in str(e.value)
-    finally:
-        clang.find_compiler.cache_clear()
-
-
-def test_a_named_compiler_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    clang.find_compiler.cache_clear()
-    monkeypatch.setenv("BITGEN_CC", "/bin/true")
-    try:
-        with pytest.raises(CompileError, match="BITGEN_CC"):
-            clang.find_compiler(targets.platform_of())
-    finally:
-        clang.find_compiler.cache_clear()
-
-
-def test_ziglang_serves_without_a_system_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("ziglang")
-    zig = clang._probe((sys.executable, "-m", "ziglang", "cc"))
-    assert zig is not None and zig.zig
-    monkeypatch.setattr(clang, "find_compiler", lambda *_: zig)
-    assert ctypes.CDLL(str(build().path)).answer() == 42
-
-
 @pytest.mark.parametrize("isa", targets.TARGETS)
 def test_every_target_names_a_level_below_it(isa: str) -> None:
     assert targets.fallbacks(isa)[-1] == "scalar"
+
+
+# ---- damage, and other users ----------------------------------------------------------------------------------
+
+
+def cut(artefact: Artefact) -> None:
+    os.truncate(artefact.path, artefact.path.stat().st_size // 2)
+
+
+def flip(artefact: Artefact) -> None:
+    raw = bytearray(artefact.path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    artefact.path.write_bytes(raw)
+
+
+def remove(artefact: Artefact) -> None:
+    artefact.path.unlink()
+
+
+def no_spec(artefact: Artefact) -> None:
+    (artefact.folder / "spec.json").unlink()
+
+
+def half_written(artefact: Artefact) -> None:
+    """As after a power cut: names without bytes."""
+    for path in artefact.folder.iterdir():
+        path.write_bytes(b"")
+
+
+def wrote(text: str) -> Callable[[Artefact], None]:
+    return lambda artefact: (artefact.folder / "spec.json").write_text(text) and None
+
+
+def writable(artefact: Artefact) -> None:
+    artefact.folder.chmod(0o777)
+
+
+def writable_library(artefact: Artefact) -> None:
+    artefact.path.chmod(0o666)
+
+
+SPECS = ["", "{", "[]", "null", "3", '{"product": 3}', '{"product": "libbitgen.so"}', "[" * 100_000]
+
+
+@pytest.mark.parametrize("root", [None, "out"])
+@pytest.mark.parametrize(
+    "change", [cut, flip, remove, no_spec, half_written, writable, writable_library, *map(wrote, SPECS)]
+)
+def test_a_damaged_build_is_made_anew(tmp_path: Path, root: str | None, change: Callable[[Artefact], object]) -> None:
+    """In the cache, and in a folder that a user names."""
+    where = tmp_path / root if root else None
+    first = build(root=where)
+    right = first.path.read_bytes()
+    change(first)
+    assert clang.opened(first.folder) is None
+    again = build(root=where)
+    assert again == first and again.path.read_bytes() == right
+    assert [path.name for path in first.folder.parent.iterdir()] == [first.folder.name]
+
+
+def test_a_spec_of_no_text_is_no_spec() -> None:
+    first = build()
+    (first.folder / "spec.json").write_bytes(b"\xff\xfe{")
+    assert clang.opened(first.folder) is None and build() == first
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="giving a file to another user takes root")
+@pytest.mark.parametrize("path", [lambda made: made.folder, lambda made: made.path])
+def test_a_build_of_another_user_is_made_anew(tmp_path: Path, path: Callable[[Artefact], Path]) -> None:
+    first = build(root=tmp_path / "out")
+    os.chown(path(first), 65534, -1)
+    assert clang.opened(first.folder) is None
+    assert path(build(root=tmp_path / "out")).stat().st_uid == 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions are POSIX's")
+def test_a_cache_that_others_may_write_to_is_refused(cache: Path) -> None:
+    build()
+    cache.chmod(0o777)
+    with pytest.raises(BitgenError, match=f"other users may write to {cache}, .*BITGEN_CACHE"):
+        build()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions are POSIX's")
+def test_a_generous_umask_does_not_spoil_a_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = os.umask(0o002)
+    try:
+        first = build(root=tmp_path / "out")
+    finally:
+        os.umask(before)
+    monkeypatch.setattr(compiler.Compiler, "run", lambda *_: pytest.fail("built again"))
+    assert build(root=tmp_path / "out") == first
+
+
+def test_a_damaged_object_is_compiled_again(cache: Path, tmp_path: Path) -> None:
+    build()
+    (kept,) = (cache / "objects").iterdir()
+    for raw in (b"", kept.read_bytes()[:-1], bytes(100)):
+        kept.write_bytes(raw)
+        made = build(root=tmp_path / str(len(raw)))
+        assert ctypes.CDLL(str(made.path)).answer() == 42
+
+
+# ---- names ----------------------------------------------------------------------------------------------------
+
+NAMES = ["a/b", "../../x", "/tmp/x", "a\0b", "n" * 300, "模" * 300, "..", "", "-rf", "a\nb", "\udcff"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_is_not_a_path(tmp_path: Path, name: str) -> None:
+    made = clang.build(name, {"a.c": ANSWER}, [Unit("a.c", "a.o")], {}, BuildOptions(root=tmp_path / "out"))
+    assert made.folder.parent == tmp_path / "out" and list((tmp_path / "out").iterdir()) == [made.folder]
+    assert ctypes.CDLL(str(made.path)).answer() == 42
+
+
+# ---- without a compiler ---------------------------------------------------------------------------------------
+
+
+def none_there(platform: object) -> compiler.Compiler:
+    raise compiler.NoCompilerError("no C compiler found")
+
+
+def test_what_is_built_needs_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = build()
+    monkeypatch.setattr(clang, "find_compiler", none_there)
+    assert build() == first
+    for change in (ANSWER + "\n", "int other;\n"):
+        with pytest.raises(CompileError, match="no C compiler found"):
+            build(change)
+    with pytest.raises(CompileError):
+        build(flags=("-DX",))
+    flip(first)
+    with pytest.raises(CompileError):
+        build()
+
+
+def test_the_last_of_two_compilers_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = clang.find_compiler(targets.platform_of())
+    made = []
+    for version in ("clang version 98.0", "clang version 99.0"):
+        monkeypatch.setattr(clang, "find_compiler", lambda _, v=version: dataclasses.replace(found, version=v))
+        made.append(build())
+        os.utime(made[-1].folder, (len(made), len(made)))
+    assert made[0].folder != made[1].folder
+    monkeypatch.setattr(clang, "find_compiler", none_there)
+    assert build() == made[1]
+
+
+# ---- at once --------------------------------------------------------------------------------------------------
+
+
+def test_one_thread_builds_and_the_others_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, linked, told = compiler.Compiler.run, [], []
+
+    def slowly(self: compiler.Compiler, arguments: list[str], cwd: Path, what: str) -> str:
+        linked.append(what)
+        while not told:  # until another thread has come
+            time.sleep(0.01)
+        return run(self, arguments, cwd, what)
+
+    monkeypatch.setattr(compiler.Compiler, "run", slowly)
+    options = BuildOptions(waiting=lambda: told.append(1))
+    with ThreadPoolExecutor(3) as pool:
+        work = [pool.submit(clang.build, "t", {"a.c": ANSWER}, [Unit("a.c", "a.o")], {}, options) for _ in range(3)]
+    assert len({each.result().folder for each in work}) == 1
+    assert sorted(linked) == ["compiling a.c", "linking libbitgen.so"] and len(told) == 2
+
+
+def test_without_locks_each_builds_and_one_stays(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    def unavailable(*_: object, **__: object) -> bool:
+        raise OSError("no locks available")
+
+    monkeypatch.setattr(store, "lock_descriptor", unavailable)
+    with ThreadPoolExecutor(4) as pool:
+        made = [each.result() for each in [pool.submit(build) for _ in range(4)]]
+    assert all(clang.opened(each.folder) == made[0] for each in made)
+    assert list((cache / "build").iterdir()) == [made[0].folder]
