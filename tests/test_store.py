@@ -245,6 +245,13 @@ def test_what_no_lock_can_tell_goes_by_age(tmp_path: Path, change: Callable[[Pat
     assert sweep(tmp_path) == []
 
 
+def test_the_living_stay_however_old_they_are(tmp_path: Path) -> None:
+    """A large model on a slow disk, or a process that was stopped."""
+    with store.work_folder(tmp_path) as work:
+        grow_old(work)
+        assert sweep(tmp_path) == [work]
+
+
 def test_without_locks_the_living_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unavailable(*_: object, **__: object) -> bool:
         raise OSError("no locks available")
