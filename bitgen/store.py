@@ -70,13 +70,16 @@ def make_private(folder: Path) -> None:
 
     A folder that is not there and cannot be made is left for its writers to complain of.
     """
+    advice = "set BITGEN_CACHE to a folder of your own, which need not exist yet"
     with suppress(OSError):
         folder.mkdir(0o700, parents=True, exist_ok=True)
-    if folder.exists() and not is_private(folder):
-        raise BitgenError(
-            f"other users may write to {folder}, so what is in it cannot be trusted: "
-            "set BITGEN_CACHE to a folder of your own, which need not exist yet"
-        )
+    try:
+        if not is_private(folder):
+            raise BitgenError(f"other users may write to {folder}, so what is in it cannot be trusted: {advice}")
+    except FileNotFoundError:
+        return
+    except OSError as e:
+        raise BitgenError(f"cannot use {folder}: {e.strerror}; {advice}") from e
 
 
 # ---- locks ----------------------------------------------------------------------------------------------------

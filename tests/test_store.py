@@ -103,6 +103,12 @@ def test_a_new_folder_is_for_its_user_alone(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
 
 
+def test_a_folder_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BitgenError, match=f"cannot use {tmp_path}/file/cache: Not a directory; set BITGEN_CACHE"):
+        store.make_private(tmp_path / "file" / "cache")
+
+
 # ---- locks ----------------------------------------------------------------------------------------------------
 
 

@@ -86,7 +86,9 @@ def find_compiler(platform: Platform) -> Compiler:
         try:
             return _probe(tuple(shlex.split(named)), platform)
         except (CompileError, ValueError) as e:
-            raise CompileError(f"BITGEN_CC={named!r} does not run as a clang of {OLDEST_CLANG} or newer: {e}") from None
+            raise CompileError(
+                f"BITGEN_CC={named!r} does not run as a clang of {OLDEST_CLANG} or newer for {platform}: {e}"
+            ) from None
     native = is_host(platform) and platform.system.clang != "never"
     serves = native or ("BITGEN_SYSROOT" in os.environ and platform.system.clang == "sysroot")
     names = ("clang", *(f"clang-{n}" for n in range(30, OLDEST_CLANG - 1, -1))) if serves else ()

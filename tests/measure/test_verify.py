@@ -12,10 +12,11 @@ from click.testing import CliRunner
 
 from bitgen import cli
 from bitgen.checkpoints import reference
-from bitgen.compile import library, pack
+from bitgen.compile import checksum, clang, library, pack
 from bitgen.data import shipped_path
 from bitgen.errors import BitgenError, UnsupportedError
 from bitgen.gguf.reader import read_gguf
+from bitgen.kernels import plan
 from bitgen.kernels.formats import FORMATS, Format
 from bitgen.measure import verify
 from bitgen.measure.verify import Receipt
@@ -39,10 +40,29 @@ def test_the_command_and_its_receipt(tmp_path: Path) -> None:
     assert out.exit_code == 0, out.output
     receipt = json.loads(path.read_text())
     assert receipt["verdict"] == "pass" and set(receipt["levels"]["plans"]) == set(library.host_isas())
-    assert {check["group"] for check in receipt["checks"]} == {"kernels", "same bits", "choices", "reference"}
+    assert {check["group"] for check in receipt["checks"]} == {"files", "kernels", "same bits", "choices", "reference"}
     subjects = {check["subject"] for check in receipt["checks"]}
     assert {f"scalar, {name}" for name, format in FORMATS.items() if not format.grouped} < subjects
     assert receipt["model"]["bytes"] == shipped_path().stat().st_size
+
+
+def test_damage_in_the_cache_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte of a packed model where no start looks, and one of a library that another model uses."""
+    monkeypatch.setenv("BITGEN_CACHE", str(tmp_path))
+    packed = tmp_path / "m.bgpk"
+    pack.write(packed, read_gguf(shipped_path()), plan.of_model(read_gguf(shipped_path()).shape, "scalar"))
+    built = [clang.build(name, {"a.c": "int a;\n"}, [clang.Unit("a.c", "a.o")], {}) for name in ("one", "other")]
+    assert all(check.ok for check in verify._files(packed))
+    raw = bytearray(packed.read_bytes())
+    for at in (checksum.SAMPLE + 4096, len(raw) // 2 + 4096):
+        raw[at] ^= 1
+    packed.write_bytes(raw)
+    raw = bytearray(built[1].path.read_bytes())
+    raw[-1] ^= 1
+    built[1].path.write_bytes(raw)
+    wrong = {check.subject: check.detail for check in verify._files(packed) if not check.ok}
+    assert set(wrong) == {"m.bgpk", built[1].folder.name} and "made anew" in wrong["m.bgpk"]
+    assert not packed.exists()
 
 
 def test_a_wrong_kernel_is_named(best_level_only: None, monkeypatch: pytest.MonkeyPatch) -> None:
