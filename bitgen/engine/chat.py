@@ -1,29 +1,25 @@
 """Conversations: chat templates, and a dialogue whose KV cache outlives its turns.
 
-A template is a Jinja2 program that comes with the model, so it runs in jinja2's sandbox. Tokens that mean something
-to the model (turn ends, headers) are taken from the template's own text only: what a user types stays text.
+A template is a Jinja2 program that comes with the model, so it runs in a sandbox and within limits
+(bitgen/text/rendering.py). Tokens that mean something to the model (turn ends, headers) are taken from the template's
+own text only: what a user types stays text.
 """
 
 from __future__ import annotations
 
-import datetime
-import json
 import re
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NoReturn, Protocol
-
-import jinja2
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from typing import Protocol
 
 from bitgen import data
 from bitgen.engine.generate import Generation
 from bitgen.engine.session import Cache, OpenedModel, Sampling, Session, common_prefix
 from bitgen.errors import BitgenError, FormatError, UnsupportedError
 from bitgen.text.chat_templates import MISSING, NAMED, corrected
+from bitgen.text.rendering import Template
 from bitgen.text.tokenizer import Tokenizer
 
 Message = Mapping[str, str]
@@ -43,19 +39,30 @@ class ChatModel(OpenedModel, Protocol):
     def chat_template(self) -> str | None:
         """The template in its file, if there is one."""
 
+    @property
+    def chat_templates(self) -> Mapping[str, str]:
+        """All templates in its file, by name."""
+
 
 def source_of(model: ChatModel, chosen: str | None = None) -> str:
-    """The text of a model's template: `chosen` (a name of NAMED or a file), else what its file carries, unless that is
-    known to be wrong. UnsupportedError where there is none."""
+    """The text of a model's template: `chosen` (a name of NAMED, a name in the model's file, or a file), else what the
+    model's file carries by default, unless that is known to be wrong. UnsupportedError where there is none."""
     if chosen in NAMED:
         return NAMED[chosen]
     if chosen is not None:
+        if chosen in model.chat_templates:
+            return model.chat_templates[chosen]
         try:
             return data.regular(Path(chosen)).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError, FormatError) as e:
-            known = ", ".join(NAMED)
+            known = ", ".join([*NAMED, *model.chat_templates])
             raise BitgenError(f"chat template {chosen!r}: neither one of {known} nor a readable file ({e})") from None
     found = model.chat_template or MISSING.get((model.shape.architecture, model.shape.vocab))
+    if found is None and model.chat_templates:
+        raise UnsupportedError(
+            f"this model carries chat templates, but none by default; choose one: "
+            f"--chat-template {'|'.join(model.chat_templates)}"
+        )
     if found is None:
         raise UnsupportedError(
             "this model carries no chat template: it continues texts (bitgen run). "
@@ -67,28 +74,14 @@ def source_of(model: ChatModel, chosen: str | None = None) -> str:
 class ChatTemplate:
     """Messages to token ids, by a Jinja2 template in the sandbox."""
 
-    def __init__(self, source: str, tokenizer: Tokenizer) -> None:
-        env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-        env.filters["tojson"] = lambda x, **options: json.dumps(x, ensure_ascii=False, **options)
-        env.globals |= {"raise_exception": _refuse, "strftime_now": lambda f: datetime.datetime.now().strftime(f)}
-        self._tokenizer = tokenizer
-        try:
-            self._template = env.from_string(source)
-        except jinja2.TemplateError as e:
-            raise FormatError(f"the chat template is not a Jinja2 template: {e}; name another one") from None
+    def __init__(self, source: str, tokenizer: Tokenizer, name: str = "the chat template") -> None:
+        self._template, self._tokenizer = Template(source, name), tokenizer
 
     def render(self, messages: Sequence[Message], answer: bool = True) -> str:
-        """The text of a conversation; with `answer`, up to where the model's answer begins."""
-        word = self._tokenizer.word
-        try:
-            return self._template.render(
-                messages=list(messages),
-                add_generation_prompt=answer,
-                bos_token=word(self._tokenizer.bos),
-                eos_token=word(self._tokenizer.eos),
-            )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, OverflowError) as e:
-            raise BitgenError(f"the chat template refuses this conversation: {e}") from None
+        """The text of a conversation, as transformers' apply_chat_template makes it; with `answer`, up to where the
+        model's answer begins."""
+        context = {"messages": [dict(m) for m in messages], "add_generation_prompt": answer}
+        return self._template.render({**context, "tools": None, "documents": None, **self._tokenizer.special_words})
 
     def encode(self, messages: Sequence[Message], answer: bool = True) -> list[int]:
         """Ids of a conversation, begin-of-text exactly once. What messages say is text, whatever it looks like."""
@@ -117,10 +110,6 @@ class ChatTemplate:
         return re.compile("|".join(map(re.escape, words)) or r"(?!)")
 
 
-def _refuse(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
 @dataclass
 class Chat:
     """A dialogue with a model: `say` streams the answer. For one thread at a time.
@@ -131,7 +120,7 @@ class Chat:
 
     model: ChatModel
     system: str | None = None
-    template: str | None = None  # a name of NAMED, or a file; None: the model's
+    template: str | None = None  # a name of NAMED or in the model's file, or a file; None: the model's
     context: int | None = None
     cache: Cache = "f16"
     messages: list[Message] = field(default_factory=list)  # without the system message
@@ -139,24 +128,33 @@ class Chat:
     answer: Generation | None = None  # the latest
 
     def __post_init__(self) -> None:
-        self._template = ChatTemplate(source_of(self.model, self.template), self.model.tokenizer)
+        name = f"the chat template {self.template!r}" if self.template else "the model's chat template"
+        self._template = ChatTemplate(source_of(self.model, self.template), self.model.tokenizer, name)
         self._session = Session(self.model, context=self.context, cache=self.cache)
         self._held: list[int] = []  # what the cache holds
 
     def say(self, text: str, max_tokens: int = 1024, sampling: Sampling | None = None) -> Generator[str, None, None]:
-        """Answer a message, piece by piece. Of an interrupted answer (the iterator is closed) what was said is kept."""
-        self.messages.append({"role": "user", "content": text})
-        ids = self._fit(max_tokens)
-        self._session.rewind(min(common_prefix(ids, self._held), len(ids) - 1))
+        """Answer a message, piece by piece.
+
+        The message and its answer join `messages` once the answer is complete, or broken off after its first token (the
+        iterator is closed, an interrupt, an error): then with as much as was said. A turn that fails before leaves the
+        dialogue as it was.
+        """
+        ids, kept, dropped = self._fit({"role": "user", "content": text}, max_tokens)
         first = sampling or Sampling()
-        turn = sum(m["role"] == "user" for m in self.messages) + self.dropped
+        turn = sum(m["role"] == "user" for m in kept) + dropped
         own = replace(first, seed=(first.seed + turn - 1) % 2**64)
-        self.answer = generation = Generation(self.model, ids, max_tokens, sampling=own, session=self._session)
+        generation = Generation(self.model, ids, max_tokens, sampling=own, session=self._session)
+        self._session.rewind(min(common_prefix(ids, self._held), len(ids) - 1))
+        self.answer, complete = generation, False
         try:
             yield from generation
+            complete = True
         finally:
             self._held = generation.history[: self._session.position]
-            self.messages.append({"role": "assistant", "content": generation.text})
+            if complete or generation.token_ids:
+                self.messages[:] = [*kept, {"role": "assistant", "content": generation.text}]
+                self.dropped = dropped
 
     def clear(self) -> None:
         """Forget all turns; the system message stays."""
@@ -167,17 +165,18 @@ class Chat:
         """Free the session's buffers."""
         self._session.close()
 
-    def _fit(self, max_tokens: int) -> list[int]:
-        """Ids of the conversation, its oldest turns forgotten until an answer has room."""
+    def _fit(self, message: Message, max_tokens: int) -> tuple[list[int], list[Message], int]:
+        """Ids of the conversation with one more message, its oldest turns left out until an answer has room; the
+        messages that stay, and how many turns are left out by now."""
         room = self._session.context - min(max_tokens, self._session.context // 4)
         first: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
-        while len(ids := self._template.encode([*first, *self.messages])) > room:
-            if len(self.messages) <= 1:
-                self.messages.clear()
+        kept, dropped = [*self.messages, message], self.dropped
+        while len(ids := self._template.encode([*first, *kept])) > room:
+            if len(kept) <= 1:
                 raise BitgenError(
                     f"the message has {len(ids)} tokens with its frame, the context of {self._session.context} "
                     f"has room for {room}; shorten it"
                 )
-            del self.messages[:2]
-            self.dropped += 1
-        return ids
+            del kept[:2]
+            dropped += 1
+        return ids, kept, dropped

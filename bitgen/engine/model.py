@@ -29,6 +29,7 @@ from bitgen.kernels import plan as plans
 from bitgen.kernels.formats import FORMATS
 from bitgen.spec import Listener, ModelShape
 from bitgen.targets import default_threads
+from bitgen.text.chat_templates import carried
 from bitgen.text.tokenizer import Tokenizer
 
 
@@ -64,7 +65,7 @@ class Model:
         self.plan, self.artefact, self.packed = plan, artefact, packed
         self.threads = threads or plan.threads or default_threads()
         self.head, self.load_s, self.pooling = head, 0.0, "last"
-        self.chat_template: str | None = None  # as the file carries it
+        self.chat_templates: dict[str, str] = {}  # by name, as the file carries them
         self.warning: str | None = None  # said when a file is packed that seems to be read by the wrong I2_S layout
         self.lib = binding.load(artefact.path)
         out = binding.ffi().new("bg_model **")
@@ -97,6 +98,7 @@ class Model:
         started = time.perf_counter()
         source = Path(path) if path is not None else shipped_path()
         checkpoint = read_gguf(source, i2s_layout, activation, tl_tiles)
+        chat_templates = carried(checkpoint.metadata)
         plan = plans.of_model(checkpoint.shape, isa or library.host_isa())
         report = progress or (lambda *_: None)
         options = BuildOptions(
@@ -117,11 +119,15 @@ class Model:
             packed.unlink(missing_ok=True)  # damaged where no sample lies
             made, model = pack_once(), opened()
         model.warning = i2s_warning(checkpoint) if made else None
-        carried = checkpoint.metadata.get("tokenizer.chat_template")
-        model.chat_template = carried if isinstance(carried, str) and carried.strip() else None
+        model.chat_templates = chat_templates
         model.pooling = pooling_of(checkpoint.metadata)
         model.load_s = time.perf_counter() - started
         return model
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template for conversations, if the file carries one."""
+        return self.chat_templates.get("default")
 
     @property
     def about(self) -> str:

@@ -12,7 +12,7 @@ from bitgen.errors import FormatError, UnsupportedError, brief, quoted
 from bitgen.gguf.container import Container
 from bitgen.gguf.tensors import GROUPED, TERNARY, Reading
 from bitgen.spec import Activation, ModelShape
-from bitgen.text.chat_templates import corrected
+from bitgen.text.chat_templates import KEY, carried, corrected
 
 HIDDEN_ACTIVATIONS: dict[str, Activation] = {
     "relu2": "relu2",
@@ -196,9 +196,6 @@ def _shortest(value: float) -> float:
 
 # ---- writing ----------------------------------------------------------------------------------------------
 
-CHAT_TEMPLATE = "tokenizer.chat_template"
-
-
 def key_values(checkpoint: Checkpoint, file_type: int) -> dict[str, Any]:
     """Key-values of a checkpoint: dimensions from its shape, the rest from its metadata, with a corrected template."""
     s, arch = checkpoint.shape, checkpoint.shape.architecture
@@ -214,8 +211,8 @@ def key_values(checkpoint: Checkpoint, file_type: int) -> dict[str, Any]:
         if (key.startswith(("general.", "tokenizer.")) and key not in ours and key != "general.alignment")
         or key == f"{arch}.pooling_type"
     }
-    if template := notes.get(CHAT_TEMPLATE):
-        notes[CHAT_TEMPLATE] = corrected(str(template))
+    if template := carried(notes).get("default"):
+        notes[KEY] = corrected(template)
     return ours | {f"{arch}.{key}": value for key, value in _dimensions(s).items()} | notes
 
 

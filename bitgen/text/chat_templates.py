@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from bitgen.errors import FormatError
+
 BITNET_2B4T = (
     "{{ bos_token }}{% for message in messages %}"
     "{{ message['role'] | capitalize }}: {{ message['content'] | trim }}<|eot_id|>"
@@ -35,6 +40,25 @@ WRONG: dict[str, str] = {"BITNETAssistant": BITNET_2B4T}
 BITNETAssistant: the template of an earlier training of BitNet b1.58 2B4T, which the official GGUF and the first
 revisions of the checkpoints carry. Answers to it often do not end.
 """
+
+
+KEY = "tokenizer.chat_template"
+"""A GGUF's key of its default template; further ones are KEY.<name>, like tokenizer.chat_template.tool_use."""
+
+
+def carried(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """The templates in a GGUF's key-values by name, of which "default" is for conversations without tools.
+
+    FormatError: one of them is no text.
+    """
+    found: dict[str, str] = {}
+    for key, value in metadata.items():
+        if key == KEY or key.startswith(f"{KEY}."):
+            if not isinstance(value, str):
+                raise FormatError(f"{key} is not a text, but of type {type(value).__name__}")
+            if value.strip():
+                found[key.removeprefix(KEY).removeprefix(".") or "default"] = value
+    return found
 
 
 def corrected(template: str) -> str:

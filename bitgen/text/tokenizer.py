@@ -45,6 +45,12 @@ NO_STOPS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 """Word that ends no turn -> in a vocabulary that has these, where it only ends a part of one."""
 
+SPECIAL = {
+    "bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "sep_token": "seperator", "pad_token": "padding",
+    "cls_token": "cls", "mask_token": "mask",
+}  # fmt: skip
+"""What chat templates call special tokens -> what GGUF calls them, in tokenizer.ggml.*_token_id."""
+
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -117,6 +123,13 @@ class Tokenizer:
     def word(self, id: int | None) -> str:
         """How a token is spelt in a text that is to be encoded; "" of None."""
         return "" if id is None else self.vocabulary.tokens[id]
+
+    @cached_property
+    def special_words(self) -> dict[str, str]:
+        """The spellings of the special tokens that the file names, by the names of SPECIAL."""
+        v = self.vocabulary
+        ids = {name: v.metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in SPECIAL.items()}
+        return {name: v.tokens[id] for name, id in ids.items() if isinstance(id, int) and 0 <= id < len(v.tokens)}
 
     @cached_property
     def control_words(self) -> frozenset[str]:
@@ -195,7 +208,7 @@ class Vocabulary:
     """The tokenizer keys of a GGUF, checked; builds the backends that encode."""
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
-        self._metadata = metadata
+        self.metadata = metadata
         self.model: str = self._key("model", str, "")
         if self.model not in ("gpt2", "llama"):
             raise UnsupportedError(f"tokenizer.ggml.model is {quoted(self.model)}; supported: gpt2, llama")
@@ -219,7 +232,7 @@ class Vocabulary:
     @cached_property
     def pre(self) -> str:
         """The name of the pre-tokenizer, also where the file lacks it."""
-        architecture = self._metadata.get("general.architecture")
+        architecture = self.metadata.get("general.architecture")
         forced = isinstance(architecture, str) and architecture in _BITNET_2B4T and len(self.tokens) == _LLAMA3_TOKENS
         return str(self._key("pre", str, "llama-bpe" if forced else "default"))
 
@@ -340,7 +353,7 @@ class Vocabulary:
     def _numbers(self, name: str, default: Any, kinds: str) -> npt.NDArray[Any]:
         """An array with one finite number per token."""
         key = f"tokenizer.ggml.{name}"
-        values = self._metadata.get(key, default)
+        values = self.metadata.get(key, default)
         if values is None:
             raise FormatError(f"{key} is missing")
         try:
@@ -352,7 +365,7 @@ class Vocabulary:
         return array
 
     def _key(self, name: str, type: type, default: Any) -> Any:
-        value = self._metadata.get(f"tokenizer.ggml.{name}", default)
+        value = self.metadata.get(f"tokenizer.ggml.{name}", default)
         wrong = not isinstance(value, type) or (type is int and isinstance(value, bool))
         if wrong and value is not default:
             raise FormatError(f"tokenizer.ggml.{name} is of type {value.__class__.__name__}; expected {type.__name__}")

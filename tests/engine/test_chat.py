@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import gguf_files
 import numpy as np
 import pytest
 
@@ -146,6 +147,85 @@ def test_a_full_context_forgets_the_oldest_turns(model: bitgen.Model) -> None:
     with pytest.raises(BitgenError, match="shorten it"):
         list(chat.say("word " * 200, 8, GREEDY))
     assert "".join(chat.say("Hello", 8, GREEDY))  # and goes on
+
+
+ALTERNATE = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('alternate') }}"
+    "{% endif %}{% if 'forbidden' in m.content %}{{ raise_exception('bad word') }}{% endif %}"
+    "{{ m.content }}\n{% endfor %}"
+)
+
+
+def test_a_turn_that_fails_leaves_the_dialogue_as_it_was(
+    model: bitgen.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "alternate.jinja"
+    file.write_text(ALTERNATE)
+    chat = Chat(model, template=str(file))
+    list(chat.say("Hello", 8, GREEDY))
+    before = list(chat.messages)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    assert len(before) == 2
+    for text, error in (("forbidden", "bad word"), ("bad \udcff", "not valid Unicode"), ("word " * 2000, "shorten it")):
+        with pytest.raises(BitgenError, match=error):
+            list(chat.say(text, 8, GREEDY))
+        assert chat.messages == before and chat.dropped == 0
+    with monkeypatch.context() as interrupted, pytest.raises(KeyboardInterrupt):
+        interrupted.setattr(chat._session, "next", stop)
+        list(chat.say("Never answered", 8, GREEDY))
+    assert chat.messages == before
+    ids = ChatTemplate(ALTERNATE, model.tokenizer).encode([*before, user("And then?")])
+    assert "".join(chat.say("And then?", 8, GREEDY)) == "".join(model.generate(ids, 8, temperature=0))
+    assert [m["role"] for m in chat.messages] == ["user", "assistant"] * 2
+
+
+def test_an_error_in_the_middle_of_an_answer_keeps_what_was_said(
+    model: bitgen.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat, said = Chat(model), []
+    following = chat._session.next
+
+    def fail(*args: Any) -> list[int]:
+        if len(said) == 3:
+            raise BitgenError("out of order")
+        return following(*args)
+
+    with monkeypatch.context() as broken, pytest.raises(BitgenError, match="out of order"):
+        broken.setattr(chat._session, "next", fail)
+        for piece in chat.say("Once upon a time", 40, GREEDY):
+            said.append(piece)
+    assert chat.messages == [user("Once upon a time"), {"role": "assistant", "content": "".join(said)}]
+    ids = ChatTemplate(TEMPLATE, model.tokenizer).encode([*chat.messages, user("Go on")])
+    assert "".join(chat.say("Go on", 8, GREEDY)) == "".join(model.generate(ids, 8, temperature=0))
+
+
+def test_templates_by_name_in_the_file(tmp_path: Path) -> None:
+    """As other converters write them: the default under the key itself, others under its name."""
+    source = read_gguf(shipped_path())
+    key, named = "tokenizer.chat_template", {"tokenizer.chat_template.tool_use": "T{{ messages[0].content }}"}
+    for more in ({key: TEMPLATE}, {}):
+        write_gguf(path := tmp_path / "named.gguf", Renamed(source, {**named, **more}))
+        opened = bitgen.Model.load(path)
+        assert source_of(opened, "tool_use") == "T{{ messages[0].content }}"
+        if more:
+            assert source_of(opened) == TEMPLATE == opened.chat_template
+        else:
+            with pytest.raises(UnsupportedError, match=r"none by default; choose one: --chat-template tool_use$"):
+                source_of(opened)
+
+
+def test_a_template_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    for value in (np.array([1, 2], np.int32), np.array([], np.float32), ["a text"]):
+        metadata, tensors = gguf_files.contents()
+        path = gguf_files.store(tmp_path / "a.gguf", {**metadata, "tokenizer.chat_template": value}, tensors)
+        with pytest.raises(FormatError, match=r"tokenizer\.chat_template is not a text"):
+            bitgen.Model.load(path)
+        with pytest.raises(FormatError, match=r"tokenizer\.chat_template is not a text"):
+            write_gguf(tmp_path / "b.gguf", read_gguf(path))
+    assert [file.name for file in tmp_path.iterdir()] == ["a.gguf"]
 
 
 def bitgen_chat(path: Path, *args: str, stdin: str) -> subprocess.CompletedProcess[str]:
