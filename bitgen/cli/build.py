@@ -10,7 +10,7 @@ import click
 from bitgen import api
 from bitgen.cli import tables
 from bitgen.cli.console import OUT, progress_bar, say
-from bitgen.cli.options import head_option, isa_option, reading_options
+from bitgen.cli.options import finite, head_option, isa_option, reading_options
 from bitgen.data import SHIPPED
 from bitgen.targets import ARCHES, SYSTEMS
 
@@ -24,7 +24,7 @@ from bitgen.targets import ARCHES, SYSTEMS
 @click.option("--ssh", metavar="COMMAND", help="How to connect, like 'ssh -i KEY'. [default: $BITGEN_SSH, else ssh]")
 @click.option("--cost-model", type=click.Choice(["llvm-mca"]), help="Estimate for a CPU that is not here; needs --cpu.")
 @click.option("--cpu", help="That CPU by LLVM's name, like cortex-a76, neoverse-n1, apple-m1, znver3.")
-@click.option("--bytes-per-cycle", type=click.FloatRange(min=0, min_open=True),
+@click.option("--bytes-per-cycle", type=click.FloatRange(min=0, min_open=True), callback=finite,
               help="What memory gives one of its cores: GB/s / cores / GHz. [default: enough]")  # fmt: skip
 @click.option("--arch", type=click.Choice(list(ARCHES)), help="Of that device or CPU. [default: what it says; ours]")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Keep the plan in this file.")

@@ -17,8 +17,16 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from bitgen.spec import Listener
 
-ERR = Console(stderr=True, markup=False, emoji=False)
-OUT = Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False)  # piped tables are not squeezed
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to main.sentences, which ends any command alike."""
+        raise BrokenPipeError
+
+
+ERR = _Console(stderr=True, markup=False, emoji=False)
+# A table in a file or a pipe is not squeezed. Where standard output is closed, it is None.
+OUT = _Console(width=None if sys.stdout and sys.stdout.isatty() else 160, markup=False, emoji=False)
 
 CONTROLS = r"\x00-\x08\x0b-\x1f\x7f-\x9f"
 """C0 but tab and newline, DEL, C1."""

@@ -11,7 +11,7 @@ import click
 from bitgen import api, data
 from bitgen.cli import tables
 from bitgen.cli.console import OUT, progress_bar, say
-from bitgen.cli.options import cache_option, head_option, isa_option, model_option, numbers, reading_options
+from bitgen.cli.options import COUNT, Numbers, cache_option, head_option, isa_option, model_option, reading_options
 from bitgen.errors import BitgenError
 from bitgen.measure.peers import PEERS
 from bitgen.targets import default_threads
@@ -19,13 +19,13 @@ from bitgen.targets import default_threads
 
 @click.command()
 @model_option
-@click.option("-t", "--threads", callback=numbers, default=str(default_threads()), show_default=True,
+@click.option("-t", "--threads", type=Numbers(1, 1024), default=str(default_threads()), show_default=True,
               help="Thread counts, like 1,2.")  # fmt: skip
-@click.option("--prompt", callback=numbers, default="128", show_default=True, help="Prefill lengths, like 128,512.")
-@click.option("--gen", type=click.IntRange(min=0), default=64, show_default=True, help="Tokens to decode.")
-@click.option("--context", callback=numbers, default="0", show_default=True,
+@click.option("--prompt", type=Numbers(0), default="128", show_default=True, help="Prefill lengths, like 128,512.")
+@click.option("--gen", type=COUNT, default=64, show_default=True, help="Tokens to decode.")
+@click.option("--context", type=Numbers(0), default="0", show_default=True,
               help="Tokens in the cache before, like 0,3500.")  # fmt: skip
-@click.option("--batch", callback=numbers, default="1", show_default=True,
+@click.option("--batch", type=Numbers(1), default="1", show_default=True,
               help="Sequences to decode together, like 1,4,16.")  # fmt: skip
 @isa_option
 @head_option

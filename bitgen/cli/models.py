@@ -38,7 +38,7 @@ def convert(source: str, output: Path, type_: Any, **reading: Any) -> None:
 @click.command()
 @click.argument("preset")
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True)
 @type_option
 def synth(preset: str, output: Path, seed: int, type_: Any) -> None:
     """Write a model of a preset's exact shape with random weights, for tuning and benchmarks."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -10,19 +11,61 @@ from typing import Any
 import click
 
 from bitgen import Sampling
+from bitgen.cli.streams import utf8
+from bitgen.errors import BitgenError
 from bitgen.gguf.blocks import I2S_LAYOUTS
 from bitgen.gguf.writer import FILE_TYPES
 
+MOST = 2**31 - 1
+COUNT = click.IntRange(0, MOST)
 
-def numbers(_: click.Context, __: click.Parameter, text: str) -> list[int]:
-    """A comma-separated list of non-negative integers."""
-    try:
-        values = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is not a list like 128,512") from None
-    if any(v < 0 for v in values):
-        raise click.BadParameter("negative numbers make no sense here")
-    return values
+
+class Text(click.ParamType):  # type: ignore[type-arg]
+    """Any UTF-8 text, the empty one too."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return utf8(value, param.get_error_hint(ctx) if param and ctx else "the text")
+
+
+class Numbers(click.ParamType):  # type: ignore[type-arg]
+    """A comma-separated list of integers, none below `least` or above `most`."""
+
+    name = "n,..."
+
+    def __init__(self, least: int, most: int = MOST) -> None:
+        self._least, self._most = least, most
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        try:
+            values = [int(part) for part in value.split(",")]
+        except ValueError:
+            self.fail(f"{value!r} is not a list like 128,512", param, ctx)
+        for number in values:
+            if not self._least <= number <= self._most:
+                self.fail(f"{number} is not in the range {self._least} to {self._most}", param, ctx)
+            if values.count(number) > 1:
+                self.fail(f"{number} is there twice", param, ctx)
+        return values
+
+
+def finite(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
+    """A number that is one, if it is given."""
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"{value} is not a finite number")
+    return value
+
+
+def check_given(ctx: click.Context, args: list[str]) -> None:
+    """UsageError where the arguments of a command give an option twice, or something empty that is no `Text`."""
+    values, _, given = ctx.command.make_parser(ctx).parse_args(list(args))
+    for param in given:
+        value = values.get(str(param.name))
+        if "" in (value if isinstance(value, (list, tuple)) else [value]) and not isinstance(param.type, Text):
+            raise click.BadParameter("it is empty", ctx, param)
+        if isinstance(param, click.Option) and not param.multiple and given.count(param) > 1:
+            raise click.BadParameter("it is given more than once", ctx, param)
 
 
 model_option = click.option(
@@ -84,29 +127,37 @@ def reading_options(command: Any) -> Any:
     return command
 
 
+def _sampled(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    """The value of one field of Sampling, if it is given."""
+    try:
+        Sampling(**({} if value is None else {str(param.name): value}))
+    except (BitgenError, ValueError, TypeError) as e:
+        raise BitgenError(f"{param.opts[0]}: {e}") from None
+    return value
+
+
 SAMPLING = (
-    click.option("--temp", type=float, default=0.7, show_default=True, help="Temperature; 0 is greedy."),
-    click.option("--top-k", type=int, default=40, show_default=True, help="Keep the k likeliest tokens; 0: all."),
-    click.option("--top-p", type=float, default=0.9, show_default=True,
-                 help="Keep the likeliest tokens of this total probability; 1: all."),
-    click.option("--min-p", type=float, default=0.0, show_default=True,
-                 help="Drop tokens below this share of the likeliest one's probability."),
-    click.option("--repeat-penalty", type=float, default=1.1, show_default=True,
-                 help="Over the last 64 tokens; 1: off."),
-    click.option("--seed", type=int, help="Same seed, same text. [default: random]"),
-)  # fmt: skip
+    ("--temp", "temperature", float, 0.7, "Temperature; 0 is greedy."),
+    ("--top-k", "top_k", int, 40, "Keep the k likeliest tokens; 0: all."),
+    ("--top-p", "top_p", float, 0.9, "Keep the likeliest tokens of this total probability; 1: all."),
+    ("--min-p", "min_p", float, 0.0, "Drop tokens below this share of the likeliest one's probability."),
+    ("--repeat-penalty", "repeat_penalty", float, 1.1, "Over the last 64 tokens; 1: off."),
+    ("--seed", "seed", int, None, "Same seed, same text. [default: random]"),
+)
+"""Option, field of Sampling, type, default, help."""
 
 
 def sampling_options(command: Callable[..., None]) -> Callable[..., None]:
     """The options of Sampling, which the command gets as `sampling`."""
 
     @functools.wraps(command)
-    def sampled(*args: Any, temp: float, top_k: int, top_p: float, min_p: float, repeat_penalty: float,
-                seed: int | None, **more: Any) -> None:  # fmt: skip
+    def sampled(*args: Any, seed: int | None, **more: Any) -> None:
+        fields = {field: more.pop(field) for _, field, *_ in SAMPLING if field != "seed"}
         chosen = int.from_bytes(os.urandom(4), "little") if seed is None else seed
-        sampling = Sampling(temp, top_k, top_p, min_p, repeat_penalty, seed=chosen)
-        command(*args, sampling=sampling, **more)
+        command(*args, sampling=Sampling(**fields, seed=chosen), **more)
 
-    for option in reversed(SAMPLING):
-        sampled = option(sampled)
+    for option, field, type, default, text in reversed(SAMPLING):
+        sampled = click.option(
+            option, field, type=type, default=default, show_default=default is not None, callback=_sampled, help=text
+        )(sampled)
     return sampled

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,9 @@ from bitgen import Model, Sampling, api
 from bitgen.cli import tables, terminal
 from bitgen.cli.console import progress_bar, say, stream, warn
 from bitgen.cli.options import (
+    COUNT,
+    MOST,
+    Text,
     cache_option,
     head_option,
     isa_option,
@@ -22,10 +24,13 @@ from bitgen.cli.options import (
     sampling_options,
     threads_option,
 )
+from bitgen.cli.streams import STDIN, read_text
 from bitgen.engine.embed import POOLINGS
 from bitgen.engine.prompt_lookup import LOOKUP
-from bitgen.errors import BitgenError
 from bitgen.text.chat_templates import NAMED
+
+TEXT_FILE = click.Path(exists=True, dir_okay=False, allow_dash=True)
+"""A file that read_text reads."""
 
 
 def _load(model: str | None, **options: Any) -> Model:
@@ -37,22 +42,22 @@ def _load(model: str | None, **options: Any) -> Model:
 
 
 @click.command()
-@click.option("-p", "--prompt", required=True, help="Text to continue; - reads it from standard input.")
+@click.option("-p", "--prompt", type=Text(), required=True, help="Text to continue; - reads it from standard input.")
 @model_option
-@click.option("-n", "--max-tokens", type=click.IntRange(min=0), default=256, show_default=True)
+@click.option("-n", "--max-tokens", type=COUNT, default=256, show_default=True)
 @threads_option
 @sampling_options
 @click.option("--ignore-eos", is_flag=True, help="Go on after the model's stop tokens.")
 @click.option(
     "--prompt-lookup",
-    type=click.IntRange(min=0),
+    type=COUNT,
     is_flag=False,
     flag_value=LOOKUP,
     default=0,
     metavar="[N]",
     help=f"Try up to N tokens at once that once followed the last few: same text, sooner if it repeats. [N: {LOOKUP}]",
 )
-@click.option("--logprobs", type=click.IntRange(min=0), metavar="K",
+@click.option("--logprobs", type=COUNT, metavar="K",
               help="After the text, each token's log probability and the K likeliest, on stderr.")  # fmt: skip
 @isa_option
 @head_option
@@ -62,7 +67,7 @@ def run(prompt: str, model: str | None, max_tokens: int, threads: int | None, sa
         prompt_lookup: int, logprobs: int | None, isa: str | None, head: Any, cache: Any,
         **reading: Any) -> None:  # fmt: skip
     """Continue a prompt. Text goes to stdout as it comes, timing to stderr."""
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = read_text(STDIN) if prompt == STDIN else prompt
     loaded = _load(model, threads=threads, isa=isa, head=head, **reading)
     generation = api.generate(loaded, text, max_tokens, stop=not ignore_eos, sampling=sampling, cache=cache,
                               prompt_lookup=prompt_lookup, logprobs=logprobs)  # fmt: skip
@@ -78,21 +83,21 @@ def run(prompt: str, model: str | None, max_tokens: int, threads: int | None, sa
 
 
 @click.command()
-@click.argument("texts", nargs=-1)
+@click.argument("texts", type=Text(), nargs=-1)
 @model_option
-@click.option("-f", "--file", type=click.File(encoding="utf-8"), help="Take the lines of a file as texts; -: of stdin.")
+@click.option("-f", "--file", type=TEXT_FILE, help="Take the lines of a file as texts; -: of stdin.")
 @click.option("--pooling", type=click.Choice(list(POOLINGS)), help="[default: what the file says, else last]")
 @click.option("--npy", type=click.Path(dir_okay=False, path_type=Path), help="Write float32 [texts, hidden] here.")
 @click.option("--json", "as_json", is_flag=True, help="Print one object with the texts and the model's name.")
 @threads_option
 @isa_option
-def embed(texts: tuple[str, ...], model: str | None, file: Any, pooling: str | None, npy: Path | None, as_json: bool,
-          threads: int | None, isa: str | None) -> None:  # fmt: skip
+def embed(texts: tuple[str, ...], model: str | None, file: str | None, pooling: str | None, npy: Path | None,
+          as_json: bool, threads: int | None, isa: str | None) -> None:  # fmt: skip
     """Turn texts into vectors of length one: a line of numbers each. Without texts the lines of stdin are taken."""
     if texts and file:
         raise click.UsageError("give texts or --file, not both")
-    lines = list(texts) if texts else [line.rstrip("\r\n") for line in file or sys.stdin]
-    api.check_output(npy, model, *([Path(file.name)] if file else []))
+    api.check_output(npy, model, *([Path(file)] if file and file != STDIN else []))
+    lines = list(texts) or read_text(file or STDIN).removesuffix("\n").split("\n")
     with progress_bar() as listen:
         found = api.embed(model, lines, pooling=pooling, threads=threads, isa=isa, progress=listen)
     if npy:
@@ -107,10 +112,10 @@ def embed(texts: tuple[str, ...], model: str | None, file: Any, pooling: str | N
 
 @click.command()
 @model_option
-@click.option("--system", metavar="TEXT", help="What the model is told before the conversation.")
-@click.option("-n", "--max-tokens", type=click.IntRange(min=1), default=1024, show_default=True, help="Of an answer.")
+@click.option("--system", type=Text(), metavar="TEXT", help="What the model is told before the conversation.")
+@click.option("-n", "--max-tokens", type=click.IntRange(1, MOST), default=1024, show_default=True, help="Of an answer.")
 @click.option("--chat-template", metavar="NAME|FILE", help=f"{', '.join(NAMED)}, or a Jinja file. [default: its own]")
-@click.option("--context", type=click.IntRange(min=16), help="Tokens to remember. [default: the model's]")
+@click.option("--context", type=click.IntRange(16, MOST), help="Tokens to remember. [default: the model's]")
 @sampling_options
 @threads_option
 @isa_option
@@ -121,14 +126,15 @@ def chat(model: str | None, system: str | None, max_tokens: int, chat_template: 
     """Talk with a model. Ctrl-C stops an answer, Ctrl-D ends; /help has the rest."""
     loaded = _load(model, threads=threads, isa=isa, **reading)
     conversation = api.chat(loaded, system=system, template=chat_template, context=context, cache=cache)
-    terminal.run(conversation, max_tokens, sampling)
+    if not terminal.run(conversation, max_tokens, sampling):
+        click.get_current_context().exit(1)
 
 
 @click.command()
 @model_option
-@click.option("-f", "--file", type=click.File(encoding="utf-8"), required=True, help="A text; -: standard input.")
-@click.option("--ctx", type=int, default=512, show_default=True, help="Tokens of a window.")
-@click.option("--stride", type=int, default=0, show_default=True,
+@click.option("-f", "--file", type=TEXT_FILE, required=True, help="A text; -: standard input.")
+@click.option("--ctx", type=COUNT, default=512, show_default=True, help="Tokens of a window.")
+@click.option("--stride", type=COUNT, default=0, show_default=True,
               help="Tokens between windows' starts, each scoring what is new to it; 0: apart, each scoring its "
               "second half.")  # fmt: skip
 @threads_option
@@ -136,13 +142,10 @@ def chat(model: str | None, system: str | None, max_tokens: int, chat_template: 
 @cache_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @reading_options
-def perplexity(model: str | None, file: Any, ctx: int, stride: int, threads: int | None, isa: str | None, cache: Any,
+def perplexity(model: str | None, file: str, ctx: int, stride: int, threads: int | None, isa: str | None, cache: Any,
                as_json: bool, **reading: Any) -> None:  # fmt: skip
     """How well a model predicts a text, with the standard error: comparable with llama-perplexity."""
-    try:
-        text = file.read()
-    except UnicodeDecodeError as e:
-        raise BitgenError(f"{file.name} is not UTF-8 text ({e.reason} at byte {e.start})") from None
+    text = read_text(file)
     loaded = _load(model, threads=threads, isa=isa, **reading)
     with progress_bar() as listen:
         found = api.perplexity(loaded, text, ctx=ctx, stride=stride, cache=cache, progress=listen)

@@ -6,6 +6,7 @@ import contextlib
 import sys
 
 from bitgen.cli.console import say, stream
+from bitgen.cli.streams import utf8
 from bitgen.engine.chat import Chat
 from bitgen.engine.session import Sampling
 from bitgen.errors import BitgenError
@@ -18,9 +19,14 @@ HELP = """/system TEXT  tell the model something from now on, and begin anew
 Ctrl-C        stop an answer, or empty the line"""
 
 
-def run(chat: Chat, max_tokens: int, sampling: Sampling) -> None:
-    """Take messages until the input ends. Prompts appear where the input is a terminal; text goes to stdout."""
-    terminal = sys.stdin.isatty()
+def run(chat: Chat, max_tokens: int, sampling: Sampling) -> bool:
+    """Take messages until the input ends. Prompts appear where the input is a terminal; text goes to stdout.
+
+    Returns whether every message had an answer; at a terminal, where their author has read why not, they all count.
+    """
+    if sys.stdin is None:
+        raise BitgenError("standard input is closed: there are no messages to answer")
+    terminal, answered = sys.stdin.isatty(), True
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  line editing and history for input()
     if terminal:
@@ -29,14 +35,20 @@ def run(chat: Chat, max_tokens: int, sampling: Sampling) -> None:
         try:
             message = _read(terminal)
         except EOFError:
-            return
+            return answered or terminal
         except KeyboardInterrupt:
             say("\n(Ctrl-D or /bye ends)", err=True)
             continue
+        except OSError as e:
+            raise BitgenError(f"standard input cannot be read ({e.strerror or e})") from None
         if message == "/bye":
-            return
-        if message:
-            _react(chat, message, max_tokens, sampling)
+            return answered or terminal
+        try:
+            if message:
+                _react(chat, utf8(message, "the message"), max_tokens, sampling)
+        except BitgenError as e:
+            say(f"bitgen: {e}", err=True)
+            answered = False
 
 
 def _read(terminal: bool) -> str:
@@ -74,9 +86,6 @@ def _answer(chat: Chat, message: str, max_tokens: int, sampling: Sampling) -> No
     except KeyboardInterrupt:
         answer.close()
         say(" (stopped)")
-    except BitgenError as e:
-        say(f"bitgen: {e}", err=True)
-        return
     if chat.dropped > dropped:
         say("(the context is full: the oldest turns are forgotten)", err=True)
     if chat.answer:

@@ -196,6 +196,7 @@ def _shortest(value: float) -> float:
 
 # ---- writing ----------------------------------------------------------------------------------------------
 
+
 def key_values(checkpoint: Checkpoint, file_type: int) -> dict[str, Any]:
     """Key-values of a checkpoint: dimensions from its shape, the rest from its metadata, with a corrected template."""
     s, arch = checkpoint.shape, checkpoint.shape.architecture

@@ -343,7 +343,7 @@ class Vocabulary:
 
     def _stops(self) -> set[int]:
         """The ids of eos_token_ids, a list that some files have for end tokens beyond the three of their own keys."""
-        ids = self._metadata.get("tokenizer.ggml.eos_token_ids", [])
+        ids = self.metadata.get("tokenizer.ggml.eos_token_ids", [])
         if not isinstance(ids, list | np.ndarray) or not all(isinstance(id, int | np.integer) for id in ids):
             raise FormatError("tokenizer.ggml.eos_token_ids is not a list of ids")
         if any(not 0 <= id < len(self.tokens) for id in ids):
