@@ -5,13 +5,16 @@
 
 Importing this module registers the model type `bitgen`; running it does that and starts the harness's command line.
 A model of the harness computes three things, which its documentation defines: the log likelihood of a continuation,
-the log likelihood of a whole text, and a generation until some string.
+the log likelihood of a whole text, and a generation until some string. What does not fit into the context is cut as
+the harness's own class for transformers cuts it, with a warning or an error that has the numbers; a prompt that fits is
+kept whole.
 https://github.com/EleutherAI/lm-evaluation-harness
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lm_eval import utils
@@ -22,7 +25,20 @@ from tqdm import tqdm
 from bitgen.engine.generate import Generation
 from bitgen.engine.model import Model
 from bitgen.engine.score import score_ids
-from bitgen.engine.session import Cache, common_prefix
+from bitgen.engine.session import Cache, Sampling, common_prefix
+from bitgen.errors import BitgenError
+
+log = logging.getLogger("bitgen")
+
+HARNESS = {"batch_size", "max_batch_size", "trust_remote_code"}
+"""Arguments that the harness passes to every model, and that decide nothing here."""
+LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+"""What tasks call the most tokens to generate; the first one counts."""
+SAMPLING = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p",
+            "repetition_penalty": "repeat_penalty"}  # fmt: skip
+"""What tasks call the parameters of Sampling."""
+NEUTRAL = {"num_beams": 1, "num_return_sequences": 1, "use_cache": True}
+"""Options of transformers' generation, and the value that asks for nothing else than is done here."""
 
 
 @register_model("bitgen")
@@ -41,12 +57,21 @@ class BitgenLM(TemplateLM):  # type: ignore[misc]
         cache: Cache = "f16",
         max_length: int | None = None,
         max_gen_toks: int = 256,
-        **_: Any,  # batch_size, device and the like, which the harness passes to every model
+        device: str | None = None,
+        **more: Any,
     ) -> None:
         super().__init__()
+        if unknown := sorted(more.keys() - HARNESS):
+            raise BitgenError(
+                f"model_args: {', '.join(unknown)} is not known; bitgen.integrations.lm_eval has the list"
+            )
+        if device not in (None, "cpu"):
+            raise BitgenError(f"device is {device!r}: bitgen runs on CPUs")
         self._model = Model.load(pretrained, threads=int(threads) if threads else None, isa=isa)
         self._cache: Cache = cache
-        self.max_length = min(int(max_length or self._model.shape.context), self._model.shape.context)
+        self.max_length, most = int(max_length or self._model.shape.context), self._model.shape.context
+        if not 2 <= self.max_length <= most:
+            raise BitgenError(f"max_length is {self.max_length}; the model's context holds 2 to {most} tokens")
         self.max_gen_toks = int(max_gen_toks)
 
     @property
@@ -70,20 +95,34 @@ class BitgenLM(TemplateLM):  # type: ignore[misc]
     ) -> list[tuple[float, bool]]:
         """(log probability in nats, whether greedy decoding gives it) of each continuation.
 
-        A context that is too long is cut at its beginning. The common prefix of two successive requests stays in the
-        KV cache: in most tasks the choices of one question follow each other.
+        A context that is too long is cut at its beginning, with a warning; a continuation that does not fit is a
+        BitgenError. The common prefix of two successive requests stays in the KV cache: in most tasks the choices of
+        one question follow each other.
         """
         answers: list[tuple[float, bool]] = []
         held: list[int] = []
         with self._model.session(context=self.max_length, cache=self._cache) as session:
             for key, context, continuation in tqdm(requests, disable=disable_tqdm, desc="log likelihoods"):
-                ids = (context + continuation)[-self.max_length - 1 :]
-                first = max(1, len(ids) - len(continuation))
+                ids = self._scored(context, continuation)
+                first = len(ids) - len(continuation)
                 session.rewind(min(common_prefix(ids, held), first - 1))
                 found, held = score_ids(session, ids, first), ids[:-1]
                 answers.append((found.total, bool(found.greedy.all())))
                 self.cache_hook.add_partial("loglikelihood", key, answers[-1])
         return answers
+
+    def _scored(self, context: list[int], continuation: list[int]) -> list[int]:
+        """The ids of a context and its continuation, as many as fit: the last one is only predicted."""
+        if not context or not 0 < len(continuation) <= self.max_length:
+            raise BitgenError(
+                f"a continuation of {len(continuation)} tokens after {len(context)} cannot be scored: "
+                f"both must have some, and the context holds {self.max_length}"
+            )
+        excess = len(context) + len(continuation) - (self.max_length + 1)
+        if excess > 0:
+            numbers = len(context), len(continuation), self.max_length, excess
+            log.warning("context of %d tokens, continuation of %d, max_length %d: the first %d are cut off", *numbers)
+        return (context + continuation)[max(excess, 0) :]
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Log probability in nats of each whole text; a text longer than max_length is scored in windows."""
@@ -104,19 +143,15 @@ class BitgenLM(TemplateLM):  # type: ignore[misc]
         """The continuation of each prompt up to one of its `until` strings, a stop token, or its limit of tokens."""
         texts = []
         for prompt, options in tqdm([r.args for r in requests], disable=disable_tqdm, desc="generating"):
-            until = [options["until"]] if isinstance(options.get("until"), str) else list(options.get("until") or [])
-            texts.append(self._generate(prompt, until, options))
+            texts.append(self._generate(prompt, options))
             self.cache_hook.add_partial("generate_until", (prompt, options), texts[-1])
         return texts
 
-    def _generate(self, prompt: str, until: list[str], options: dict[str, Any]) -> str:
-        limit = min(int(options.get("max_gen_toks", self.max_gen_toks)), self.max_length - 1)
-        sampled = options.get("do_sample", False) and options.get("temperature", 0) > 0
-        ids = self.tok_encode(prompt)[-(self.max_length - limit) :]
-        generation: Generation = self._model.generate(
-            ids, limit, temperature=float(options.get("temperature", 0)) if sampled else 0.0,
-            top_p=float(options.get("top_p", 1.0)), top_k=int(options.get("top_k", 0)), cache=self._cache,
-        )  # fmt: skip
+    def _generate(self, prompt: str, options: Mapping[str, Any]) -> str:
+        until = [options["until"]] if isinstance(options.get("until"), str) else list(options.get("until") or [])
+        wanted = next((int(options[name]) for name in LIMITS if options.get(name) is not None), self.max_gen_toks)
+        ids, limit = self._fitted(self.tok_encode(prompt), wanted)
+        generation: Generation = self._model.generate(ids, limit, sampling=self._sampling(options), cache=self._cache)
         text = ""
         for piece in generation:
             text += piece
@@ -125,12 +160,40 @@ class BitgenLM(TemplateLM):  # type: ignore[misc]
                 return text[: min(ends)]
         return text
 
+    def _fitted(self, ids: list[int], wanted: int) -> tuple[list[int], int]:
+        """A prompt, and how many tokens to generate: fewer where they exceed max_length.
+
+        Only a prompt that leaves no room for one token is cut, at its beginning.
+        """
+        room = self.max_length - len(ids)
+        numbers = f"the prompt has {len(ids)} tokens, max_gen_toks is {wanted}, max_length {self.max_length}"
+        if wanted < 0 or (room < 1 and wanted >= self.max_length):
+            raise BitgenError(f"{numbers}: no token can be generated; lower max_gen_toks")
+        if room >= wanted:
+            return ids, wanted
+        if room >= 1:
+            log.warning("%s: at most %d are generated", numbers, room)
+            return ids, room
+        log.warning("%s: the first %d tokens of the prompt are cut off", numbers, wanted - room)
+        return ids[wanted - room :], wanted
+
+    def _sampling(self, options: Mapping[str, Any]) -> Sampling:
+        """How a task wants tokens chosen: greedily, unless it asks for a temperature."""
+        known = {*SAMPLING, *LIMITS, "until", "do_sample"}
+        for name, value in options.items():
+            if name not in known and NEUTRAL.get(name, ...) != value:
+                raise BitgenError(f"the task's generation option {name}={value!r} is not known here; leave it out")
+        fields = {field: options[name] for name, field in SAMPLING.items() if options.get(name) is not None}
+        sampled = options.get("do_sample") is not False and float(fields.get("temperature", 0)) > 0
+        chosen = {**fields, "temperature": float(fields["temperature"]) if sampled else 0.0}
+        return Sampling(**{"repeat_last": self.max_length, **chosen})
+
 
 if __name__ == "__main__":
     import sys
 
     from lm_eval.__main__ import cli_evaluate
 
-    if not any(argument.startswith("--model") and argument != "--model_args" for argument in sys.argv[1:]):
+    if not {"--model", "-M"} & {argument.partition("=")[0] for argument in sys.argv[1:]}:
         sys.argv[1:1] = ["--model", "bitgen"]
     cli_evaluate()
