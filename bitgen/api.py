@@ -225,7 +225,7 @@ def tune(
 ) -> TuneReport:
     """Tune every matrix of a model on this host, or on a device behind SSH, and save the plan."""
     check_output(output, model)
-    shape, site = shape_of(model), Device(remote, arch, ssh) if remote else Host()
+    shape, site = shape_of(model), Host() if remote is None else Device(remote, arch, ssh)
     isa, threads = isa or site.isas[0], threads or site.cpus
     path = output or plan.path_of(site.cpu, isa)
     made = _tune.tune(list(shape.matrices.values()), isa, threads, effort, listener, site, path)

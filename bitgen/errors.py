@@ -28,14 +28,14 @@ class RemoteError(BitgenError):
 
 
 LONGEST = 200
-"""Characters of what a file says that a message repeats at most."""
+"""Characters of what somebody else wrote that a message repeats at most."""
 
 
-def brief(text: str) -> str:
-    """A text of a file for a message: printable, on one line, and shortened in the middle where it is long."""
-    half = LONGEST // 2
-    text = text if len(text) <= LONGEST else f"{text[:half]}…{text[-half:]}"
-    return text if text.isprintable() else repr(text)[1:-1]
+def brief(text: str, room: int = LONGEST) -> str:
+    """What a file, a template or a device says, for a message: printable, on one line, without its middle if long."""
+    half = room // 2
+    text = text if len(text) <= room else f"{text[:half]}…{text[-half:]}"
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def quoted(value: object) -> str:

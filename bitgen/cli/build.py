@@ -32,7 +32,7 @@ def tune(model: str, threads: int | None, quick: bool, isa: str | None, remote: 
          cost_model: str | None, cpu: str | None, bytes_per_cycle: float | None, arch: str | None,
          output: Path | None) -> None:  # fmt: skip
     """Find the fastest kernels for a model's matrices: on this CPU, on a device behind SSH, or by estimate."""
-    if remote is None and (ssh or (arch and cpu is None)):
+    if remote is None and (ssh is not None or (arch and cpu is None)):
         raise click.UsageError("--arch and --ssh go with --remote, --arch also with --cost-model")
     if (cost_model is None) != (cpu is None) or (cpu is None and bytes_per_cycle) or (cpu and remote):
         raise click.UsageError("--cost-model and --cpu go together, --bytes-per-cycle with them, --remote without")

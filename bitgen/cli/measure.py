@@ -25,7 +25,7 @@ from bitgen.targets import default_threads
 @click.option("--gen", type=COUNT, default=64, show_default=True, help="Tokens to decode.")
 @click.option("--context", type=Numbers(0), default="0", show_default=True,
               help="Tokens in the cache before, like 0,3500.")  # fmt: skip
-@click.option("--batch", type=Numbers(1), default="1", show_default=True,
+@click.option("--batch", type=Numbers(0, 1024), default="1", show_default=True,
               help="Sequences to decode together, like 1,4,16.")  # fmt: skip
 @isa_option
 @head_option

@@ -114,7 +114,11 @@ def embed(texts: tuple[str, ...], model: str | None, file: str | None, pooling: 
 @model_option
 @click.option("--system", type=Text(), metavar="TEXT", help="What the model is told before the conversation.")
 @click.option("-n", "--max-tokens", type=click.IntRange(1, MOST), default=1024, show_default=True, help="Of an answer.")
-@click.option("--chat-template", metavar="NAME|FILE", help=f"{', '.join(NAMED)}, or a Jinja file. [default: its own]")
+@click.option(
+    "--chat-template",
+    metavar="NAME|FILE",
+    help=f"{', '.join(NAMED)}, one that its file names, or a Jinja file. [default: its own]",
+)
 @click.option("--context", type=click.IntRange(16, MOST), help="Tokens to remember. [default: the model's]")
 @sampling_options
 @threads_option

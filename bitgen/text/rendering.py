@@ -16,7 +16,7 @@ from typing import Any
 import jinja2
 import markupsafe
 
-from bitgen.errors import BitgenError, FormatError, UnsupportedError
+from bitgen.errors import LONGEST, BitgenError, FormatError, UnsupportedError, brief
 from bitgen.text import render_worker
 from bitgen.text.chat_templates import NAMED
 from bitgen.text.render_worker import CHARACTERS, SECONDS, Renderer
@@ -24,8 +24,6 @@ from bitgen.text.render_worker import CHARACTERS, SECONDS, Renderer
 START_SECONDS = 60.0
 PATIENCE = 10.0
 """Seconds by the clock, where CPU time is not limited: Windows."""
-ERROR_LENGTH = 200
-"""Characters of an error, of which a template may choose the words."""
 
 
 class Template:
@@ -52,9 +50,9 @@ class Template:
         return str(reply["text"])
 
     def _error(self, words: str, fault: str, advice: str = "") -> str:
-        """A sentence of at most ERROR_LENGTH characters, all of which can be printed."""
+        """A sentence of at most LONGEST characters, whose words a template may have chosen."""
         name = brief(self._name, 60)
-        return f"{name} {words}: {brief(fault, ERROR_LENGTH - len(name) - len(words) - len(advice) - 3)}{advice}"
+        return f"{name} {words}: {brief(fault, LONGEST - len(name) - len(words) - len(advice) - 3)}{advice}"
 
 
 class RenderProcess:
@@ -126,9 +124,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     for pipe in (process.stdin, process.stdout):
         with contextlib.suppress(OSError):  # what is still in the buffer of a broken pipe
             pipe.close()  # type: ignore[union-attr]
-
-
-def brief(text: str, room: int) -> str:
-    """A text on one line of at most `room` characters, all of which can be printed."""
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
-    return line if len(line) <= room else line[: room - 3] + "..."

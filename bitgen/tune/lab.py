@@ -190,10 +190,10 @@ def stream_bytes(read: Callable[[str], str] = _read) -> int:
 
     At most half of the free memory. `read` returns the text of a file, "" when there is none.
     """
-    sizes = [read(f"/sys/devices/system/cpu/cpu0/cache/index{i}/size").strip() for i in range(8)]
-    cache = max(int(size.rstrip("K") or 0) << 10 for size in sizes)
+    sizes = (re.match(r"\d{1,9}", read(f"/sys/devices/system/cpu/cpu0/cache/index{i}/size"), re.A) for i in range(8))
+    cache = max(int(size[0]) << 10 if size else 0 for size in sizes)
     wanted = min(max(3 * cache, 256 << 20), 1536 << 20)
-    free = re.search(r"^MemAvailable:\s*(\d+) kB", read("/proc/meminfo"), re.M)
+    free = re.search(r"^MemAvailable:\s*(\d{1,15}) kB", read("/proc/meminfo"), re.M | re.A)
     return min(wanted, int(free[1]) << 9) if free else wanted
 
 

@@ -4,6 +4,7 @@
     Tuner      the protocol of that program, runtime/programs/tuner.c, over its stdin and stdout
     RemoteLab  a `Lab` that verifies and times through a Tuner
 
+What the device says is not trusted: lines and files have limits, words are checked, and none is printed as it is.
 One connection serves one program. Verification sends few nonzero rows of weights and receives a checksum of all
 results, so a slow link is no obstacle: a few hundred kilobytes per layout of a large matrix.
 """
@@ -22,8 +23,9 @@ import subprocess
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -31,19 +33,22 @@ from bitgen import targets
 from bitgen.compile import clang, library
 from bitgen.compile.clang import BuildOptions
 from bitgen.compile.library import Level
-from bitgen.errors import RemoteError, UnsupportedError
+from bitgen.errors import LONGEST, RemoteError, UnsupportedError, brief
 from bitgen.kernels import plan
 from bitgen.kernels.layout import Bytes, Codes
 from bitgen.spec import GemmShape, KernelSpec, Layout, Progress
 from bitgen.tune import lab
 from bitgen.tune.lab import PREFILL_TOKENS, REPS, VERIFY_TOKENS
+from bitgen.tune.ssh import ssh_command
+
+T = TypeVar("T")
 
 CONNECT_SECONDS = 60
 ANSWER_SECONDS = 600  # a prefill kernel in portable C on a slow core takes minutes
-OPTIONS = ("BatchMode=yes", "ConnectTimeout=15", "ServerAliveInterval=15", "ServerAliveCountMax=4")
 SYSTEM, PROGRAM = "linux", "tuner.c"  # whatever this host is
 GREETING = "bitgen-tuner 1"
 BAND = 64  # rows of each of the three bands of nonzero weights: top, middle, bottom
+LINE, FILE = 1 << 16, 1 << 24  # bytes that one may have which the device sends
 RUN = 64  # equal bytes of packed weights, this many or more, are sent as one run
 
 SCRIPT = "; ".join(
@@ -103,7 +108,7 @@ class Tuner:
         self._stage = "the program does not start there (was it made for that architecture? --arch names another)"
         line = self.receive_line(CONNECT_SECONDS)
         if line != GREETING:
-            raise RemoteError(f"{self.name}: {self._stage}; it says {line!r}")
+            raise RemoteError(f"{self.name}: {self._stage}; it says {brief(line)}")
         self._stage = "lost midway; the same command goes on after the last matrix decided"
 
     def request(self, line: str, *payload: bytes) -> list[str]:
@@ -111,12 +116,20 @@ class Tuner:
         self.send(f"{line}\n".encode(), *payload)
         status, _, rest = self.receive_line().partition(" ")
         if status != "ok":
-            raise RemoteError(f"{self.name}: `{line}` failed there: {rest or status}")
+            raise RemoteError(f"{self.name}: `{brief(line)}` failed there: {brief(rest or status)}")
         return rest.split()
+
+    def read(self, request: str, what: Callable[[list[str]], T]) -> T:
+        """What the words of an answer mean; RemoteError when `what` cannot make sense of them."""
+        words = self.request(request)
+        try:
+            return what(words)
+        except (ValueError, IndexError, ArithmeticError):
+            raise RemoteError(f"{self.name}: `{request}` makes no sense there: {brief(' '.join(words))}") from None
 
     def file(self, path: str) -> str:
         """The text of a file on the device; "" when there is none."""
-        size = int(self.request(f"file {path}")[0])
+        size = self.read(f"file {path}", _size)
         deadline = time.monotonic() + ANSWER_SECONDS
         while len(self._pending) < size:
             self._receive(deadline)
@@ -137,6 +150,8 @@ class Tuner:
         deadline = time.monotonic() + seconds
         while b"\n" not in self._pending:
             self._receive(deadline)
+            if len(self._pending) > LINE:
+                raise RemoteError(f"{self.name}: {self._stage}: a line of more than {LINE} bytes")
         line, _, self._pending = self._pending.partition(b"\n")
         return line.decode(errors="replace").rstrip("\r")
 
@@ -167,14 +182,21 @@ class Tuner:
             code = self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
             code = 0
-        self._complaints.seek(0)
+        self._complaints.seek(max(0, self._complaints.seek(0, os.SEEK_END) - LINE))
         text = self._complaints.read().decode(errors="replace")
-        said = "; ".join(line.strip() for line in text.splitlines()[-3:] if line.isprintable() and line.strip())[:400]
+        last = "; ".join(line.strip() for line in text.splitlines()[-3:] if line.isprintable() and line.strip())[:400]
         number = -code if code < 0 else code - 128  # a signal's number, as Popen reports it and as a shell does
-        if not said and number in {s.value for s in signal.Signals}:
-            said = f"it was ended by {signal.Signals(number).name}"
+        if not last and number in {s.value for s in signal.Signals}:
+            last = f"it was ended by {signal.Signals(number).name}"
         advice = "".join(f"\n  {what}" for words, what in ADVICE.items() if words in text)
-        return RemoteError(f"{self.name}: {self._stage}: {said or f'exit code {code}'}{advice}")
+        return RemoteError(f"{self.name}: {self._stage}: {last or f'exit code {code}'}{advice}")
+
+
+def between(value: T, least: float, most: float) -> T:
+    """A number that is neither smaller nor larger; ValueError of any other, and of what is no number."""
+    if not least <= value <= most:  # type: ignore[operator]
+        raise ValueError
+    return value
 
 
 class Device:
@@ -194,10 +216,10 @@ class Device:
             spec = {"purpose": "finds what a device executes"}
             probe = library.assemble("tuner", levels, spec, BuildOptions(self._platform, PROGRAM))
             _bring(tuner, probe.path)
-            self.isas = tuple(name for name, runs in (x.split("=") for x in tuner.request("levels")) if int(runs))
-            self.cpus = int(tuner.request("cpus")[0])
-            self.cpu = plan.cpu_name(tuner.file("/proc/cpuinfo"))
-            self.load = float((tuner.file("/proc/loadavg").split() or ["0"])[0])
+            self.isas = tuner.read("levels", _executed)
+            self.cpus = tuner.read("cpus", _cpus)
+            self.cpu = "".join(filter(str.isprintable, plan.cpu_name(tuner.file("/proc/cpuinfo"))))[:LONGEST]
+            self.load = _load(tuner.file("/proc/loadavg"))
         flags = [flag for flag in probe.spec["flags"] if flag not in clang.COMMON_FLAGS]  # type: ignore[attr-defined]
         self.compiler = " ".join((str(probe.spec["compiler"]), *flags))
         self.basis = f"measured on {self.cpu} by ssh"
@@ -222,28 +244,14 @@ class Device:
         """Start the script, which then waits for a program; the tuner's name also gives the device's system."""
         tuner = Tuner(self._command, self._target)
         try:
-            line = ""
+            line, deadline = "", time.monotonic() + CONNECT_SECONDS
             while not line.startswith("bitgen: "):  # skip what the login prints before
-                line = tuner.receive_line(CONNECT_SECONDS)
+                line = tuner.receive_line(deadline - time.monotonic())
         except BaseException:
             tuner.close()
             raise
-        tuner.name = f"{self._target} ({line.removeprefix('bitgen: ')})"
+        tuner.name = f"{self._target} ({brief(line.removeprefix('bitgen: '))})"
         return tuner
-
-
-def ssh_command(target: str, ssh: str | None = None) -> list[str]:
-    """The ssh command for [user@]host[:port], without the remote command; it never prompts.
-
-    RemoteError when `target` has another form.
-    """
-    found = re.fullmatch(r"(?P<user>[^@:]+@)?(\[(?P<v6>[^]]+)\]|(?P<host>[^:@]+))(:(?P<port>\d+))?", target)
-    if found is None or target.startswith("-"):
-        raise RemoteError(f"--remote {target!r} is not [user@]host[:port]")
-    options = [word for option in OPTIONS for word in ("-o", option)]
-    port = ["-p", found["port"]] if found["port"] else []
-    host = (found["user"] or "") + (found["v6"] or found["host"])
-    return [*shlex.split(ssh or os.environ.get("BITGEN_SSH") or "ssh"), "-T", *options, *port, host]
 
 
 def _arch(name: str) -> str:
@@ -292,8 +300,8 @@ class RemoteLab:
             self._tuner.request(f"weights {packed.size}", *spans(packed))
             self._layout = spec.layout
         for i, y in enumerate(self._expected):
-            answer = self._tuner.request(f"verify {self._index[spec]} {i * self._tokens} {n} {self._threads}")
-            if int(answer[0]) != zlib.crc32(y[:n].tobytes()):
+            request = f"verify {self._index[spec]} {i * self._tokens} {n} {self._threads}"
+            if self._tuner.read(request, _checksum) != zlib.crc32(y[:n].tobytes()):
                 raise lab.wrong(spec)
 
     def seconds(self, spec: KernelSpec, threads: int | None = None) -> float:
@@ -301,15 +309,18 @@ class RemoteLab:
         n, reps = PREFILL_TOKENS if spec.op == "gemm" else 1, REPS[spec.op]
         at, copies = self._stream.place(spec, reps)
         arguments = (self._index[spec], at, copies, n, threads or self._threads, reps)
-        return statistics.median(map(float, self._tuner.request(f"time {' '.join(map(str, arguments))}")))
+        return self._tuner.read(
+            f"time {' '.join(map(str, arguments))}",
+            _median,
+        )
 
     def bandwidth(self) -> float:
         """Sequential read bandwidth, bytes per second."""
-        return float(self._tuner.request(f"bandwidth {self._threads}")[0])
+        return self._tuner.read(f"bandwidth {self._threads}", _rate)
 
     def peak(self) -> float:
         """Peak of the integer dot product, operations per second."""
-        return float(self._tuner.request(f"peak {self._threads}")[0])
+        return self._tuner.read(f"peak {self._threads}", _rate)
 
     def weight_bytes(self, spec: KernelSpec) -> int:
         """Bytes of the packed matrix."""
@@ -318,6 +329,44 @@ class RemoteLab:
     def close(self) -> None:
         """End the program on the device."""
         self._tuner.close()
+
+
+def _size(words: list[str]) -> int:
+    """Bytes of a file."""
+    return between(int(words[0]), 0, FILE)
+
+
+def _cpus(words: list[str]) -> int:
+    """CPUs, which are threads to use."""
+    return between(int(words[0]), 1, 1024)
+
+
+def _checksum(words: list[str]) -> int:
+    """A CRC-32."""
+    return int(words[0])
+
+
+def _median(words: list[str]) -> float:
+    """The middle one of some times in seconds."""
+    return statistics.median(between(float(word), 1e-12, ANSWER_SECONDS) for word in words)
+
+
+def _executed(words: list[str]) -> tuple[str, ...]:
+    """The levels that a device executes: of those asked for, one at least."""
+    found = tuple(name for name, runs in (word.split("=") for word in words) if int(runs) and name in targets.TARGETS)
+    between(len(found), 1, len(targets.TARGETS))
+    return found
+
+
+def _rate(words: list[str]) -> float:
+    """Something per second."""
+    return between(float(words[0]), 1.0, 1e18)
+
+
+def _load(text: str) -> float:
+    """The processes that ran in the last minute, by /proc/loadavg; 0 where it does not say."""
+    found = re.match(r"\d{1,6}(\.\d{1,6})?\b", text, re.ASCII)
+    return float(found[0]) if found else 0.0
 
 
 def banded(shape: GemmShape, rng: np.random.Generator) -> Codes:

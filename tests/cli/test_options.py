@@ -23,7 +23,7 @@ NUMBERS = [
     *((("bench",), "-t", value) for value in ("0", "1,0", "100000", HUGE, "1,,2", "1,1", "x", "")),
     *((("bench",), option, value) for option in ("--prompt", "--context") for value in ("-1", HUGE, "8,8", "nan")),
     *((("bench",), option, value) for option in ("--gen", "--batch") for value in ("-1", HUGE, "x")),
-    (("bench",), "--batch", "0"),
+    (("bench",), "--batch", "100000000"),
     *((("perplexity", "-f", __file__), option, value) for option in ("--ctx", "--stride") for value in ("-1", HUGE)),
     *((("synth", "stories", "-o", "x"), "--seed", value) for value in ("-1", HUGE)),
     *((("tune", "--model", "stories"), "--bytes-per-cycle", value) for value in ("nan", "inf", "0", "-1")),

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from bitgen.data import shipped_path
-from bitgen.errors import BitgenError, FormatError, UnsupportedError
+from bitgen.errors import LONGEST, BitgenError, FormatError, UnsupportedError, brief
 from bitgen.gguf.reader import read_gguf
 from bitgen.text import rendering
 from bitgen.text.chat_templates import NAMED, carried
-from bitgen.text.rendering import ERROR_LENGTH, RenderProcess, Template, brief
+from bitgen.text.rendering import RenderProcess, Template
 from bitgen.text.tokenizer import Tokenizer
 
 LOOP = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
@@ -161,7 +161,7 @@ COMPILATION = {
 
 
 def assert_a_sentence(error: BaseException, beginning: str) -> None:
-    assert str(error).startswith(beginning) and len(str(error)) <= ERROR_LENGTH and str(error).isprintable()
+    assert str(error).startswith(beginning) and len(str(error)) <= LONGEST and str(error).isprintable()
 
 
 @pytest.mark.parametrize("source", FAULTS.values(), ids=FAULTS)
@@ -250,7 +250,7 @@ def test_templates_that_ship_need_no_process(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_brief() -> None:
     assert brief("a\n  b\x1b[2J\ud800", 40) == "a b\\x1b[2J\\ud800"
-    assert brief("a" * 50, 10) == "aaaaaaa..."
+    assert brief("a" * 50, 10) == "a" * 9 + "…"
 
 
 def test_special_tokens_by_the_names_of_templates() -> None:

@@ -153,6 +153,8 @@ def test_the_stream_fits_a_small_board(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lab.stream_bytes(lambda path: board.get(path, "")) == 200000 << 10
     server = {"/sys/devices/system/cpu/cpu0/cache/index3/size": "131072K\n"}
     assert lab.stream_bytes(lambda path: server.get(path, "")) == 3 * 131072 << 10
+    for junk in ("", "x", "-1K", "9" * 5000, "MemAvailable: x kB"):
+        assert 256 << 20 <= lab.stream_bytes(lambda path, junk=junk: junk) <= 1536 << 20
     assert lab.stream_bytes(lambda path: "") == 256 << 20
     spec = few(GemmShape(4096, 4096), ISA)[0]
     walk = lab.WeightStream(1 << 20, [spec])  # less than the matrix: it grows to one
@@ -162,11 +164,14 @@ def test_the_stream_fits_a_small_board(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "target, ends",
     [
-        ("board", ["board"]),
-        ("pi@board", ["pi@board"]),
-        ("pi@board:2222", ["-p", "2222", "pi@board"]),
-        ("pi@[fe80::1]:22", ["-p", "22", "pi@fe80::1"]),
-        ("[::1]", ["::1"]),
+        ("board", ["--", "board"]),
+        ("pi@board", ["--", "pi@board"]),
+        ("pi@board:2222", ["-p", "2222", "--", "pi@board"]),
+        ("pi@[fe80::1]:22", ["-p", "22", "--", "pi@fe80::1"]),
+        ("[fe80::1%eth0]", ["--", "fe80::1%eth0"]),
+        ("[::1]", ["--", "::1"]),
+        ("my_board.lan:65535", ["-p", "65535", "--", "my_board.lan"]),
+        ("a.b-c@192.0.2.7", ["--", "a.b-c@192.0.2.7"]),
     ],
 )
 def test_targets(target: str, ends: list[str]) -> None:
@@ -176,10 +181,93 @@ def test_targets(target: str, ends: list[str]) -> None:
     assert "BatchMode=yes" in command
 
 
-@pytest.mark.parametrize("target", ["", "-oProxyCommand=x", "pi@", "a b:c", "pi@board:port"])
+NO_TARGETS = (
+    *("", " ", "pi@", "@board", "a b:c", "pi@board:port", "pi@@board", "a@b@c", "board:", "board\n", "bo\0ard"),
+    *("-oProxyCommand=x", "-x@board", "pi@-oProxyCommand=x", "[-oProxyCommand=touch x]", "pi@[-oProxyCommand=x]:22"),
+    *("[board]", "[]", "[::1", "::1", "fe80::1:22", "[fe80::1%]", "[fe80::1%$(x)]", "[1:2]", "[::1]x", "[:::]"),
+    *("board:0", "board:65536", "board:99999999999", "board:-1", "board:\u0662", "$(x)", "`x`", "a;b", "a|b", "a&b"),
+    *("a'b", 'a"b', "~/board", "%h", "*", "ssh://board", "pi$@board", "b\u043eard", "\x1b[2J"),
+)
+
+
+@pytest.mark.parametrize("target", NO_TARGETS)
 def test_what_is_no_target(target: str) -> None:
-    with pytest.raises(RemoteError, match=r"not \[user@\]host\[:port\]"):
+    with pytest.raises(RemoteError, match=r"not \[user@\]host\[:port\]") as caught:
         ssh_command(target)
+    assert str(caught.value).isprintable()
+    with pytest.raises(RemoteError, match=r"not \[user@\]host\[:port\]"):
+        api.tune("stories", remote=target)  # an empty one is not this host
+
+
+def test_the_command_that_connects(monkeypatch: pytest.MonkeyPatch) -> None:
+    for wrong, why in (("ssh -i 'a", "No closing quotation"), ("", "names no program"), ("  ", "names no program"),
+                       ("''", "names no program"), ("ssh \\", "No escaped character")):  # fmt: skip
+        with pytest.raises(RemoteError, match=f"^--ssh .*{why}"):
+            ssh_command("board", wrong)
+    monkeypatch.setenv("BITGEN_SSH", "")
+    assert ssh_command("board")[0] == "ssh"
+    monkeypatch.setenv("BITGEN_SSH", "dbclient -y")
+    assert ssh_command("board")[:2] == ["dbclient", "-y"] and ssh_command("board", "ssh")[0] == "ssh"
+
+
+# ---- a device that lies ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reply", "ask"),
+    [
+        *(("ok", talk) for talk in ("file /proc/cpuinfo", "cpus", "levels", "time", "bandwidth 1", "verify")),
+        *((f"ok {size}", "file /proc/cpuinfo") for size in ("x", "-1", "99999999999999", "1e3")),
+        *((f"ok {cpus}", "cpus") for cpus in ("0", "-4", "1000000000", "nan", "9" * 5000)),
+        *((f"ok {levels}", "levels") for levels in ("avx2", "avx2=x", "a=1=2", "avx2=0", "../../x=1", "=1")),
+        *((f"ok {times}", "time") for times in ("nan", "inf", "0", "-1", "1e300", "1 2 x")),
+        *((f"ok {rate}", "bandwidth 1") for rate in ("nan", "inf", "0", "-1", "x")),
+    ],
+)
+def test_an_answer_that_makes_no_sense_is_a_sentence(reply: str, ask: str) -> None:
+    asked = {
+        "file /proc/cpuinfo": lambda talk: talk.file("/proc/cpuinfo"),
+        "cpus": lambda talk: talk.read("cpus", remote._cpus),
+        "levels": lambda talk: talk.read("levels", remote._executed),
+        "time": lambda talk: talk.read("time", remote._median),
+        "bandwidth 1": lambda talk: talk.read("bandwidth 1", remote._rate),
+        "verify": lambda talk: talk.read("verify", remote._checksum),
+    }
+    with closing(Tuner(["sh", "-c", f"read -r x; echo '{reply}'; cat >/dev/null"], "here")) as talk:
+        with pytest.raises(RemoteError, match=f"^here: `{ask}` makes no sense there: ") as caught:
+            asked[ask](talk)
+        assert len(str(caught.value)) < 300 and str(caught.value).isprintable()
+
+
+def test_what_a_device_says_is_not_printed_as_it_is() -> None:
+    for script in ("printf 'no \\033[2J%01000d\\n' 0", "echo ok; printf '\\033]0;x\\007' >&2; exit 3"):
+        with closing(Tuner(["sh", "-c", f"read -r x; {script}"], "here")) as talk:
+            with pytest.raises(RemoteError) as caught:
+                for _ in range(2):
+                    talk.request("levels")
+            assert str(caught.value).isprintable() and len(str(caught.value)) < 300
+
+
+def test_a_line_without_end_is_cut_off() -> None:
+    with closing(Tuner(["sh", "-c", "tr '\\0' x </dev/zero"], "here")) as talk, pytest.raises(RemoteError) as caught:
+        talk.receive_line()
+    assert "a line of more than 65536 bytes" in str(caught.value)
+
+
+def test_a_login_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A greeting that never names the system, however many lines come in time."""
+    ssh = tmp_path / "ssh"
+    ssh.write_text("#!/bin/sh\nwhile sleep 0.01; do echo Welcome; done\n")
+    ssh.chmod(0o700)
+    monkeypatch.setattr(remote, "CONNECT_SECONDS", 0.5)
+    with pytest.raises(RemoteError, match="no answer in time"):
+        Device("board", ssh=str(ssh))
+
+
+def test_what_files_of_a_device_say_is_not_trusted() -> None:
+    for junk in ("", "x", "-1K", "9" * 5000, "MemAvailable: 99999999999999999999999 kB", "\u0662\u0663K"):
+        assert 0 <= remote._load(junk) < 1e7
+    assert remote._load("1.50 2.00 3.00 1/2 3") == 1.5
 
 
 def test_without_ssh() -> None:
