@@ -14,11 +14,20 @@ from bitgen.engine.batch import Batch
 from bitgen.engine.generate import Generation
 from bitgen.engine.model import Model
 from bitgen.engine.session import Choice, Sampling, Session, forward_batch, next_batch
-from bitgen.errors import BitgenError, CompileError, EngineError, FormatError, RemoteError, UnsupportedError
+from bitgen.errors import (
+    ArgumentError,
+    BitgenError,
+    CompileError,
+    EngineError,
+    FormatError,
+    RemoteError,
+    UnsupportedError,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ArgumentError",
     "Batch",
     "BitgenError",
     "Choice",

@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from bitgen import data, targets
 from bitgen.checkpoints import presets
@@ -20,6 +20,7 @@ from bitgen.compile import standalone as _standalone
 from bitgen.compile.clang import Artefact, BuildOptions
 from bitgen.convert import source as _source
 from bitgen.data import SHIPPED, shipped_path
+from bitgen.engine import arguments
 from bitgen.engine import score as _score
 from bitgen.engine.chat import Chat
 from bitgen.engine.embed import Embeddings
@@ -27,7 +28,7 @@ from bitgen.engine.generate import Generation
 from bitgen.engine.model import Model
 from bitgen.engine.score import Perplexity
 from bitgen.engine.session import Cache, Sampling
-from bitgen.errors import BitgenError, UnsupportedError
+from bitgen.errors import ArgumentError, BitgenError, UnsupportedError
 from bitgen.gguf import i2s_layout, split
 from bitgen.gguf import info as _info
 from bitgen.gguf.reader import GgufCheckpoint, read_gguf
@@ -53,7 +54,7 @@ from bitgen.tune.remote import Device
 
 def shape_of(model: str | Path) -> ModelShape:
     """The shape of a GGUF file (anything that exists or ends in .gguf) or of a preset."""
-    path = Path(model)
+    path = arguments.path("model", model)
     if path.suffix == ".gguf" or (path.exists() and not path.is_dir()):
         return read_gguf(path).shape
     return presets.load(str(model))
@@ -70,8 +71,12 @@ def check_output(output: Path | None, model: Model | str | Path | None, *inputs:
 
 
 def load(model: Model | str | Path | None = None, **loading: Any) -> Model:
-    """Open a model; one that is open already is returned as it is."""
-    return model if isinstance(model, Model) else Model.load(model, **loading)
+    """Open a model; one that is open already is returned as it is, and takes no other option than `progress`."""
+    if not isinstance(model, Model):
+        return Model.load(model, **loading)
+    if late := ", ".join(sorted(loading.keys() - {"progress"})):
+        raise ArgumentError(f"{late}: the model is open already; give that to Model.load")
+    return model
 
 
 def generate(
@@ -109,7 +114,9 @@ def embed(
     model: Model | str | Path | None, texts: Sequence[str], *, pooling: str | None = None, **loading: Any
 ) -> Embeddings:
     """Turn texts into vectors. pooling: as of `Model.embed`."""
-    opened = load(model, **{"head": "f16", **loading})  # no token is chosen: the head's codes would not be read
+    if not isinstance(model, Model):  # no token is chosen: the head's codes would not be read
+        loading = {"head": "f16", **loading}
+    opened = load(model, **loading)
     return Embeddings(opened.shape.name, pooling or opened.pooling, texts, opened.embed(texts, pooling=pooling))
 
 
@@ -153,16 +160,20 @@ def bench(
     """Measure prefill and decode beside the machine's own limits, in every combination of what is given.
 
     threads: counts; none: as many as there are CPUs. prompt: tokens of each prefill; gen: tokens to decode.
-    contexts: tokens in the cache before; batches: sequences decoded together.
+    contexts: tokens in the cache before, none: 0; batches: sequences decoded together, none: 1.
     profile: time each step. vs: names of peers.PEERS to race with. energy: read the RAPL counters.
     plot: draw the results to this .png, .svg or .pdf file.
     """
+    threads = arguments.counts("threads", threads, 1, arguments.MOST_THREADS) or [default_threads()]
+    prompt, gen = arguments.counts("prompt", prompt), arguments.checked("gen", gen)
+    contexts = arguments.counts("contexts", contexts) or [0]
+    batches = arguments.counts("batches", batches, most=arguments.MOST_PLACES) or [1]
     peers.require(vs)  # what is missing is said before anything is measured
     if plot:
         _plot.require(plot)
         check_output(plot, model)
-    opened, counts = load(model, progress=progress, **loading), threads or (default_threads(),)
-    report = _bench.bench(opened, counts, prompt, gen, progress, contexts=contexts, batches=batches, cache=cache)
+    opened = load(model, progress=progress, **loading)
+    report = _bench.bench(opened, threads, prompt, gen, progress, contexts=contexts, batches=batches, cache=cache)
     if profile:
         report = replace(report, profile=_profile.profile(opened, report, progress))
     if vs:
@@ -224,6 +235,8 @@ def tune(
     output: Path | None = None,
 ) -> TuneReport:
     """Tune every matrix of a model on this host, or on a device behind SSH, and save the plan."""
+    arguments.one_of("effort", effort, get_args(Effort))
+    threads = None if threads is None else arguments.checked("threads", threads)
     check_output(output, model)
     shape, site = shape_of(model), Host() if remote is None else Device(remote, arch, ssh)
     isa, threads = isa or site.isas[0], threads or site.cpus
@@ -246,6 +259,7 @@ def estimate(
     listener: Listener = lambda *_: None,
 ) -> TuneReport:
     """Choose kernels for a CPU that is not here, by LLVM's model of its core, and save the plan."""
+    arguments.one_of("effort", effort, get_args(Effort))
     check_output(output, model)
     shape, arch = shape_of(model), targets.target(isa).arch if isa else arch or targets.host_arch()
     core = cost_model.Core.find(arch, cpu)
@@ -298,7 +312,8 @@ def standalone(
 
     arch, system, plans: as of `build`. reading: what the file does not say, as in read_gguf.
     """
-    source = shipped_path() if model in (None, SHIPPED) else Path(str(model))
+    arguments.one_of("head", head, get_args(pack.Head))
+    source = shipped_path() if model in (None, SHIPPED) else arguments.path("model", model)
     checkpoint = read_gguf(source, **reading)
     platform = _platform(arch, system)
     levels = _standalone.shared_layout(checkpoint.shape, platform, isa, plans)
@@ -325,7 +340,7 @@ def synth(
     progress: Progress | None = None,
 ) -> None:
     """Write a model of a preset's shape with random ternary weights."""
-    write_gguf(output, SynthCheckpoint(presets.load(preset), seed), type, progress)
+    write_gguf(output, SynthCheckpoint(presets.load(preset), arguments.checked("seed", seed)), type, progress)
 
 
 open_source = _source.open_source

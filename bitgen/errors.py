@@ -20,7 +20,15 @@ class CompileError(BitgenError):
 
 
 class EngineError(BitgenError):
-    """The runtime returned an error code; carries its text."""
+    """A model, a session or a batch cannot do what a call asks; where the runtime refused it, carries its text."""
+
+
+class ArgumentError(EngineError, ValueError):
+    """An argument that a call does not take; names it, its value and what is allowed."""
+
+
+class ArgumentTypeError(ArgumentError, TypeError):
+    """An argument of a type that a call does not take."""
 
 
 class RemoteError(BitgenError):

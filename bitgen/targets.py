@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import sysconfig
+from pathlib import Path
 
+from bitgen.cgroups import cpu_quota
 from bitgen.errors import UnsupportedError
 from bitgen.spec import Platform, System, Target
 
@@ -130,9 +133,13 @@ def is_host(where: Platform) -> bool:
     return (where.arch, where.system.name) == (host_arch(), host_system())
 
 
-def default_threads() -> int:
-    """Number of CPUs that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def default_threads(root: Path = Path("/")) -> int:
+    """CPUs that this process may run on; fewer where its control groups grant it less time than those have.
+
+    root: as of `cgroups.cpu_quota`.
+    """
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cpus, math.ceil(cpu_quota(root) or cpus))
 
 
 def levels(platform: Platform) -> list[Target]:

@@ -72,7 +72,7 @@ model_option = click.option(
     "-m", "--model", "model", metavar="FILE", help="A GGUF file. [default: the model that ships]"
 )
 threads_option = click.option(
-    "-t", "--threads", type=click.IntRange(1, 1024), help="[default: the tuned count, else all CPUs]"
+    "-t", "--threads", type=click.IntRange(1, 1024), help="[default: the tuned count or, if fewer, this process's CPUs]"
 )
 isa_option = click.option("--isa", help="Instruction-set level. [default: the best this CPU executes]")
 head_option = click.option(

@@ -14,18 +14,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+from bitgen.engine.arguments import checked, instance
 from bitgen.engine.generate import Continuation
-from bitgen.engine.session import (
-    Cache,
-    Choice,
-    OpenedModel,
-    Sampling,
-    Session,
-    checked_ids,
-    common_prefix,
-    try_next_batch,
-)
-from bitgen.errors import BitgenError, EngineError
+from bitgen.engine.ownership import Turn, Uncopied
+from bitgen.engine.session import Cache, Choice, OpenedModel, Sampling, Session, common_prefix, try_next_batch
+from bitgen.errors import ArgumentError, BitgenError, EngineError
 from bitgen.text.tokenizer import TextStream
 
 PREFILL = 128
@@ -44,7 +37,6 @@ class Request(Continuation):
         self._stream, self._started = TextStream(self.model.tokenizer), 0.0
         try:
             super().__post_init__()
-            checked_ids(self.prompt_ids, self.model.shape.vocab)
         except BitgenError as error:
             self.error = error
 
@@ -76,7 +68,7 @@ class Request(Continuation):
         return piece + self._stream.flush() if self.finished else piece
 
 
-class Batch:
+class Batch(Uncopied):
     """Up to `size` texts generated together, and a queue of those that wait for a place: first come, first served.
 
         with Batch(model, 16, context=4096) as batch:
@@ -85,7 +77,8 @@ class Batch:
                 for request, piece in batch.step():
                     print(piece, end="")
 
-    Not for use by two threads at once: a server calls submit, step and cancel from one thread.
+    Not for use by two threads at once: a server calls submit, step and cancel from one thread, and a second call is an
+    error at once. Any thread may close it; a step that is at work then ends in an error.
 
     The places are sessions that share buffers and threads, all opened at once, so that memory runs short here or not
     at all. Each has a cache of `context` positions (None: all that the model was made for), of which only those that
@@ -103,16 +96,15 @@ class Batch:
         threads: int | None = None,
         prefill: int = PREFILL,
     ) -> None:
-        for name, value in (("batch", size), ("prefill", prefill)):
-            if value < 1:
-                raise BitgenError(f"{name} is {value}, must be 1 or more")
-        self.model, self.prefill, self._closed = model, prefill, False
+        places = checked("size", size)
+        self.model, self.prefill, self._closed = model, checked("prefill", prefill), False
+        self._turn = Turn("batch")
         self._waiting: deque[Request] = deque()
         self._running: dict[Request, Session] = {}  # in the order that they came
         self._ended: list[Request] = []  # before they had a place
         with ExitStack() as opened:
             first = opened.enter_context(Session(model, threads, context, cache))
-            others = (opened.enter_context(first.share(first.context)) for _ in range(size - 1))
+            others = (opened.enter_context(first.share(first.context)) for _ in range(places - 1))
             self._free: dict[Session, list[int]] = {session: [] for session in (first, *others)}  # and what they hold
             self.context = first.context
             self._opened = opened.pop_all()
@@ -130,22 +122,29 @@ class Batch:
 
         A prompt that is too long or wrong is no exception: its request has an `error`, and the next step returns it.
         """
-        self._check_open()
-        request = Request(self.model, prompt, max_tokens, stop, sampling or Sampling(**options), positions=self.context)
-        (self._ended if request.finished else self._waiting).append(request)
+        limit, ends = checked("max_tokens", max_tokens), checked("stop", stop)
+        chosen = Sampling.given(sampling, options)
+        with self._turn.take():
+            self._check_open()
+            request = Request(self.model, prompt, limit, ends, chosen, positions=self.context)
+            (self._ended if request.finished else self._waiting).append(request)
         return request
 
     @property
     def busy(self) -> bool:
         """Whether there is anything to do for `step`."""
-        return bool(self._waiting or self._running or self._ended)
+        return not self._closed and bool(self._waiting or self._running or self._ended)
 
     def step(self) -> list[tuple[Request, str]]:
         """One pass through the model for all that run, after those that wait have taken free places.
 
         Returns the requests whose text went on or that ended, each with the piece of text that it gained.
         """
-        self._check_open()
+        with self._turn.take():
+            self._check_open()
+            return self._step()
+
+    def _step(self) -> list[tuple[Request, str]]:
         while self._waiting and self._free:
             self._begin(self._waiting.popleft())
         gained = [(request, "") for request in self._ended]
@@ -154,6 +153,7 @@ class Batch:
         if work:
             requests, tokens, choices = zip(*work, strict=True)
             chosen = try_next_batch([self._running[request] for request in requests], tokens, choices)
+            self._check_open()
             gained += [(r, r.take(found)) for r, found in zip(requests, chosen, strict=True) if found]
         for request in [r for r in self._running if r.finished]:
             self._release(request)
@@ -161,19 +161,23 @@ class Batch:
 
     def cancel(self, request: Request) -> None:
         """End a request before its time; its place is free in the next step, which does not return it."""
-        if request.finished:
-            return
-        if request in self._running:
-            self._release(request)
-        else:
-            self._waiting.remove(request)
-        request.cancelled = True
+        known = instance("request", request, Request, "a Request of this batch")
+        with self._turn.take():
+            if known.finished:
+                return
+            if known in self._running:
+                self._release(known)
+            elif known in self._waiting:
+                self._waiting.remove(known)
+            else:
+                raise ArgumentError("request is one of another batch, must be one of this batch")
+            known.cancelled = True
 
     def close(self) -> None:
         """Cancel all requests and free the sessions; no step follows."""
-        for request in [*self._waiting, *self._running]:
-            self.cancel(request)
         self._closed = True
+        for request in [*self._waiting, *self._running]:
+            request.cancelled = request.cancelled or not request.finished
         self._opened.close()
 
     def _check_open(self) -> None:
@@ -198,6 +202,8 @@ class Batch:
         room = self.prefill
         for request, session in self._running.items():
             history = request.history
+            if session.position == len(history):  # an interrupt took the choice of a step: it is made anew
+                session.rewind(len(history) - 1)
             tokens = history[session.position :]
             if not request.token_ids:
                 tokens = tokens[:room]

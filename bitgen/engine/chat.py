@@ -16,6 +16,7 @@ from typing import Protocol
 
 from bitgen import data
 from bitgen.engine.generate import Generation
+from bitgen.engine.ownership import Uncopied
 from bitgen.engine.session import Cache, OpenedModel, Sampling, Session, common_prefix
 from bitgen.errors import BitgenError, FormatError, UnsupportedError
 from bitgen.text.chat_templates import MISSING, NAMED, corrected
@@ -111,7 +112,7 @@ class ChatTemplate:
 
 
 @dataclass
-class Chat:
+class Chat(Uncopied):
     """A dialogue with a model: `say` streams the answer. For one thread at a time.
 
     Tokens that two turns begin with stay in the KV cache. Where the context is full, the oldest turns are forgotten,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from bitgen.data import replacing
+from bitgen.engine import arguments
 from bitgen.engine.session import FloatArray, OpenedModel, Session, states_batch
 from bitgen.errors import BitgenError, UnsupportedError, quoted
 
@@ -55,8 +56,10 @@ def pooling_of(metadata: Any) -> str:
 
 def embed(model: OpenedModel, texts: Sequence[str], pooling: str) -> FloatArray:
     """Vectors float32 [len(texts), hidden] of length one; see `Model.embed`."""
-    if pooling not in POOLINGS:
-        raise UnsupportedError(f"pooling {pooling!r} is not supported; known: {', '.join(POOLINGS)}")
+    if not isinstance(pooling, str) or pooling not in POOLINGS:
+        known = ", ".join(POOLINGS)
+        raise UnsupportedError(f"pooling {arguments.shown(pooling)} is not supported; known: {known}")
+    texts = arguments.texts("texts", texts)
     ids = [_ids(model, i, text) for i, text in enumerate(texts)]
     vectors = np.empty((len(texts), model.shape.hidden), np.float32)
     with ExitStack() as opened:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
+from bitgen.engine import arguments
+from bitgen.engine.ownership import Uncopied
 from bitgen.engine.prompt_lookup import PromptLookup
 from bitgen.engine.score import TokenChoice
-from bitgen.engine.session import Cache, OpenedModel, Sampling, Session
-from bitgen.errors import BitgenError
+from bitgen.engine.session import CACHES, Cache, OpenedModel, Sampling, Session
+from bitgen.errors import ArgumentError, ArgumentTypeError, BitgenError, EngineError
 from bitgen.text.tokenizer import TextStream
 
 PREFILL_AT_ONCE = 512  # tokens of one call, so that an interrupt is heard between two
@@ -38,7 +42,7 @@ class Timing:
 
 
 @dataclass(eq=False)
-class Continuation:
+class Continuation(Uncopied):
     """A prompt and the tokens that followed it so far."""
 
     model: OpenedModel
@@ -52,12 +56,22 @@ class Continuation:
 
     def __post_init__(self) -> None:
         self.timing = Timing(self.model.load_s)
-        prompt = self.prompt
-        self.prompt_ids = self.model.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        if not self.prompt_ids:
-            raise BitgenError("the prompt is empty and this model has no begin-of-text token; give it some text")
+        arguments.check_fields(self, "max_tokens", "stop")
+        arguments.instance("sampling", self.sampling, Sampling, "a Sampling")
+        self.prompt_ids = self._encoded()
         if len(self.prompt_ids) >= self.room:
             raise BitgenError(f"the prompt has {len(self.prompt_ids)} tokens, the context holds {self.room}")
+
+    def _encoded(self) -> list[int]:
+        """The prompt's tokens."""
+        prompt: Any = self.prompt
+        if not isinstance(prompt, str) and not arguments.is_list(prompt):
+            raise ArgumentTypeError(f"prompt is {arguments.shown(prompt)}, must be a text or a list of token ids")
+        ids = self.model.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        if len(ids) == 0:
+            raise BitgenError("the prompt is empty and this model has no begin-of-text token; give it some text")
+        found: list[int] = arguments.ids("the prompt's tokens", ids, self.model.shape.vocab).tolist()
+        return found
 
     @property
     def room(self) -> int:
@@ -110,7 +124,7 @@ class Continuation:
 
 @dataclass(eq=False)
 class Generation(Continuation):
-    """Text in the making. Iterate for the pieces; `timing` and `token_ids` hold what happened so far."""
+    """Text in the making. Iterate for the pieces, once; `text`, `token_ids` and `timing` hold what happened so far."""
 
     cache: Cache = "f16"
     prompt_lookup: int = 0  # most tokens to propose at a time
@@ -119,23 +133,39 @@ class Generation(Continuation):
     choices: list[TokenChoice] = field(init=False, default_factory=list)  # with logprobs: of each token, and of a stop
 
     def __post_init__(self) -> None:
+        self._begun = threading.Lock()  # by whoever iterates first
+        arguments.one_of("cache", self.cache, CACHES)
+        arguments.check_fields(self, "prompt_lookup", *([] if self.logprobs is None else ["logprobs"]))
         super().__post_init__()
-        if self.prompt_lookup < 0 or (self.logprobs or 0) < 0:
-            raise BitgenError(f"prompt_lookup is {self.prompt_lookup}, logprobs {self.logprobs}; must be 0 or more")
+        if self.session is not None:
+            self._check_session(self.session)
         if self.prompt_lookup and self.logprobs is not None:
             raise BitgenError("prompt lookup computes no log probabilities; ask for one of the two")
+
+    def _check_session(self, session: Session) -> None:
+        """Whether it can hold the start of the prompt, and no more."""
+        held, needed = session.position, len(self.prompt_ids)
+        if session._model is not self.model:
+            raise ArgumentError("session is one of another model, must be one of this model")
+        if held >= needed:
+            raise ArgumentError(f"session holds {held} tokens, must hold fewer than the prompt's {needed}; rewind it")
 
     @property
     def room(self) -> int:
         """Positions that the context has."""
-        return self.session.context if self.session else super().room
+        if self.session is None:
+            return super().room
+        return int(arguments.instance("session", self.session, Session, "a Session").context)
 
     def __iter__(self) -> Iterator[str]:
+        if not self._begun.acquire(blocking=False):
+            raise EngineError("this generation was iterated before; `text` has what it gave, `generate` begins another")
+        return self._pieces()
+
+    def _pieces(self) -> Iterator[str]:
         model, timing, prompt = self.model, self.timing, self.prompt_ids
         stream, lookup = TextStream(model.tokenizer), PromptLookup(self.prompt_lookup, prompt)
-        opened: AbstractContextManager[Session] = (
-            nullcontext(self.session) if self.session else Session(model, context=self.context, cache=self.cache)
-        )
+        opened: AbstractContextManager[Session] = nullcontext(self.session) if self.session is not None else self._own()
         with opened as session:
             if not self.finished:
                 started = time.perf_counter()
@@ -153,6 +183,9 @@ class Generation(Continuation):
                 yield from map(stream.push, tokens)
         yield stream.flush()
 
+    def _own(self) -> Session:
+        return Session(self.model, context=self.context, cache=self.cache)
+
     def _choose(self, session: Session, tokens: Sequence[int], history: Sequence[int], count: int = 1) -> list[int]:
         """Append tokens, the end of the history, and choose what follows each of the last `count`."""
         if self.logprobs is None:
@@ -164,6 +197,8 @@ class Generation(Continuation):
 
     def _step(self, session: Session, lookup: PromptLookup) -> list[int]:
         """One forward pass: at least one token, unless the text ends."""
+        if session.position != len(self.prompt_ids) + len(self.token_ids) - 1:
+            raise EngineError("another call changed the session of this generation; begin another")
         proposed = lookup.propose(self.limit - len(self.token_ids) - 1)
         history = self.history + proposed
         chosen = self._choose(session, history[-len(proposed) - 1 :], history, len(proposed) + 1)

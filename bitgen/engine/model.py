@@ -5,10 +5,10 @@ from __future__ import annotations
 import ctypes
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +17,14 @@ from bitgen.checkpoints.checkpoint import Checkpoint
 from bitgen.compile import binding, checksum, library, pack
 from bitgen.compile.clang import Artefact, BuildOptions
 from bitgen.data import WAITING, once, shipped_path
+from bitgen.engine import arguments
 from bitgen.engine.batch import Batch
 from bitgen.engine.embed import embed, pooling_of
 from bitgen.engine.generate import Continuation, Generation
+from bitgen.engine.ownership import Uncopied
 from bitgen.engine.score import Score, score
 from bitgen.engine.session import Cache, Sampling, Session
-from bitgen.errors import EngineError
+from bitgen.errors import ArgumentError, EngineError
 from bitgen.gguf.i2s_layout import warning as i2s_warning
 from bitgen.gguf.reader import I2sLayout, read_gguf
 from bitgen.kernels import plan as plans
@@ -49,7 +51,7 @@ def _pack_once(packed: Path, checkpoint: Checkpoint, plan: plans.ModelPlan, head
     return once(packed, partial(checksum.is_sound, packed), write, partial(report, WAITING, 0, 0))
 
 
-class Model:
+class Model(Uncopied):
     """A model ready to run: its kernels compiled for this CPU, its weights packed and memory-mapped.
 
     It does not change once it is loaded. Several threads may use one at once, each with sessions of its own, and
@@ -63,7 +65,8 @@ class Model:
     ) -> None:  # fmt: skip
         self.path, self.shape, self.tokenizer = path, shape, tokenizer
         self.plan, self.artefact, self.packed = plan, artefact, packed
-        self.threads = threads or plan.threads or default_threads()
+        usable = default_threads()
+        self.threads = min(plan.threads or usable, usable) if threads is None else threads
         self.head, self.load_s, self.pooling = head, 0.0, "last"
         self.chat_templates: dict[str, str] = {}  # by name, as the file carries them
         self.warning: str | None = None  # said when a file is packed that seems to be read by the wrong I2_S layout
@@ -96,11 +99,15 @@ class Model:
         progress: called as (stage, done, total) while kernels compile and weights are packed.
         """
         started = time.perf_counter()
-        source = Path(path) if path is not None else shipped_path()
+        source = shipped_path() if path is None else arguments.path("path", path)
+        arguments.one_of("head", head, get_args(pack.Head))
+        arguments.text("tl_tiles", tl_tiles)
+        threads = None if threads is None else arguments.checked("threads", threads)
+        level = library.host_isa() if isa is None else arguments.text("isa", isa)
+        report = arguments.instance("progress", progress or (lambda *_: None), Callable, "a function")
         checkpoint = read_gguf(source, i2s_layout, activation, tl_tiles)
         chat_templates = carried(checkpoint.metadata)
-        plan = plans.of_model(checkpoint.shape, isa or library.host_isa())
-        report = progress or (lambda *_: None)
+        plan = plans.of_model(checkpoint.shape, level)
         options = BuildOptions(
             progress=lambda done, total: report("compiling", done, total), waiting=partial(report, WAITING, 0, 0)
         )
@@ -163,8 +170,11 @@ class Model:
 
     def logits(self, tokens: Sequence[int], *, cache: Cache = "f16") -> npt.NDArray[np.float32]:
         """Logits float32 [n, vocab] after each of n tokens, computed from an empty context."""
-        with self.session(context=max(len(tokens), 1), cache=cache) as session:
-            return session.forward(tokens, every=True)
+        ids = arguments.ids("tokens", tokens, self.shape.vocab)
+        if len(ids) > self.shape.context:
+            raise ArgumentError(f"tokens has {len(ids)} ids, the model's context holds {self.shape.context}")
+        with self.session(context=len(ids), cache=cache) as session:
+            return session.forward(ids.tolist(), every=True)
 
     def embed(self, texts: Sequence[str], *, pooling: str | None = None) -> npt.NDArray[np.float32]:
         """Vectors float32 [len(texts), hidden] of length one, whose dot products say how alike texts are.
@@ -198,7 +208,7 @@ class Model:
         logprobs: keep each token's log probability and that many likeliest ones (`Generation.choices`).
         session: continue in a session whose cache holds the start of the prompt, instead of a new one.
         """
-        chosen = sampling or Sampling(**options)
+        chosen = Sampling.given(sampling, options)
         return Generation(self, prompt, max_tokens, stop, chosen, cache, prompt_lookup, logprobs, session)
 
     def score(self, text: str, context: str = "", *, cache: Cache = "f16") -> Score:
@@ -220,10 +230,11 @@ class Model:
 
         As one ends the next takes its place. Every text is drawn with the same seed.
         """
-        chosen = sampling or Sampling(**options)
-        texts = [Continuation(self, prompt, max_tokens, stop, chosen) for prompt in prompts]
+        chosen = Sampling.given(sampling, options)
+        given, places = arguments.items("prompts", prompts, "prompts"), arguments.checked("batch", batch)
+        texts = [Continuation(self, prompt, max_tokens, stop, chosen) for prompt in given]
         longest = max((text.context for text in texts), default=1)
-        with Batch(self, min(batch, len(texts) or 1), context=longest, cache=cache) as running:
+        with Batch(self, min(places, len(texts) or 1), context=longest, cache=cache) as running:
             requests = [running.submit(text.prompt_ids, max_tokens, stop=stop, sampling=chosen) for text in texts]
             while running.busy:
                 running.step()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bitgen.engine import arguments
 from bitgen.engine.session import Cache, OpenedModel, Session
 from bitgen.errors import BitgenError
 
@@ -92,6 +93,7 @@ def score(model: OpenedModel, text: str, context: str = "", cache: Cache = "f16"
 
     Both are encoded as one text, so that no word is cut where they meet. BitgenError: it does not fit the context.
     """
+    text, context = arguments.text("text", text), arguments.text("context", context)
     before, ids = model.tokenizer.encode(context), model.tokenizer.encode(context + text)
     first = min(max(len(before), 1), len(ids))
     if len(ids) - 1 > model.shape.context:
@@ -120,12 +122,9 @@ def perplexity(
     progress is called with (windows done, of, perplexity so far). BitgenError: a text shorter than one window,
     or ctx and stride that make no sense.
     """
-    most = model.shape.context
-    if not 4 <= ctx <= most:
-        raise BitgenError(f"windows of {ctx} tokens; the model takes from 4 to {most}")
-    if not 0 <= stride < ctx:
-        raise BitgenError(f"the stride is {stride}; expected 0 or more, and less than the window's {ctx}")
-    ids = model.tokenizer.encode(text)
+    ctx = arguments.checked("ctx", ctx, model.shape.context)
+    stride = arguments.checked("stride", stride, ctx - 1)
+    ids = model.tokenizer.encode(arguments.text("text", text))
     if len(ids) < ctx:
         raise BitgenError(f"the text has {len(ids)} tokens, fewer than one window of {ctx}; take a smaller --ctx")
     windows = list(_strided(ids, ctx, stride) if stride else _disjoint(ids, ctx, model))

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from bitgen.compile import binding
-from bitgen.errors import BitgenError, EngineError
+from bitgen.engine import arguments
+from bitgen.engine.arguments import check_fields, checked
+from bitgen.engine.ownership import Turn, Uncopied
+from bitgen.errors import ArgumentError, ArgumentTypeError, EngineError
 from bitgen.headers import constants
 from bitgen.spec import ModelShape
 from bitgen.text.tokenizer import Tokenizer
@@ -19,10 +24,12 @@ Cache = Literal["f16", "f32", "int8"]
 CACHES: dict[Cache, str] = {"f16": "BG_CACHE_F16", "f32": "BG_CACHE_F32", "int8": "BG_CACHE_I8"}
 
 FloatArray = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int32]
 
 
 def cache_type(cache: Cache) -> int:
     """The number of `enum bg_cache` for a type of keys and values."""
+    arguments.one_of("cache", cache, CACHES)
     return constants("bitgen.h", "bg_cache")[CACHES[cache]]
 
 
@@ -67,17 +74,21 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, ok, want in (
-            ("temperature", 0 <= self.temperature < float("inf"), "0 or more"),
-            ("top_k", 0 <= self.top_k < 2**31, "0 or more"),
-            ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
-            ("min_p", 0 <= self.min_p <= 1, "in [0, 1]"),
-            ("repeat_penalty", 0 < self.repeat_penalty < float("inf"), "above 0"),
-            ("repeat_last", 0 <= self.repeat_last < 2**31, "0 or more"),
-            ("seed", 0 <= self.seed < 2**64, "in [0, 2**64)"),
-        ):
-            if not ok:
-                raise BitgenError(f"{name} is {getattr(self, name)!r}, must be {want}")
+        check_fields(self, *self.__dataclass_fields__)
+
+    @classmethod
+    def given(cls, sampling: Sampling | None, options: Mapping[str, Any]) -> Sampling:
+        """The parameters that a call gives: as `sampling`, or one by one."""
+        unknown = [name for name in options if name not in cls.__dataclass_fields__]
+        if unknown:
+            known = ", ".join(cls.__dataclass_fields__)
+            raise ArgumentTypeError(f"there is no {', '.join(unknown)}; the parameters of sampling are {known}")
+        if sampling is None:
+            return cls(**options)
+        if options:
+            raise ArgumentError(f"give {', '.join(options)} or sampling, not both")
+        chosen: Sampling = arguments.instance("sampling", sampling, cls, "a Sampling")
+        return chosen
 
 
 @dataclass(frozen=True)
@@ -89,13 +100,9 @@ class Choice:
     step: int
     count: int = 1
 
-
-def checked_ids(tokens: npt.ArrayLike, vocab: int) -> npt.NDArray[np.int32]:
-    """The tokens, int32 [n]; EngineError where they are not ids below `vocab`."""
-    ids = np.asarray(tokens, np.int64)
-    if ids.ndim != 1 or len(ids) == 0 or ids.min() < 0 or ids.max() >= vocab:
-        raise EngineError(f"tokens must be a non-empty list of ids in [0, {vocab})")
-    return ids.astype(np.int32)
+    def __post_init__(self) -> None:
+        arguments.instance("sampling", self.sampling, Sampling, "a Sampling")
+        check_fields(self, "step", "count")
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
@@ -103,32 +110,37 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i, (one, other) in enumerate(zip(a, b, strict=False)) if one != other), min(len(a), len(b)))
 
 
-class Session:
+class Session(Uncopied):
     """One conversation: a KV cache, and the buffers and threads that serve it.
 
     Close it, or use it as a context manager. `forward` appends tokens; `rewind` forgets the latest. Conversations that
     share buffers and threads (`share`) can go through the model in one pass (`forward_batch`).
-    A session is for one thread at a time, and so are all sessions that share together. Sessions that do not share are
-    independent: threads may use them at once, on one model.
+    A session is for one thread at a time, and so are all sessions that share together; a second call is an error at
+    once. Sessions that do not share are independent: threads may use them at once, on one model. After a fork the
+    process made by it opens sessions of its own, of the same model.
+    An interrupt (Ctrl-C) is heard when a pass is through: `position` says what the cache holds.
     """
 
     def __init__(
         self, model: OpenedModel, threads: int | None = None, context: int | None = None, cache: Cache = "f16",
         beside: Session | None = None,
     ) -> None:  # fmt: skip
-        if cache not in CACHES:
-            raise BitgenError(f"cache is {cache!r}, must be one of {', '.join(CACHES)}")
+        self._handle: Any = None
+        type_of_cache, most = cache_type(cache), model.shape.context
         self._lib, self._model = model.lib, model
         self.vocab, self.hidden = model.shape.vocab, model.shape.hidden
-        self.threads: int = beside.threads if beside else threads or model.threads
-        self.context = model.shape.context if context is None else context
+        self.context: int = most if context is None else checked("context", context, most)
+        self.threads: int = model.threads if threads is None else checked("threads", threads)
+        self._turn = Turn("session")
         out = binding.ffi().new("bg_session **")
-        if beside:
-            code = self._lib.bg_session_share(beside._open(), self.context, out)
+        if beside is None:
+            code = self._lib.bg_session_open(model.handle, self.threads, self.context, type_of_cache, out)
         else:
-            code = self._lib.bg_session_open(model.handle, self.threads, self.context, cache_type(cache), out)
+            self.threads, self._turn = beside.threads, beside._turn
+            with self._turn.take():
+                code = self._lib.bg_session_share(beside._open(), self.context, out)
         binding.check(self._lib, code, f"cannot open a session of {self.context} tokens on {self.threads} threads")
-        self._handle = out[0]
+        self._handle = binding.ffi().gc(out[0], _closing(self._lib, model.handle))
 
     def share(self, context: int | None = None) -> Session:
         """Another conversation with a cache of the same type, served by the same buffers and threads.
@@ -144,24 +156,30 @@ class Session:
 
     def rewind(self, position: int) -> None:
         """Forget all tokens after the first `position`."""
-        binding.check(self._lib, self._lib.bg_rewind(self._open(), position), f"cannot rewind to {position}")
+        with self._turn.take():
+            wanted = checked("position", position, self.position)
+            binding.check(self._lib, self._lib.bg_rewind(self._open(), wanted), f"cannot rewind to {wanted}")
 
     def forward(self, tokens: Sequence[int], *, every: bool = False) -> FloatArray:
-        """Append tokens; logits float32 [vocab] of the last one, or [n, vocab] of all when `every`."""
+        """Append tokens; logits float32 [vocab] of the last one, or [n, vocab] of all when `every`.
+
+        The array is the caller's: later calls do not change it.
+        """
         logits = forward_batch([self], [tokens], every=every)
         return logits if every else logits[0]
 
     def append(self, tokens: Sequence[int]) -> None:
         """Append tokens without computing logits."""
-        ids = checked_ids(tokens, self.vocab)
-        code = self._lib.bg_forward(self._open(), _int32(ids), len(ids), binding.ffi().NULL, 0)
-        binding.check(self._lib, code, self._appending(len(ids)))
+        _pass("bg_forward_batch", [self], _appended([self], [tokens]), binding.ffi().NULL, 0)
 
     def sample(self, sampling: Sampling, logits: FloatArray, history: Sequence[int], step: int) -> int:
-        """The next token from logits [vocab]; the same seed and step give the same draw on every host."""
-        past = np.asarray(history[-sampling.repeat_last :] if sampling.repeat_last else [], np.int32)
+        """The next token from logits float32 [vocab]; the same seed and step give the same draw on every host."""
+        arguments.instance("sampling", sampling, Sampling, "a Sampling")
+        row, number = arguments.logits("logits", logits, self.vocab), checked("step", step)
+        past = self._ids_of(history, sampling.repeat_last)
         options = binding.ffi().new("bg_sampling *", vars(sampling))
-        code = self._lib.bg_sample(self._open(), options, _float32(logits), _int32(past), len(past), step)
+        with self._turn.take():
+            code = self._lib.bg_sample(self._open(), options, _float32(row), _int32(past), len(past), number)
         return binding.check(self._lib, code, "cannot sample")
 
     def next(
@@ -184,28 +202,37 @@ class Session:
 
         The keys are the names of `enum bg_step` in runtime/bitgen.h, as in "gate_up" or "enter_ffn".
         """
-        ffi = binding.ffi()
+        ffi, switch = binding.ffi(), int(checked("on", on))
         names = ffi.typeof("enum bg_step").elements
         times = ffi.new("bg_step_time[]", self._lib.BG_STEPS)
-        binding.check(self._lib, self._lib.bg_profile(self._open(), int(on), times), "cannot profile")
+        with self._turn.take():
+            binding.check(self._lib, self._lib.bg_profile(self._open(), switch, times), "cannot profile")
         return {
             names[i].removeprefix("BG_STEP_").lower(): (int(times[i].nanoseconds), int(times[i].calls))
             for i in range(self._lib.BG_STEPS)
         }
 
     def close(self) -> None:
-        """Free the buffers and stop the threads; further calls are errors."""
-        if self._handle is not None:
-            self._lib.bg_session_close(self._handle)
-            self._handle = None
+        """Free the buffers and stop the threads; further calls are errors.
+
+        A call that is at work in another thread comes to its end first: the last reference to the handle frees it.
+        """
+        self._handle = None
 
     def _appending(self, n: int) -> str:
         return f"cannot append {n} tokens at position {self.position} of a context of {self.context}"
 
     def _open(self) -> Any:
-        if self._handle is None:
+        handle = self._handle
+        if handle is None:
             raise EngineError("this session is closed")
-        return self._handle
+        return handle
+
+    def _ids_of(self, history: Sequence[int], count: int) -> Ids:
+        """The last `count` tokens of a history, int32 [n]."""
+        sliced = arguments.is_list(history) and isinstance(history, (list, tuple, np.ndarray))
+        known = history if sliced else arguments.items("history", history, "token ids")
+        return arguments.whole_ids("history", known[max(len(known) - count, 0) :], self.vocab)
 
     def __enter__(self) -> Session:
         return self
@@ -213,9 +240,18 @@ class Session:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        if getattr(self, "_handle", None) is not None:
-            self.close()
+
+def _closing(lib: Any, model: Any) -> Callable[[Any], None]:
+    """What frees a session: it keeps the model open until then. In a forked process there are no threads to stop, and
+    to wait for their end would be for ever."""
+    getpid = os.getpid  # modules may be gone when Python ends
+    process, free = getpid(), lib.bg_session_close
+
+    def close(handle: Any, _model: Any = model) -> None:
+        if getpid() == process:
+            free(handle)
+
+    return close
 
 
 def forward_batch(sessions: Sequence[Session], tokens: Sequence[Sequence[int]], *, every: bool = False) -> FloatArray:
@@ -225,14 +261,12 @@ def forward_batch(sessions: Sequence[Session], tokens: Sequence[Sequence[int]], 
     [len(sessions), vocab] of each one's last token, or [all tokens, vocab] when `every`: the same bits as from
     `forward` of each alone. EngineError, with no session changed, when tokens are wrong or do not fit.
     """
-    if not sessions or len(tokens) != len(sessions) or not all(len(t) for t in tokens):
-        raise EngineError("tokens must be a non-empty list of ids for each session")
-    return _rows(sessions[0]._lib.bg_forward_batch, sessions, tokens, sessions[0].vocab, every)
+    return _rows("bg_forward_batch", "vocab", sessions, tokens, every)
 
 
 def states_batch(sessions: Sequence[Session], tokens: Sequence[Sequence[int]], *, every: bool = False) -> FloatArray:
     """Like `forward_batch`, but without the output matrix: float32 [.., hidden], the states after the last norm."""
-    return _rows(sessions[0]._lib.bg_states_batch, sessions, tokens, sessions[0].hidden, every)
+    return _rows("bg_states_batch", "hidden", sessions, tokens, every)
 
 
 def next_batch(
@@ -243,7 +277,7 @@ def next_batch(
     The sessions are those of `forward_batch`. The weights and the codes of a certified head are read once for many
     choices; a choice of count 0 only appends. EngineError, with no session changed, when any of them fails.
     """
-    found = try_next_batch(sessions, tokens, choices)
+    found = _choose(sessions, _appended(sessions, tokens), choices)
     errors = [each for each in found if isinstance(each, EngineError)]
     if errors:
         for session, appended, each in zip(sessions, tokens, found, strict=True):
@@ -256,49 +290,86 @@ def next_batch(
 def try_next_batch(
     sessions: Sequence[Session], tokens: Sequence[Sequence[int]], choices: Sequence[Choice]
 ) -> list[list[int] | EngineError]:
-    """`next_batch` that returns the error of a session that fails, and leaves that session as it was."""
-    if not sessions or not len(sessions) == len(tokens) == len(choices) or not all(len(t) for t in tokens):
-        raise EngineError("tokens must be a non-empty list of ids for each session, with a choice for each")
-    ends = np.cumsum([max(choice.count, 0) for choice in choices])
-    chosen = np.empty(ends[-1], np.int32)
-    requests, kept = binding.ffi().new("bg_choice[]", len(choices)), []
-    for request, choice in zip(requests, choices, strict=True):
-        past = np.asarray(choice.history[-choice.sampling.repeat_last - choice.count :], np.int32)
+    """`next_batch` that returns the error of a session that fails, and leaves that session as it was.
+
+    An id outside the vocabulary is such an error; what is no list of ids is one of the call.
+    """
+    return _choose(sessions, _appended(sessions, tokens, arguments.whole_ids), choices)
+
+
+def _choose(
+    sessions: Sequence[Session], appended: Sequence[Ids], choices: Sequence[Choice]
+) -> list[list[int] | EngineError]:
+    """What follows, or why not, of each session."""
+    if not arguments.is_list(choices) or not all(isinstance(each, Choice) for each in choices):
+        raise ArgumentTypeError(f"choices is {arguments.shown(choices)}, must be a list with a Choice for each session")
+    if len(choices) != len(appended):
+        raise ArgumentError(f"there are {len(choices)} choices, must be a choice for each of {len(appended)} sessions")
+    counts = [checked("count", choice.count, len(each)) for choice, each in zip(choices, appended, strict=True)]
+    chosen = np.empty(sum(counts), np.int32)
+    requests, kept = binding.ffi().new("bg_choice[]", len(counts)), []
+    for session, request, choice in zip(sessions, requests, choices, strict=True):
+        past = session._ids_of(choice.history, choice.sampling.repeat_last + choice.count)
+        if len(past) < choice.count:
+            raise ArgumentError(f"history has {len(past)} tokens, must be one for each of {choice.count} choices")
         sampling, history = binding.ffi().new("bg_sampling *", vars(choice.sampling)), _int32(past)
         request.sampling, request.history, request.n_history = sampling, history, len(past)
         request.count, request.step = choice.count, choice.step
         kept.append((sampling, history))  # alive until the call
-    _pass(sessions[0]._lib.bg_next_batch, sessions, tokens, requests, _int32(chosen))
-    return list(map(_outcome, sessions, tokens, requests, np.split(chosen, ends[:-1])))
+    _pass("bg_next_batch", sessions, appended, requests, _int32(chosen))
+    ids = iter(chosen.tolist())
+    return [_outcome(*of, list(islice(ids, of[2].count))) for of in zip(sessions, appended, requests, strict=True)]
 
 
-def _outcome(
-    session: Session, appended: Sequence[int], request: Any, chosen: npt.NDArray[np.int32]
-) -> list[int] | EngineError:
+def _outcome(session: Session, appended: Ids, request: Any, chosen: list[int]) -> list[int] | EngineError:
     """The tokens that a request chose, or why it failed."""
     if request.code:
         return binding.error(session._lib, request.code, session._appending(len(appended)))
-    ids: list[int] = chosen.tolist()
-    return ids
+    return chosen
 
 
 def _rows(
-    call: Any, sessions: Sequence[Session], tokens: Sequence[Sequence[int]], width: int, every: bool
+    call: str, width: str, sessions: Sequence[Session], tokens: Sequence[Sequence[int]], every: bool
 ) -> FloatArray:
-    """What `call` computes of each session's last token, float32 [len(sessions), width], or of all tokens."""
-    rows = np.empty((sum(map(len, tokens)) if every else len(sessions), width), np.float32)
-    _pass(call, sessions, tokens, _float32(rows), int(every))
+    """What a function of the library computes of each session's last token, float32 [len(sessions), the sessions'
+    `width`], or of all tokens."""
+    appended, all_rows = _appended(sessions, tokens), checked("every", every)
+    rows = np.empty((sum(map(len, appended)) if all_rows else len(appended), getattr(sessions[0], width)), np.float32)
+    _pass(call, sessions, appended, _float32(rows), int(all_rows))
     return rows
 
 
-def _pass(call: Any, sessions: Sequence[Session], tokens: Sequence[Sequence[int]], *results: Any) -> None:
+def _appended(
+    sessions: Sequence[Session],
+    tokens: Sequence[Sequence[int]],
+    read: Callable[[str, Any, int], Ids] = arguments.ids,
+) -> list[Ids]:
+    """The tokens for each session, int32 [n >= 1]."""
+    if not arguments.is_list(sessions) or not all(isinstance(each, Session) for each in sessions):
+        raise ArgumentTypeError(f"sessions is {arguments.shown(sessions)}, must be a list of Sessions")
+    lists = arguments.items("tokens", tokens, "ids for each session")
+    if not lists or len(lists) != len(sessions):
+        found = f"{len(lists)} for {len(sessions)} sessions"
+        raise ArgumentError(f"tokens must be a non-empty list of ids for each session; there are {found}")
+    names = ["tokens"] if len(lists) == 1 else [f"tokens[{i}]" for i in range(len(lists))]
+    return [read(name, each, session.vocab) for name, each, session in zip(names, lists, sessions, strict=True)]
+
+
+def _pass(call: str, sessions: Sequence[Session], appended: Sequence[Ids], *results: Any) -> None:
     """Call a function of the library whose arguments are sessions, their tokens and `results`."""
+    code = _run(call, sessions, appended, results)  # its frame, which an error keeps, holds no session open
+    binding.check(sessions[0]._lib, code, _appending(sessions, sum(map(len, appended))))
+
+
+def _run(call: str, sessions: Sequence[Session], appended: Sequence[Ids], results: Sequence[Any]) -> int:
+    """The code that a function of the library returns."""
     first, ffi = sessions[0], binding.ffi()
-    ids = checked_ids(np.concatenate([np.asarray(t, np.int64) for t in tokens]), first.vocab)
-    handles = ffi.new("bg_session *[]", [session._open() for session in sessions])
-    lengths = ffi.new("int32_t[]", [len(t) for t in tokens])
-    code = call(handles, len(sessions), _int32(ids), lengths, *results)
-    binding.check(first._lib, code, _appending(sessions, len(ids)))
+    ids = appended[0] if len(appended) == 1 else np.concatenate(appended)
+    with first._turn.take():
+        held = [session._open() for session in sessions]  # open until the call returns, whoever closes them
+        handles, lengths = ffi.new("bg_session *[]", held), ffi.new("int32_t[]", [len(each) for each in appended])
+        code: int = getattr(first._lib, call)(handles, len(held), _int32(ids), lengths, *results)
+    return code
 
 
 def _appending(sessions: Sequence[Session], n: int) -> str:
@@ -308,7 +379,7 @@ def _appending(sessions: Sequence[Session], n: int) -> str:
     return f"cannot append {n} tokens to {len(sessions)} sessions (which must differ, share and have room)"
 
 
-def _int32(array: npt.NDArray[np.int32]) -> Any:
+def _int32(array: Ids) -> Any:
     """The array as C's `int32_t *`, which keeps it alive."""
     return binding.ffi().from_buffer("int32_t[]", array)
 

@@ -238,10 +238,10 @@ def test_a_closed_batch_says_so(model: bitgen.Model) -> None:
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"size": 0}, "batch is 0, must be 1 or more"),
-        ({"size": 1, "prefill": 0}, "prefill is 0, must be 1 or more"),
+        ({"size": 0}, "size is 0, must be a whole number from 1 to 4096"),
+        ({"size": 1, "prefill": 0}, "prefill is 0, must be a whole number, 1 or more"),
         ({"size": 1, "cache": "int4"}, "cache is 'int4'"),
-        ({"size": 2, "context": 0}, "cannot open a session of 0 tokens"),
+        ({"size": 2, "context": 0}, "context is 0, must be a whole number from 1 to 512"),
     ],
 )
 def test_wrong_batches_are_refused(model: bitgen.Model, wrong: dict[str, Any], words: str) -> None:
