@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -34,8 +34,7 @@ from bitgen.gguf import info as _info
 from bitgen.gguf.reader import GgufCheckpoint, read_gguf
 from bitgen.gguf.writer import TernaryType, write_gguf
 from bitgen.kernels import plan, render, space
-from bitgen.kernels.evidence import Effort, Measured
-from bitgen.kernels.plan import Plan
+from bitgen.kernels.evidence import Effort
 from bitgen.measure import bench as _bench
 from bitgen.measure import energy as _energy
 from bitgen.measure import peers
@@ -50,6 +49,7 @@ from bitgen.tune import cost_model
 from bitgen.tune import search as _tune
 from bitgen.tune.lab import Host
 from bitgen.tune.remote import Device
+from bitgen.tune.report import TuneReport
 
 
 def shape_of(model: str | Path) -> ModelShape:
@@ -193,33 +193,6 @@ def verify(
 
 
 # ---- tune, build ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class TuneReport:
-    """The plan that was made for a model's matrices, with its evidence, and where it was written."""
-
-    model: ModelShape
-    plan: Plan
-    path: Path
-    build: str  # the command that builds with this plan; "" where builds use it unasked
-    threads: int | None = None  # that were measured with; None: estimated
-
-    @property
-    def isa(self) -> str:
-        """The instruction-set level of all its kernels."""
-        return self.plan.isa
-
-    @property
-    def cpu(self) -> str:
-        """The CPU that it is for."""
-        return self.plan.cpu
-
-    @property
-    def disturbed(self) -> list[str]:
-        """The matrices that were measured while the machine had other work."""
-        evidence = {role: self.plan.decisions[gemm].evidence for role, gemm in self.model.matrices.items()}
-        return [role for role, found in evidence.items() if isinstance(found, Measured) and found.disturbed]
 
 
 def tune(

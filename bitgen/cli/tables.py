@@ -8,7 +8,6 @@ from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 
-from bitgen.api import TuneReport
 from bitgen.cli.console import printable
 from bitgen.engine.score import TokenChoice
 from bitgen.kernels.evidence import Cost, Decode, Prefill
@@ -16,6 +15,7 @@ from bitgen.measure.report import BenchReport, Energy, PeerRow, Profile, Rate, S
 from bitgen.measure.verify import Receipt
 from bitgen.spec import GemmShape
 from bitgen.text.tokenizer import Tokenizer
+from bitgen.tune.report import TuneReport
 
 BAR = 20
 """Characters of a bar that stands for all of the time."""
