@@ -40,13 +40,29 @@ def headers(arch: str, units: Iterable[tuple[Flags, str]], compiler: Compiler) -
 
 
 def _parsed(text: str, flags: Flags, compiler: Compiler) -> Path:
-    """The parsed header in the cache, beside the text, which the compiler asks for again."""
-    key = hashlib.sha256(repr((compiler.version, flags, text)).encode()).hexdigest()[:32]
-    header, parsed = (data.cached("headers") / f"{key}.{suffix}" for suffix in ("h", "pch"))
-    if not parsed.exists():
-        with data.replacing(header) as part:
+    """The parsed header in the cache, whose hash lies beside it: the compiler fails on one that is damaged."""
+    folder = data.cached("headers") / hashlib.sha256(repr((compiler.version, flags, text)).encode()).hexdigest()[:32]
+    header, parsed, proof = (folder / f"vectors.{end}" for end in ("h", "pch", "sha256"))
+
+    def is_sound() -> bool:
+        try:  # the compiler asks for the header's text again
+            return header.read_text() == text and proof.read_text() == _sha256(parsed)
+        except (OSError, ValueError):
+            return False
+
+    def make() -> None:
+        with data.replacing(header, parents=True) as part:
             part.write_text(text)
         with data.replacing(parsed) as part:
-            options = ["-Xclang", "-fno-pch-timestamp", "-x", "c-header", str(header), "-o", str(part)]
-            compiler.run([*flags, *options], part.parent, "parsing a header")
+            words = ["-Xclang", "-fno-pch-timestamp", "-x", "c-header", str(header), "-o", str(part)]
+            compiler.run([*flags, *words], part.parent, "parsing a header")
+            digest = _sha256(part)
+        with data.replacing(proof) as part:
+            part.write_text(digest)
+
+    data.once(folder, is_sound, make, lambda: None)
     return parsed
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

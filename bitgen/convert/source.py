@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import bitgen
@@ -44,8 +43,8 @@ def convert(
 
 def check_head(out: Path, head: bytes, tensor_bytes: int) -> None:
     """BitgenError unless a file with this head is opened, and its tokenizer with it. Its tensors are a hole here."""
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "head.gguf"
+    with data.scratch() as folder:
+        path = folder / "head.gguf"
         try:
             with path.open("wb") as file:
                 file.write(head)

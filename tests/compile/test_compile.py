@@ -66,6 +66,20 @@ def test_a_header_parsed_once_changes_no_byte(monkeypatch: pytest.MonkeyPatch, c
     assert made[0] == made[1]
 
 
+@pytest.mark.parametrize("name", ["vectors.pch", "vectors.h", "vectors.sha256"])
+def test_a_damaged_parsed_header_is_made_anew(cache: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(precompiled, "WORTH_IT", 1)
+    monkeypatch.setitem(precompiled.VECTORS, targets.host_arch(), "stdint.h")
+    text = "#include <stdint.h>\n" + ANSWER
+    build(text)
+    (damaged,) = cache.glob(f"headers/*/{name}")
+    right = damaged.read_bytes()
+    damaged.write_bytes(right[: len(right) // 2])
+    assert ctypes.CDLL(str(build(text + "\n").path)).answer() == 42
+    assert len(damaged.read_bytes()) == len(right)
+    assert "-include-pch" in (build(text + "\n").folder / "build.log").read_text()
+
+
 def test_the_key_covers_text_and_flags() -> None:
     folders = {build().folder, build(ANSWER + "\n").folder, build(flags=("-DX",)).folder}
     assert len(folders) == 3
