@@ -4,6 +4,7 @@ no layout of a file."""
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -27,6 +28,9 @@ def _declared(header: str) -> cffi.FFI:
     text = (data.folder("runtime") / header).read_text(encoding="utf-8")
     made = cffi.FFI()
     made.cdef(text.split("// <cdef>")[1].split("// </cdef>")[0])
+    if hasattr(os, "register_at_fork"):  # a process forked while a thread reads a declaration finds the lock free
+        lock = made._lock
+        os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
     return made
 
 

@@ -1,7 +1,10 @@
-"""Declarations lifted from headers."""
+"""Declarations lifted from headers, by several threads and in forked processes."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,3 +28,31 @@ def test_all_threads_get_the_same_declarations(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(headers.cffi, "FFI", Slow)
     with ThreadPoolExecutor(4) as pool:
         assert len(set(pool.map(headers.declared, ["some.h"] * 4))) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_fork_leaves_no_declaration_locked() -> None:
+    script = """
+import os, signal, threading
+from bitgen.headers import declared
+ffi, stop = declared("bitgen.h"), threading.Event()
+def work():
+    n = 0
+    while not stop.is_set():
+        n += 1
+        ffi.typeof(f"int32_t[{n}]")
+thread = threading.Thread(target=work)
+thread.start()
+for n in range(1, 20):
+    if not (pid := os.fork()):
+        signal.alarm(20)  # a hang is another status
+        ffi.typeof(f"char[{n}]")
+        os._exit(0)
+    if os.waitpid(pid, 0)[1]:
+        print("hung")
+        break
+stop.set()
+thread.join()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
