@@ -15,6 +15,7 @@ from bitgen.errors import LONGEST, BitgenError, FormatError, UnsupportedError, b
 from bitgen.gguf.reader import read_gguf
 from bitgen.text import rendering
 from bitgen.text.chat_templates import NAMED, carried
+from bitgen.text.render_worker import CHARACTERS
 from bitgen.text.rendering import RenderProcess, Template
 from bitgen.text.tokenizer import Tokenizer
 
@@ -184,6 +185,21 @@ def test_what_is_no_template(source: str) -> None:
     with pytest.raises(FormatError) as caught:
         Template(source)
     assert_a_sentence(caught.value, "the chat template is not a Jinja2 template: ")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems count or limit memory otherwise")
+def test_memory_that_the_machine_has_is_limited_too() -> None:
+    """A GiB, which is there: the limit is the template's, not the machine's."""
+    with pytest.raises(BitgenError, match="it takes more than 512 MiB of memory"):
+        Template("{% set n = 2 ** 30 %}{{ ('a' * n) | length }}").render(CONTEXT)
+    assert Template("{% set n = 2 ** 20 %}{{ ('a' * n) | length }}").render(CONTEXT) == "1048576"
+
+
+def test_a_text_has_a_longest_length() -> None:
+    template = Template("{% for i in range(n) %}{{ 'a' * 1024 }}{% endfor %}")
+    assert len(template.render({"n": 4096})) == CHARACTERS
+    with pytest.raises(BitgenError, match="a text of more than 4,194,304 characters"):
+        template.render({"n": 4097})
 
 
 def test_a_template_without_end_is_ended_and_others_go_on() -> None:
