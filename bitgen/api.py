@@ -44,7 +44,6 @@ from bitgen.measure import verify as _verify
 from bitgen.measure.report import BenchReport
 from bitgen.measure.verify import Receipt
 from bitgen.spec import KernelSpec, Listener, ModelShape, Platform, Progress
-from bitgen.targets import default_threads
 from bitgen.tune import cost_model
 from bitgen.tune import search as _tune
 from bitgen.tune.lab import Host
@@ -72,11 +71,10 @@ def check_output(output: Path | None, model: Model | str | Path | None, *inputs:
 
 def load(model: Model | str | Path | None = None, **loading: Any) -> Model:
     """Open a model; one that is open already is returned as it is, and takes no other option than `progress`."""
-    if not isinstance(model, Model):
-        return Model.load(model, **loading)
-    if late := ", ".join(sorted(loading.keys() - {"progress"})):
+    late = ", ".join(sorted(loading.keys() - {"progress"}))
+    if late and isinstance(model, Model):
         raise ArgumentError(f"{late}: the model is open already; give that to Model.load")
-    return model
+    return model if isinstance(model, Model) else Model.load(model, **loading)
 
 
 def generate(
@@ -114,9 +112,8 @@ def embed(
     model: Model | str | Path | None, texts: Sequence[str], *, pooling: str | None = None, **loading: Any
 ) -> Embeddings:
     """Turn texts into vectors. pooling: as of `Model.embed`."""
-    if not isinstance(model, Model):  # no token is chosen: the head's codes would not be read
-        loading = {"head": "f16", **loading}
-    opened = load(model, **loading)
+    head = {} if isinstance(model, Model) else {"head": "f16"}  # no token is chosen: its codes would not be read
+    opened = load(model, **{**head, **loading})
     return Embeddings(opened.shape.name, pooling or opened.pooling, texts, opened.embed(texts, pooling=pooling))
 
 
@@ -164,10 +161,6 @@ def bench(
     profile: time each step. vs: names of peers.PEERS to race with. energy: read the RAPL counters.
     plot: draw the results to this .png, .svg or .pdf file.
     """
-    threads = arguments.counts("threads", threads, 1, arguments.MOST_THREADS) or [default_threads()]
-    prompt, gen = arguments.counts("prompt", prompt), arguments.checked("gen", gen)
-    contexts = arguments.counts("contexts", contexts) or [0]
-    batches = arguments.counts("batches", batches, most=arguments.MOST_PLACES) or [1]
     peers.require(vs)  # what is missing is said before anything is measured
     if plot:
         _plot.require(plot)
@@ -208,11 +201,9 @@ def tune(
     output: Path | None = None,
 ) -> TuneReport:
     """Tune every matrix of a model on this host, or on a device behind SSH, and save the plan."""
-    arguments.one_of("effort", effort, get_args(Effort))
-    threads = None if threads is None else arguments.checked("threads", threads)
     check_output(output, model)
     shape, site = shape_of(model), Host() if remote is None else Device(remote, arch, ssh)
-    isa, threads = isa or site.isas[0], threads or site.cpus
+    isa, threads = isa or site.isas[0], site.cpus if threads is None else arguments.checked("threads", threads)
     path = output or plan.path_of(site.cpu, isa)
     made = _tune.tune(list(shape.matrices.values()), isa, threads, effort, listener, site, path)
     command = ["bitgen", "build", "--model", str(model), "--arch", site.arch, "--plan", str(path)]
@@ -232,7 +223,6 @@ def estimate(
     listener: Listener = lambda *_: None,
 ) -> TuneReport:
     """Choose kernels for a CPU that is not here, by LLVM's model of its core, and save the plan."""
-    arguments.one_of("effort", effort, get_args(Effort))
     check_output(output, model)
     shape, arch = shape_of(model), targets.target(isa).arch if isa else arch or targets.host_arch()
     core = cost_model.Core.find(arch, cpu)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitgen.errors import ArgumentError, ArgumentTypeError
+from bitgen.errors import ArgumentError, ArgumentTypeError, brief
 
 MOST_THREADS = 1024
 """Of a session: MAX_THREADS of runtime/core/pool.h."""
@@ -100,14 +100,13 @@ RULES: dict[str, Rule] = {
 
 
 def shown(value: Any) -> str:
-    """A value for a message: a line, shortened."""
+    """A value for a message, shortened."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = short.maxlong = 60
     try:
-        words = short.repr(value).replace("\n", " ")
+        return brief(short.repr(value))
     except Exception:  # of the value's own __repr__, or of an integer that is too long to print
-        words = f"a value of type {type(value).__name__}"
-    return words if len(words) <= 100 else f"{words[:97]}..."
+        return f"a value of type {type(value).__name__}"
 
 
 def checked(name: str, value: Any, most: int | None = None) -> Any:

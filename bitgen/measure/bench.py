@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 import numpy as np
 
 from bitgen.compile import binding, library
+from bitgen.engine import arguments
 from bitgen.engine.model import Model
 from bitgen.engine.session import Cache, Choice, Sampling, Session, next_batch
 from bitgen.errors import BitgenError
@@ -19,6 +20,7 @@ from bitgen.headers import constants
 from bitgen.kernels import plan
 from bitgen.measure.report import BenchReport, Case, Kind, Limits, Machine, Rate, Subject
 from bitgen.spec import Listener
+from bitgen.targets import default_threads
 from bitgen.tune.lab import stream_bytes
 
 RUNS = 5
@@ -31,8 +33,7 @@ def limits(model: Model, threads: int) -> Limits:
     """Sequential read bandwidth in bytes/s and peak integer operations/s, measured now."""
     lib, isa = model.lib, library.isa_index(model.lib, model.plan.isa)
     out, buffer = binding.ffi().new("double *"), np.ones(stream_bytes(), np.uint8)
-    at = binding.ffi().cast("void *", buffer.ctypes.data)
-    code = lib.bg_read_bandwidth(isa, at, len(buffer), threads, 5, out)
+    code = lib.bg_read_bandwidth(isa, binding.ffi().from_buffer(buffer), len(buffer), threads, 5, out)
     binding.check(lib, code, "cannot measure the read bandwidth")
     bandwidth = float(out[0])
     binding.check(lib, lib.bg_peak_ops(isa, threads, 5, out), "cannot measure the peak of integer operations")
@@ -52,9 +53,13 @@ def bench(
 ) -> BenchReport:
     """Measure every combination of thread counts, contexts, and prompts to prefill or batches to decode.
 
-    prompts: tokens of each prefill; generate: tokens to decode; contexts: tokens in the cache before each run;
-    batches: sequences decoded together.
+    threads: none are as many as there are CPUs. prompts: tokens of each prefill; generate: tokens to decode; contexts:
+    tokens in the cache before each run, none: 0; batches: sequences decoded together, none: 1.
     """
+    threads = arguments.counts("threads", threads, 1, arguments.MOST_THREADS) or [default_threads()]
+    prompts, generate = arguments.counts("prompt", prompts), arguments.checked("gen", generate)
+    contexts = arguments.counts("contexts", contexts) or [0]
+    batches = arguments.counts("batches", batches, most=arguments.MOST_PLACES) or [1]
     longest = max([*prompts, generate, 1]) + max(contexts)
     if longest + 1 > model.shape.context:
         raise BitgenError(f"{longest} tokens do not fit into the model's context of {model.shape.context}")

@@ -135,17 +135,15 @@ class HostLab:
         at, copies = self._stream.place(spec, reps)
         out = np.empty(reps)
         code = self._lib.bg_kernel_time(
-            self._isa, self._index[spec], _at("uint8_t *", self._bytes[at:]), copies, _at("int8_t *", self._rows),
-            n, threads or self._threads, reps, _at("double *", out),
+            self._isa, self._index[spec], _at("uint8_t", self._bytes[at:]), copies, _at("int8_t", self._rows),
+            n, threads or self._threads, reps, _at("double", out),
         )  # fmt: skip
         binding.check(self._lib, code, f"cannot time {spec.symbol}")
         return float(np.median(out))
 
     def bandwidth(self) -> float:
         out = binding.ffi().new("double *")
-        code = self._lib.bg_read_bandwidth(
-            self._isa, _at("void *", self._bytes), len(self._bytes), self._threads, 5, out
-        )
+        code = self._lib.bg_read_bandwidth(self._isa, _at("char", self._bytes), len(self._bytes), self._threads, 5, out)
         binding.check(self._lib, code, "cannot measure the read bandwidth")
         return float(out[0])
 
@@ -242,7 +240,7 @@ def differs(lib: Any, isa: int, index: int, spec: KernelSpec, trial: Trial, thre
     for q in trial.extremes(VERIFY_TOKENS[spec.op]):
         y, rows = np.full((len(q), m_pad), -1, np.int32), trial.rows(q)
         code = lib.bg_kernel_run(
-            isa, index, _at("uint8_t *", weights), _at("int8_t *", rows), len(q), _at("int32_t *", y), threads
+            isa, index, _at("uint8_t", weights), _at("int8_t", rows), len(q), _at("int32_t", y), threads
         )
         binding.check(lib, code, f"cannot run {spec.symbol}")
         off = np.argwhere(y[:, : spec.shape.m] != trial.answer(q))
@@ -263,4 +261,5 @@ def wrong(spec: KernelSpec) -> EngineError:
 
 
 def _at(ctype: str, array: npt.NDArray[Any]) -> Any:
-    return binding.ffi().cast(ctype, array.ctypes.data)
+    """An array, which must lie in C order, as C's array of a type."""
+    return binding.ffi().from_buffer(f"{ctype}[]", array)

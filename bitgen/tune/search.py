@@ -19,9 +19,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, get_args
 
-from bitgen.errors import BitgenError
+from bitgen.errors import ArgumentError, BitgenError, quoted
 from bitgen.kernels import plan as plans
 from bitgen.kernels import space
 from bitgen.kernels.evidence import Decode, Effort, Evidence, Measured, Prefill
@@ -132,6 +132,8 @@ def _serves(evidence: Evidence | None, threads: int, effort: Effort) -> bool:
 
 def candidates(shape: GemmShape, isa: str, effort: Effort) -> list[KernelSpec]:
     """Every kernel to try for a shape; the two of the static default come first."""
+    if effort not in get_args(Effort):
+        raise ArgumentError(f"effort is {quoted(effort)}, must be one of {', '.join(get_args(Effort))}")
     thorough = effort == "thorough"
     found = [*space.default_plan(shape, isa).specs(shape, isa)]
     for layout in space.candidate_layouts(shape, isa, thorough):
