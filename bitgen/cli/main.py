@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from bitgen import __version__
-from bitgen.cli import streams
+from bitgen.cli import mappings, streams
 from bitgen.cli.build import build, gen, tune
 from bitgen.cli.console import say
 from bitgen.cli.measure import bench, verify
@@ -109,3 +109,4 @@ class Group(click.Group):
 @click.version_option(__version__, prog_name="bitgen")
 def main() -> None:
     """Run ternary (BitNet b1.58) language models on CPUs, with kernels generated and tuned for this one."""
+    mappings.guard()

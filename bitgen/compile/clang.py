@@ -36,7 +36,7 @@ COMMON_FLAGS = (
     "-Wno-unused-command-line-argument",  # every command carries the flags of the link as well
     "-I.",  # headers are included by their path from the root of the source tree
 )  # fmt: skip
-SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O0")
+SANITIZED = ("-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g", "-O0")
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class BuildOptions:
     platform: Platform = field(default_factory=platform_of)  # default: this host
     program: str | None = None  # file of runtime/programs with `main`; None: a shared library
     root: Path | None = None  # parent of the build's folder; None: the cache
-    sanitize: bool = False  # AddressSanitizer and UBSan, for tests
+    sanitize: str | None = None  # what clang's -fsanitize takes, as "address,undefined": for tests
     progress: Progress | None = None  # (units compiled, units)
     waiting: Callable[[], object] = lambda: None  # called where another thread or process is building the same
 
@@ -93,7 +93,8 @@ def build(
         raise
     if options.program and compiler.zig and platform.system.name == "linux":
         platform = platform_of(platform.arch, "musl")  # zig cannot link glibc statically
-    flags = (*compiler.target_flags(platform), *COMMON_FLAGS, *(SANITIZERS if options.sanitize else ()))
+    sanitizers = (f"-fsanitize={options.sanitize}", *SANITIZED) if options.sanitize else ()
+    flags = (*compiler.target_flags(platform), *COMMON_FLAGS, *sanitizers)
     product, link = _link(platform, flags, options)
     folder = root / f"{store.slug(name)}-{platform}-{_digest([compiler.version, flags, link, inputs])}"
 

@@ -27,7 +27,7 @@ ONCE = ("core/*.c", "os/*.c")  # a file of os/ is empty on systems that it is no
 PROBES = ("core/isa.c", "os/*.c")  # what of ONCE a library without float operations needs
 PER_LEVEL = "simd/*.c"
 PROGRAMS: dict[str, tuple[str, ...]] = {
-    "runner.c": (),
+    "runner.c": ("programs/options.c",),
     "tuner.c": (),
     "run.c": ("text/*.c", "programs/options.c"),
 }
@@ -87,8 +87,13 @@ def assemble(
             arch, system = options.platform.arch, options.platform.system.name
             raise UnsupportedError(f"ISA {level.isa!r} is not of architecture {arch!r} on {system}")
     main = options.program
-    of_program = ("programs/system.c", f"programs/{main}", *PROGRAMS[main]) if main else ()
-    once = runtime_files(*(ONCE if any(level.ops for level in levels) else PROBES), *of_program)
+    sources, units = tree(levels, *(("programs/system.c", f"programs/{main}", *PROGRAMS[main]) if main else ()))
+    return clang.build(name, sources, units, spec, options)
+
+
+def tree(levels: Sequence[Level], *more: str) -> tuple[dict[str, str], list[Unit]]:
+    """The source tree of the levels, file name -> text, with more files of runtime/; and the units to compile."""
+    once = runtime_files(*(ONCE if any(level.ops for level in levels) else PROBES), *more)
     per_level = runtime_files(PER_LEVEL)
     sources = {**runtime_files("**/*.h"), **once, **per_level, "registry.c": render.render_registry(levels)}
     units = [Unit(file, object_name(file)) for file in (*once, "registry.c")]
@@ -100,7 +105,7 @@ def assemble(
         units += [Unit(file, object_name(file), flags) for file in generated]
         flags = (*flags, f"-DBG_ISA={level.isa}")
         units += [Unit(file, object_name(file, f"__{level.isa}"), flags) for file in per_level if level.ops]
-    return clang.build(name, sources, units, spec, options)
+    return sources, units
 
 
 def runtime_files(*patterns: str) -> dict[str, str]:

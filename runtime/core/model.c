@@ -284,6 +284,7 @@ int32_t bg_vocab(const bg_model *m) { return m ? m->config.vocab : BG_E_ARGUMENT
 int32_t bg_context(const bg_model *m) { return m ? m->config.context : BG_E_ARGUMENT; }
 
 const void *bg_vocabulary(const bg_model *m, size_t *bytes) {
-  *bytes = m->vocabulary_bytes;
-  return m->vocabulary;
+  if (bytes)
+    *bytes = m ? m->vocabulary_bytes : 0;
+  return m ? m->vocabulary : NULL;
 }

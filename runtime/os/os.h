@@ -17,7 +17,8 @@ void os_prefetch(const uint8_t *map, size_t bytes); // all of it will be read so
 void *os_alloc(size_t bytes);
 void os_free(void *p);
 
-// pthread_create, but the thread takes no signals: those belong to the threads of the host program.
+// pthread_create, but the thread takes no signals: those belong to the threads of the host program. It does
+// take those of faults, which are the thread's own: the host's handlers see them.
 int os_thread(pthread_t *id, const pthread_attr_t *attr, void *(*task)(void *), void *arg);
 
 // 1 when the probe of an ISA level says so; 0 when it does not, or meets an instruction that traps.

@@ -22,7 +22,7 @@
 
 int32_t os_map(const char *path, const uint8_t **map, size_t *bytes) {
   struct stat info;
-  int file = open(path, O_RDONLY | O_CLOEXEC);
+  int file = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); // a FIFO is not waited for
   if (file < 0)
     return BG_E_IO;
   int32_t code = fstat(file, &info) == 0 && S_ISREG(info.st_mode) ? BG_OK : BG_E_IO;
@@ -58,9 +58,12 @@ void *os_alloc(size_t bytes) {
 void os_free(void *p) { free(p); }
 
 int os_thread(pthread_t *id, const pthread_attr_t *attr, void *(*task)(void *), void *arg) {
-  sigset_t all, old;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &old);
+  static const int faults[] = {SIGBUS, SIGSEGV, SIGILL, SIGFPE};
+  sigset_t others, old;
+  sigfillset(&others);
+  for (size_t i = 0; i < sizeof faults / sizeof *faults; i++)
+    sigdelset(&others, faults[i]);
+  pthread_sigmask(SIG_SETMASK, &others, &old);
   const int failed = pthread_create(id, attr, task, arg);
   pthread_sigmask(SIG_SETMASK, &old, NULL);
   return failed;

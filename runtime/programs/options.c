@@ -17,29 +17,33 @@ static int refuse_number(option_error *error, const option *o) {
   char least[40] = "above 0", most[40] = "";
   if (o->least != FLT_MIN)
     snprintf(least, sizeof least, "from %g", o->least);
-  if (o->most < INT32_MAX)
-    snprintf(most, sizeof most, " to %g", o->most);
+  if (o->most < FLT_MAX)
+    snprintf(most, sizeof most, " to %.10g", o->most);
   snprintf(error->why, sizeof error->why, "must be a %snumber %s%s", o->kind == OPTION_COUNT ? "whole " : "",
            least, most);
   error->what = o->name;
   return -1;
 }
 
+// Whether a text has some characters and no others: strtod and strtoull also take spaces, 0x10 and inf.
+static int is_of(const char *text, const char *characters) {
+  return *text && !text[strspn(text, characters)];
+}
+
 static int read_seed(const char *text, option_seed *out) {
-  char *end;
   errno = 0;
-  *out = (option_seed){strtoull(text, &end, 10), 1};
-  return end > text && !*end && errno == 0 && '0' <= *text && *text <= '9';
+  *out = (option_seed){strtoull(text, NULL, 10), 1};
+  return is_of(text, "0123456789") && errno == 0;
 }
 
 static int read_number(const option *o, const char *text, double *out) {
   char *end;
   *out = strtod(text, &end);
-  return end > text && !*end && *out >= o->least && *out <= o->most &&
-         (o->kind == OPTION_NUMBER || *out == (double)(int32_t)*out);
+  return is_of(text, o->kind == OPTION_COUNT ? "0123456789" : "0123456789.eE+-") && !*end &&
+         *out >= o->least && *out <= o->most;
 }
 
-static int set(const option *o, const char *text, option_error *error) {
+int option_set(const option *o, const char *text, option_error *error) {
   switch (o->kind) {
   case OPTION_TEXT:
     *(const char **)o->value = text;
@@ -75,7 +79,7 @@ int options_parse(const option *options, int n, int argc, char **argv, option_er
     const char *value = equals ? equals + 1 : ++i < argc ? argv[i] : NULL;
     if (!value)
       return refuse(error, o->name, "its value is missing");
-    if (set(o, value, error))
+    if (option_set(o, value, error))
       return -1;
   }
   return 0;

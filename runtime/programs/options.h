@@ -13,7 +13,7 @@ typedef struct {
   const char *name, *letter; // "--name"; "-n", or ""
   enum { OPTION_TEXT, OPTION_COUNT, OPTION_NUMBER, OPTION_SEED, OPTION_SWITCH } kind;
   void *value;        // const char *; double, a whole number; double; option_seed; int, 1 when given
-  double least, most; // of a count or a number. FLT_MIN: above 0; INT32_MAX and more: no limit
+  double least, most; // of a count or a number. FLT_MIN: above 0; FLT_MAX: no limit
   const char *help;
 } option;
 
@@ -24,6 +24,9 @@ typedef struct {
 
 // Set the values of n options from a program's arguments. 0, or -1 and the error.
 int options_parse(const option *options, int n, int argc, char **argv, option_error *error);
+
+// Set the value of one from its text; likewise.
+int option_set(const option *o, const char *text, option_error *error);
 
 // Print a line for each option.
 void options_print(const option *options, int n);

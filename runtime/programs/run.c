@@ -119,6 +119,7 @@ static char weights[4104]; // path of the file
 static int32_t open_file(const char *path) {
   int32_t code = BG_E_ISA;
   snprintf(weights, sizeof weights, "%s", path);
+  os_guard_mapping(program, path);
   for (isa = 0; isa < bg_isa_count(); isa++) {
     if ((o.isa && strcmp(o.isa, bg_isa_name(isa)) != 0) || !bg_isa_runs(isa))
       continue;

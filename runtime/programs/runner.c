@@ -15,12 +15,23 @@
 #include <string.h>
 
 #include "bitgen.h"
+#include "core/pool.h"
+#include "programs/options.h"
 #include "programs/system.h"
 
-typedef struct {
-  const char *isa;
-  int32_t threads, context, chunk, cache;
-} options;
+static struct {
+  const char *isa, *cache;
+  double threads, context, chunk, count;
+} o = {.cache = "f16", .threads = 1};
+
+static const option options[] = {
+    {"--isa", "", OPTION_TEXT, &o.isa, 0, 0, ""},
+    {"--threads", "", OPTION_COUNT, &o.threads, 1, MAX_THREADS, ""},
+    {"--context", "", OPTION_COUNT, &o.context, 1, INT32_MAX, ""},
+    {"--chunk", "", OPTION_COUNT, &o.chunk, 1, INT32_MAX, ""},
+    {"--cache", "", OPTION_TEXT, &o.cache, 0, 0, ""},
+};
+static const option count = {"COUNT", "", OPTION_COUNT, &o.count, 0, INT32_MAX, ""};
 
 static int fail(const char *what, const char *why) {
   fprintf(stderr, "runner: %s: %s\n", what, why);
@@ -36,30 +47,18 @@ static int32_t isa_number(const char *name) {
 
 static int32_t cache_number(const char *name) {
   static const char *const names[] = {[BG_CACHE_F16] = "f16", [BG_CACHE_F32] = "f32", [BG_CACHE_I8] = "int8"};
-  int32_t i = 0;
-  while (i < 3 && strcmp(names[i], name) != 0)
-    i++;
-  return i; // past the last for any other name: no session opens with it
+  for (int32_t i = 0; i < 3; i++)
+    if (strcmp(names[i], name) == 0)
+      return i;
+  return -1;
 }
 
-static int parse(int argc, char **argv, options *o) {
-  *o = (options){.threads = 1};
-  for (int i = 0; i + 1 < argc; i += 2) {
-    const char *value = argv[i + 1];
-    if (strcmp(argv[i], "--isa") == 0)
-      o->isa = value;
-    else if (strcmp(argv[i], "--threads") == 0)
-      o->threads = atoi(value);
-    else if (strcmp(argv[i], "--context") == 0)
-      o->context = atoi(value);
-    else if (strcmp(argv[i], "--chunk") == 0)
-      o->chunk = atoi(value);
-    else if (strcmp(argv[i], "--cache") == 0)
-      o->cache = cache_number(value);
-    else
-      return fail(argv[i], "no such option");
-  }
-  return argc % 2 ? fail(argv[argc - 1], "an option without its value") : 0;
+// The options behind the first `words` arguments. 0, or 1 after saying what is wrong.
+static int parse(int words, int argc, char **argv) {
+  option_error error;
+  if (options_parse(options, sizeof options / sizeof *options, argc - words + 1, argv + words - 1, &error))
+    return fail(error.what, error.why);
+  return cache_number(o.cache) < 0 ? fail("--cache", "must be f16, f32 or int8") : 0;
 }
 
 static int info(void) {
@@ -68,21 +67,32 @@ static int info(void) {
   return 0;
 }
 
-// Read the decimal numbers on stdin. Their count, or -1 when memory is short.
+// Read one id: 1; 0 at the end, -1 where a word is no whole number of 32 bits.
+static int read_id(int32_t *id) {
+  char word[16], *end;
+  if (scanf("%15s", word) != 1)
+    return 0;
+  const long long value = strtoll(word, &end, 10);
+  *id = (int32_t)value;
+  return !*end && *id == value && strlen(word) < sizeof word - 1 ? 1 : -1;
+}
+
+// Read the ids on stdin. Their number, BG_E_ARGUMENT where there are none or other words, BG_E_MEMORY.
 static int32_t read_ids(int32_t **out) {
   int32_t n = 0, room = 0, id;
+  int found;
   *out = NULL;
-  while (scanf("%d", &id) == 1) {
+  while ((found = read_id(&id)) == 1) {
     if (n == room) {
       room = room ? 2 * room : 256;
       int32_t *more = realloc(*out, (size_t)room * sizeof *more);
       if (!more)
-        return -1;
+        return BG_E_MEMORY;
       *out = more;
     }
     (*out)[n++] = id;
   }
-  return n;
+  return found < 0 || n == 0 ? BG_E_ARGUMENT : n;
 }
 
 // Append n ids in calls of `chunk`. logits: [n][vocab] of all; or NULL, and those of the last id go to
@@ -125,23 +135,27 @@ static int32_t print_tokens(bg_session *s, const int32_t *ids, int32_t n, int32_
   return code;
 }
 
-static int run_model(const char *path, int32_t count, const options *o) {
+// Logits of all ids, or some greedy tokens after them.
+static int run_model(const char *path, int generate) {
   bg_model *model = NULL;
   bg_session *session = NULL;
   int32_t *ids = NULL;
-  const int32_t n = read_ids(&ids);
-  int32_t code = n < 0 ? BG_E_MEMORY : n == 0 ? BG_E_ARGUMENT : bg_open(path, isa_number(o->isa), &model);
+  os_guard_mapping("runner", path);
+  const int32_t n = read_ids(&ids), chunk = (int32_t)o.chunk;
+  int32_t code = n < 0 ? n : bg_open(path, isa_number(o.isa), &model);
   if (code == BG_OK)
-    code =
-        bg_session_open(model, o->threads, o->context ? o->context : bg_context(model), o->cache, &session);
+    code = bg_session_open(model, (int32_t)o.threads, o.context ? (int32_t)o.context : bg_context(model),
+                           cache_number(o.cache), &session);
   if (code == BG_OK) {
     const size_t vocab = (size_t)bg_vocab(model);
-    code = count < 0 ? print_logits(session, ids, n, o->chunk, vocab)
-                     : print_tokens(session, ids, n, o->chunk, vocab, count);
+    code = generate ? print_tokens(session, ids, n, chunk, vocab, (int32_t)o.count)
+                    : print_logits(session, ids, n, chunk, vocab);
   }
   bg_session_close(session);
   bg_close(model);
   free(ids);
+  if (n == BG_E_ARGUMENT)
+    return fail("standard input", "must be token ids, whole numbers with spaces between them");
   return code == BG_OK ? 0 : fail(path, bg_strerror(code));
 }
 
@@ -169,28 +183,32 @@ static int32_t run_call(int32_t isa, int32_t index, int32_t n, int32_t threads) 
   return code;
 }
 
-static int run_kernels(const char *name, const options *o) {
+static int run_kernels(const char *name) {
   const int32_t isa = isa_number(name);
   int32_t call[2];
-  while (fread(call, sizeof call, 1, stdin) == 1) {
-    const int32_t code = run_call(isa, call[0], call[1], o->threads);
+  size_t bytes;
+  while ((bytes = fread(call, 1, sizeof call, stdin)) == sizeof call) {
+    const int32_t code = run_call(isa, call[0], call[1], (int32_t)o.threads);
     if (code != BG_OK)
       return fail(name, bg_strerror(code));
   }
-  return 0;
+  return bytes ? fail("standard input", "ends within a call") : 0;
 }
 
 int main(int argc, char **argv) {
-  options o;
+  option_error error;
   os_program(&argc, &argv);
   if (argc == 2 && strcmp(argv[1], "info") == 0)
     return info();
   if (argc >= 3 && strcmp(argv[1], "logits") == 0)
-    return parse(argc - 3, argv + 3, &o) || run_model(argv[2], -1, &o);
-  if (argc >= 4 && strcmp(argv[1], "generate") == 0)
-    return parse(argc - 4, argv + 4, &o) || run_model(argv[2], atoi(argv[3]) < 0 ? 0 : atoi(argv[3]), &o);
+    return parse(3, argc, argv) || run_model(argv[2], 0);
+  if (argc >= 4 && strcmp(argv[1], "generate") == 0) {
+    if (option_set(&count, argv[3], &error))
+      return fail(error.what, error.why);
+    return parse(4, argc, argv) || run_model(argv[2], 1);
+  }
   if (argc >= 3 && strcmp(argv[1], "kernels") == 0)
-    return parse(argc - 3, argv + 3, &o) || run_kernels(argv[2], &o);
+    return parse(3, argc, argv) || run_kernels(argv[2]);
   return fail("usage",
               "info | logits MODEL [options] | generate MODEL COUNT [options] | kernels ISA [--threads N]");
 }

@@ -49,8 +49,13 @@ const char *os_own_path(const char *argv0) {
 }
 
 int32_t os_cpus(void) { return (int32_t)GetActiveProcessorCount(ALL_PROCESSOR_GROUPS); }
+
+void os_guard_mapping(const char *program, const char *file) { (void)program, (void)file; }
 #else
 #include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
 #include <unistd.h>
 #if defined(__APPLE__)
 #include <mach-o/dyld.h>
@@ -76,5 +81,21 @@ int32_t os_cpus(void) {
 #endif
   const long n = sysconf(_SC_NPROCESSORS_ONLN);
   return n > 0 ? (int32_t)n : 1;
+}
+
+static char cut_short[8192]; // what is said; made beforehand, since a signal handler may only write
+
+static void on_sigbus(int signal_, siginfo_t *info, void *context) {
+  (void)context;
+  if (info->si_code == BUS_ADRERR && write(STDERR_FILENO, cut_short, strlen(cut_short)))
+    _exit(1);
+  signal(signal_, SIG_DFL); // something else: the faulting instruction runs again and ends the program
+}
+
+void os_guard_mapping(const char *program, const char *file) {
+  const struct sigaction ours = {.sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO};
+  snprintf(cut_short, sizeof cut_short, "%s: %s: was cut short or cannot be read any more; write it again\n",
+           program, file);
+  sigaction(SIGBUS, &ours, NULL);
 }
 #endif

@@ -15,7 +15,8 @@
 //   bandwidth THREADS                     ok BYTES_PER_S        of reading the stream
 //   peak THREADS                          ok OPERATIONS_PER_S
 //
-// A span is uint64 n, n bytes, uint64 times, and one byte that is repeated `times` times.
+// Numbers are decimal, 0 to 2^63 - 1. A span is uint64 n, n bytes, uint64 times, and one byte that is repeated `times` times.
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -39,7 +40,10 @@ typedef struct {
 
 static buffer weights, activations, stream;
 
-// Allocate, without the old content.
+// A request's number as the library takes it; -1, which it refuses, where that has no room for it.
+static int32_t int32(int64_t number) { return number <= INT32_MAX ? (int32_t)number : -1; }
+
+// Allocate, without the old content. Of no bytes: free it.
 static int32_t allocate(buffer *b, int64_t bytes) {
   free(b->at);
   *b = (buffer){0};
@@ -67,32 +71,39 @@ static int32_t cpus(const int64_t *a) {
   return BG_OK;
 }
 
-static int32_t receive_weights(const int64_t *a) {
-  const int32_t code = allocate(&weights, a[0]);
-  for (size_t at = 0; code == BG_OK && at < weights.bytes;) {
+static int32_t receive_spans(buffer *b) {
+  for (size_t at = 0; at < b->bytes;) {
     uint64_t n, times;
-    if (fread(&n, sizeof n, 1, stdin) != 1 || n > weights.bytes - at ||
-        fread(weights.at + at, 1, n, stdin) != n)
+    int byte;
+    if (fread(&n, sizeof n, 1, stdin) != 1 || n > b->bytes - at || fread(b->at + at, 1, n, stdin) != n)
       return BG_E_IO;
     at += n;
-    if (fread(&times, sizeof times, 1, stdin) != 1 || times > weights.bytes - at)
+    if (fread(&times, sizeof times, 1, stdin) != 1 || times > b->bytes - at || (byte = getchar()) == EOF)
       return BG_E_IO;
-    memset(weights.at + at, getchar(), times);
+    memset(b->at + at, byte, times);
     at += times;
   }
+  return BG_OK;
+}
+
+static int32_t receive_bytes(buffer *b) {
+  return fread(b->at, 1, b->bytes, stdin) == b->bytes ? BG_OK : BG_E_IO;
+}
+
+// Take a buffer's content from stdin; what comes incomplete is dropped.
+static int32_t receive(buffer *b, int64_t bytes, int32_t (*content)(buffer *)) {
+  int32_t code = allocate(b, bytes);
+  if (code == BG_OK)
+    code = content(b);
   if (code == BG_OK)
     puts("ok");
+  else
+    allocate(b, 0);
   return code;
 }
 
-static int32_t receive_activations(const int64_t *a) {
-  const int32_t code = allocate(&activations, a[0]);
-  if (code == BG_OK && fread(activations.at, 1, activations.bytes, stdin) != activations.bytes)
-    return BG_E_IO;
-  if (code == BG_OK)
-    puts("ok");
-  return code;
-}
+static int32_t receive_weights(const int64_t *a) { return receive(&weights, a[0], receive_spans); }
+static int32_t receive_activations(const int64_t *a) { return receive(&activations, a[0], receive_bytes); }
 
 static uint32_t crc32(uint32_t crc, const void *data, size_t bytes) {
   for (const uint8_t *p = data, *end = p + bytes; p < end; p++) {
@@ -104,19 +115,21 @@ static uint32_t crc32(uint32_t crc, const void *data, size_t bytes) {
 }
 
 static int32_t verify(const int64_t *a) {
+  const int32_t kernel = int32(a[0]), n = int32(a[2]);
   bg_kernel_info k;
-  int32_t code = bg_kernel_get(0, (int32_t)a[0], &k);
-  const int64_t row = a[1], n = a[2];
-  if (code != BG_OK || row < 0 || n < 1 || (uint64_t)k.weight_bytes != weights.bytes ||
-      row + n > (int64_t)activations.bytes / k.row_bytes)
+  if (bg_kernel_get(0, kernel, &k) != BG_OK || n < 1 || n > k.max_n ||
+      (uint64_t)k.weight_bytes != weights.bytes)
+    return BG_E_ARGUMENT;
+  const int64_t row = a[1], rows = (int64_t)activations.bytes / k.row_bytes;
+  if (row > rows || n > rows - row)
     return BG_E_ARGUMENT;
   const size_t y_bytes = (size_t)n * (size_t)k.m_pad * sizeof(int32_t);
   int32_t *y = malloc(y_bytes);
   if (!y)
     return BG_E_MEMORY;
   memset(y, 0xA5, y_bytes); // an element that the kernel leaves out is noticed
-  code = bg_kernel_run(0, (int32_t)a[0], weights.at, (const int8_t *)activations.at + row * k.row_bytes,
-                       (int32_t)n, y, (int32_t)a[3]);
+  const int32_t code = bg_kernel_run(0, kernel, weights.at,
+                                     (const int8_t *)activations.at + row * k.row_bytes, n, y, int32(a[3]));
   uint32_t crc = UINT32_MAX;
   for (int64_t i = 0; i < n; i++)
     crc = crc32(crc, y + i * k.m_pad, (size_t)k.m * sizeof *y);
@@ -128,8 +141,8 @@ static int32_t verify(const int64_t *a) {
 
 static int32_t make_stream(const int64_t *a) {
   const int32_t code = allocate(&stream, a[0]);
-  uint64_t x = 88172645463325252u; // xorshift64 (Marsaglia, 2003)
-  for (size_t i = 0; i + sizeof x <= stream.bytes; i += sizeof x) {
+  uint64_t x = 88172645463325252u;                      // xorshift64 (Marsaglia, 2003)
+  for (size_t i = 0; i < stream.bytes; i += sizeof x) { // there is room up to a multiple of 64
     x ^= x << 13;
     x ^= x >> 7;
     x ^= x << 17;
@@ -141,20 +154,19 @@ static int32_t make_stream(const int64_t *a) {
 }
 
 static int32_t time_kernel(const int64_t *a) {
-  const int64_t at = a[1], copies = a[2], n = a[3], reps = a[5];
-  const int64_t bytes = (int64_t)stream.bytes;
+  const int32_t kernel = int32(a[0]), copies = int32(a[2]), n = int32(a[3]), reps = int32(a[5]);
+  const int64_t at = a[1], bytes = (int64_t)stream.bytes;
   double seconds[MAX_REPS];
   bg_kernel_info k;
-  if (bg_kernel_get(0, (int32_t)a[0], &k) != BG_OK || reps < 1 || reps > MAX_REPS || copies < 1 || at < 0 ||
-      at % 64 || at > bytes || copies > (bytes - at) / k.weight_bytes || n < 1 || n > bytes / k.row_bytes)
+  if (bg_kernel_get(0, kernel, &k) != BG_OK || reps < 1 || reps > MAX_REPS || at % 64 || at > bytes ||
+      copies < 1 || copies > (bytes - at) / k.weight_bytes || n < 1 || n > bytes / k.row_bytes)
     return BG_E_ARGUMENT;
-  const int32_t code =
-      bg_kernel_time(0, (int32_t)a[0], stream.at + at, (int32_t)copies, (const int8_t *)stream.at, (int32_t)n,
-                     (int32_t)a[4], (int32_t)reps, seconds);
+  const int32_t code = bg_kernel_time(0, kernel, stream.at + at, copies, (const int8_t *)stream.at, n,
+                                      int32(a[4]), reps, seconds);
   if (code != BG_OK)
     return code;
   printf("ok");
-  for (int64_t i = 0; i < reps; i++)
+  for (int32_t i = 0; i < reps; i++)
     printf(" %.9e", seconds[i]);
   printf("\n");
   return BG_OK;
@@ -162,7 +174,7 @@ static int32_t time_kernel(const int64_t *a) {
 
 static int32_t bandwidth(const int64_t *a) {
   double rate;
-  const int32_t code = bg_read_bandwidth(0, stream.at, stream.bytes, (int32_t)a[0], PASSES, &rate);
+  const int32_t code = bg_read_bandwidth(0, stream.at, stream.bytes, int32(a[0]), PASSES, &rate);
   if (code == BG_OK)
     printf("ok %.9e\n", rate);
   return code;
@@ -170,7 +182,7 @@ static int32_t bandwidth(const int64_t *a) {
 
 static int32_t peak(const int64_t *a) {
   double rate;
-  const int32_t code = bg_peak_ops(0, (int32_t)a[0], PASSES, &rate);
+  const int32_t code = bg_peak_ops(0, int32(a[0]), PASSES, &rate);
   if (code == BG_OK)
     printf("ok %.9e\n", rate);
   return code;
@@ -206,17 +218,43 @@ static const struct {
     {"peak", 1, peak},
 };
 
+// The numbers that follow a request's word, ARGUMENTS at the most. Their count, or -1.
+static int numbers_of(const char *text, int64_t *out) {
+  int n = 0;
+  for (char *end; *text; text = end) {
+    if (n == ARGUMENTS || text[0] != ' ' || text[1] < '0' || text[1] > '9')
+      return -1;
+    errno = 0;
+    out[n++] = strtoll(text + 1, &end, 10);
+    if (errno)
+      return -1;
+  }
+  return n;
+}
+
 static int32_t answer(const char *line) {
-  char word[16];
   int64_t a[ARGUMENTS];
   if (strncmp(line, "file ", 5) == 0)
     return file(line + 5);
-  const int found = sscanf(line, "%15s %" SCNd64 " %" SCNd64 " %" SCNd64 " %" SCNd64 " %" SCNd64 " %" SCNd64,
-                           word, a, a + 1, a + 2, a + 3, a + 4, a + 5);
+  const size_t word = strcspn(line, " ");
+  const int n = numbers_of(line + word, a);
   for (size_t i = 0; i < sizeof requests / sizeof *requests; i++)
-    if (found == 1 + requests[i].arguments && strcmp(word, requests[i].name) == 0)
+    if (n == requests[i].arguments && word == strlen(requests[i].name) &&
+        memcmp(line, requests[i].name, word) == 0)
       return requests[i].answer(a);
   return BG_E_ARGUMENT;
+}
+
+// Read a line without its end, "" where it is longer than there is room for or has a NUL. 0 at the end.
+static int read_line(char *line, size_t room) {
+  size_t n = 0;
+  int c;
+  while ((c = getchar()) != EOF && c != '\n')
+    if (n < room)
+      line[n++] = (char)c;
+  const int fits = n < room && !memchr(line, 0, n);
+  line[fits ? n : 0] = 0;
+  return n || c != EOF;
 }
 
 int main(void) {
@@ -225,9 +263,8 @@ int main(void) {
   do {
     fflush(stdout);
     alarm(IDLE_SECONDS);
-    if (!fgets(line, sizeof line, stdin))
+    if (!read_line(line, sizeof line))
       return 0;
-    line[strcspn(line, "\n")] = 0;
     const int32_t code = answer(line);
     if (code != BG_OK)
       printf("error %s\n", code == BG_E_MEMORY ? "not enough memory" : bg_strerror(code));

@@ -69,20 +69,12 @@ static uint32_t compose_hangul(uint32_t first, uint32_t second) {
   return 0;
 }
 
-static int64_t compare_pair(const composition *c, uint32_t first, uint32_t second) {
-  return c->first == first ? (int64_t)c->second - second : (int64_t)c->first - first;
-}
-
 // What two code points compose to, or 0.
 static uint32_t compose(const vocabulary *v, uint32_t first, uint32_t second) {
   if (second < FIRST_MARK)
     return 0;
   const uint32_t hangul = compose_hangul(first, second);
-  if (hangul)
-    return hangul;
-  const composition *c = v->composed;
-  uint32_t i;
-  return SEARCH(i, 0, count_of(v, COMPOSED), compare_pair(c + i, first, second)) ? c[i].code : 0;
+  return hangul ? hangul : find_composition(v, first, second);
 }
 
 // ---- a text -----------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@
 #include "text/nfc.h"
 #include "text/pretokenizer.h"
 
-enum { MAX_TEXT = 1 << 28 }; // bytes
+enum { MAX_TEXT = 1 << 28, MAX_WORDS = 1 << 30 }; // bytes; with spaces spelt, or normalised
 
 // ---- one word ---------------------------------------------------------------------------------------------
 
@@ -200,7 +200,9 @@ static int32_t encode_byte_level(encoder *e, const uint8_t *text, size_t bytes) 
     return pretokenize(e->v, text, bytes, encode_word, e);
   uint8_t *normal = NULL;
   const int64_t n = nfc_normalize(e->v, text, bytes, &normal);
-  const int32_t code = n < 0 ? (int32_t)n : pretokenize(e->v, normal, (size_t)n, encode_word, e);
+  const int32_t code = n < 0            ? (int32_t)n
+                       : n >= MAX_WORDS ? BG_E_ARGUMENT
+                                        : pretokenize(e->v, normal, (size_t)n, encode_word, e);
   free(normal);
   return code;
 }

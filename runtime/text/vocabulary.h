@@ -131,6 +131,9 @@ int32_t find_token(const vocabulary *v, const uint8_t *spelling, size_t bytes);
 // The longest special token at the beginning of a text, or NULL.
 const entry *find_special(const vocabulary *v, const uint8_t *text, size_t bytes);
 
+// The code point that two compose to, or 0.
+uint32_t find_composition(const vocabulary *v, uint32_t first, uint32_t second);
+
 // Whether a token ends a text.
 int is_stop(const vocabulary *v, int32_t id);
 

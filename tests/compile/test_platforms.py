@@ -186,7 +186,7 @@ def check_os_lab(command: list[str | Path], environment: Mapping[str, str], fold
         return run(arguments, {**environment, "TOLD_HWCAP": hwcap}).decode().splitlines()
 
     files = ["file 0 bytes of a file", "empty -4", "missing -3", "folder -3"]
-    same = [*files, "misaligned 0", "thread 42", "probes 1 0 0", "probes 1 0 0"]
+    same = [*files, "misaligned 0", "signals 0 1", "thread 42", "probes 1 0 0", "probes 1 0 0"]
     assert lines("-1") == [*same, "named 1 1", "and traps 0"]
     assert lines("0") == [*same, "named 0 0" if told else "named 1 1", "and traps 0"]
     assert lines("0x100000") == [*same, "named 1 0" if told else "named 1 1", "and traps 0"]

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
 import shutil
 import struct
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -329,6 +331,63 @@ def test_damaged_vocabularies(program: Path, tmp_path: Path) -> None:
             refused(whole[:at] + struct.pack("<I", rng.choice([0xFFFFFFFF, 0x80000000, 9999999])) + whole[at + 4 :])
 
 
+class Tables:
+    """The sections of a vocabulary's file by name, to be changed where they lie."""
+
+    def __init__(self, blob: bytes) -> None:
+        self.file, declared = bytearray(blob), headers.declared(tables.HEADER)
+        self.header = declared.from_buffer("vocabulary_header *", self.file)
+        self._numbers = headers.constants(tables.HEADER, "section")
+        self._types = dict(declared.typeof("vocabulary").fields)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        place = self.header.sections[self._numbers[name]]
+        element = headers.dtype(self._types[name.lower()].type.item)
+        return np.frombuffer(self.file, element, place.count, place.offset)
+
+    def set(self, name: str, at: int, **fields: int) -> None:
+        for field, value in fields.items():
+            self[name][field][at] = value
+
+    def swap(self, name: str) -> None:
+        self[name][[0, 1]] = self[name][[1, 0]]
+
+
+def half_a_character(t: Tables) -> None:
+    """The last special token is a byte that only ends characters."""
+    t.set("SPECIALS", -1, text=(bytes(t["STRINGS"]).index(0x96), 1))
+
+
+FALSE_TABLES = {
+    "a special token that is half a character": half_a_character,
+    "special tokens in another order": lambda t: t.swap("SPECIALS"),
+    "spellings in another order": lambda t: t.swap("SPELLINGS"),
+    "merges in another order": lambda t: t["MERGES"].__setitem__(slice(None), t["MERGES"][::-1].copy()),
+    "decompositions in another order": lambda t: t.swap("DECOMPOSED"),
+    "a decomposition to nothing": lambda t: t.set("DECOMPOSED", 5, length=0),
+    "a decomposition to more than there is room for": lambda t: t.set("DECOMPOSED", 5, length=9),
+    "a surrogate": lambda t: t["CODES"].__setitem__(3, 0xD800),
+    "compositions in another order": lambda t: t.swap("COMPOSED"),
+    "two that compose to a surrogate": lambda t: t.set("COMPOSED", 3, code=0xDFFF),
+    "a flag of tomorrow": lambda t: setattr(t.header, "flags", t.header.flags | 64),
+}
+
+
+@pytest.mark.parametrize("what", FALSE_TABLES)
+def test_tables_that_the_code_could_not_use(what: str, program: Path, tmp_path: Path) -> None:
+    """Each agrees with its header and lies inside, but searches and UTF-8 would go wrong."""
+    keys = metadata_from_hf(saved(tmp_path, byte_level())) | {"tokenizer.ggml.pre": "qwen2"}
+    made = Tables(tables.blob(Tokenizer.from_metadata(keys)))
+    path, text = tmp_path / "vocabulary", "\U00016820".encode()  # f0 96 a0 80
+    for false in (False, True):
+        if false:
+            FALSE_TABLES[what](made)
+        path.write_bytes(made.file)
+        call = struct.pack("<ii", 0, len(text)) + text
+        done = subprocess.run([program, path], input=call, capture_output=True, timeout=60)
+        assert (done.returncode, done.stderr) == ((1, b"not a vocabulary\n") if false else (0, b""))
+
+
 # ---- programs ------------------------------------------------------------------------------------------------
 
 QEMU = {"arm64": ("qemu-aarch64-static", "cortex-a53")}
@@ -428,6 +487,13 @@ WRONG = [
     (["-p", "a", "--temp", "nan"], 2, "--temp: must be a number"),
     (["-p", "a", "--top-p", "0"], 2, "--top-p: must be a number above 0 to 1"),
     (["-p", "a", "-n", "1.5"], 2, "--max-tokens: must be a whole number from 0"),
+    (["-p", "a", "-n", "2147483648"], 2, "--max-tokens: must be a whole number from 0 to 2147483647\n"),
+    *(
+        (["-p", "a", "-n", n], 2, "--max-tokens: must be a whole")
+        for n in ("", " 1", "1 ", "0x10", "1e3", "-1", "+1", "1x")
+    ),
+    *((["-p", "a", "--temp", t], 2, "--temp: must be a number") for t in ("", " 1", "0x1p3", "inf", "1e999", "1,5")),
+    *((["-p", "a", "--seed", n], 2, "--seed: must be a whole") for n in ("", " 1", "1.0", "0x1")),
     (["-p", "a", "-t", "0"], 2, "--threads: must be a whole number from 1 to 1024"),
     (["-p", "a", "--seed", "-3"], 2, "--seed: must be a whole number"),
     (["-p", "a", "--seed", "18446744073709551616"], 2, "--seed: must be a whole number"),
@@ -504,6 +570,28 @@ def test_weights_that_are_missing_cut_or_others(careful: Path, tmp_path: Path) -
     assert refused("holds no tokenizer")
     weights.write_bytes(whole.replace(b"qkv=", b"qkw=", 1))
     assert refused("packed for other kernels")
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="nothing says here what a process has mapped")
+@pytest.mark.parametrize("removed", [True, False])
+def test_weights_that_go_while_they_are_read(careful: Path, tmp_path: Path, removed: bool) -> None:
+    """Removed they serve on; cut, whichever thread reads them, the program says so."""
+    weights = Path(shutil.copy(careful.with_name("stories.bgpk"), tmp_path / "w.bgpk"))
+    command = [careful, "-m", weights, "-p", "-", "-n", "3", "-t", "3"]
+    running = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while str(weights) not in Path(f"/proc/{running.pid}/maps").read_text():
+        assert running.poll() is None
+    if removed:
+        weights.unlink()
+    else:
+        time.sleep(0.5)  # for what is looked at when it opens; sooner or later, the program says the same
+        os.truncate(weights, 4096)
+    out, said = running.communicate(b"Once upon a time there was a dog", timeout=120)
+    if removed:
+        assert running.returncode == 0 and out.startswith(b"Once upon"), said
+    else:
+        advice = "was cut short or cannot be read any more; write it again"
+        assert (running.returncode, said.decode()) == (1, f"stories: {weights}: {advice}\n")
 
 
 def test_a_program_is_small_and_static(story: tuple[list[str], Path], arch: str) -> None:

@@ -13,13 +13,16 @@ import pytest
 from kernel_lab import Job, Run
 
 from bitgen.checkpoints import presets
+from bitgen.compile.clang import find_compiler
+from bitgen.compile.library import host_isas
 from bitgen.kernels import space
 from bitgen.kernels.formats import FORMATS
 from bitgen.spec import GemmShape, KernelSpec, Layout, Op, Tile, round_up
-from bitgen.targets import TARGETS
+from bitgen.targets import TARGETS, platform_of
 
 TOKENS = (1, 2, 3, 5, 8, 17, 35)
 EXTREMES = (127, -127, -128)
+SANITIZERS = "address,undefined"
 PRESET_KS = sorted({s.k for name in presets.names() for s in presets.load(name).matrices.values()})
 
 
@@ -139,6 +142,28 @@ def test_kernels_equal_the_oracle(format: str, isa: str) -> None:
                 wrong.append(f"{spec.symbol} n={len(each.q)} splits={each.splits}")
     assert not wrong, "\n".join(wrong)
     assert len(answers) >= 20
+
+
+def _kinds(isa: str) -> list[KernelSpec]:
+    """For each format that this level has a template for: decode, and prefill with tables of sums and without."""
+    found = []
+    for format in (format for format, level in space.TEMPLATES if level == isa):
+        layout = _layouts(format, isa)[0]
+        shape = _shape(layout, 2 * layout.bm + 130, 2 * layout.bk + 40)
+        for op in ("gemv", "gemm"):
+            tiles = space.candidate_tiles(op, shape, isa, layout, thorough=True)
+            kinds = {(tile.lut_groups > 0, tile.mixed): tile for tile in tiles}
+            found += [KernelSpec(op, shape, isa, layout, tile) for tile in kinds.values()]
+    return found
+
+
+@pytest.mark.parametrize("isa", host_isas())
+def test_any_bytes_are_harmless_weights(isa: str) -> None:
+    """Codes that no packer writes index no table beyond its end, and overflow nothing: files are not trusted."""
+    if find_compiler(platform_of()).zig:
+        pytest.skip("zig has no sanitizers' runtime; install clang")
+    specs = _kinds(isa)
+    assert kernel_lab.run_any_weights(kernel_lab.program(isa, tuple(specs), sanitize=SANITIZERS), specs, 67) == ""
 
 
 @pytest.mark.qemu

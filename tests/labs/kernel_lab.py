@@ -94,6 +94,18 @@ def answers(
     return found
 
 
+def run_any_weights(program: Path, specs: Sequence[KernelSpec], tokens: int) -> str:
+    """What a program of these kernels complains of when all weights and activations are random bytes."""
+    rng, words = np.random.default_rng(0), list[bytes]()
+    for i, spec in enumerate(specs):
+        n, shape = tokens if spec.op == "gemm" else 1, spec.shape
+        size = FORMATS[spec.layout.format].geometry(shape, spec.layout).weight_bytes
+        row = shape.k + 4 * (shape.k // shape.group if shape.group else 0)
+        words += [struct.pack("<2i", i, 1), rng.bytes(size), struct.pack("<2i", n, 3), rng.bytes(n * row)]
+    done = subprocess.run([program, "run"], input=b"".join(words), capture_output=True)
+    return done.stderr.decode() or f"exit code {done.returncode}" * (done.returncode != 0)
+
+
 def _words(jobs: Iterable[Job], specs: Sequence[KernelSpec]) -> Iterable[bytes]:
     """The input of kernel_lab.c."""
     for job in jobs:
@@ -140,8 +152,9 @@ def _ways(isa: str) -> list[list[str]]:
 
 
 @functools.cache
-def program(isa: str, specs: tuple[KernelSpec, ...], in_c: bool = False) -> Path:
-    """The program of some kernels, each compiled as a library would compile it, or with instructions in C."""
+def program(isa: str, specs: tuple[KernelSpec, ...], in_c: bool = False, sanitize: str | None = None) -> Path:
+    """The program of some kernels, each compiled as a library would compile it, or with instructions in C or
+    sanitizers."""
     target = targets.target(isa)
     arch = target.arch if target.arch != "any" else targets.host_arch()
     probed, flags, first = isa, target.flags, ""
@@ -162,7 +175,7 @@ def program(isa: str, specs: tuple[KernelSpec, ...], in_c: bool = False) -> Path
         for file in sources
         if file.endswith(".c")
     ]
-    options = BuildOptions(targets.platform_of(arch), "lab.c")
+    options = BuildOptions(targets.platform_of(arch), "lab.c", sanitize=sanitize)
     return clang.build(f"lab-{isa}{'-in-c' if in_c else ''}", sources, units, {}, options).path
 
 

@@ -1,6 +1,7 @@
 // os_lab.c: what runtime/os/os.h promises, tried on the system that this runs on. One line per result.
 //
 //   os_lab FILE EMPTY MISSING FOLDER      files to map
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,8 +31,20 @@ static int32_t traps(void) {
   return 1;
 }
 
+// Whether a thread takes a request to end, and a fault of its own.
+static void print_signals(void) {
+#if defined(_WIN32)
+  printf("signals 0 1\n"); // there are none, and faults are not signals
+#else
+  sigset_t blocked;
+  pthread_sigmask(SIG_SETMASK, NULL, &blocked);
+  printf("signals %d %d\n", !sigismember(&blocked, SIGINT), !sigismember(&blocked, SIGBUS));
+#endif
+}
+
 static void *double_it(void *arg) {
   *(int *)arg *= 2;
+  print_signals();
   return NULL;
 }
 

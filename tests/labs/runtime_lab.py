@@ -451,9 +451,15 @@ def bench(name: str, choice: int = 0, head: pack.Head = "f16", levels: tuple[str
     return Bench(model, checkpoint, library.for_model(model, lookups), paths)
 
 
-def sanitized(folder: Path, isa: str, main: Path | None = None) -> Path:
-    """A program of a library's sources at one level, with AddressSanitizer and UBSan where the compiler has them, and
-    another main where one is given. What such programs have in common is compiled once."""
+def sanitized(
+    folder: Path,
+    isa: str,
+    main: Path | None = None,
+    kind: str = "address,undefined",
+    flags: tuple[str, ...] = (),
+) -> Path:
+    """A program of a library's sources at one level, with sanitizers where the compiler has them, and another main
+    where one is given. What such programs have in common is compiled once."""
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.[ch]")}
     sources = {name: path.read_text() for name, path in files.items()}
     of_program = [name for name in sources if name.startswith("programs/") and name.endswith(".c")]
@@ -461,11 +467,12 @@ def sanitized(folder: Path, isa: str, main: Path | None = None) -> Path:
         sources = {name: text for name, text in sources.items() if name not in of_program}
         sources[main.name] = main.read_text()
     elif not of_program:  # the sources of a library
-        sources |= library.runtime_files("programs/runner.c", "programs/system.c")
-    flags = (*targets.target(isa).flags, f"-DBG_ISA={isa}")
+        sources |= library.runtime_files("programs/runner.c", "programs/system.c", *library.PROGRAMS["runner.c"])
+    flags = (*targets.target(isa).flags, f"-DBG_ISA={isa}", *flags)
     units = [clang.Unit(file, library.object_name(file), flags) for file in sorted(sources) if file.endswith(".c")]
     has_them = not clang.find_compiler(targets.platform_of()).zig
-    options = clang.BuildOptions(program=main.name if main else "runner.c", sanitize=has_them)
+    program = main.name if main else "runner.c"
+    options = clang.BuildOptions(program=program, sanitize=kind if has_them else None)
     return clang.build("sanitized", sources, units, {}, options).path
 
 

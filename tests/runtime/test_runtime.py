@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import os
 import shutil
 import struct
 import subprocess
@@ -495,6 +496,40 @@ def test_the_runner_agrees_and_is_clean(sanitized: Path) -> None:
     assert len(greedy) == 5 and int(greedy[0]) == bench.logits([1, 2, 3])[-1].argmax()
 
 
+NO_NUMBERS = ("", " 1", "1 ", "0x1", "1e1", "1.0", "-1", "1x", "99999999999", "99999999999999999999999")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ids", "said"),
+    [
+        *((("logits", "MODEL", "--threads", n), "1", "--threads: must be a whole number from 1 to 1024\n")
+          for n in NO_NUMBERS),
+        *((("logits", "MODEL", "--chunk", n), "1", "--chunk: must be a whole number") for n in ("0", *NO_NUMBERS)),
+        *((("generate", "MODEL", n), "1", "COUNT: must be a whole number from 0 to") for n in NO_NUMBERS),
+        (("logits", "MODEL", "--context", "2147483648"), "1", "--context: must be a whole number from 1 to 2147483647"),
+        (("logits", "MODEL", "--cache", "f64"), "1", "--cache: must be f16, f32 or int8"),
+        (("logits", "MODEL", "--chunk"), "1", "--chunk: its value is missing"),
+        (("logits", "MODEL", "--chunks", "1"), "1", "--chunks: no such option"),
+        (("logits", "MODEL", "--isa", "sse9"), "1", "no such ISA level"),
+        *((("logits", "MODEL"), ids, "standard input: must be token ids")
+          for ids in ("", "x", "1 2 x", "1,2", "1 2147483648", "0x1", "1 " + "0" * 20)),
+        (("logits", "MODEL"), "1 320", "outside the vocabulary"),
+        (("logits", "MODEL"), "1 -2", "outside the vocabulary"),
+        (("kernels", "ISA"), "123", "standard input: ends within a call"),
+        (("kernels", "ISA", "--threads", "2x"), "", "--threads: must be"),
+        (("logits",), "", "usage: "),
+    ],
+)  # fmt: skip
+def test_the_runner_refuses(sanitized: Path, arguments: tuple[str, ...], ids: str, said: str) -> None:
+    """In one sentence, and not some part of what it was told."""
+    packed = lab.bench("flagship", levels=library.host_isas()[:1]).packed[0]
+    meant = {"MODEL": str(packed), "ISA": library.host_isas()[0]}
+    command = [str(sanitized), *(meant.get(word, word) for word in arguments)]
+    done = subprocess.run(command, input=ids, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith("runner: ") and said in done.stderr
+
+
 def test_sequences_together_are_clean() -> None:
     bench = lab.bench("wide-heads", 0, "certified", library.host_isas()[:1])
     program = sanitized_program(bench, places.LABS / "batch_lab.c")
@@ -509,6 +544,9 @@ def test_files_cut_short(sanitized: Path, tmp_path: Path) -> None:
     whole = lab.bench("flagship", levels=library.host_isas()[:1]).packed[0].read_bytes()
     damaged = tmp_path / "m.bgpk"
     assert refused(sanitized, damaged, "cannot be opened")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "fifo")  # nobody ever writes there
+        assert refused(sanitized, tmp_path / "fifo", "cannot be opened")
     sizes = [0, 1, 511, 512, len(whole) - 64, len(whole) - 1, *range(600, len(whole), len(whole) // 23)]
     for size in sizes:
         damaged.write_bytes(whole[:size])
@@ -573,7 +611,8 @@ def test_any_weights_and_embeddings_are_harmless(sanitized: Path, tmp_path: Path
     whole[first : first + 4096] = rng.integers(0, 256, 4096, np.uint8).tobytes()
     damaged = tmp_path / "m.bgpk"
     damaged.write_bytes(whole)
-    done = run(sanitized, damaged, "1 2 3 4 5 6 7 8 9", "--threads", "2")
+    ids = " ".join(map(str, lab.tokens(s, 70)))  # more than a prefill kernel takes at once
+    done = run(sanitized, damaged, ids, "--threads", "2")
     assert done.returncode == 0 and done.stderr == b"", done.stderr.decode()
 
 

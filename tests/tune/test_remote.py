@@ -105,9 +105,23 @@ def test_bad_requests_are_answered_and_harmless(tuner: tuple[Tuner, list[KernelS
     for request in (
         *("", "nonsense", "verify", "verify 0 0 1", "verify 0 0 1 1", "verify 99 0 1 1", "weights 0", "weights -1"),
         *("time 0 0 1 1 1 1", "time 0 4096 1 1 1 1", "time 0 1 1 1 1 1", "time 99 0 1 1 1 1", "bandwidth 0"),
-        *("peak 100000", "stream 9000000000000000000", "levels 1", "x" * 500),
+        *("peak 100000", "stream 9000000000000000000", "levels 1", "levels x", "x" * 500, "x" * 5000, "cpus\0"),
+        *("stream 9223372036854775808", "stream 64x", "stream 64 1", "stream  64", "stream +64", "stream 0x40"),
+        *("stream -64", "time 4294967296 0 1 1 1 1", "time 0 0 1 1 4294967297 1", "time 0 0 4294967297 1 1 1"),
+        *("time 0 0 1 4294967297 1 1", "time 0 0 1 1 1 4294967297", "time 0 0 1 1 1 1 1", "bandwidth 4294967297"),
     ):
         with pytest.raises(RemoteError, match="failed there"):
+            talk.request(request)
+    size, rows = lab.weight_bytes(specs[0]), bytes(4 * SHAPE.k)
+    talk.request(f"weights {size}", *remote.spans(np.zeros(size, np.uint8)))
+    talk.request(f"activations {len(rows)}", rows)
+    assert talk.request("verify 0 3 1 1")
+    for request in (
+        *("verify 0 4611686018427387904 4611686018427387905 1", "verify 0 9223372036854775807 1 1", "verify 0 4 1 1"),
+        *("verify 0 3 2 1", "verify 0 0 4294967297 1", "verify 4294967296 0 1 1", "verify 0 0 1 4294967297"),
+        *("verify 0 0 0 1", "verify 0 0 1 0", "verify 0 0 1 1x"),
+    ):
+        with pytest.raises(RemoteError, match="failed there: an argument is null or out of range"):
             talk.request(request)
     assert talk.request("levels") == [f"{specs[0].isa}=1"]
     assert talk.file("/nowhere") == "" and "processor" in talk.file("/proc/cpuinfo")
