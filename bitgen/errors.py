@@ -41,11 +41,12 @@ LONGEST = 200
 
 def brief(text: str, room: int = LONGEST) -> str:
     """What a file, a template or a device says, for a message: printable, on one line, without its middle if long."""
+    ends = text if len(text) <= 4 * room else text[: 2 * room] + text[-2 * room :]
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(ends.split()))
     half = room // 2
-    text = text if len(text) <= room else f"{text[:half]}…{text[-half:]}"
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return line if len(line) <= room else f"{line[: room - half - 1]}…{line[-half:]}"
 
 
 def quoted(value: object) -> str:
     """A value of a file for a message, as Python spells it: a text in quotes. Of an error its text."""
-    return brief(" ".join(str(value).split()) if isinstance(value, BaseException) else repr(value))
+    return brief(str(value) if isinstance(value, BaseException) else repr(value))
