@@ -107,17 +107,21 @@ def build(
             (work / "build.log").write_text(log, encoding="utf-8")
             for file in objects:
                 (work / file).unlink()
-            (work / product).chmod((work / product).stat().st_mode & ~0o022)  # whatever the umask is: is_private
-            made_by = {"arch": platform.arch, "system": platform.system.name, "compiler": compiler.version}
-            made = {"product": product, "sha256": _sha256(work / product), "inputs": inputs}
-            record = {**spec, **made_by, "flags": list(flags), **made}
-            (work / "spec.json").write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
+            made_by = {"compiler": compiler.version, "flags": list(flags), "inputs": inputs}
+            _finish(work, product, {**spec, "arch": platform.arch, "system": platform.system.name, **made_by})
 
     data.once(folder, lambda: opened(folder) is not None, make, options.waiting)
     built = opened(folder)
     if built is None:
         raise BitgenError(f"{folder} was damaged or removed as soon as it was built; build again")
     return built
+
+
+def _finish(work: Path, product: str, spec: Mapping[str, object]) -> None:
+    """Make of a work folder what `opened` takes: nobody else may write to it, whatever the umask is."""
+    (work / product).chmod((work / product).stat().st_mode & ~0o022)
+    record = {**spec, "product": product, "sha256": _sha256(work / product)}
+    (work / "spec.json").write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
 
 
 def opened(folder: Path) -> Artefact | None:

@@ -15,6 +15,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bitgen import data, store, targets
@@ -71,16 +72,12 @@ def write(
     for file in (program, weights):
         data.target(file, inputs)
     tokens = tables.blob(Tokenizer.from_metadata(checkpoint.metadata))
-    options = BuildOptions(
-        platform,
-        "run.c",
-        progress=lambda done, total: progress("compiling", done, total),
-        waiting=lambda: progress(data.WAITING, 0, 0),
-    )
+    waiting = partial(progress, data.WAITING, 0, 0)
+    options = BuildOptions(platform, "run.c", progress=partial(progress, "compiling"), waiting=waiting)
     artefact = library.for_model(checkpoint.shape, levels, options)
 
     def pack_model(path: Path) -> None:
-        pack.write(path, checkpoint, levels[0], head, lambda done, total: progress("packing", done, total))
+        pack.write(path, checkpoint, levels[0], head, partial(progress, "packing"))
 
     with data.replacing(program, parents=True) as made:
         shutil.copy(artefact.path, made)

@@ -51,6 +51,18 @@ def _pack_once(packed: Path, checkpoint: Checkpoint, plan: plans.ModelPlan, head
     return once(packed, partial(checksum.is_sound, packed), write, partial(report, WAITING, 0, 0))
 
 
+def _opened(open_packed: Callable[[], Model], packed: Path, pack_once: Callable[[], bool]) -> Model:
+    """The opened model; where its packed file has damage that no sample shows, it is packed anew."""
+    try:
+        return open_packed()
+    except EngineError:
+        if checksum.is_sound(packed, whole=True):
+            raise
+        packed.unlink(missing_ok=True)
+    pack_once()
+    return open_packed()
+
+
 class Model(Uncopied):
     """A model ready to run: its kernels compiled for this CPU, its weights packed and memory-mapped.
 
@@ -117,14 +129,8 @@ class Model(Uncopied):
         made = pack_once()
         tokenizer = Tokenizer.from_metadata(checkpoint.metadata)
         _give_back_memory()
-        opened = partial(cls, source, checkpoint.shape, tokenizer, plan, artefact, packed, head, threads)
-        try:
-            model = opened()
-        except EngineError:
-            if checksum.is_sound(packed, whole=True):
-                raise
-            packed.unlink(missing_ok=True)  # damaged where no sample lies
-            made, model = pack_once(), opened()
+        open_packed = partial(cls, source, checkpoint.shape, tokenizer, plan, artefact, packed, head, threads)
+        model = _opened(open_packed, packed, pack_once)
         model.warning = i2s_warning(checkpoint) if made else None
         model.chat_templates = chat_templates
         model.pooling = pooling_of(checkpoint.metadata)
