@@ -140,7 +140,7 @@ TYPES: list[Any] = [
 OUTSIDE: list[Any] = [[-1], [4096], [0, 2**40], [2**70], [-(2**70)], np.array([2**64 - 1], np.uint64), [2**63, -1]]
 
 
-@pytest.mark.parametrize("ids", TYPES + OUTSIDE, ids=lambda ids: f"{type(ids).__name__} {ids!s:.24}")
+@pytest.mark.parametrize("ids", TYPES + OUTSIDE, ids=lambda ids: type(ids).__name__)  # addresses differ by worker
 def test_what_is_no_list_of_ids(model: bitgen.Model, session: bitgen.Session, ids: Any) -> None:
     kind = ValueError if any(ids is each for each in OUTSIDE) else TypeError
     refused(lambda: model.generate(ids), "prompt", kind)
