@@ -235,7 +235,7 @@ def run(name: str, seconds: int, folder: Path) -> Outcome:
 
 
 def keep(name: str, folder: Path) -> None:
-    """Merge what a run found into the corpus: inputs that reach something new, the shortest first."""
-    done = subprocess.run([build(name), "-merge=1", FUZZ / "corpus" / name, folder / "corpus"],
+    """Add to the corpus what a run found: the least that takes all edges that were taken."""
+    done = subprocess.run([build(name), "-merge=1", "-use_counters=0", FUZZ / "corpus" / name, folder / "corpus"],
                           capture_output=True, env={**os.environ, **OPTIONS})  # fmt: skip
     done.check_returncode()

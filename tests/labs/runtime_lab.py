@@ -451,13 +451,7 @@ def bench(name: str, choice: int = 0, head: pack.Head = "f16", levels: tuple[str
     return Bench(model, checkpoint, library.for_model(model, lookups), paths)
 
 
-def sanitized(
-    folder: Path,
-    isa: str,
-    main: Path | None = None,
-    kind: str = "address,undefined",
-    flags: tuple[str, ...] = (),
-) -> Path:
+def sanitized(folder: Path, isa: str, main: Path | None = None, kind: str = "address,undefined") -> Path:
     """A program of a library's sources at one level, with sanitizers where the compiler has them, and another main
     where one is given. What such programs have in common is compiled once."""
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.[ch]")}
@@ -468,7 +462,7 @@ def sanitized(
         sources[main.name] = main.read_text()
     elif not of_program:  # the sources of a library
         sources |= library.runtime_files("programs/runner.c", "programs/system.c", *library.PROGRAMS["runner.c"])
-    flags = (*targets.target(isa).flags, f"-DBG_ISA={isa}", *flags)
+    flags = (*targets.target(isa).flags, f"-DBG_ISA={isa}")
     units = [clang.Unit(file, library.object_name(file), flags) for file in sorted(sources) if file.endswith(".c")]
     has_them = not clang.find_compiler(targets.platform_of()).zig
     program = main.name if main else "runner.c"

@@ -18,7 +18,7 @@ import places
 import pytest
 import runtime_lab as lab
 
-from bitgen import targets
+from bitgen import headers, targets
 from bitgen.checkpoints import reference
 from bitgen.compile import binding, library, pack
 from bitgen.compile.clang import BuildOptions, find_compiler
@@ -558,35 +558,43 @@ def test_files_cut_short(sanitized: Path, tmp_path: Path) -> None:
     assert refused(sanitized, damaged, "not a packed model")
 
 
-INTEGERS = ("hidden", "intermediate", "layers", "heads", "kv_heads", "head_dim", "vocab", "context")
+SIZES = ("hidden", "intermediate", "layers", "heads", "kv_heads", "head_dim", "vocab", "context")
+ABSURD: dict[str, tuple[float, ...]] = {
+    "version": (0, 1),
+    "header_bytes": (0,),
+    "file_bytes": (2**64 - 1,),
+    **dict.fromkeys(("rope_theta", "window_theta", "embedding_scale"), (0, -1, np.nan, np.inf)),
+    **dict.fromkeys(("norm_eps", "attention_scale"), (-1, np.nan, np.inf)),
+    **dict.fromkeys(("activation", "head", "embedding", "output"), (-1, 9)),
+    **dict.fromkeys(("sub_norms", "rope_interleaved", "qk_norm", "input_norms", "post_norms"), (-1, 2)),
+    "window": (-1, 1 << 30),
+    "window_period": (-1, 0, 1 << 30),
+}
+"""Field of bg_header -> values that mean nothing, whatever the model."""
 
 
 def test_absurd_headers(sanitized: Path, tmp_path: Path) -> None:
-    whole = bytearray(lab.bench("flagship", levels=library.host_isas()[:1]).packed[0].read_bytes())
+    whole = lab.bench("flagship", levels=library.host_isas()[:1]).packed[0].read_bytes()
     damaged = tmp_path / "m.bgpk"
 
-    def patched(offset: int, data: bytes) -> Path:
-        damaged.write_bytes(whole[:offset] + data + whole[offset + len(data) :])
+    def patched(field: str, value: float | bytes) -> Path:
+        changed = bytearray(whole)
+        setattr(headers.declared("core/model.h").from_buffer("bg_header *", changed), field, value)
+        damaged.write_bytes(changed)
         return damaged
 
-    for i, field in enumerate(INTEGERS):
+    for field in SIZES:
         for value in (0, -1, 3, 2**30, 2**31 - 1, -(2**31)):
-            path = patched(24 + 4 * i, struct.pack("<i", value))
             if field == "context" and 0 < value <= 1 << 24:
                 continue  # no other size depends on it
-            assert refused(sanitized, path, ""), (field, value)
-    for offset, data in (
-        *((0, b"GGUF"), (8, b"\1"), (12, b"\0\0"), (16, b"\xff" * 8)),
-        *((at, struct.pack("<f", x)) for at in (56, 100, 108) for x in (0, -1, np.nan, np.inf)),
-        *((at, struct.pack("<f", x)) for at in (60, 104) for x in (-1, np.nan, np.inf)),
-        *((at, struct.pack("<i", 9)) for at in (64, 68, 72, 76, 80, 84, 88)),
-        *((at, struct.pack("<i", x)) for at in (92, 96) for x in (-1, 1 << 30)),
-        (96, struct.pack("<i", 0)),
-        (112, b"x" * 256),
-    ):
-        assert refused(sanitized, patched(offset, data), "not a packed model"), (offset, data)
-    assert refused(sanitized, patched(112, b"qkv=other\0"), "other kernels")
-    assert refused(sanitized, patched(84, struct.pack("<i", 1)), "lacks a kernel")  # for matrices that are apart
+            assert refused(sanitized, patched(field, value), ""), (field, value)
+    for field, values in ABSURD.items():
+        for value in values:
+            assert refused(sanitized, patched(field, value), "not a packed model"), (field, value)
+    for field, text in (("magic", b"GGUF"), ("layout", b"x" * 256)):  # with no NUL behind it
+        assert refused(sanitized, patched(field, text), "not a packed model"), field
+    assert refused(sanitized, patched("layout", b"qkv=other"), "other kernels")
+    assert refused(sanitized, patched("input_norms", 1), "lacks a kernel")  # for matrices that are apart
 
 
 def test_values_that_are_no_numbers(sanitized: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def test_no_data_races(driver: str) -> None:
     if find_compiler(targets.platform_of()).zig:
         pytest.skip("zig has no ThreadSanitizer runtime; install clang")
     bench = lab.bench("wide-heads", 0, "certified", library.host_isas()[:1])
-    program = lab.sanitized(bench.artefact.folder, library.host_isas()[0], places.LABS / driver, "thread", ("-O1",))
+    program = lab.sanitized(bench.artefact.folder, library.host_isas()[0], places.LABS / driver, "thread")
     done = subprocess.run([program, bench.packed[0], "4"], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
 
