@@ -14,12 +14,22 @@ import numpy as np
 
 from bitgen import data
 
-_ONE_BY_ONE = threading.Lock()
+_one_by_one = threading.Lock()
+
+
+def _unlocked() -> None:
+    """In a forked process: the thread that held the lock is not there."""
+    global _one_by_one
+    _one_by_one = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlocked)
 
 
 def declared(header: str) -> cffi.FFI:
     """The declarations of a header, named from runtime/; the same for all threads: cffi keeps types of two apart."""
-    with _ONE_BY_ONE:
+    with _one_by_one:
         return _declared(header)
 
 

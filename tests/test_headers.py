@@ -31,6 +31,23 @@ def test_all_threads_get_the_same_declarations(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_fork_amid_a_declaration() -> None:
+    """Another thread is about to make one, and will never end in the new process."""
+    script = """
+import os, signal
+from bitgen import headers
+with headers._one_by_one:
+    if not (pid := os.fork()):
+        signal.alarm(20)  # a hang is another status
+        headers.declared("bitgen.h")
+        os._exit(0)
+print(os.waitpid(pid, 0)[1])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_a_fork_leaves_no_declaration_locked() -> None:
     script = """
 import os, signal, threading
