@@ -56,7 +56,7 @@ def test_a_header_parsed_once_changes_no_byte(monkeypatch: pytest.MonkeyPatch, c
     kernels = [dataclasses.replace(k, layout=space.default_plan(k.shape, isa).layout) for k in kernels]
     made = []
     for spoil in (False, True):
-        shutil.rmtree(cache)
+        shutil.rmtree(cache, ignore_errors=True)  # absent where the host's levels were known already
         if spoil:
             monkeypatch.setattr(precompiled, "WORTH_IT", 100)
         built = library.for_kernels(isa, kernels)
