@@ -145,8 +145,10 @@ class Chat(Uncopied):
         first = sampling or Sampling()
         turn = sum(m["role"] == "user" for m in kept) + dropped
         own = replace(first, seed=(first.seed + turn - 1) % 2**64)
+        same = min(common_prefix(ids, self._held), len(ids) - 1)
+        self._session.rewind(same)
+        self._held = ids[:same]
         generation = Generation(self.model, ids, max_tokens, sampling=own, session=self._session)
-        self._session.rewind(min(common_prefix(ids, self._held), len(ids) - 1))
         self.answer, complete = generation, False
         try:
             yield from generation

@@ -22,7 +22,7 @@ def _fuzzers_can_be_built() -> None:
 def test_nothing_is_found_quickly(name: str, tmp_path: Path) -> None:
     found = libfuzzer.run(name, SECONDS, tmp_path)
     inputs = len(list((libfuzzer.FUZZ / "corpus" / name).iterdir()))
-    assert not found.faults and found.executions > inputs > 5, found.log[-3000:]
+    assert not found.faults and found.executions > inputs > 0, found.log[-3000:]
 
 
 def test_a_fault_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
