@@ -136,10 +136,11 @@ def is_host(where: Platform) -> bool:
 def default_threads(root: Path = Path("/")) -> int:
     """CPUs that this process may run on; fewer where its control groups grant it less time than those have.
 
+    A part of a CPU counts as none: threads wait for each other at every step, and one that is throttled stops all.
     root: as of `cgroups.cpu_quota`.
     """
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cpus, math.ceil(cpu_quota(root) or cpus))
+    return min(cpus, max(1, math.floor(cpu_quota(root) or cpus)))
 
 
 def levels(platform: Platform) -> list[Target]:
