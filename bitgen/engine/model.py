@@ -115,11 +115,11 @@ class Model(Uncopied):
         arguments.one_of("head", head, get_args(pack.Head))
         arguments.text("tl_tiles", tl_tiles)
         threads = None if threads is None else arguments.checked("threads", threads)
-        level = library.host_isa() if isa is None else arguments.text("isa", isa)
+        level = None if isa is None else arguments.text("isa", isa)
         report = arguments.instance("progress", progress or (lambda *_: None), Callable, "a function")
         checkpoint = read_gguf(source, i2s_layout, activation, tl_tiles)
         chat_templates = carried(checkpoint.metadata)
-        plan = plans.of_model(checkpoint.shape, level)
+        plan = plans.of_model(checkpoint.shape, library.host_isa() if level is None else level)
         options = BuildOptions(
             progress=lambda done, total: report("compiling", done, total), waiting=partial(report, WAITING, 0, 0)
         )
