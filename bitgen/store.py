@@ -173,8 +173,14 @@ def _owned(parent: Path) -> tuple[Path, BinaryIO]:
         except OSError:
             owner = (folder / _OWNER).open("w+b")
         if owner is not None:
-            owner.write(_kernel())
-            owner.flush()
+            try:
+                owner.write(_kernel())
+                owner.flush()
+            except BaseException:  # a full disk
+                with suppress(OSError):
+                    owner.close()
+                _remove(folder)
+                raise
             return folder, owner
         _remove(folder)  # another process is looking whether it is abandoned
 
@@ -228,6 +234,11 @@ def _kernel() -> bytes:
         return Path("/proc/sys/kernel/random/boot_id").read_bytes()
     except OSError:  # not Linux
         return platform.node().encode()
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file, in hex digits."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 # ---- publishing -----------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -265,6 +266,16 @@ def test_without_locks_the_living_stay(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(store, "lock_descriptor", unavailable)
     with store.work_folder(tmp_path) as work:
         assert sweep(tmp_path) == [work]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_no_work_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> bytes:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store, "_kernel", full)
+    with pytest.raises(OSError, match="No space"), store.work_folder(tmp_path):
+        pass
     assert list(tmp_path.iterdir()) == []
 
 

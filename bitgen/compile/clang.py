@@ -120,7 +120,7 @@ def build(
 def _finish(work: Path, product: str, spec: Mapping[str, object]) -> None:
     """Make of a work folder what `opened` takes: nobody else may write to it, whatever the umask is."""
     (work / product).chmod((work / product).stat().st_mode & ~0o022)
-    record = {**spec, "product": product, "sha256": _sha256(work / product)}
+    record = {**spec, "product": product, "sha256": store.sha256(work / product)}
     (work / "spec.json").write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
 
 
@@ -129,7 +129,7 @@ def opened(folder: Path) -> Artefact | None:
     try:
         spec = json.loads((folder / "spec.json").read_text(encoding="utf-8"))
         path = folder / Path(spec["product"]).name
-        if store.is_private(folder) and store.is_private(path) and _sha256(path) == spec["sha256"]:
+        if store.is_private(folder) and store.is_private(path) and store.sha256(path) == spec["sha256"]:
             return Artefact(folder, path, spec)
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         pass  # a file is missing, or no longer what it was
@@ -152,10 +152,6 @@ def _inputs(sources: Mapping[str, str], units: Sequence[Unit], options: BuildOpt
 def _digest(inputs: Sequence[object]) -> str:
     """Hash in 16 hex digits."""
     return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _link(platform: Platform, flags: Sequence[str], options: BuildOptions) -> tuple[str, list[str]]:

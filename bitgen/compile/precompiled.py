@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from bitgen import data
+from bitgen import data, store
 from bitgen.compile.compiler import Compiler
 from bitgen.errors import BitgenError
 
@@ -46,7 +46,7 @@ def _parsed(text: str, flags: Flags, compiler: Compiler) -> Path:
 
     def is_sound() -> bool:
         try:  # the compiler asks for the header's text again
-            return header.read_text() == text and proof.read_text() == _sha256(parsed)
+            return header.read_text() == text and proof.read_text() == store.sha256(parsed)
         except (OSError, ValueError):
             return False
 
@@ -56,13 +56,9 @@ def _parsed(text: str, flags: Flags, compiler: Compiler) -> Path:
         with data.replacing(parsed) as part:
             words = ["-Xclang", "-fno-pch-timestamp", "-x", "c-header", str(header), "-o", str(part)]
             compiler.run([*flags, *words], part.parent, "parsing a header")
-            digest = _sha256(part)
+            digest = store.sha256(part)
         with data.replacing(proof) as part:
             part.write_text(digest)
 
     data.once(folder, is_sound, make, lambda: None)
     return parsed
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

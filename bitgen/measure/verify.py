@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitgen import data, targets
+from bitgen import data, store, targets
 from bitgen.checkpoints import reference
 from bitgen.checkpoints.checkpoint import ALL, Checkpoint
 from bitgen.compile import binding, checksum, clang, library, pack
@@ -396,5 +396,5 @@ def _levels(plans: Sequence[ModelPlan], artefact: Artefact) -> dict[str, Any]:
     return {
         "plans": layouts,
         "plans_sha256": hashlib.sha256(json.dumps(layouts, sort_keys=True).encode()).hexdigest(),
-        "library_sha256": hashlib.sha256(artefact.path.read_bytes()).hexdigest(),
+        "library_sha256": store.sha256(artefact.path),
     }
