@@ -92,8 +92,13 @@ class Tuner:
         self._stage = "cannot connect"
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115
         try:
+            # A session of its own: Ctrl-C at a terminal is for this program, which then ends the connection itself.
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._complaints
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._complaints,
+                start_new_session=True,
             )
         except OSError as e:
             raise RemoteError(f"cannot run {command[0]}: {e.strerror}; install OpenSSH or name it: --ssh") from e
@@ -102,6 +107,7 @@ class Tuner:
         self._ready = selectors.DefaultSelector()
         self._ready.register(self._output, selectors.EVENT_READ)
         self._pending = b""
+        self._waiting = False  # for the answer to a request
 
     def greet(self) -> None:
         """Wait for the program's first line, which names the protocol's version."""
@@ -113,8 +119,10 @@ class Tuner:
 
     def request(self, line: str, *payload: bytes) -> list[str]:
         """Send one line and its payload; the words of the answer. RemoteError when there is none or it is an error."""
+        self._waiting = True
         self.send(f"{line}\n".encode(), *payload)
         status, _, rest = self.receive_line().partition(" ")
+        self._waiting = False
         if status != "ok":
             raise RemoteError(f"{self.name}: `{brief(line)}` failed there: {brief(rest or status)}")
         return rest.split()
@@ -156,12 +164,12 @@ class Tuner:
         return line.decode(errors="replace").rstrip("\r")
 
     def close(self) -> None:
-        """End the program: it exits at the end of its input."""
+        """End the program: it exits at the end of its input, which is after its answer if it works on one."""
         for pipe in (self._input, self._process.stdout):
             with contextlib.suppress(OSError):
                 pipe.close()  # type: ignore[union-attr]
         try:
-            self._process.wait(timeout=10)
+            self._process.wait(timeout=0 if self._waiting else 10)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

@@ -495,6 +495,21 @@ def test_an_interrupt_leaves_nothing_there(server: Server, tmp_path: Path) -> No
     assert server.left("native") == []
 
 
+def test_an_interrupt_waits_for_no_answer() -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    command = ["sh", "-c", "read -r x; exec sleep 600"]
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt), closing(Tuner(command, "here")) as talk:
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            talk.request("peak 1")
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert talk._process.returncode == -signal.SIGKILL
+
+
 def await_(condition: Callable[[], bool], seconds: float) -> None:
     for _ in range(int(seconds * 20)):
         if condition():
