@@ -46,6 +46,7 @@ class Level(Protocol):
         """What a packed model must carry to run here."""
 
 
+@functools.lru_cache(maxsize=64)  # a start asks twice: whether a plan is for these kernels, and what to build
 def render_kernel(spec: KernelSpec) -> str:
     """The C source of one kernel; UnsupportedError when the spec is illegal. The same spec gives the same bytes."""
     reason = legal(spec)

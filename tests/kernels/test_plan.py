@@ -57,6 +57,7 @@ def edit_templates(monkeypatch: pytest.MonkeyPatch, edit: Callable[[str], str]) 
     assert files is not None
     environment.loader = jinja2.FunctionLoader(lambda name: edit(files.get_source(environment, name)[0]))
     monkeypatch.setattr(render, "_environment", lambda: environment)
+    monkeypatch.setattr(render, "render_kernel", render.render_kernel.__wrapped__)
 
 
 def every_template() -> dict[str, tuple[str, str]]:

@@ -173,6 +173,7 @@ def test_contexts_fit_their_templates(monkeypatch: pytest.MonkeyPatch) -> None:
     """A key that no line uses and a name without a value are both errors."""
     spec = example("i2_s", "avx2", "gemm")
     context = render._context(spec)
+    monkeypatch.setattr(render, "render_kernel", render.render_kernel.__wrapped__)
     monkeypatch.setattr(render, "_context", lambda _: context | {"unroll": 4})
     with pytest.raises(AssertionError, match=r"values without a use \['unroll'\]"):
         render.render_kernel(spec)
