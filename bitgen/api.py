@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,6 +22,7 @@ from bitgen.compile.clang import Artefact, BuildOptions
 from bitgen.convert import source as _source
 from bitgen.data import SHIPPED, shipped_path
 from bitgen.engine import arguments
+from bitgen.engine import embed as _embed
 from bitgen.engine import score as _score
 from bitgen.engine.chat import Chat
 from bitgen.engine.embed import Embeddings
@@ -41,8 +43,8 @@ from bitgen.measure import peers
 from bitgen.measure import plot as _plot
 from bitgen.measure import profile as _profile
 from bitgen.measure import verify as _verify
+from bitgen.measure.receipt import Receipt
 from bitgen.measure.report import BenchReport
-from bitgen.measure.verify import Receipt
 from bitgen.spec import KernelSpec, Listener, ModelShape, Platform, Progress
 from bitgen.tune import cost_model
 from bitgen.tune import search as _tune
@@ -109,12 +111,18 @@ def chat(
 
 
 def embed(
-    model: Model | str | Path | None, texts: Sequence[str], *, pooling: str | None = None, **loading: Any
+    model: Model | str | Path | None,
+    texts: Sequence[str],
+    *,
+    pooling: str | None = None,
+    progress: Listener = lambda *_: None,
+    **loading: Any,
 ) -> Embeddings:
     """Turn texts into vectors. pooling: as of `Model.embed`."""
     head = {} if isinstance(model, Model) else {"head": "f16"}  # no token is chosen: its codes would not be read
-    opened = load(model, **{**head, **loading})
-    return Embeddings(opened.shape.name, pooling or opened.pooling, texts, opened.embed(texts, pooling=pooling))
+    opened = load(model, progress=progress, **{**head, **loading})
+    vectors = _embed.embed(opened, texts, pooling or opened.pooling, partial(progress, "embedding texts"))
+    return Embeddings(opened.shape.name, pooling or opened.pooling, texts, vectors)
 
 
 def perplexity(
@@ -130,9 +138,11 @@ def perplexity(
     """How well a model predicts a text, over windows of `ctx` tokens; see score.perplexity."""
 
     def report(done: int, total: int, value: float) -> None:
-        progress(f"perplexity {value:.3f}", done, total)
+        progress(f"perplexity so far {value:.3f}, windows", done, total)
 
-    return _score.perplexity(load(model, progress=progress, **loading), text, ctx, stride, cache, report)
+    opened = load(model, progress=progress, **loading)
+    progress("reading the text", 0, 0)
+    return _score.perplexity(opened, text, ctx, stride, cache, report)
 
 
 # ---- measure --------------------------------------------------------------------------------------------------
@@ -199,16 +209,22 @@ def tune(
     arch: str | None = None,
     ssh: str | None = None,
     output: Path | None = None,
+    reset: bool = False,
 ) -> TuneReport:
-    """Tune every matrix of a model on this host, or on a device behind SSH, and save the plan."""
+    """Tune every matrix of a model on this host, or on a device behind SSH, and save the plan.
+
+    reset: first drop what the plan has decided for these matrices, whatever model they were tuned for.
+    """
     check_output(output, model)
-    shape, site = shape_of(model), Host() if remote is None else Device(remote, arch, ssh)
+    shape = shape_of(model)
+    site = Host(listener) if remote is None else Device(remote, arch, ssh, listener)
     isa, threads = isa or site.isas[0], site.cpus if threads is None else arguments.checked("threads", threads)
-    path = output or plan.path_of(site.cpu, isa)
-    made = _tune.tune(list(shape.matrices.values()), isa, threads, effort, listener, site, path)
+    path, gemms = output or plan.path_of(site.cpu, isa), shape.matrices
+    dropped = plan.forget(path, gemms.values()) if reset else set()
+    made = _tune.tune(list(gemms.values()), isa, threads, effort, listener, site, path)
     command = ["bitgen", "build", "--model", str(model), "--arch", site.arch, "--plan", str(path)]
     build = shlex.join(command) if remote or output else ""
-    return TuneReport(shape, made, path, build, threads)
+    return TuneReport(shape, made, path, build, threads, tuple(role for role, gemm in gemms.items() if gemm in dropped))
 
 
 def estimate(
@@ -241,7 +257,7 @@ def build(
     system: str | None = None,
     isa: str | None = None,
     root: Path = Path("build"),
-    progress: Progress | None = None,
+    progress: Listener = lambda *_: None,
     program: bool = False,
     plans: Sequence[Path] = (),
 ) -> Artefact:
@@ -254,7 +270,7 @@ def build(
     isas = [isa] if isa else [t.isa for t in targets.levels(platform)]
     given = [plan.for_build(file, shape, isas) for file in plans]
     planned = [plan.of_model(shape, name, given) for name in isas]
-    options = BuildOptions(platform, "runner.c" if program else None, root, progress=progress)
+    options = BuildOptions(platform, "runner.c" if program else None, root, listener=progress)
     return library.for_model(shape, planned, options)
 
 
@@ -325,22 +341,22 @@ def warning(checkpoint: _source.Source) -> str | None:
     return i2s_layout.warning(checkpoint) if isinstance(checkpoint, GgufCheckpoint) else checkpoint.warning
 
 
-def info(file: Path) -> dict[str, Any]:
+def info(file: Path, progress: Listener = lambda *_: None) -> dict[str, Any]:
     """What a model file is, and the kernels it would run with on this host."""
     facts = _info.describe(file)
     if "unsupported" in facts:
         return facts
-    planned = plan.of_model(read_gguf(file).shape, library.host_isa())
-    runs = {role: f"{p.layout} ({planned.sources[role]})" for role, p in planned.matrices.items()}
-    return {**facts, "runs on": planned.isa, **{f"{role} kernel": text for role, text in runs.items()}}
+    planned = plan.of_model(read_gguf(file).shape, library.host_isa(progress))
+    runs = {role: {"layout": str(p.layout), "source": planned.sources[role]} for role, p in planned.matrices.items()}
+    return {**facts, "isa": planned.isa, "kernels": runs}
 
 
 # ---- kernels --------------------------------------------------------------------------------------------------
 
 
-def kernels(model: str | Path, *, isa: str | None = None) -> list[str]:
+def kernels(model: str | Path, *, isa: str | None = None, progress: Listener = lambda *_: None) -> list[str]:
     """Symbols of the kernels that a model would run with."""
-    shape, isa = shape_of(model), isa or library.host_isa()
+    shape, isa = shape_of(model), isa or library.host_isa(progress)
     matrices = plan.of_model(shape, isa).matrices
     return list(dict.fromkeys(s.symbol for role, p in matrices.items() for s in p.specs(shape.matrices[role], isa)))
 

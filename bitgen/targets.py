@@ -85,6 +85,33 @@ PLATFORMS: dict[tuple[str, str], Platform] = {
 
 ARCHES = tuple(dict.fromkeys(arch for arch, _ in PLATFORMS))
 
+CORES: dict[tuple[str, str], str] = {
+    ("0x41", "0xd03"): "Cortex-A53",
+    ("0x41", "0xd04"): "Cortex-A35",
+    ("0x41", "0xd05"): "Cortex-A55",
+    ("0x41", "0xd07"): "Cortex-A57",
+    ("0x41", "0xd08"): "Cortex-A72",
+    ("0x41", "0xd09"): "Cortex-A73",
+    ("0x41", "0xd0a"): "Cortex-A75",
+    ("0x41", "0xd0b"): "Cortex-A76",
+    ("0x41", "0xd0c"): "Neoverse-N1",
+    ("0x41", "0xd0d"): "Cortex-A77",
+    ("0x41", "0xd40"): "Neoverse-V1",
+    ("0x41", "0xd41"): "Cortex-A78",
+    ("0x41", "0xd44"): "Cortex-X1",
+    ("0x41", "0xd46"): "Cortex-A510",
+    ("0x41", "0xd47"): "Cortex-A710",
+    ("0x41", "0xd48"): "Cortex-X2",
+    ("0x41", "0xd49"): "Neoverse-N2",
+    ("0x41", "0xd4d"): "Cortex-A715",
+    ("0x41", "0xd4e"): "Cortex-X3",
+    ("0x41", "0xd4f"): "Neoverse-V2",
+    ("0x61", "0x022"): "Apple M1 (Icestorm)",
+    ("0x61", "0x023"): "Apple M1 (Firestorm)",
+    ("0xc0", "0xac3"): "Ampere-1",
+}
+"""(implementer, part) -> core, as /proc/cpuinfo has them on ARM, where it gives no name."""
+
 _MACHINES = {
     "x86_64": "x86_64",
     "amd64": "x86_64",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,46 +11,87 @@ import click
 from bitgen import api
 from bitgen.cli import tables
 from bitgen.cli.console import OUT, progress_bar, say
-from bitgen.cli.options import finite, head_option, isa_option, reading_options
+from bitgen.cli.options import (
+    READING,
+    finite,
+    given,
+    head_option,
+    isa_option,
+    json_option,
+    quiet_option,
+    reading_options,
+    refuse,
+    warn_crowded,
+)
 from bitgen.data import SHIPPED
-from bitgen.targets import ARCHES, SYSTEMS
+from bitgen.targets import ARCHES, SYSTEMS, TARGETS
+from bitgen.tune.report import TuneReport
 
 
 @click.command()
-@click.option("--model", required=True, metavar="MODEL", help="A preset name or a GGUF file.")
-@click.option("--threads", type=click.IntRange(1, 1024), help="The most threads to use. [default: all CPUs]")
-@click.option("--quick/--thorough", "quick", default=True, show_default=True, help="How many candidates to try.")
+@click.option("-m", "--model", required=True, metavar="MODEL", help="A preset's name or a GGUF file.")
+@click.option("-t", "--threads", type=click.IntRange(1, 1024),
+              help="The most threads to measure with. [default: all CPUs of this process or device]")  # fmt: skip
+@click.option("--quick/--thorough", "quick", default=True, show_default=True,
+              help="Try the likely kernels, or many times more.")  # fmt: skip
 @isa_option
-@click.option("--remote", metavar="[USER@]HOST[:PORT]", help="Tune on this Linux device, over SSH, not here.")
-@click.option("--ssh", metavar="COMMAND", help="How to connect, like 'ssh -i KEY'. [default: $BITGEN_SSH, else ssh]")
-@click.option("--cost-model", type=click.Choice(["llvm-mca"]), help="Estimate for a CPU that is not here; needs --cpu.")
-@click.option("--cpu", help="That CPU by LLVM's name, like cortex-a76, neoverse-n1, apple-m1, znver3.")
+@click.option("--reset", is_flag=True, help="Forget what was decided before for this model's matrices, then tune.")
+@click.option("--remote", metavar="[USER@]HOST[:PORT]", help="Measure on this Linux device over SSH, not here.")
+@click.option("--ssh", metavar="COMMAND", help="With --remote: how to connect, like 'ssh -i KEY'. "
+              "[default: what BITGEN_SSH holds, else ssh]")  # fmt: skip
+@click.option("--cost-model", type=click.Choice(["llvm-mca"]),
+              help="Measure nothing: estimate for the CPU that --cpu names, by LLVM's model of its core.")  # fmt: skip
+@click.option("--cpu", metavar="NAME", help="With --cost-model: the CPU as LLVM calls it: cortex-a76, neoverse-n1, "
+              "apple-m1, znver3, ...")  # fmt: skip
 @click.option("--bytes-per-cycle", type=click.FloatRange(min=0, min_open=True), callback=finite,
-              help="What memory gives one of its cores: GB/s / cores / GHz. [default: enough]")  # fmt: skip
-@click.option("--arch", type=click.Choice(list(ARCHES)), help="Of that device or CPU. [default: what it says; ours]")
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Keep the plan in this file.")
-def tune(model: str, threads: int | None, quick: bool, isa: str | None, remote: str | None, ssh: str | None,
-         cost_model: str | None, cpu: str | None, bytes_per_cycle: float | None, arch: str | None,
-         output: Path | None) -> None:  # fmt: skip
+              help="With --cost-model: what memory gives one core in a clock cycle while all cores read, which is "
+              "GB/s / cores / GHz. [default: memory is never waited for]")  # fmt: skip
+@click.option("--arch", type=click.Choice(list(ARCHES)), help="With --remote or --cost-model: the architecture. "
+              "[default: the one that the device reports; for --cost-model this machine's]")  # fmt: skip
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path),
+              help="Write the plan to this file, for `build --plan`. [default: into the cache, where `run` "
+              "finds it]")  # fmt: skip
+@json_option
+@quiet_option
+def tune(model: str, threads: int | None, quick: bool, isa: str | None, reset: bool, remote: str | None,
+         ssh: str | None, cost_model: str | None, cpu: str | None, bytes_per_cycle: float | None, arch: str | None,
+         output: Path | None, as_json: bool) -> None:  # fmt: skip
     """Find the fastest kernels for a model's matrices: on this CPU, on a device behind SSH, or by estimate."""
-    if remote is None and (ssh is not None or (arch and cpu is None)):
-        raise click.UsageError("--arch and --ssh go with --remote, --arch also with --cost-model")
-    if (cost_model is None) != (cpu is None) or (cpu is None and bytes_per_cycle) or (cpu and remote):
-        raise click.UsageError("--cost-model and --cpu go together, --bytes-per-cycle with them, --remote without")
+    estimated = cost_model is not None
+    refuse(
+        (ssh is not None and remote is None, "--ssh says how --remote connects: give --remote too"),
+        (remote is not None and estimated, "--remote measures and --cost-model estimates: give one of them"),
+        (estimated and cpu is None, "--cost-model needs --cpu, the name of the CPU to estimate for"),
+        (cpu is not None and not estimated, "--cpu goes with --cost-model llvm-mca"),
+        (bytes_per_cycle is not None and not estimated, "--bytes-per-cycle goes with --cost-model"),
+        (arch is not None and remote is None and not estimated,
+         "--arch goes with --remote or --cost-model: this machine's architecture is known"),
+        (threads is not None and estimated, "--threads is for measuring: --cost-model estimates for one core"),
+        (reset and estimated, "--reset is for measuring: --cost-model keeps nothing from before"),
+        (arch is not None and isa in TARGETS and TARGETS[str(isa)].arch not in (arch, "any"),
+         f"--isa {isa} is not of --arch {arch}"),
+    )  # fmt: skip
     common: dict[str, Any] = {
         "arch": arch, "isa": isa, "effort": "quick" if quick else "thorough", "output": output,
     }  # fmt: skip
-    if cpu is not None:
-        _estimate(model, cpu=cpu, bytes_per_cycle=bytes_per_cycle, **common)
-    else:
-        _tune(model, threads=threads, remote=remote, ssh=ssh, **common)
-
-
-def _tune(model: str, **options: Any) -> None:
-    """Print what was measured, and where the plan is."""
     with progress_bar() as listen:
-        report = api.tune(model, listener=listen, **options)
-    OUT.print(tables.tuned(report))
+        if cpu is not None:
+            report = api.estimate(model, cpu=cpu, bytes_per_cycle=bytes_per_cycle, listener=listen, **common)
+        else:
+            warn_crowded([threads] if threads and remote is None else [])
+            how: dict[str, Any] = {"threads": threads, "reset": reset, "remote": remote, "ssh": ssh}
+            report = api.tune(model, listener=listen, **how, **common)
+    if as_json:
+        say(json.dumps(report.to_json(), indent=1))
+    else:
+        _show_plan(report)
+
+
+def _show_plan(report: TuneReport) -> None:
+    """Print what was measured or estimated, and where the plan is."""
+    if report.forgotten:
+        say(f"forgotten: what was decided before for {', '.join(report.forgotten)}")
+    OUT.print(tables.estimated(report) if report.threads is None else tables.tuned(report))
     if report.disturbed:
         say(
             f"the machine had other work while {', '.join(report.disturbed)} ran: expect noise; "
@@ -60,45 +102,46 @@ def _tune(model: str, **options: Any) -> None:
         say(f"next: {report.build}")
 
 
-def _estimate(model: str, **options: Any) -> None:
-    """`tune --cost-model`: print what was estimated, and where the plan is."""
-    with progress_bar() as listen:
-        report = api.estimate(model, listener=listen, **options)
-    OUT.print(tables.estimated(report))
-    say(f"plan: {report.path}\nnext: {report.build}")
-
-
 @click.command()
-@click.option("-m", "--model", "--preset", "model", default=SHIPPED, show_default=True,
-              help="A GGUF file, or (for a library) a preset name.")  # fmt: skip
-@click.option("--arch", type=click.Choice(["native", *ARCHES]), default="native", show_default=True)
+@click.option("-m", "--model", metavar="MODEL", default=SHIPPED, show_default=True,
+              help="A GGUF file, or (for a library) a preset's name.")  # fmt: skip
+@click.option("--arch", type=click.Choice(["native", *ARCHES]), default="native", show_default=True,
+              help="The architecture to build for.")  # fmt: skip
 @click.option(
     "--os",
     "system",
     type=click.Choice(list(SYSTEMS)),
-    help="linux is glibc's; musl also makes for Alpine. [default: the host's, linux for another architecture]",
+    help="The system to build for: linux has glibc, as most distributions do; musl is for Alpine and the like. "
+    "[default: this machine's; linux for another architecture]",
 )
 @click.option(
     "--isa",
-    help="Only this instruction-set level; of a program, the one whose layouts the weights take. "
-    "[default: every level of the architecture; the lowest with vector instructions]",
+    metavar="LEVEL",
+    help="Only this instruction-set level. With --standalone: the level whose layout of weights all levels of the "
+    "program share. [default: all levels of the architecture; for the layout the lowest one with vectors]",
 )
-@click.option("--plan", "plans", multiple=True, type=click.Path(path_type=Path), help="From tune; repeatable.")
+@click.option("--plan", "plans", multiple=True, type=click.Path(path_type=Path),
+              help="A plan that `tune -o` wrote; repeatable, for several levels.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), default=Path("build"),
-              show_default=True)  # fmt: skip
-@click.option("--standalone", is_flag=True, help="A program that needs no Python, and its weights, instead.")
-@click.option("--one-file", is_flag=True, help="With --standalone: the weights within the program's file.")
+              show_default=True, help="The folder to write to.")  # fmt: skip
+@click.option("--standalone", is_flag=True,
+              help="Write a program that needs no Python and its weights, not a library.")  # fmt: skip
+@click.option("--one-file", is_flag=True, help="With --standalone: program and weights in one file.")
 @head_option
+@json_option
+@quiet_option
 @reading_options
 def build(model: str, arch: str, system: str | None, isa: str | None, plans: tuple[Path, ...], output: Path,
-          standalone: bool, one_file: bool, head: Any, **reading: Any) -> None:  # fmt: skip
+          standalone: bool, one_file: bool, head: Any, as_json: bool, **reading: Any) -> None:  # fmt: skip
     """Generate and compile a model's library: sources, spec and libbitgen.so in a folder of their own.
 
     For macOS it is libbitgen.dylib, for Windows bitgen.dll. With --standalone: a program that continues prompts, and
     its packed weights.
     """
-    if one_file and not standalone:
-        raise click.UsageError("--one-file goes with --standalone")
+    weights = given("one_file", "head", *READING)
+    refuse(
+        (not standalone and bool(weights), f"{', '.join(weights)}: only with --standalone; a library has no weights")
+    )
     where: dict[str, Any] = {"arch": arch, "system": system, "isa": isa, "plans": plans}
     with progress_bar() as listen:
         if standalone:
@@ -106,28 +149,51 @@ def build(model: str, arch: str, system: str | None, isa: str | None, plans: tup
                 model, **where, folder=output, one_file=one_file, head=head, progress=listen, **reading
             )
         else:
-            artefact = api.build(model, **where, root=output, progress=lambda d, t: listen("compiling", d, t))
-    if not standalone:
+            artefact = api.build(model, **where, root=output, progress=listen)
+    if as_json:
+        say(json.dumps((made if standalone else artefact).to_json(), indent=1))
+    elif standalone:
+        say("\n".join(map(str, made.files)))
+        say(made.about, err=True)
+    else:
         say(artefact.path)
-        return
-    say("\n".join(map(str, made.files)))
-    say(made.about, err=True)
 
 
 @click.command()
 @click.argument("symbol", required=False)
-@click.option("--model", help="List the kernels of a preset or GGUF file instead.")
-@isa_option
-@click.option("--asm", is_flag=True, help="Show the compiler's assembly.")
-@click.option("--mca", metavar="CPU", help="Show its instructions and cycles on a CPU, by llvm-mca's model of it.")
-def gen(symbol: str | None, model: str | None, isa: str | None, asm: bool, mca: str | None) -> None:
+@click.option("-m", "--model", metavar="MODEL", help="List the kernels of a preset or GGUF file instead.")
+@click.option("--isa", metavar="LEVEL", help="With --model: at this level. [default: the best this CPU executes]")
+@click.option("--asm", is_flag=True, help="Print the compiler's assembly, not the C.")
+@click.option(
+    "--mca", metavar="CPU", help="Estimate its instructions and cycles on a CPU that LLVM knows, by llvm-mca."
+)
+@click.option("--json", "as_json", is_flag=True, help="With --model or --mca: print the result as JSON.")
+@quiet_option
+def gen(symbol: str | None, model: str | None, isa: str | None, asm: bool, mca: str | None,
+        as_json: bool) -> None:  # fmt: skip
     """Print the generated C of one kernel, by its symbol."""
-    if (symbol is None) == (model is None):
-        raise click.UsageError("give a kernel's symbol, or --model to list a model's kernels")
-    if symbol is not None and mca is not None:
-        say(str(api.kernel_cost(symbol, mca)))
-    elif symbol is not None:
-        say(api.gen(symbol, asm=asm), nl=False)
+    refuse(
+        (symbol is None and model is None, "give a kernel's symbol, or --model to list a model's kernels"),
+        (symbol is not None and model is not None, "give a kernel's symbol or --model, not both"),
+        (model is not None and (asm or mca is not None), "--asm and --mca are about one kernel: give its symbol"),
+        (symbol is not None and isa is not None, "--isa goes with --model: a symbol names its level"),
+        (asm and mca is not None, "--asm prints and --mca estimates: give one of them"),
+        (as_json and model is None and mca is None, "--json goes with --model or --mca: C and assembly are text"),
+    )
+    with progress_bar() as listen:
+        if model is not None:
+            listed = api.kernels(model, isa=isa, progress=listen)
+        elif mca is not None:
+            listen("estimating the kernel", 0, 0)
+            found = api.kernel_cost(str(symbol), mca)
+        else:
+            listen("compiling the kernel", 0, 0)
+            text = api.gen(str(symbol), asm=asm)
+    if model is not None:
+        say(json.dumps({"kernels": listed}, indent=1) if as_json else "\n".join(listed))
+    elif mca is None:
+        say(text, nl=False)
+    elif as_json:
+        say(json.dumps(found.to_json(), indent=1))
     else:
-        for name in api.kernels(str(model), isa=isa):
-            say(name)
+        OUT.print(tables.cost(found))

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from bitgen.cli import progress
 from bitgen.spec import Listener
 
 
@@ -56,15 +56,27 @@ def stream(piece: str) -> None:
 
 @contextmanager
 def progress_bar() -> Iterator[Listener]:
-    """A listener that draws one bar per stage on stderr; silent where stderr is not a terminal."""
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=ERR, transient=True, disable=not ERR.is_terminal) as bar:
-        task = bar.add_task("", total=None)
+    """A listener that shows on stderr what a command waits for (progress.py); with `--quiet` one that shows nothing."""
+    if is_quiet():
+        yield lambda *_: None
+        return
+    with progress.shown(progress.Wait(ERR, is_live(), lambda line: say(line, err=True))) as listen:
+        yield lambda stage, done, total: listen(printable(stage), done, total)
 
-        def listen(stage: str, done: int, total: int) -> None:
-            bar.update(task, description=stage, completed=done, total=total)
 
-        yield listen
+def is_live() -> bool:
+    """Whether lines of stderr can be drawn again: on a terminal that knows how, whatever FORCE_COLOR says of a log."""
+    return ERR.is_interactive and sys.stderr.isatty()
+
+
+QUIET = "bitgen.quiet"
+"""The key of the running command's `meta` under which `--quiet` is kept."""
+
+
+def is_quiet() -> bool:
+    """Whether the running command was given `--quiet`."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get(QUIET) or context.params.get("quiet"))
 
 
 def warn(text: str | None) -> None:

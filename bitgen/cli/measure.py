@@ -11,40 +11,75 @@ import click
 from bitgen import api, data
 from bitgen.cli import tables
 from bitgen.cli.console import OUT, progress_bar, say
-from bitgen.cli.options import COUNT, Numbers, cache_option, head_option, isa_option, model_option, reading_options
+from bitgen.cli.options import (
+    COUNT,
+    Numbers,
+    cache_option,
+    given,
+    head_option,
+    isa_option,
+    json_option,
+    model_option,
+    quiet_option,
+    reading_options,
+    refuse,
+    warn_crowded,
+)
 from bitgen.errors import BitgenError
 from bitgen.measure.peers import PEERS
 from bitgen.targets import default_threads
 
 
+def _uncrowded(_: click.Context, __: click.Parameter, value: list[int]) -> list[int]:
+    warn_crowded(value)
+    return value
+
+
 @click.command()
 @model_option
-@click.option("-t", "--threads", type=Numbers(1, 1024), default=str(default_threads()), show_default=True,
-              help="Thread counts, like 1,2.")  # fmt: skip
-@click.option("--prompt", type=Numbers(0), default="128", show_default=True, help="Prefill lengths, like 128,512.")
-@click.option("--gen", type=COUNT, default=64, show_default=True, help="Tokens to decode.")
+@click.option("-t", "--threads", type=Numbers(1, 1024), default=str(default_threads()), callback=_uncrowded,
+              help="Numbers of threads to measure with, like 1,2. [default: all CPUs of this process]")  # fmt: skip
+@click.option("--prompt", type=Numbers(0), default="128", show_default=True,
+              help="Tokens of a prompt to read in one go (prefill), like 128,512; 0: measure no prefill.")  # fmt: skip
+@click.option(
+    "--gen",
+    type=COUNT,
+    default=64,
+    show_default=True,
+    help="Tokens to generate one by one (decode); 0: measure no decoding.",
+)
 @click.option("--context", type=Numbers(0), default="0", show_default=True,
-              help="Tokens in the cache before, like 0,3500.")  # fmt: skip
-@click.option("--batch", type=Numbers(0, 1024), default="1", show_default=True,
-              help="Sequences to decode together, like 1,4,16.")  # fmt: skip
+              help="Tokens that the KV cache holds before, like 0,3500.")  # fmt: skip
+@click.option("--batch", type=Numbers(1, 1024), default="1", show_default=True,
+              help="Texts to decode together, like 1,4,16.")  # fmt: skip
 @isa_option
 @head_option
 @cache_option
-@click.option("--profile", is_flag=True, help="Show where the time of a token goes, step by step.")
+@click.option("--profile", is_flag=True, help="Also show where the time of a token goes, step by step.")
 @click.option(
     "--vs",
     multiple=True,
     type=click.Choice(list(PEERS)),
-    help="Run this engine on the same shape in alternation; repeatable. Needs its package from PyPI.",
+    help="Also time this engine on the same shape, in turn with bitgen; repeatable. Needs its package from PyPI.",
 )
-@click.option("--energy", is_flag=True, help="Joules per token, where RAPL counters can be read.")
+@click.option(
+    "--energy", is_flag=True, help="Also joules per token, where the processor's counters (RAPL) can be read."
+)
 @click.option("--plot", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path),
-              help="Draw the results (.png, .svg, .pdf).")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
+              help="Draw the results to this file (.png, .svg, .pdf).")  # fmt: skip
+@json_option
+@quiet_option
 def bench(model: str | None, threads: list[int], prompt: list[int], gen: int, context: list[int], batch: list[int],
           isa: str | None, head: Any, cache: Any, profile: bool, vs: tuple[str, ...], energy: bool,
           plot: Path | None, as_json: bool) -> None:  # fmt: skip
     """Measure prefill and decode, beside the machine's own limits measured in the same run."""
+    plain = 1 in batch and 0 in context
+    refuse(
+        (not any(prompt) and not gen, "--prompt 0 and --gen 0 leave nothing to measure"),
+        (not gen and bool(given("batch")), "--batch is about decoding, which --gen 0 leaves out"),
+        (bool(vs) and not (0 in context and (any(prompt) or (gen and plain))),
+         "--vs compares cases with one text and an empty cache (--batch 1, --context 0): leave one of them in"),
+    )  # fmt: skip
     with progress_bar() as listen:
         report = api.bench(
             model, threads=threads, prompt=prompt, gen=gen, contexts=context, batches=batch, cache=cache, isa=isa,
@@ -64,20 +99,28 @@ def bench(model: str | None, threads: list[int], prompt: list[int], gen: int, co
 
 @click.command()
 @model_option
-@click.option("--against", metavar="hf:DIR", help="Also compare with transformers in float32 on this checkpoint.")
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the receipt, as JSON.")
+@click.option("--against", metavar="hf:DIR",
+              help="Also compare with transformers in float32, on this checkpoint: a folder or owner/name")  # fmt: skip
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the receipt, as JSON, to this file."
+)
+@json_option
 @reading_options
-def verify(model: str | None, against: str | None, output: Path | None, **reading: Any) -> None:
+@quiet_option
+def verify(model: str | None, against: str | None, output: Path | None, as_json: bool, **reading: Any) -> None:
     """Prove on this machine that kernels, logits and choices are right, at every level that its CPU executes."""
     if output and not output.parent.is_dir():
         raise BitgenError(f"there is no folder {output.parent} for the receipt")
     api.check_output(output, model)
     with progress_bar() as listen:
         receipt = api.verify(model, against=against, progress=listen, **reading)
-    OUT.print(tables.receipt(receipt))
+    if as_json:
+        say(json.dumps(receipt.to_json(), indent=1))
+    else:
+        OUT.print(tables.receipt(receipt))
     if output:
         with data.replacing(output) as part:
             part.write_text(json.dumps(receipt.to_json(), indent=1) + "\n")
-        say(output)
+        say(output, err=as_json)
     if not receipt.ok:
         raise BitgenError("verification failed: please report it with the receipt (-o receipt.json)")

@@ -5,16 +5,19 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from bitgen import Sampling
+from bitgen.cli.console import QUIET, warn
 from bitgen.cli.streams import utf8
 from bitgen.errors import BitgenError
 from bitgen.gguf.blocks import I2S_LAYOUTS
 from bitgen.gguf.writer import FILE_TYPES
+from bitgen.targets import default_threads
 
 MOST = 2**31 - 1
 COUNT = click.IntRange(0, MOST)
@@ -57,6 +60,35 @@ def finite(_: click.Context, __: click.Parameter, value: float | None) -> float 
     return value
 
 
+def refuse(*rules: tuple[bool, str]) -> None:
+    """UsageError with the sentence of the first rule that is broken: options that contradict each other."""
+    for broken, sentence in rules:
+        if broken:
+            raise click.UsageError(sentence)
+
+
+def given(*names: str) -> list[str]:
+    """Those of some parameters that the running command was given, as they are spelt on the command line."""
+    context = click.get_current_context()
+    said = [name for name in names if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    return [param.opts[-1] for param in context.command.params if param.name in said]
+
+
+def warn_crowded(threads: Iterable[int]) -> None:
+    """Warn where threads are more than the CPUs of this process: they wait for each other at every step."""
+    cpus = default_threads()
+    if most := [count for count in threads if count > cpus]:
+        warn(
+            f"{max(most)} threads on {cpus} CPU{'s' * (cpus != 1)}, which is what this process may use: "
+            f"threads without one hold up the others; {cpus} or fewer are faster"
+        )
+
+
+def _uncrowded(_: click.Context, __: click.Parameter, value: int | None) -> int | None:
+    warn_crowded([] if value is None else [value])
+    return value
+
+
 def check_given(ctx: click.Context, args: list[str]) -> None:
     """UsageError where the arguments of a command give an option twice, or something empty that is no `Text`."""
     values, _, given = ctx.command.make_parser(ctx).parse_args(list(args))
@@ -72,9 +104,31 @@ model_option = click.option(
     "-m", "--model", "model", metavar="FILE", help="A GGUF file. [default: the model that ships]"
 )
 threads_option = click.option(
-    "-t", "--threads", type=click.IntRange(1, 1024), help="[default: the tuned count or, if fewer, this process's CPUs]"
+    "-t",
+    "--threads",
+    type=click.IntRange(1, 1024),
+    callback=_uncrowded,
+    help="Threads to compute with. [default: the number that tuning found best, else all CPUs of this process]",
 )
-isa_option = click.option("--isa", help="Instruction-set level. [default: the best this CPU executes]")
+
+
+def _quietly(context: click.Context, _: click.Parameter, value: bool) -> None:
+    context.meta[QUIET] = value
+
+
+quiet_option = click.option(
+    "-q",
+    "--quiet",
+    is_flag=True,
+    envvar="BITGEN_QUIET",
+    expose_value=False,
+    callback=_quietly,
+    help="Show no progress; also BITGEN_QUIET=1. Warnings and errors are shown.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+isa_option = click.option(
+    "--isa", metavar="LEVEL", help="Instruction-set level, like avx2 or neon. [default: the best that the CPU executes]"
+)
 head_option = click.option(
     "--head",
     type=click.Choice(["certified", "f16", "int8"]),
@@ -98,7 +152,9 @@ type_option = click.option(
     "1.6 bits; q2_0 (llama.cpp), for models with a scale for every 64 or 128 weights, whose default it is.",
 )
 
-READING = (
+READING = ("activation", "tl_tiles", "i2s_layout")
+"""Parameters of what a GGUF file does not say of itself."""
+_READING = (
     click.option(
         "--activation",
         type=click.Choice(["relu2", "silu"]),
@@ -122,7 +178,7 @@ READING = (
 
 def reading_options(command: Any) -> Any:
     """What a GGUF file does not say of itself, or says wrongly: keyword arguments of read_gguf."""
-    for option in READING:
+    for option in _READING:
         command = option(command)
     return command
 

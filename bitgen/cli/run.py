@@ -20,6 +20,7 @@ from bitgen.cli.options import (
     head_option,
     isa_option,
     model_option,
+    quiet_option,
     reading_options,
     sampling_options,
     threads_option,
@@ -91,11 +92,14 @@ def run(prompt: str, model: str | None, max_tokens: int, threads: int | None, sa
 @click.option("--json", "as_json", is_flag=True, help="Print one object with the texts and the model's name.")
 @threads_option
 @isa_option
+@quiet_option
 def embed(texts: tuple[str, ...], model: str | None, file: str | None, pooling: str | None, npy: Path | None,
           as_json: bool, threads: int | None, isa: str | None) -> None:  # fmt: skip
     """Turn texts into vectors of length one: a line of numbers each. Without texts the lines of stdin are taken."""
     if texts and file:
         raise click.UsageError("give texts or --file, not both")
+    if npy and as_json:
+        raise click.UsageError("--npy and --json are two forms of one result: give one of them")
     api.check_output(npy, model, *([Path(file)] if file and file != STDIN else []))
     lines = list(texts) or read_text(file or STDIN).removesuffix("\n").split("\n")
     with progress_bar() as listen:
@@ -125,6 +129,7 @@ def embed(texts: tuple[str, ...], model: str | None, file: str | None, pooling: 
 @isa_option
 @cache_option
 @reading_options
+@quiet_option
 def chat(model: str | None, system: str | None, max_tokens: int, chat_template: str | None, context: int | None,
          sampling: Sampling, threads: int | None, isa: str | None, cache: Any, **reading: Any) -> None:  # fmt: skip
     """Talk with a model. Ctrl-C stops an answer, Ctrl-D ends; /help has the rest."""
@@ -146,6 +151,7 @@ def chat(model: str | None, system: str | None, max_tokens: int, chat_template: 
 @cache_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @reading_options
+@quiet_option
 def perplexity(model: str | None, file: str, ctx: int, stride: int, threads: int | None, isa: str | None, cache: Any,
                as_json: bool, **reading: Any) -> None:  # fmt: skip
     """How well a model predicts a text, with the standard error: comparable with llama-perplexity."""

@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from rich import box
 from rich.console import RenderableType
-from rich.table import Table
 
-from bitgen.cli.console import printable
+from bitgen.cli.grid import Column, Grid
 from bitgen.engine.score import TokenChoice
 from bitgen.kernels.evidence import Cost, Decode, Prefill
+from bitgen.kernels.plan import cpu_title
+from bitgen.measure.receipt import Receipt
 from bitgen.measure.report import BenchReport, Energy, PeerRow, Profile, Rate, Step
-from bitgen.measure.verify import Receipt
 from bitgen.spec import GemmShape
 from bitgen.text.tokenizer import Tokenizer
+from bitgen.tune import cost_model
+from bitgen.tune.cost_model import Estimate
 from bitgen.tune.report import TuneReport
 
 BAR = 20
 """Characters of a bar that stands for all of the time."""
-
-
-def _table(title: str, columns: Sequence[str], left: Collection[str], rows: Iterable[Sequence[str]]) -> Table:
-    """A table of numbers, flush right, except in the columns named in `left`."""
-    table = Table(title=printable(title), title_justify="left", box=box.SIMPLE_HEAD)
-    for column in columns:
-        table.add_column(column, justify="left" if column in left else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*map(printable, row))
-    return table
 
 
 def _number(value: float | None, form: str) -> str:
@@ -37,23 +28,37 @@ def _number(value: float | None, form: str) -> str:
 
 # ---- tune ---------------------------------------------------------------------------------------------------
 
-KERNEL = ("matrix", "shape", "phase", "kernel")
-KERNEL_WORDS = ("matrix", "phase", "kernel")
+KERNEL = (
+    Column("matrix", words=True),
+    Column("shape", spare=3),
+    Column("phase", words=True),
+    Column("kernel", spare=2, words=True),
+)
+MEASURED = (Column("time", spare=4), Column("rate"), Column("of limit"), Column("vs default", spare=1))
+ESTIMATED = (
+    Column("cycles/token"),
+    Column("cycles/weight", spare=5),
+    Column("instructions/weight", spare=4),
+    Column("vs default", spare=1),
+)
 
 
-def tuned(report: TuneReport) -> Table:
+def tuned(report: TuneReport) -> Grid:
     """A row for each matrix and phase: its kernel, as measured."""
-    title = f"{report.model.name} on {report.isa}, {report.threads} threads; {report.cpu}"
+    title = f"{report.model.name} on {report.isa}, {_threads(report.threads or 0)}; {cpu_title(report.cpu)}"
     rows = ((*kernel, *_measured(e)) for kernel, _, e in _kernels(report) if not isinstance(e, Cost))
-    return _table(title, (*KERNEL, "time", "rate", "share", "vs default"), KERNEL_WORDS, rows)
+    return Grid(title, (*KERNEL, *MEASURED), rows)
 
 
-def estimated(report: TuneReport) -> Table:
+def estimated(report: TuneReport) -> Grid:
     """A row for each matrix and phase: its kernel, by the cost model."""
     title = f"{report.model.name} on {report.isa}, {report.plan.basis}"
-    columns = (*KERNEL, "cycles/token", "/weight", "instr./weight", "vs default")
     rows = ((*kernel, *_costs(e, shape)) for kernel, shape, e in _kernels(report) if isinstance(e, Cost))
-    return _table(title, columns, KERNEL_WORDS, rows)
+    return Grid(title, (*KERNEL, *ESTIMATED), rows)
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' * (count != 1)}"
 
 
 def _kernels(report: TuneReport) -> Iterator[tuple[tuple[str, ...], GemmShape, Decode | Prefill | Cost]]:
@@ -83,23 +88,52 @@ def _costs(e: Cost, shape: GemmShape) -> tuple[str, ...]:
     return f"{e.cycles:,.0f}", *per_weight, gain
 
 
+def cost(found: Estimate) -> Grid:
+    """A row for a pass of the hottest loop, and one for a call of the kernel."""
+    rows = (
+        (f"a pass of {found.loop.label}", len(found.loop.lines), found.loop_cycles, found.loop_products),
+        (f"a call for {cost_model.tokens(found.spec)} token(s)", found.instructions, found.cycles, found.products),
+    )
+    columns = ("instructions", "cycles", "weights", "instructions/weight", "cycles/weight")
+    head = [
+        Column("", words=True),
+        *(Column(name, spare) for name, spare in zip(columns, (0, 0, 1, 3, 2), strict=True)),
+    ]
+    share = f"{found.loop.label} runs {found.loop_share:.0%} of the instructions"
+    return Grid(f"{found.spec.symbol}\n{found.core.basis}\n{share}", head, (_cost_row(*row) for row in rows))
+
+
+def _cost_row(what: str, instructions: float, cycles: float, weights: float | None) -> tuple[str, ...]:
+    each = (f"{weights:,.0f}", f"{instructions / weights:.4f}", f"{cycles / weights:.4f}") if weights else ("", "", "")
+    return what, f"{instructions:,.0f}", f"{cycles:,.1f}", *each
+
+
 # ---- bench --------------------------------------------------------------------------------------------------
 
 
-def rates(report: BenchReport) -> Table:
+RATES = (
+    Column("test", words=True),
+    Column("threads"),
+    Column("tok/s"),
+    Column("min - max", spare=2),
+    Column("MB/token", spare=4),
+    Column("GB/s", spare=3),
+    Column("of bandwidth", spare=1),
+    Column("of peak ops", spare=1),
+)
+
+
+def rates(report: BenchReport) -> Grid:
     """A row for each case: tokens per second, and shares of what the machine can do."""
     model = report.model
     title = f"{model.name} on {model.isa}, {model.head} head, {model.cache} cache; {report.host.cpu}"
-    columns = ("test", "threads", "tok/s", "min - max", "MB/token", "GB/s", "of bandwidth", "of peak ops")
-    return _table(title, columns, ("test",), map(_rate, report.results))
+    return Grid(title, RATES, map(_rate, report.results))
 
 
 def _rate(rate: Rate) -> tuple[str, ...]:
     case = rate.case
-    context = f" at {case.context}" if case.context else ""
-    batch = f" x {case.batch}" if case.batch > 1 else ""
     return (
-        f"{case.kind} {case.tokens}{context}{batch}",
+        case.title,
         str(case.threads),
         f"{rate.tok_s:.1f}",
         f"{rate.tok_s_min:.1f} - {rate.tok_s_max:.1f}",
@@ -113,7 +147,7 @@ def _rate(rate: Rate) -> tuple[str, ...]:
 def limits(report: BenchReport) -> Iterator[str]:
     """A sentence for each number of threads: the machine's limits; and one if it had other work."""
     for threads, machine in report.host.limits.items():
-        yield f"{threads} thread(s): reads {machine.bytes_s / 1e9:.1f} GB/s, peak {machine.ops_s / 1e9:.0f} GOP/s"
+        yield f"{_threads(threads)}: reads {machine.bytes_s / 1e9:.1f} GB/s, peak {machine.ops_s / 1e9:.0f} GOP/s"
     if report.host.load_before > 0.5:
         yield f"the machine was busy before this began (load {report.host.load_before:.1f}): expect noise"
 
@@ -127,10 +161,22 @@ def extras(report: BenchReport) -> Iterator[RenderableType]:
         yield _energy(report.energy)
 
 
-def _profile(profile: Profile) -> Table:
-    title = f"where the time of {profile.case.title} on {profile.case.threads} thread(s) goes"
-    columns = ("step", "share", "ms/token", "calls", "GB/s", "of bandwidth", "GOP/s", "of peak ops", "")
-    return _table(title, columns, ("step", ""), map(_step, profile.steps))
+PROFILE = (
+    Column("step", words=True),
+    Column("share"),
+    Column("ms/token"),
+    Column("calls", spare=4),
+    Column("GB/s", spare=2),
+    Column("of bandwidth", spare=1),
+    Column("GOP/s", spare=3),
+    Column("of peak ops", spare=1),
+    Column("bar", spare=5),
+)
+
+
+def _profile(profile: Profile) -> Grid:
+    title = f"where the time of {profile.case.title} on {_threads(profile.case.threads)} goes"
+    return Grid(title, PROFILE, map(_step, profile.steps))
 
 
 def _step(step: Step) -> tuple[str, ...]:
@@ -143,14 +189,23 @@ def _step(step: Step) -> tuple[str, ...]:
         _number(step.bandwidth_share, "{:.0%}"),
         _number(step.gop_s, "{:.0f}"),
         _number(step.ops_share, "{:.0%}"),
-        "█" * round(step.share * BAR),
+        ("█" * round(step.share * BAR)).ljust(BAR),
     )
 
 
-def _peers(rows: Sequence[PeerRow], activation: str) -> Table:
-    columns = ("test", "threads", "tok/s", "min - max", "bitgen tok/s", "bitgen is", "engine")
-    texts = (_peer(row, activation) for row in rows)
-    return _table("beside other engines, in alternation", columns, ("test", "engine"), texts)
+PEERS = (
+    Column("test", words=True),
+    Column("threads", spare=1),
+    Column("tok/s"),
+    Column("min - max", spare=3),
+    Column("bitgen tok/s", spare=2),
+    Column("bitgen is"),
+    Column("engine", words=True),
+)
+
+
+def _peers(rows: Sequence[PeerRow], activation: str) -> Grid:
+    return Grid("beside other engines, in alternation", PEERS, (_peer(row, activation) for row in rows))
 
 
 def _peer(row: PeerRow, activation: str) -> tuple[str, ...]:
@@ -170,7 +225,8 @@ def _energy(energy: Energy) -> RenderableType:
         (row.case.title, str(row.case.threads), f"{row.joules_per_token:.3f}", f"{row.watts:.1f}")
         for row in energy.results
     )
-    return _table(f"energy of {', '.join(energy.zones)}", ("test", "threads", "J/token", "W"), ("test",), rows)
+    columns = (Column("test", words=True), Column("threads"), Column("J/token"), Column("W"))
+    return Grid(f"energy of {', '.join(energy.zones)}", columns, rows)
 
 
 # ---- run, verify --------------------------------------------------------------------------------------------
@@ -183,13 +239,19 @@ def logprobs(tokenizer: Tokenizer, choices: Iterable[TokenChoice]) -> Iterator[s
         yield f"{tokenizer.decode([choice.token])!r:>16} {choice.logprob:8.3f}  |  {likeliest}".rstrip(" |")
 
 
-def receipt(found: Receipt) -> Table:
+VERDICTS = (
+    Column("checks of", words=True),
+    Column("number"),
+    Column("verdict", words=True),
+    Column("seconds", spare=1),
+    Column("what was found", words=True),
+)
+
+
+def receipt(found: Receipt) -> Grid:
     """A row for each group of checks that held, and one for every check that did not."""
     title = f"{found.model['name']}, {found.model['sha256'][:16]}, on {', '.join(found.levels['plans'])}"
-    columns = ("", "checks", "verdict", "seconds", "what was found")
-    table = _table(title, columns, ("", "verdict", "what was found"), _verdicts(found))
-    table.caption, table.caption_justify = f"{'pass' if found.ok else 'FAIL'}: {len(found.checks)} checks", "left"
-    return table
+    return Grid(title, VERDICTS, _verdicts(found), f"{'pass' if found.ok else 'FAIL'}: {len(found.checks)} checks")
 
 
 def _verdicts(found: Receipt) -> Iterator[tuple[str, ...]]:

@@ -15,19 +15,19 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from bitgen import data, store, targets
 from bitgen.compile import precompiled
 from bitgen.compile.compiler import Compiler, NoCompilerError, find_compiler
 from bitgen.errors import BitgenError, CompileError
-from bitgen.spec import Platform, Progress
+from bitgen.spec import Listener, Platform, Progress
 from bitgen.targets import platform_of
 
 COMMON_FLAGS = (
@@ -36,6 +36,8 @@ COMMON_FLAGS = (
     "-Wno-unused-command-line-argument",  # every command carries the flags of the link as well
     "-I.",  # headers are included by their path from the root of the source tree
 )  # fmt: skip
+_FIRST_LINK = " (the first time for a system, with its own libraries: up to two minutes)"
+"""zig builds the C library of a target when it first links for it."""
 SANITIZED = ("-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g", "-O0")
 
 
@@ -56,8 +58,8 @@ class BuildOptions:
     program: str | None = None  # file of runtime/programs with `main`; None: a shared library
     root: Path | None = None  # parent of the build's folder; None: the cache
     sanitize: str | None = None  # what clang's -fsanitize takes, as "address,undefined": for tests
-    progress: Progress | None = None  # (units compiled, units)
-    waiting: Callable[[], object] = lambda: None  # called where another thread or process is building the same
+    listener: Listener = lambda *_: None  # told of each stage
+    stage: str = "compiling kernels"  # what compiling is called
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,18 @@ class Artefact:
     folder: Path
     path: Path
     spec: Mapping[str, object]
+
+    def to_json(self) -> dict[str, object]:
+        """What `bitgen build --json` prints; the folder's spec.json has more."""
+        facts = {key: self.spec[key] for key in ("arch", "system", "compiler", "sha256")}
+        levels = self.spec.get("levels")
+        return {
+            "folder": str(self.folder),
+            "library": str(self.path),
+            "bytes": self.path.stat().st_size,
+            "levels": list(levels) if isinstance(levels, Mapping) else [],
+            **facts,
+        }
 
 
 def build(
@@ -84,6 +98,8 @@ def build(
     compiler's errors.
     """
     options = options or BuildOptions()
+    tell = options.listener
+    tell("looking for a C compiler", 0, 0)
     root, inputs = options.root or data.cached("build"), _inputs(sources, units, options)
     try:
         compiler, platform = find_compiler(options.platform), options.platform
@@ -101,8 +117,9 @@ def build(
     def make() -> None:
         with _publishing(folder) as work:
             write_sources(work, sources)
-            log = _compile_all(compiler, flags, units, sources, work, platform.arch, options.progress)
+            log = _compile_all(compiler, flags, units, sources, work, platform.arch, partial(tell, options.stage))
             objects = [u.object for u in units]
+            tell(f"linking{_FIRST_LINK if compiler.zig else ''}", 0, 0)
             log += compiler.run([*objects, *link], work, f"linking {product}")
             (work / "build.log").write_text(log, encoding="utf-8")
             for file in objects:
@@ -110,7 +127,7 @@ def build(
             made_by = {"compiler": compiler.version, "flags": list(flags), "inputs": inputs}
             _finish(work, product, {**spec, "arch": platform.arch, "system": platform.system.name, **made_by})
 
-    data.once(folder, lambda: opened(folder) is not None, make, options.waiting)
+    data.once(folder, lambda: opened(folder) is not None, make, partial(tell, data.WAITING, 0, 0))
     built = opened(folder)
     if built is None:
         raise BitgenError(f"{folder} was damaged or removed as soon as it was built; build again")
@@ -233,9 +250,10 @@ def _compile_all(
     sources: Mapping[str, str],
     work: Path,
     arch: str,
-    progress: Progress | None,
+    progress: Progress,
 ) -> str:
-    """Compile all units to objects in `work`, one compiler process per CPU at a time. Returns the log."""
+    """Compile all units to objects in `work`, a compiler process for each CPU of this process. Returns the log."""
+    progress(0, len(units))
     headers = "".join(text for file, text in sorted(sources.items()) if file.endswith(".h"))
     objects = data.cached("objects")
 
@@ -258,11 +276,10 @@ def _compile_all(
         return log
 
     logs = []
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(targets.default_threads()) as pool:
         for done, log in enumerate(pool.map(compile_one, units), 1):
             logs.append(log)
-            if progress:
-                progress(done, len(units))
+            progress(done, len(units))
     return "".join(logs)
 
 

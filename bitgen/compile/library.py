@@ -9,7 +9,6 @@ the architecture's baseline, text/ and programs/ for programs only.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
@@ -21,7 +20,7 @@ from bitgen.compile.clang import Artefact, BuildOptions, Unit
 from bitgen.errors import UnsupportedError
 from bitgen.kernels import render
 from bitgen.kernels.plan import ModelPlan
-from bitgen.spec import KernelSpec, ModelShape
+from bitgen.spec import KernelSpec, Listener, ModelShape
 
 ONCE = ("core/*.c", "os/*.c")  # a file of os/ is empty on systems that it is not for
 PROBES = ("core/isa.c", "os/*.c")  # what of ONCE a library without float operations needs
@@ -131,14 +130,21 @@ def isa_index(lib: Any, isa: str) -> int:
     return index
 
 
-@functools.cache
-def host_isas() -> tuple[str, ...]:
+_found: list[tuple[str, ...]] = []
+"""The levels of this host, once they are known."""
+
+
+def host_isas(listener: Listener = lambda *_: None) -> tuple[str, ...]:
     """The ISA levels that this CPU executes, best first, found by running each level's probe."""
-    levels = [Level(t.isa, (), {}, "", ops=False) for t in targets.levels(targets.platform_of())]
-    lib = binding.load(assemble("probe", levels, {"purpose": "finds the ISA levels this CPU executes"}).path)
-    return tuple(level.isa for i, level in enumerate(levels) if lib.bg_isa_runs(i))
+    if not _found:
+        levels = [Level(t.isa, (), {}, "", ops=False) for t in targets.levels(targets.platform_of())]
+        options = BuildOptions(listener=listener, stage="finding what this CPU executes: compiling probes")
+        probes = assemble("probe", levels, {"purpose": "finds the ISA levels this CPU executes"}, options)
+        lib = binding.load(probes.path)
+        _found.append(tuple(level.isa for i, level in enumerate(levels) if lib.bg_isa_runs(i)))
+    return _found[0]
 
 
-def host_isa() -> str:
+def host_isa(listener: Listener = lambda *_: None) -> str:
     """The best ISA level that this CPU executes."""
-    return host_isas()[0]
+    return host_isas(listener)[0]

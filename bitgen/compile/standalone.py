@@ -41,6 +41,11 @@ class Program:
     levels: tuple[str, ...]  # ISA levels that it holds, best first
     left_out: tuple[str, ...]  # those of the architecture that cannot read the weights' layouts
 
+    def to_json(self) -> dict[str, object]:
+        """What `bitgen build --standalone --json` prints."""
+        files = [{"path": str(file), "bytes": file.stat().st_size} for file in self.files]
+        return {"files": files, "levels": list(self.levels), "left_out": list(self.left_out)}
+
     @property
     def about(self) -> str:
         """One line: how large, and for which CPUs."""
@@ -72,12 +77,11 @@ def write(
     for file in (program, weights):
         data.target(file, inputs)
     tokens = tables.blob(Tokenizer.from_metadata(checkpoint.metadata))
-    waiting = partial(progress, data.WAITING, 0, 0)
-    options = BuildOptions(platform, "run.c", progress=partial(progress, "compiling"), waiting=waiting)
+    options = BuildOptions(platform, "run.c", listener=progress)
     artefact = library.for_model(checkpoint.shape, levels, options)
 
     def pack_model(path: Path) -> None:
-        pack.write(path, checkpoint, levels[0], head, partial(progress, "packing"))
+        pack.write(path, checkpoint, levels[0], head, partial(progress, "packing the weights"))
 
     with data.replacing(program, parents=True) as made:
         shutil.copy(artefact.path, made)

@@ -14,6 +14,7 @@ from bitgen.data import replacing
 from bitgen.engine import arguments
 from bitgen.engine.session import FloatArray, OpenedModel, Session, states_batch
 from bitgen.errors import BitgenError, UnsupportedError, quoted
+from bitgen.spec import Progress
 
 POOLINGS: dict[str, int] = {"mean": 1, "cls": 2, "last": 3}
 """How a text's states become one vector -> GGUF's <architecture>.pooling_type. cls: the state of the first token."""
@@ -54,8 +55,8 @@ def pooling_of(metadata: Any) -> str:
     return names[asked] if known else f"type {quoted(asked)}"
 
 
-def embed(model: OpenedModel, texts: Sequence[str], pooling: str) -> FloatArray:
-    """Vectors float32 [len(texts), hidden] of length one; see `Model.embed`."""
+def embed(model: OpenedModel, texts: Sequence[str], pooling: str, progress: Progress = lambda *_: None) -> FloatArray:
+    """Vectors float32 [len(texts), hidden] of length one; see `Model.embed`. progress: (texts done, texts)."""
     if not isinstance(pooling, str) or pooling not in POOLINGS:
         known = ", ".join(POOLINGS)
         raise UnsupportedError(f"pooling {arguments.shown(pooling)} is not supported; known: {known}")
@@ -64,7 +65,10 @@ def embed(model: OpenedModel, texts: Sequence[str], pooling: str) -> FloatArray:
     vectors = np.empty((len(texts), model.shape.hidden), np.float32)
     with ExitStack() as opened:
         sessions: list[Session] = []
+        done = 0
         for group in _groups(ids):
+            progress(done, len(texts))
+            done += len(group)
             for i in group[len(sessions) :]:  # the longest texts come first, so each session has room for later ones
                 context = len(ids[i])
                 session = sessions[0].share(context) if sessions else Session(model, context=context)

@@ -46,7 +46,7 @@ def _pack_once(packed: Path, checkpoint: Checkpoint, plan: plans.ModelPlan, head
     """See to it that the packed model is there and sound, and return whether it was made now."""
 
     def write() -> None:
-        pack.write(packed, checkpoint, plan, head, lambda done, total: report("packing", done, total))
+        pack.write(packed, checkpoint, plan, head, lambda done, total: report("packing the weights", done, total))
 
     return once(packed, partial(checksum.is_sound, packed), write, partial(report, WAITING, 0, 0))
 
@@ -108,7 +108,7 @@ class Model(Uncopied):
             disk; rows that float16 does not hold exactly are bfloat16 or float32. "int8" has codes alone: logits within
             their rounding.
         i2s_layout, activation, tl_tiles: what the file does not say, or says wrongly; as in read_gguf.
-        progress: called as (stage, done, total) while kernels compile and weights are packed.
+        progress: called as (stage, done, total) while kernels compile and weights are packed; total 0: not known.
         """
         started = time.perf_counter()
         source = shipped_path() if path is None else arguments.path("path", path)
@@ -117,16 +117,15 @@ class Model(Uncopied):
         threads = None if threads is None else arguments.checked("threads", threads)
         level = None if isa is None else arguments.text("isa", isa)
         report = arguments.instance("progress", progress or (lambda *_: None), Callable, "a function")
+        report("reading the model", 0, 0)
         checkpoint = read_gguf(source, i2s_layout, activation, tl_tiles)
         chat_templates = carried(checkpoint.metadata)
-        plan = plans.of_model(checkpoint.shape, library.host_isa() if level is None else level)
-        options = BuildOptions(
-            progress=lambda done, total: report("compiling", done, total), waiting=partial(report, WAITING, 0, 0)
-        )
-        artefact = library.for_model(checkpoint.shape, [plan], options)
+        plan = plans.of_model(checkpoint.shape, library.host_isa(report) if level is None else level)
+        artefact = library.for_model(checkpoint.shape, [plan], BuildOptions(listener=report))
         packed = pack.path_for(checkpoint.files, plan, head, f"{checkpoint.shape} {checkpoint.reading}")
         pack_once = partial(_pack_once, packed, checkpoint, plan, head, report)
         made = pack_once()
+        report("reading the vocabulary", 0, 0)
         tokenizer = Tokenizer.from_metadata(checkpoint.metadata)
         _give_back_memory()
         open_packed = partial(cls, source, checkpoint.shape, tokenizer, plan, artefact, packed, head, threads)

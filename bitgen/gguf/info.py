@@ -1,4 +1,4 @@
-"""A model file described as data: what `bitgen info` prints."""
+"""A model file described as data: what `bitgen info --json` prints, and cli/facts.py puts into words."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bitgen.text.tokenizer import Tokenizer
 
 
 def describe(path: str | Path) -> dict[str, Any]:
-    """Facts about a GGUF file, ready to print or to dump as JSON.
+    """Facts about a GGUF file, ready to dump as JSON: keys without blanks, numbers as numbers.
 
     A sound file that bitgen cannot run is described as far as possible, with the reason under "unsupported".
     FormatError: the file is broken.
@@ -25,7 +25,7 @@ def describe(path: str | Path) -> dict[str, Any]:
     architecture = container.metadata.get("general.architecture")
     facts: dict[str, Any] = {
         "file": str(container.path),
-        "size": _size(container.size),
+        "bytes": container.size,
         "architecture": architecture if isinstance(architecture, str) else None,
         "tensors": _tensors(container),
     }
@@ -51,15 +51,19 @@ def _shape(s: ModelShape, why: str) -> dict[str, Any]:
         "layers": s.layers,
         "hidden": s.hidden,
         "intermediate": s.intermediate,
-        "heads": f"{s.heads} of {s.head_dim}, {s.kv_heads} for keys and values",
+        "heads": s.heads,
+        "head_dim": s.head_dim,
+        "kv_heads": s.kv_heads,
         "vocabulary": s.vocab,
         "context": s.context,
-        "activation": f"{s.activation} ({why})",
-        "norms in a layer": ", ".join(s.norms),
-        "head": "tied to the embedding" if s.tied else "its own",
-        **({"window": f"{s.window} positions, all in every {s.window_period}th layer"} if s.window else {}),
-        "rope": f"{'adjacent pairs' if s.rope_interleaved else 'half-rotation'}, theta {s.rope_theta:g}",
-        "norm epsilon": s.norm_eps,
+        "activation": s.activation,
+        "activation_reason": why,
+        "layer_norms": list(s.norms),
+        "head_tied": s.tied,
+        **({"window": s.window, "window_period": s.window_period} if s.window else {}),
+        "rope_interleaved": s.rope_interleaved,
+        "rope_theta": s.rope_theta,
+        "norm_epsilon": s.norm_eps,
     }
 
 
@@ -70,25 +74,15 @@ def _weights(container: Container) -> dict[str, Any]:
     parameters = sum(t.elements for t in container.tensors.values())
     return {
         "parameters": parameters,
-        "ternary weights": weights,
-        "bits per ternary weight": round(8 * nbytes / weights, 3),
-        "bits per parameter": round(8 * container.size / parameters, 3),
+        "ternary_weights": weights,
+        "bits_per_ternary_weight": round(8 * nbytes / weights, 3),
+        "bits_per_parameter": round(8 * container.size / parameters, 3),
     }
 
 
 def _tokenizer(container: Container) -> dict[str, Any]:
-    """The kind of tokenizer, or why there is none."""
+    """The kind of tokenizer, or None and why there is none."""
     try:
         return {"tokenizer": Tokenizer.from_metadata(container.metadata).kind}
     except BitgenError as error:
-        return {"tokenizer": f"none: {error}"}
-
-
-def _size(nbytes: int) -> str:
-    """Bytes for people."""
-    amount, unit = float(nbytes), "bytes"
-    for larger in ("KiB", "MiB", "GiB"):
-        if amount < 1024:
-            break
-        amount, unit = amount / 1024, larger
-    return f"{nbytes} bytes" if unit == "bytes" else f"{amount:.1f} {unit}"
+        return {"tokenizer": None, "tokenizer_error": str(error)}

@@ -17,7 +17,7 @@ import hashlib
 import json
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,18 @@ def cpu_name(cpuinfo: str | None = None) -> str:
     return " ".join(fields[k] for k in sorted(fields)) or "unknown CPU"
 
 
+def cpu_title(name: str) -> str:
+    """The CPU of a `cpu_name` as its maker markets it: without the numbers that tell models apart; an ARM core by name.
+
+    "25 17 AMD EPYC 9B14" is "AMD EPYC 9B14", "0x41 0xd0c" is "Neoverse-N1".
+    """
+    implementer, _, rest = name.partition(" ")
+    part, _, sold_as = rest.partition(" ")
+    if core := targets.CORES.get((implementer, part)):
+        return core
+    return sold_as if sold_as and implementer.isdecimal() and part.isdecimal() else name
+
+
 def path_of(cpu: str, isa: str) -> Path:
     """Where the plan for an ISA on a CPU is kept."""
     name = store.slug(re.sub(r"[^a-z0-9]+", "-", cpu.lower()))
@@ -147,6 +159,16 @@ def save(plan: Plan, path: Path) -> None:
     """Write a plan by atomic rename."""
     with data.replacing(path, parents=True) as part:
         part.write_text(json.dumps(plan.to_json(), indent=1) + "\n", encoding="utf-8")
+
+
+def forget(path: Path, shapes: Iterable[GemmShape]) -> set[GemmShape]:
+    """Drop what the plan in a file has decided for some matrices; those for which it had."""
+    plan = load(path)
+    known = plan.decisions.keys() & set(shapes) if plan else set()
+    if plan and known:
+        plan.decisions = {shape: decision for shape, decision in plan.decisions.items() if shape not in known}
+        save(plan, path)
+    return known
 
 
 @dataclass(frozen=True)

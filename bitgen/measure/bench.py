@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from bitgen.errors import BitgenError
 from bitgen.headers import constants
 from bitgen.kernels import plan
 from bitgen.measure.report import BenchReport, Case, Kind, Limits, Machine, Rate, Subject
-from bitgen.spec import Listener
+from bitgen.spec import Listener, Progress
 from bitgen.targets import default_threads
 from bitgen.tune.lab import stream_bytes
 
@@ -65,15 +66,32 @@ def bench(
         raise BitgenError(f"{longest} tokens do not fit into the model's context of {model.shape.context}")
     cases = _cases(threads, prompts, generate, contexts, batches)
     busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    machine = {count: limits(model, count) for count in dict.fromkeys(threads)}
+    machine = {}
+    for count in dict.fromkeys(threads):
+        listener(f"measuring the machine's limits, {_threads(count)}", 0, 0)
+        machine[count] = limits(model, count)
     results = []
-    for done, case in enumerate(cases, 1):
-        results.append(_measure(model, machine[case.threads], case, cache))
-        listener(f"{case.kind} {case.tokens}", done, len(cases))
+    for case, told in staged(cases, listener):
+        results.append(_measure(model, machine[case.threads], case, cache, told))
     shape, isa = model.shape, model.plan.isa
     subject = Subject(shape.name, model.path.name, model.head, cache, isa, shape.activation)
     system, compiler = platform.platform(terse=True), str(model.artefact.spec["compiler"])
-    return BenchReport(subject, Machine(plan.cpu_name(), system, compiler, busy, machine), tuple(results))
+    return BenchReport(
+        subject, Machine(plan.cpu_title(plan.cpu_name()), system, compiler, busy, machine), tuple(results)
+    )
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' * (count != 1)}"
+
+
+def staged(cases: Sequence[Case], listener: Listener, stage: str = "") -> Iterator[tuple[Case, Progress]]:
+    """Each case with what its runs tell the listener of: (runs done, RUNS). The stage is named after the case."""
+    for number, case in enumerate(cases, 1):
+        name = f"{stage}{case.title}, {_threads(case.threads)} ({number} of {len(cases)})"
+        told = partial(listener, name)
+        told(0, RUNS)
+        yield case, told
 
 
 def _cases(
@@ -85,9 +103,12 @@ def _cases(
     return [Case(kind, n, t, batch, at) for t in threads for at in contexts for kind, n, batch in tests if n and batch]
 
 
-def _measure(model: Model, machine: Limits, case: Case, cache: Cache) -> Rate:
+def _measure(model: Model, machine: Limits, case: Case, cache: Cache, progress: Progress) -> Rate:
+    rates: list[float] = []
     with runs(model, case, cache) as (_, timed):
-        rates = [case.batch * case.tokens / seconds for seconds in timed]
+        for seconds in timed:
+            rates.append(case.batch * case.tokens / seconds)
+            progress(len(rates), RUNS)
     rate, per_token = statistics.median(rates), _bytes_per_token(model, case, cache)
     return Rate(
         case,

@@ -74,9 +74,8 @@ def energy(model: Model, report: BenchReport, listener: Listener = lambda *_: No
     except UnsupportedError as e:
         return Energy((), str(e), ())
     rows = []
-    for done, case in enumerate(report.cases, 1):
+    for case, _ in bench.staged(report.cases, listener, "energy of "):
         rows.append(_row(model, counters, case, report.model.cache))
-        listener("energy", done, len(report.cases))
     return Energy(tuple(zone.name for zone in counters), None, tuple(rows))
 
 

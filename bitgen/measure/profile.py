@@ -16,10 +16,9 @@ OUTSIDE = "outside"
 def profile(model: Model, report: BenchReport, listener: Listener = lambda *_: None) -> tuple[Profile, ...]:
     """Profile every case of a report of `bench`, in runs of their own."""
     entries = []
-    for done, case in enumerate(report.cases, 1):
+    for case, _ in bench.staged(report.cases, listener, "profiling "):
         machine = report.host.limits[case.threads]
         entries.append(Profile(case, _steps(model, machine, case, report.model.cache)))
-        listener("profiling", done, len(report.cases))
     return tuple(entries)
 
 

@@ -14,31 +14,29 @@ which has every matrix shape of the whole. All other checks run the model itself
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
-import json
-import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bitgen import data, store, targets
+from bitgen import data
 from bitgen.checkpoints import reference
 from bitgen.checkpoints.checkpoint import ALL, Checkpoint
 from bitgen.compile import binding, checksum, clang, library, pack
-from bitgen.compile.clang import Artefact, BuildOptions
-from bitgen.compile.compiler import find_compiler
+from bitgen.compile.clang import BuildOptions
 from bitgen.engine.model import Model
 from bitgen.engine.session import Sampling
 from bitgen.errors import BitgenError, UnsupportedError
-from bitgen.gguf.reader import GgufCheckpoint, read_gguf
+from bitgen.gguf.reader import read_gguf
 from bitgen.kernels import plan, space
 from bitgen.kernels.plan import ModelPlan
+from bitgen.measure import receipt as receipts
+from bitgen.measure.receipt import Check, Receipt
 from bitgen.spec import GemmShape, KernelSpec, Listener, MatrixPlan, ModelShape
 from bitgen.tune.lab import VERIFY_TOKENS, Trial, differs
 
@@ -59,64 +57,36 @@ PERPLEXITY = 5e-3
 """Largest difference of the logarithm of the perplexity from that of transformers: roundings average out."""
 
 
-@dataclass(frozen=True)
-class Check:
-    """One verdict: what was compared, on what, and how it went."""
-
-    group: str
-    subject: str
-    ok: bool
-    detail: str
-    seconds: float = 0.0
-
-
-@dataclass
-class Receipt:
-    """What was verified, of which files, on which machine."""
-
-    machine: Mapping[str, Any]
-    model: Mapping[str, Any]
-    levels: Mapping[str, Any]
-    checks: list[Check] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        """Whether everything held, and something was tried."""
-        return bool(self.checks) and all(check.ok for check in self.checks)
-
-    def to_json(self) -> dict[str, Any]:
-        """The receipt as plain data, the verdict first."""
-        return {"verdict": "pass" if self.ok else "FAIL", **asdict(self)}
-
-
 def verify(path: Path, against: str | None = None, listener: Listener = lambda *_: None, **reading: Any) -> Receipt:
     """Verify a GGUF file's model with every ISA level that this CPU executes.
 
     against: "hf:DIR", a transformers checkpoint of the same model. reading: the options of read_gguf.
     A comparison that fails is a Check that is not ok; an error means that nothing could be compared (a file that cannot
-    be read, no compiler, no torch).
+    be read, no compiler, no torch). The listener is told of each stage before it begins.
     """
+    listener("reading the model", 0, 0)
     checkpoint = read_gguf(path, **reading)
+    if against is not None:
+        listener("loading the checkpoint with transformers", 0, 0)
     theirs = _transformers(against) if against is not None else None
-    plans = [plan.of_model(checkpoint.shape, isa) for isa in library.host_isas()]
-    artefact = library.for_model(checkpoint.shape, plans, _told(listener, "compiling"))
-    receipt = Receipt(_machine(), _model(checkpoint), _levels(plans, artefact))
+    plans = [plan.of_model(checkpoint.shape, isa) for isa in library.host_isas(listener)]
+    artefact = library.for_model(checkpoint.shape, plans, BuildOptions(listener=listener))
+    receipt = Receipt(receipts.machine(), receipts.model(checkpoint, listener), receipts.levels(plans, artefact))
     model = Model.load(path, progress=listener, **reading)
     stages: list[Iterator[Check]] = [
-        _files(model.packed),
+        _files(model.packed, listener),
         _kernels(checkpoint.shape, plans, listener),
         _same_bits(cut(checkpoint), plans, listener),
-        _self_consistency(model),
-        _whole_model(model, checkpoint),
+        _self_consistency(model, listener),
+        _whole_model(model, checkpoint, listener),
     ]
     if against is not None and theirs is not None:
-        stages.append(_against(model, against, theirs))
+        stages.append(_against(model, against, theirs, listener))
     for stage in stages:
         started = time.perf_counter()
         for check in stage:
             now = time.perf_counter()
             receipt.checks.append(replace(check, seconds=round(now - started, 3)))
-            listener(check.group, len(receipt.checks), 0)
             started = now
     return receipt
 
@@ -124,13 +94,16 @@ def verify(path: Path, against: str | None = None, listener: Listener = lambda *
 # ---- files --------------------------------------------------------------------------------------------------
 
 
-def _files(packed: Path) -> Iterator[Check]:
+def _files(packed: Path, listener: Listener) -> Iterator[Check]:
     """What lies in the cache, read in full: the samples that are compared at every start may all be sound."""
+    listener("reading the packed model in the cache", 0, 0)
     sound = checksum.is_sound(packed, whole=True)
     if not sound:
         packed.unlink(missing_ok=True)
     yield _file(packed, sound, f"{packed.stat().st_size if sound else 0} bytes")
-    for spec in sorted(data.cached("build").glob("*/spec.json")):
+    specs = sorted(data.cached("build").glob("*/spec.json"))
+    for done, spec in enumerate(specs):
+        listener("reading the libraries in the cache", done, len(specs))
         if b'"sha256"' in spec.read_bytes():  # without it a library is never loaded
             yield _file(spec.parent, clang.opened(spec.parent) is not None, "libraries as built")
 
@@ -151,10 +124,12 @@ def _kernels(shape: ModelShape, plans: Sequence[ModelPlan], listener: Listener) 
         planned = [s for role, p in at.matrices.items() for s in p.specs(shape.matrices[role], at.isa)]
         others = [s for m in matrices for p in _formats(m, at.isa) for s in p.specs(m, at.isa)]
         specs = list(dict.fromkeys([*planned, *others]))
-        built = library.for_kernels(at.isa, specs, _told(listener, f"compiling {at.isa}"))
+        options = BuildOptions(listener=listener, stage=f"compiling {at.isa} kernels")
+        built = library.for_kernels(at.isa, specs, options)
         lib = binding.load(built.path)
         isa = library.isa_index(lib, at.isa)
         for index, spec in enumerate(specs):
+            listener(f"checking {at.isa} kernels", index, len(specs))
             wrong = kernel_differs(lib, isa, index, spec, codes[spec.shape])
             yield Check("kernels", spec.symbol, not wrong, wrong or "equal to the oracle")
 
@@ -216,16 +191,19 @@ def _same_bits(checkpoint: Checkpoint, plans: Sequence[ModelPlan], listener: Lis
     with data.scratch() as folder:
         for at in plans:
             for name, planned in _plans_to_check(shape, at):
-                packed = folder / "model.bgpk"
-                pack.write(packed, checkpoint, planned, progress=lambda d, t: listener("packing", d, t))
-                built = library.for_model(shape, [planned], _told(listener, "compiling"))
+                packed, level = folder / "model.bgpk", f"{at.isa}, {name}"
+                pack.write(packed, checkpoint, planned, progress=partial(listener, f"packing for {level}"))
+                options = BuildOptions(listener=listener, stage=f"compiling kernels for {level}")
+                built = library.for_model(shape, [planned], options)
                 model = Model(packed, shape, _NO_TOKENIZER, planned, built, packed, "f16", 2)
+                listener(f"computing logits on {level}", 0, 0)
                 logits = model.logits(tokens)
                 if first is None:
                     first = logits
+                    listener("comparing with the NumPy reference", 0, 0)
                     yield _reference(model, checkpoint, "NumPy", MIN_NEAR)
                 del model
-                yield _equal("same bits", f"{at.isa}, {name}", logits, first)
+                yield _equal("same bits", level, logits, first)
 
 
 _NO_TOKENIZER: Any = None  # a cut model is asked for logits only
@@ -243,8 +221,9 @@ def _plans_to_check(shape: ModelShape, at: ModelPlan) -> Iterator[tuple[str, Mod
             yield name, replace(at, matrices=matrices)
 
 
-def _self_consistency(model: Model) -> Iterator[Check]:
+def _self_consistency(model: Model, listener: Listener) -> Iterator[Check]:
     """The model as it is: the same logits at every thread count and chunk size, and the head's choices from them."""
+    listener("computing logits with other numbers of threads and tokens", 0, 0)
     tokens = _prompts(model.shape.vocab, 1, TOKENS)[0]
     first = model.logits(tokens)
     yield Check("same bits", "finite", bool(np.isfinite(first).all()), "no NaN and no infinity in the logits")
@@ -255,6 +234,7 @@ def _self_consistency(model: Model) -> Iterator[Check]:
         with model.session(context=TOKENS) as session:
             parts = [session.forward(tokens[i : i + size], every=True) for i in range(0, TOKENS, size)]
             yield _equal("same bits", f"{size} tokens at a time", np.concatenate(parts), first)
+    listener("comparing the head's choices with all logits", 0, 0)
     for name, sampling in (("greedy", Sampling(temperature=0)), ("top-k 40", Sampling(top_k=40, seed=7))):
         with model.session(context=TOKENS) as session:
             chosen = session.next(tokens, sampling, tokens, 0, TOKENS)
@@ -282,9 +262,10 @@ def _reference(model: Model, checkpoint: Checkpoint, subject: str, min_near: flo
     return _agreement("reference", subject, [model.logits(p, cache="f32") for p in prompts], wanted, min_near)
 
 
-def _whole_model(model: Model, checkpoint: Checkpoint) -> Iterator[Check]:
+def _whole_model(model: Model, checkpoint: Checkpoint, listener: Listener) -> Iterator[Check]:
     """All layers of a model that was compared in a cut; through so many, nearly every prompt meets a rounding."""
     if cut(checkpoint) is not checkpoint:
+        listener("comparing all layers with the NumPy reference", 0, 0)
         yield _reference(model, checkpoint, "NumPy, all layers", 0)
 
 
@@ -302,8 +283,9 @@ def _agreement(
     return Check(group, subject, bool(near >= min_near and off.max() < ROUNDED), detail)
 
 
-def _against(model: Model, source: str, theirs: Logits) -> Iterator[Check]:
+def _against(model: Model, source: str, theirs: Logits, listener: Listener) -> Iterator[Check]:
     """Logits and perplexity of transformers in float32, from a checkpoint of the same model."""
+    listener("comparing with transformers", 0, 0)
     prompts = _prompts(model.shape.vocab, PROMPTS, 2)
     want = [theirs(p) for p in prompts]
     near = MIN_NEAR if model.ternary_weights <= CUT_WEIGHTS else 0
@@ -345,56 +327,3 @@ def _transformers(source: str) -> Logits:
         return found
 
     return logits
-
-
-# ---- the receipt ----------------------------------------------------------------------------------------------
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "bitgen": importlib.metadata.version("bitgen"),
-        "cpu": plan.cpu_name(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "compiler": find_compiler(targets.platform_of()).version,
-        "templates": _templates(),
-    }
-
-
-def _told(listener: Listener, stage: str) -> BuildOptions:
-    """A build for this host that tells the listener of its progress."""
-    return BuildOptions(
-        progress=lambda done, total: listener(stage, done, total), waiting=lambda: listener(data.WAITING, 0, 0)
-    )
-
-
-def _templates() -> str:
-    """Hash of all template text."""
-    digest = hashlib.sha256()
-    for file in sorted(data.folder("templates").rglob("*.j2")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def _model(checkpoint: GgufCheckpoint) -> dict[str, Any]:
-    """What a receipt says of the model. The hash is of its file, or of the parts' bytes one after the other."""
-    digest = hashlib.sha256()
-    for path in checkpoint.files:
-        with path.open("rb") as f:
-            while block := f.read(1 << 22):
-                digest.update(block)
-    size = sum(path.stat().st_size for path in checkpoint.files)
-    return {
-        "name": checkpoint.shape.name,
-        "file": checkpoint.path.name,
-        "bytes": size,
-        "sha256": digest.hexdigest(),
-    }
-
-
-def _levels(plans: Sequence[ModelPlan], artefact: Artefact) -> dict[str, Any]:
-    layouts = {at.isa: {role: asdict(p) for role, p in at.matrices.items()} for at in plans}
-    return {
-        "plans": layouts,
-        "plans_sha256": hashlib.sha256(json.dumps(layouts, sort_keys=True).encode()).hexdigest(),
-        "library_sha256": store.sha256(artefact.path),
-    }

@@ -169,23 +169,23 @@ class Estimate:
         each = self.products / self.loop.count
         return each if self.loop_share > trace.NEARLY_ALWAYS and each == int(each) else None
 
-    def __str__(self) -> str:
-        """A table of the loop and of the whole call."""
-        rows: list[tuple[str, float, float, float | None]] = [
-            (f"a pass of {self.loop.label}", len(self.loop.lines), self.loop_cycles, self.loop_products),
-            (f"a call for {tokens(self.spec)} token(s)", self.instructions, self.cycles, self.products),
-        ]
-        text = [
-            self.spec.symbol,
-            self.core.basis,
-            f"{self.loop.label} runs {self.loop_share:.0%} of the instructions",
-            "",
-        ]
-        text.append(f"{'':24}{'instructions':>14}{'cycles':>14}{'weights':>14}  per weight: instructions    cycles")
-        for what, instructions, cycles, products in rows:
-            each = f"{products:>14,.0f}{instructions / products:>26.4f}{cycles / products:>10.4f}" if products else ""
-            text.append(f"{what:24}{instructions:>14,.0f}{cycles:>14,.1f}{each}")
-        return "\n".join(text)
+    def to_json(self) -> dict[str, Any]:
+        """What `bitgen gen SYMBOL --mca CPU --json` prints."""
+        return {
+            "symbol": self.spec.symbol,
+            "cpu": self.core.cpu,
+            "scheduling_model": self.core.units,
+            "llvm": self.core.version,
+            "tokens": tokens(self.spec),
+            "products": self.products,
+            "instructions": self.instructions,
+            "cycles": self.cycles,
+            "loop_label": self.loop.label,
+            "loop_instructions": len(self.loop.lines),
+            "loop_cycles": self.loop_cycles,
+            "loop_products": self.loop_products,
+            "loop_share": self.loop_share,
+        }
 
 
 def estimate(spec: KernelSpec, core: Core) -> Estimate:
@@ -278,8 +278,10 @@ def estimate_plan(
     """
     compiler = find_compiler(targets.platform_of(core.arch)).version
     plan = Plan(isa, core.cpu, compiler, core.basis)
-    for shape in dict.fromkeys(shapes):
-        plan.decisions[shape] = decide(shape, isa, core, effort, bytes_per_cycle, listener)
+    distinct = list(dict.fromkeys(shapes))
+    for number, shape in enumerate(distinct, 1):
+        told = search.within(listener, shape, number, distinct)
+        plan.decisions[shape] = decide(shape, isa, core, effort, bytes_per_cycle, told)
     return plan
 
 
@@ -296,7 +298,8 @@ def decide(
     costs: dict[KernelSpec, float] = {}
     estimates: dict[KernelSpec, Estimate] = {}
     failed: dict[str, str] = {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    listener("estimating kernels", 0, len(specs))
+    with ThreadPoolExecutor(targets.default_threads()) as pool:
         for done, (spec, found) in enumerate(zip(specs, pool.map(lambda s: _try(s, core), specs), strict=True), 1):
             if isinstance(found, Estimate):
                 estimates[spec] = found
@@ -304,7 +307,7 @@ def decide(
                 costs[spec] = max(found.cycles, streamed) / tokens(spec)
             else:
                 failed[spec.symbol] = str(found)
-            listener(f"{shape.m}x{shape.k} estimating", done, len(specs))
+            listener("estimating kernels", done, len(specs))
     pairs = [(v, g) for v in costs for g in costs if (v.op, g.op) == ("gemv", "gemm") and v.layout == g.layout]
     if not pairs:
         reasons = "; ".join(dict.fromkeys(failed.values()))

@@ -24,7 +24,7 @@ from bitgen.errors import EngineError
 from bitgen.kernels import plan
 from bitgen.kernels.formats import FORMATS
 from bitgen.kernels.layout import Bytes, Codes, with_steps
-from bitgen.spec import GemmShape, KernelSpec, Layout, Progress
+from bitgen.spec import GemmShape, KernelSpec, Layout, Listener
 from bitgen.targets import default_threads
 
 PREFILL_TOKENS = 128
@@ -87,24 +87,24 @@ class Site(Protocol):
     def load(self) -> float:
         """Load average before tuning began."""
 
-    def lab(self, isa: str, specs: Sequence[KernelSpec], threads: int, progress: Progress) -> Lab:
+    def lab(self, isa: str, specs: Sequence[KernelSpec], threads: int, listener: Listener) -> Lab:
         """Compile the candidates of one shape and prepare the data to run them on."""
 
 
 class Host:
     """The machine that bitgen runs on."""
 
-    def __init__(self) -> None:
+    def __init__(self, listener: Listener = lambda *_: None) -> None:
         self.arch = targets.host_arch()
-        self.isas = library.host_isas()
+        self.isas = library.host_isas(listener)
         self.cpus = default_threads()
         self.cpu = plan.cpu_name()
         self.basis = f"measured on {self.cpu}"
         self.compiler = find_compiler(targets.platform_of()).version
         self.load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
-    def lab(self, isa: str, specs: Sequence[KernelSpec], threads: int, progress: Progress) -> Lab:
-        return HostLab(isa, specs, threads, progress)
+    def lab(self, isa: str, specs: Sequence[KernelSpec], threads: int, listener: Listener) -> Lab:
+        return HostLab(isa, specs, threads, listener)
 
 
 class HostLab:
@@ -114,8 +114,9 @@ class HostLab:
     layouts.
     """
 
-    def __init__(self, isa: str, specs: Sequence[KernelSpec], threads: int, progress: Progress) -> None:
-        self._lib = binding.load(library.for_kernels(isa, specs, BuildOptions(progress=progress)).path)
+    def __init__(self, isa: str, specs: Sequence[KernelSpec], threads: int, listener: Listener) -> None:
+        self._lib = binding.load(library.for_kernels(isa, specs, BuildOptions(listener=listener)).path)
+        listener("preparing the data", 0, 0)
         self._isa, self._threads = library.isa_index(self._lib, isa), threads
         self._index = {spec: i for i, spec in enumerate(specs)}
         shape = specs[0].shape

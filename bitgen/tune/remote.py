@@ -18,12 +18,11 @@ import selectors
 import shlex
 import signal
 import statistics
-import struct
 import subprocess
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -35,9 +34,9 @@ from bitgen.compile.clang import BuildOptions
 from bitgen.compile.library import Level
 from bitgen.errors import LONGEST, RemoteError, UnsupportedError, brief
 from bitgen.kernels import plan
-from bitgen.kernels.layout import Bytes, Codes
-from bitgen.spec import GemmShape, KernelSpec, Layout, Progress
+from bitgen.spec import KernelSpec, Layout, Listener
 from bitgen.tune import lab
+from bitgen.tune.bands import banded, spans
 from bitgen.tune.lab import PREFILL_TOKENS, REPS, VERIFY_TOKENS
 from bitgen.tune.ssh import ssh_command
 
@@ -47,9 +46,7 @@ CONNECT_SECONDS = 60
 ANSWER_SECONDS = 600  # a prefill kernel in portable C on a slow core takes minutes
 SYSTEM, PROGRAM = "linux", "tuner.c"  # whatever this host is
 GREETING = "bitgen-tuner 1"
-BAND = 64  # rows of each of the three bands of nonzero weights: top, middle, bottom
 LINE, FILE = 1 << 16, 1 << 24  # bytes that one may have which the device sends
-RUN = 64  # equal bytes of packed weights, this many or more, are sent as one run
 
 SCRIPT = "; ".join(
     (
@@ -211,18 +208,23 @@ class Device:
     """A `Site` behind SSH: `target` is [user@]host[:port] or a Host of the user's ssh configuration.
 
     `ssh` is the ssh command with its options (default: BITGEN_SSH, else ssh), `arch` the architecture to compile for
-    (default: by `uname -m` there).
+    (default: by `uname -m` there). The listener is told what is being waited for.
     """
 
-    def __init__(self, target: str, arch: str | None = None, ssh: str | None = None) -> None:
+    def __init__(
+        self, target: str, arch: str | None = None, ssh: str | None = None, listener: Listener = lambda *_: None
+    ) -> None:
         self._target = target
+        listener("connecting to the device", 0, 0)
         self._command = [*ssh_command(target, ssh), f"exec sh -c {shlex.quote(SCRIPT)}"]
         with contextlib.closing(self._connect()) as tuner:
             self.arch = arch or _arch(tuner.name)
             self._platform = targets.platform_of(self.arch, SYSTEM)
             levels = [Level.of_kernels(t.isa, ()) for t in targets.levels(self._platform)]
             spec = {"purpose": "finds what a device executes"}
-            probe = library.assemble("tuner", levels, spec, BuildOptions(self._platform, PROGRAM))
+            options = BuildOptions(self._platform, PROGRAM, listener=listener, stage="compiling probes for the device")
+            probe = library.assemble("tuner", levels, spec, options)
+            listener("asking the device what it executes", 0, 0)
             _bring(tuner, probe.path)
             self.isas = tuner.read("levels", _executed)
             self.cpus = tuner.read("cpus", _cpus)
@@ -232,14 +234,15 @@ class Device:
         self.compiler = " ".join((str(probe.spec["compiler"]), *flags))
         self.basis = f"measured on {self.cpu} by ssh"
 
-    def lab(self, isa: str, specs: Sequence[KernelSpec], threads: int, progress: Progress) -> RemoteLab:
+    def lab(self, isa: str, specs: Sequence[KernelSpec], threads: int, listener: Listener) -> RemoteLab:
         """Build a program of the candidates of one shape and start it on the device.
 
         UnsupportedError when the device cannot execute the level.
         """
         if isa not in self.isas:
             raise UnsupportedError(f"{self._target} cannot execute {isa!r}, but {', '.join(self.isas)}")
-        built = library.for_kernels(isa, specs, BuildOptions(self._platform, PROGRAM, progress=progress))
+        built = library.for_kernels(isa, specs, BuildOptions(self._platform, PROGRAM, listener=listener))
+        listener("sending the kernels to the device", 0, 0)
         tuner = self._connect()
         try:
             _bring(tuner, built.path)
@@ -375,25 +378,3 @@ def _load(text: str) -> float:
     """The processes that ran in the last minute, by /proc/loadavg; 0 where it does not say."""
     found = re.match(r"\d{1,6}(\.\d{1,6})?\b", text, re.ASCII)
     return float(found[0]) if found else 0.0
-
-
-def banded(shape: GemmShape, rng: np.random.Generator) -> Codes:
-    """Codes int8 [m, k] that are 0 except for three bands of random rows: top, middle, bottom."""
-    codes = np.zeros((shape.m, shape.k), np.int8)
-    for top in (0, shape.m // 2, max(0, shape.m - BAND)):
-        band = codes[top : top + BAND]
-        band[:] = rng.integers(-1, 2, band.shape, np.int8)
-    return codes
-
-
-def spans(data: Bytes) -> Iterator[bytes]:
-    """Run-length encoding of bytes for the tuner: records of (u64 n, n bytes, u64 times, the byte to repeat)."""
-    edges = np.flatnonzero(np.diff(data)) + 1
-    starts, ends = np.concatenate([[0], edges]), np.concatenate([edges, [data.size]])
-    long = ends - starts >= RUN
-    at = 0
-    for start, end in zip(starts[long].tolist(), ends[long].tolist(), strict=True):
-        yield struct.pack("<Q", start - at) + data[at:start].tobytes() + struct.pack("<QB", end - start, data[start])
-        at = end
-    if at < data.size:
-        yield struct.pack("<Q", data.size - at) + data[at:].tobytes() + struct.pack("<QB", 0, 0)

@@ -24,7 +24,7 @@ from typing import Generic, TypeVar, get_args
 from bitgen.errors import ArgumentError, BitgenError, quoted
 from bitgen.kernels import plan as plans
 from bitgen.kernels import space
-from bitgen.kernels.evidence import Decode, Effort, Evidence, Measured, Prefill
+from bitgen.kernels.evidence import Decode, Effort, Measured, Prefill
 from bitgen.kernels.plan import Decision, Plan
 from bitgen.spec import GemmShape, KernelSpec, Listener, MatrixPlan
 from bitgen.tune.lab import PREFILL_TOKENS, Host, Lab, Site
@@ -114,20 +114,25 @@ def tune(
         raise BitgenError(f"{path} is the plan of {plan.isa} on {plan.cpu}, not {isa} on {site.cpu}; name another file")
     if plan is None or plan.compiler != site.compiler:
         plan = Plan(isa, site.cpu, site.compiler, site.basis)
-    for shape in dict.fromkeys(shapes):
-        known = plan.decisions.get(shape)
-        if known and known.is_current(shape, isa) and _serves(known.evidence, threads, effort):
-            continue
-        plan.decisions[shape] = decide(shape, isa, threads, effort, listener, site)
+    missing = [shape for shape in dict.fromkeys(shapes) if not _serves(plan, shape, threads, effort)]
+    for number, shape in enumerate(missing, 1):
+        plan.decisions[shape] = decide(shape, isa, threads, effort, within(listener, shape, number, missing), site)
         plans.save(plan, path)
     return plan
 
 
-def _serves(evidence: Evidence | None, threads: int, effort: Effort) -> bool:
-    """Whether evidence was measured with these threads and this effort (or more), on an undisturbed machine."""
+def _serves(plan: Plan, shape: GemmShape, threads: int, effort: Effort) -> bool:
+    """Whether a shape's kernels are today's, measured with these threads and this effort (or more), undisturbed."""
+    known = plan.decisions.get(shape)
+    evidence = known.evidence if known and known.is_current(shape, plan.isa) else None
     if not isinstance(evidence, Measured) or evidence.disturbed:
         return False
     return evidence.threads == threads and evidence.effort in (effort, "thorough")
+
+
+def within(listener: Listener, shape: GemmShape, number: int, shapes: Sequence[GemmShape]) -> Listener:
+    """The listener of one shape's stages, which names it and says how many there are."""
+    return lambda stage, done, total: listener(f"{shape} ({number} of {len(shapes)}): {stage}", done, total)
 
 
 def candidates(shape: GemmShape, isa: str, effort: Effort) -> list[KernelSpec]:
@@ -145,13 +150,12 @@ def candidates(shape: GemmShape, isa: str, effort: Effort) -> list[KernelSpec]:
 
 def decide(shape: GemmShape, isa: str, threads: int, effort: Effort, listener: Listener, site: Site) -> Decision:
     """Verify and time the candidates of one shape; the decision with its evidence."""
-    name, specs = str(shape), candidates(shape, isa, effort)
-    lab = site.lab(isa, specs, threads, lambda done, total: listener(f"{name} compiling", done, total))
-    with closing(lab):
-        for done, spec in enumerate(specs, 1):
+    specs = candidates(shape, isa, effort)
+    with closing(site.lab(isa, specs, threads, listener)) as lab:
+        for done, spec in enumerate(specs):
+            listener("verifying kernels", done, len(specs))
             lab.verify(spec)
-            listener(f"{name} verifying", done, len(specs))
-        plan, found = _decide(lab, specs, threads, lambda stage, *progress: listener(f"{name} {stage}", *progress))
+        plan, found = _decide(lab, specs, threads, listener)
     disturbed = found.disturbed or site.load > threads + BUSY
     return Decision.of(plan, shape, isa, replace(found, effort=effort, load=site.load, disturbed=disturbed))
 
@@ -159,9 +163,11 @@ def decide(shape: GemmShape, isa: str, threads: int, effort: Effort, listener: L
 def _decide(lab: Lab, specs: Sequence[KernelSpec], threads: int, listener: Listener) -> tuple[MatrixPlan, Measured]:
     """Time the verified kernels of one shape; `specs` begins with the two of the static default."""
 
-    def run(stage: str, field: list[KernelSpec]) -> Race[KernelSpec]:
-        steps = iter(range(1, race_rounds(len(field)) + 1))
-        return race(field, lab.seconds, lambda: listener(stage, next(steps), race_rounds(len(field))))
+    def run(phase: str, field: list[KernelSpec]) -> Race[KernelSpec]:
+        stage, rounds = f"timing {len(field)} {phase} kernels", race_rounds(len(field))
+        steps = iter(range(1, rounds + 1))
+        listener(stage, 0, rounds)
+        return race(field, lab.seconds, lambda: listener(stage, next(steps), rounds))
 
     default_gemv, default_gemm, *_ = specs
     decoding = run("decode", [s for s in specs if s.op == "gemv"])
@@ -175,7 +181,9 @@ def _decide(lab: Lab, specs: Sequence[KernelSpec], threads: int, listener: Liste
         return decode[pair[0]] + prefill[pair[1]] / PREFILL_TOKENS
 
     gemv, gemm = min(((v, g) for v in decode for g in prefill if v.layout == g.layout), key=cost)
+    listener("measuring the machine's limits", 0, 0)
     bandwidth, disturbed = lab.bandwidth(), decoding.disturbed or prefilling.disturbed
+    listener("timing numbers of threads", 0, 0)
     counts = [str(1 << i) for i in range(threads.bit_length()) if 1 << i < threads] + [str(threads)]
     by_threads = race(counts, lambda count: lab.seconds(gemv, int(count))).medians
     of_decode = _decode_evidence(lab, gemv, decode, decode[default_gemv], by_threads, bandwidth)

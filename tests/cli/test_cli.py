@@ -192,7 +192,7 @@ def test_bench_at_a_filled_context() -> None:
 def test_a_tuned_plan_is_a_table_of_its_evidence() -> None:
     shape, file = api.shape_of("2B4T"), data.folder("presets") / "plans" / "avx2.json"
     report = api.TuneReport(shape, plan.load(file), file, build="", threads=2)
-    rows = list(zip(*(column.cells for column in tables.tuned(report).columns), strict=True))
+    rows = tables.tuned(report).rows
     assert [row[:3] for row in rows[:2]] == [("qkv", "3840x2560", "decode"), ("qkv", "3840x2560", "prefill")]
     assert len(rows) == 2 * len(shape.matrices)
     evidence = report.plan.decisions[shape.matrices["down"]].evidence
@@ -219,7 +219,7 @@ def test_build_writes_a_self_contained_folder(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_: Path) -> dict[str, str]:
+    def full(_: Path, **__: object) -> dict[str, str]:
         raise OSError(28, "No space left on device", "somewhere/plan.json")
 
     monkeypatch.setattr(api, "info", full)
@@ -229,7 +229,7 @@ def test_a_full_disk_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_full_cache_says_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def full(_: Path) -> dict[str, str]:
+    def full(_: Path, **__: object) -> dict[str, str]:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setenv("BITGEN_CACHE", str(tmp_path))
@@ -240,7 +240,7 @@ def test_a_full_cache_says_where_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't start new thread")])
 def test_a_lack_of_memory_is_one_sentence(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def short(_: Path) -> dict[str, str]:
+    def short(_: Path, **__: object) -> dict[str, str]:
         raise error
 
     monkeypatch.setattr(api, "info", short)

@@ -14,7 +14,8 @@ from click.testing import CliRunner, Result
 from gguf_files import TINY, changed, contents, store
 
 from bitgen import cli, data
-from bitgen.cli import console, tables
+from bitgen.cli import console
+from bitgen.cli.grid import Column, Grid
 
 EVIL = "\x1b]0;title\x07\x1b[2J\x9b\u202e[red]\nlayers 7\r"
 SPELT = r"\x1b]0;title\x07\x1b[2J\x9b\u202e[red]"
@@ -65,7 +66,7 @@ def test_the_line_about_a_run_does_too(evil: Path) -> None:
 
 def test_tables_show_what_looks_like_markup(capsys: pytest.CaptureFixture[str]) -> None:
     console.OUT.file = None  # the stream of this test
-    console.OUT.print(tables._table(EVIL, ("a", "b"), (), [(":smile: [bold]x[/bold]", EVIL)]))
+    console.OUT.print(Grid(EVIL, (Column("a"), Column("b", words=True)), [(":smile: [bold]x[/bold]", EVIL)]))
     out = capsys.readouterr().out
     assert SPELT in out and ":smile: [bold]x[/bold]" in out and harmless(out)
 

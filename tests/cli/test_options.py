@@ -8,6 +8,8 @@ from click.testing import CliRunner, Result
 from bitgen import api, cli
 from bitgen.cli.main import COMMANDS
 
+MANY = 1000
+"""More threads than there are CPUs."""
 RUN, CHAT, HUGE = ("run", "-p", "x"), ("chat",), "99999999999999999999"
 NUMBERS = [
     *((RUN, "--temp", value) for value in ("nan", "inf", "-1", "x", "")),
@@ -103,6 +105,42 @@ def test_arguments_are_not_empty(args: list[str]) -> None:
     assert "it is empty" in result.output
 
 
+MCA, BENCH = ["--cost-model", "llvm-mca", "--cpu", "znver3"], ["bench"]
+TUNE = ["tune", "-m", "x"]
+CONTRADICTIONS = [
+    ([*TUNE, "--remote", "x", *MCA], "--remote measures and --cost-model estimates"),
+    ([*TUNE, "--ssh", "x"], "--ssh"),
+    ([*TUNE, "--ssh", "x", *MCA], "--ssh"),
+    ([*TUNE, "--cost-model", "llvm-mca"], "--cost-model needs --cpu"),
+    ([*TUNE, "--cpu", "znver3"], "--cpu goes with --cost-model"),
+    ([*TUNE, "--cpu", "znver3", "--remote", "x"], "--cpu goes with --cost-model"),
+    ([*TUNE, "--bytes-per-cycle", "4"], "--bytes-per-cycle"),
+    ([*TUNE, "--bytes-per-cycle", "4", "--remote", "x"], "--bytes-per-cycle"),
+    ([*TUNE, "--arch", "arm64"], "--arch goes with --remote or --cost-model"),
+    ([*TUNE, "--threads", "1", *MCA], "--threads is for measuring"),
+    ([*TUNE, "--reset", *MCA], "--reset is for measuring"),
+    ([*TUNE, "--arch", "arm64", "--isa", "avx2", *MCA], "--isa avx2 is not of --arch arm64"),
+    (["build", "--one-file"], "--one-file: only with --standalone"),
+    (["build", "--head", "f16", "--activation", "silu"], "--activation"),
+    (["build", "--tl-tiles", "1x1=1/1/1"], "--tl-tiles: only with --standalone"),
+    (["gen"], "give a kernel's symbol"),
+    (["gen", "x", "-m", "x"], "not both"),
+    (["gen", "-m", "x", "--asm"], "about one kernel"),
+    (["gen", "-m", "x", "--mca", "znver3"], "about one kernel"),
+    (["gen", "x", "--isa", "avx2"], "a symbol names its level"),
+    (["gen", "x", "--asm", "--mca", "znver3"], "give one of them"),
+    (["gen", "x", "--json"], "--json goes with"),
+    (["gen", "x", "--asm", "--json"], "--json goes with"),
+    ([*BENCH, "--batch", "0"], "--batch"),
+    ([*BENCH, "--prompt", "0", "--gen", "0"], "nothing to measure"),
+    ([*BENCH, "--gen", "0", "--batch", "4"], "--batch is about decoding"),
+    ([*BENCH, "--vs", "llama.cpp", "--context", "64"], "--vs compares"),
+    ([*BENCH, "--vs", "llama.cpp", "--prompt", "0", "--batch", "4"], "--vs compares"),
+    (["convert", "hf:a/b", "-o", "x", "--activation", "silu"], "--activation: what a GGUF file does not say"),
+    (["embed", "a", "--npy", "x.npy", "--json"], "two forms of one result"),
+]
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -113,12 +151,52 @@ def test_arguments_are_not_empty(args: list[str]) -> None:
         (["tune", "--model", "x", "--quick", "--thorough"], "--quick"),
         (["perplexity", "-f", "/nowhere/text"], "/nowhere/text"),
         (["embed", "a", "-f", __file__], "--file"),
+        *CONTRADICTIONS,
     ],
 )
 def test_usage_is_one_line_that_names_the_help(args: list[str], words: str) -> None:
     result = CliRunner().invoke(cli.main, args)
     assert_refused(result, words)
     assert result.exit_code == 2 and result.output.endswith("--help)\n")
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        [*TUNE, "--remote", "x", "--ssh", "y", "--arch", "arm64", "--isa", "neon", "--reset", "--threads", "2"],
+        [*TUNE, *MCA, "--arch", "x86_64", "--isa", "scalar", "--bytes-per-cycle", "4"],
+        ["build", "--standalone", "--one-file", "--head", "f16", "--activation", "silu"],
+        ["gen", "-m", "x", "--isa", "avx2", "--json"],
+        [*BENCH, "--prompt", "0", "--batch", "4", "--context", "64"],
+        [*BENCH, "--vs", "llama.cpp", "--context", "0,64", "--gen", "0"],
+        ["convert", "x.gguf", "-o", "y", "--activation", "silu"],
+    ],
+    ids=" ".join,
+)
+def test_what_fits_together_is_taken(args: list[str]) -> None:
+    result = CliRunner().invoke(cli.main, args)
+    assert isinstance(result.exception, AssertionError), result.output
+
+
+CROWDED = f"{MANY} threads on"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        [*RUN, "-t", str(MANY)], ["chat", "-t", str(MANY)], ["embed", "a", "-t", str(MANY)],
+        ["perplexity", "-f", __file__, "-t", str(MANY)], [*BENCH, "-t", f"1,{MANY}"], [*TUNE, "-t", str(MANY)],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_more_threads_than_cpus_are_warned_of(args: list[str]) -> None:
+    assert f"bitgen: warning: {CROWDED}" in CliRunner().invoke(cli.main, args).stderr
+    fewer = [arg.replace(str(MANY), "1") if arg != f"1,{MANY}" else "1" for arg in args]
+    assert "warning" not in CliRunner().invoke(cli.main, fewer).stderr
+
+
+def test_a_device_has_cpus_of_its_own() -> None:
+    assert "warning" not in CliRunner().invoke(cli.main, [*TUNE, "-t", str(MANY), "--remote", "x"]).stderr
 
 
 def test_no_command_shows_the_help() -> None:

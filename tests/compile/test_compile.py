@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bitgen import store, targets
+from bitgen import data, store, targets
 from bitgen.compile import clang, compiler, library, precompiled
 from bitgen.compile.clang import Artefact, BuildOptions, Unit
 from bitgen.errors import BitgenError, CompileError
@@ -302,7 +302,7 @@ def test_one_thread_builds_and_the_others_wait(monkeypatch: pytest.MonkeyPatch) 
         return run(self, arguments, cwd, what)
 
     monkeypatch.setattr(compiler.Compiler, "run", slowly)
-    options = BuildOptions(waiting=lambda: told.append(1))
+    options = BuildOptions(listener=lambda stage, *_: told.append(1) if stage == data.WAITING else None)
     with ThreadPoolExecutor(3) as pool:
         work = [pool.submit(clang.build, "t", {"a.c": ANSWER}, [Unit("a.c", "a.o")], {}, options) for _ in range(3)]
     assert len({each.result().folder for each in work}) == 1

@@ -19,31 +19,27 @@ DATA = places.DATA
 def test_a_file_of_bitnet_cpp() -> None:
     facts = info.describe(DATA / "bitnetcpp-i2_s.gguf")
     assert json.loads(json.dumps(facts)) == facts
-    assert facts["architecture"] == "bitnet" and facts["size"] == "340.9 KiB"
+    assert facts["architecture"] == "bitnet" and facts["bytes"] == 349088
     assert facts["tensors"] == {"I2_S": 7, "F32": 5, "F16": 1}
-    assert facts["activation"] == "silu (architecture bitnet)"
+    assert (facts["activation"], facts["activation_reason"]) == ("silu", "architecture bitnet")
     assert (facts["layers"], facts["hidden"], facts["intermediate"], facts["vocabulary"]) == (1, 256, 640, 320)
-    assert facts["heads"] == "4 of 64, 2 for keys and values"
-    assert facts["rope"] == "half-rotation, theta 500000" and facts["head"] == "tied to the embedding"
-    assert facts["ternary weights"] == 688128
-    assert facts["bits per ternary weight"] == round(8 * (688128 / 4 + 7 * 32) / 688128, 3)
+    assert (facts["heads"], facts["head_dim"], facts["kv_heads"]) == (4, 64, 2)
+    assert (facts["rope_interleaved"], facts["rope_theta"], facts["head_tied"]) == (False, 500000, True)
+    assert facts["ternary_weights"] == 688128
+    assert facts["bits_per_ternary_weight"] == round(8 * (688128 / 4 + 7 * 32) / 688128, 3)
     assert facts["tokenizer"] == "byte-level BPE (default)"
 
 
 @pytest.mark.parametrize(("type", "bits"), [("i2_s", 2.003), ("tq1_0", 1.688), ("tq2_0", 2.062), ("t5", 1.618)])
 def test_bits_per_weight(tmp_path: Path, type: str, bits: float) -> None:
     facts = info.describe(changed(tmp_path / "m.gguf", lambda m, t: None, type=type))
-    assert abs(facts["bits per ternary weight"] - bits) < 0.002
-    assert facts["activation"] == "relu2 (the key bitnet-b1.58.hidden_activation)"
+    assert abs(facts["bits_per_ternary_weight"] - bits) < 0.002
+    assert facts["activation_reason"] == "the key bitnet-b1.58.hidden_activation"
 
 
 def test_a_llama_file(tmp_path: Path) -> None:
     facts = info.describe(changed(tmp_path / "m.gguf", lambda m, t: None, shape=TINY_LLAMA))
-    assert (
-        facts["rope"].startswith("adjacent pairs")
-        and facts["head"] == "its own"
-        and facts["norms in a layer"] == "attn_norm, ffn_norm"
-    )
+    assert facts["rope_interleaved"] and not facts["head_tied"] and facts["layer_norms"] == ["attn_norm", "ffn_norm"]
 
 
 def test_a_file_that_cannot_run_is_described_with_the_reason(tmp_path: Path) -> None:
@@ -62,7 +58,7 @@ def test_an_architecture_that_is_no_text(tmp_path: Path) -> None:
 
 def test_a_file_without_a_tokenizer(tmp_path: Path) -> None:
     facts = info.describe(changed(tmp_path / "m.gguf", lambda m, t: m.pop("tokenizer.ggml.tokens"), shape=TINY))
-    assert facts["tokenizer"].startswith("none: tokenizer.ggml.tokens")
+    assert facts["tokenizer"] is None and facts["tokenizer_error"].startswith("tokenizer.ggml.tokens")
 
 
 def test_a_broken_file_is_an_error(tmp_path: Path) -> None:

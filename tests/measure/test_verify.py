@@ -19,14 +19,14 @@ from bitgen.gguf.reader import read_gguf
 from bitgen.kernels import plan
 from bitgen.kernels.formats import FORMATS, Format
 from bitgen.measure import verify
-from bitgen.measure.verify import Receipt
+from bitgen.measure.receipt import Receipt
 
 
 @pytest.fixture
 def best_level_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """One level: the others are tried by the test of the command."""
     best = library.host_isas()[:1]
-    monkeypatch.setattr(library, "host_isas", lambda: best)
+    monkeypatch.setattr(library, "host_isas", lambda *_: best)
 
 
 def failed(receipt: Receipt) -> set[str]:

@@ -202,4 +202,4 @@ def test_tune_by_estimate(few: None, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_options_that_go_together(arguments: list[str]) -> None:
     out = CliRunner().invoke(main, ["tune", "--model", "stories", *arguments])
     assert out.exit_code == 2
-    assert "go together" in out.output or "go with" in out.output
+    assert "goes with --cost-model" in out.output or "--cost-model needs --cpu" in out.output

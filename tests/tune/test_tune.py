@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from click.testing import CliRunner
 
+from bitgen import api, cli
 from bitgen.errors import BitgenError
 from bitgen.kernels import plan as plans
 from bitgen.kernels import space
-from bitgen.spec import GemmShape, KernelSpec, Progress
+from bitgen.spec import GemmShape, KernelSpec, Listener
 from bitgen.tune import search
 
 SHAPES = [GemmShape(256, 256), GemmShape(128, 512)]
@@ -125,7 +127,8 @@ class FakeSite:
     def __init__(self, load: float = 0.0, noise: Sequence[float] = (0.0,)) -> None:
         self.load, self.noise = load, itertools.cycle(noise)
 
-    def lab(self, isa: str, specs: Sequence[KernelSpec], threads: int, progress: Progress) -> FakeLab:
+    def lab(self, isa: str, specs: Sequence[KernelSpec], threads: int, listener: Listener) -> FakeLab:
+        listener("compiling kernels", len(specs), len(specs))
         return FakeLab(specs, self.noise)
 
 
@@ -169,6 +172,42 @@ def test_other_threads_or_more_effort_measure_again() -> None:
     assert len(FakeLab.made) == 3 * len(SHAPES)
     search.tune(SHAPES, "avx2", 1, "quick")
     assert len(FakeLab.made) == 3 * len(SHAPES)
+
+
+def test_what_goes_on_is_told_with_matrix_stage_and_candidates() -> None:
+    told: list[tuple[str, int, int]] = []
+    search.tune(SHAPES, "avx2", 2, listener=lambda *stage: told.append(stage))
+    tried = search.candidates(SHAPES[0], "avx2", "quick")
+    decode = sum(spec.op == "gemv" for spec in tried)
+    rounds = search.race_rounds(decode)
+    first = [stage for stage in told if stage[0].startswith(f"{SHAPES[0]} (1 of {len(SHAPES)}): ")]
+    stages = list(dict.fromkeys(stage.partition(": ")[2] for stage, _, _ in first))
+    assert stages[:3] == ["compiling kernels", "verifying kernels", f"timing {decode} decode kernels"]
+    assert stages[3].endswith(" prefill kernels")
+    assert stages[4:] == ["measuring the machine's limits", "timing numbers of threads"]
+    assert [done for stage, done, total in first if "decode" in stage] == list(range(rounds + 1))
+    assert all(stage.startswith(f"{SHAPES[1]} (2 of ") for stage, _, _ in told[len(first) :])
+
+
+def test_what_is_forgotten_is_measured_again_and_named() -> None:
+    path = plans.path_of(FakeSite.cpu, "avx2")
+    assert plans.forget(path, SHAPES) == set()
+    made = search.tune(SHAPES, "avx2", 2)
+    assert plans.forget(path, [SHAPES[0], GemmShape(64, 64)]) == {SHAPES[0]}
+    assert plans.load(path).decisions == {SHAPES[1]: made.decisions[SHAPES[1]]}
+    before = len(FakeLab.made)
+    assert search.tune(SHAPES, "avx2", 2).to_json() == made.to_json()
+    assert len(FakeLab.made) == before + 1
+
+
+def test_tune_reset_says_what_it_forgot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "Host", lambda _: FakeSite())
+    assert api.tune("stories").forgotten == ()
+    made = len(FakeLab.made)
+    found = CliRunner().invoke(cli.main, ["tune", "-m", "stories", "--reset"])
+    assert "forgotten: what was decided before for qkv, o, gate_up, down\n" in found.output, found.output
+    assert len(FakeLab.made) == 2 * made
+    assert "forgotten" not in CliRunner().invoke(cli.main, ["tune", "-m", "stories"]).output
 
 
 def test_an_interrupted_run_resumes(monkeypatch: pytest.MonkeyPatch) -> None:

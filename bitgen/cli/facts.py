@@ -1,0 +1,74 @@
+"""What `bitgen info` says of a model file in words; the data is gguf/info.py's and api.info's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+Facts = Mapping[str, Any]
+
+WORDED: dict[str, Callable[[Facts], str]] = {
+    "bytes": lambda f: f"{size(f['bytes'])} ({f['bytes']:,} bytes)",
+    "tensors": lambda f: ", ".join(f"{count} {name}" for name, count in f["tensors"].items()),
+    "heads": lambda f: f"{f['heads']} of {f['head_dim']}, {f['kv_heads']} for keys and values",
+    "activation": lambda f: f"{f['activation']} ({f['activation_reason']})",
+    "layer_norms": lambda f: ", ".join(f["layer_norms"]),
+    "head_tied": lambda f: "tied to the embedding" if f["head_tied"] else "its own",
+    "window": lambda f: f"{f['window']} positions, all in every {f['window_period']}th layer",
+    "rope_theta": lambda f: (
+        f"{'adjacent pairs' if f['rope_interleaved'] else 'half-rotation'}, theta {f['rope_theta']:g}"
+    ),
+    "parameters": lambda f: f"{f['parameters']:,}",
+    "ternary_weights": lambda f: f"{f['ternary_weights']:,}",
+    "tokenizer": lambda f: f["tokenizer"] or f"none: {f['tokenizer_error']}",
+    "kernels": lambda f: "",
+}
+"""Key -> its text, where the value alone does not say it."""
+NAMES = {
+    "bytes": "size",
+    "layer_norms": "norms of a layer",
+    "head_tied": "LM head",
+    "rope_theta": "RoPE",
+    "isa": "runs on",
+}
+"""Key -> what it is called, where the key without underscores is not clear."""
+WITHIN = {
+    "head_dim",
+    "kv_heads",
+    "activation_reason",
+    "window_period",
+    "rope_interleaved",
+    "tokenizer_error",
+    "warning",
+}
+"""Keys that another one's text includes, or that is said elsewhere."""
+
+
+def lines(facts: Facts) -> Iterator[str]:
+    """A line for each fact: what it is called, and its text."""
+    pairs = [(NAMES.get(key, key.replace("_", " ")), _text(facts, key)) for key in facts if key not in WITHIN]
+    for role, kernel in facts.get("kernels", {}).items():
+        pairs.append((f"{role} kernel", f"{kernel['layout']} ({kernel['source']})"))
+    pairs = [(name, text) for name, text in pairs if text]
+    width = max(len(name) for name, _ in pairs)
+    for name, text in pairs:
+        yield f"{name:<{width}}  {text}".replace("\n", "\\n")
+
+
+def _text(facts: Facts, key: str) -> str:
+    value = facts[key]
+    if key in WORDED:
+        return WORDED[key](facts)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name.replace('_', ' ')} {each}" for name, each in value.items())
+    return "unknown" if value is None else str(value)
+
+
+def size(count: int) -> str:
+    """Bytes in a unit that people read: 340.9 KiB."""
+    amount, unit = float(count), "bytes"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if amount < 1024:
+            break
+        amount, unit = amount / 1024, larger
+    return f"{count} bytes" if unit == "bytes" else f"{amount:.1f} {unit}"
