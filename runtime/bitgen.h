@@ -33,6 +33,8 @@ enum {
 };
 
 enum bg_cache { BG_CACHE_F16, BG_CACHE_F32, BG_CACHE_I8 };
+// Counts the changes of what a forward pass computes: other versions give the same model other bits.
+enum bg_definition { BG_DEFINITION = 1 };
 
 typedef struct bg_model bg_model;     // mapped weights, shared by sessions
 typedef struct bg_session bg_session; // one sequence: its KV cache, and what serves it: buffers, threads
@@ -66,6 +68,15 @@ int32_t bg_session_share(bg_session *with, int32_t context, bg_session **out);
 void bg_session_close(bg_session *session);
 int32_t bg_position(const bg_session *session);           // tokens in the KV cache
 int32_t bg_rewind(bg_session *session, int32_t position); // forget tokens after `position`
+
+// Keys and values out of the cache and into it again: what a prompt has computed, to be kept elsewhere.
+// `positions` is [n][bg_position_bytes]: the same bytes for every ISA level, thread count and context, for
+// sessions of the same model and type of cache. bg_session_load appends n positions as if their tokens had been
+// appended, or changes nothing and returns BG_E_CONTEXT. It takes any bytes; of those that bg_session_save did not
+// write, the logits that follow are the caller's affair.
+int64_t bg_position_bytes(const bg_session *session);
+int32_t bg_session_save(const bg_session *session, int32_t first, int32_t n, uint8_t *positions);
+int32_t bg_session_load(bg_session *session, int32_t n, const uint8_t *positions);
 
 // Append n tokens. logits: NULL, or float32 [vocab] of the last token (all == 0), or [n][vocab] (all == 1).
 int32_t bg_forward(bg_session *session, const int32_t *tokens, int32_t n, float *logits, int32_t all);

@@ -66,6 +66,52 @@ int32_t bg_rewind(bg_session *session, int32_t position) {
   return BG_OK;
 }
 
+// ---- the cache's bytes ----------------------------------------------------------------------------------
+
+// Bytes of one position in one head: keys and values.
+static size_t row_bytes(const bg_session *of) {
+  const bg_attention_ops *a = of->state->attention;
+  return 2 * ((size_t)of->state->model->config.head_dim * a->width + a->beside);
+}
+
+static size_t position_bytes(const bg_session *of) {
+  const bg_header *c = &of->state->model->config;
+  return row_bytes(of) * (size_t)c->layers * (size_t)c->kv_heads;
+}
+
+// Copy positions `first` and on out of the cache or, with `in`, into it.
+static void copy_positions(const bg_session *of, uint8_t *positions, int in, int32_t first, int32_t n) {
+  const bg_header *c = &of->state->model->config;
+  const size_t heads = (size_t)c->layers * (size_t)c->kv_heads, row = row_bytes(of);
+  for (size_t head = 0; head < heads; head++)
+    for (int32_t i = 0; i < n; i++)
+      of->state->attention->copy(positions + ((size_t)i * heads + head) * row, in, c->head_dim, first + i,
+                                 of->k + head * of->k_head, of->v + head * of->v_head);
+}
+
+int64_t bg_position_bytes(const bg_session *session) {
+  return session ? (int64_t)position_bytes(session) : BG_E_ARGUMENT;
+}
+
+int32_t bg_session_save(const bg_session *session, int32_t first, int32_t n, uint8_t *positions) {
+  if (!session || !positions || first < 0 || n < 0 || n > session->position - first)
+    return BG_E_ARGUMENT;
+  copy_positions(session, positions, 0, first, n);
+  return BG_OK;
+}
+
+int32_t bg_session_load(bg_session *session, int32_t n, const uint8_t *positions) {
+  if (!session || !positions || n < 0)
+    return BG_E_ARGUMENT;
+  if (n > session->context - session->position)
+    return BG_E_CONTEXT;
+  copy_positions(session, (uint8_t *)positions, 1, session->position, n);
+  session->position += n;
+  return BG_OK;
+}
+
+// ---- what was measured ----------------------------------------------------------------------------------
+
 int32_t bg_profile(bg_session *session, int32_t on, bg_step_time *out) {
   if (!session)
     return BG_E_ARGUMENT;

@@ -43,6 +43,14 @@ VEC void write(cache_type type, const float *k, const float *v, int32_t d, int32
   }
 }
 
+VEC void copy(cache_type type, uint8_t *row, int in, int32_t d, int32_t at, uint8_t *kc, uint8_t *vc) {
+  const size_t w = width(type);
+  uint8_t *column = kc + ((size_t)(at / LANES) * d * LANES + at % LANES) * w;
+  for (int32_t i = 0; i < d; i++)
+    copy_cached(column + (size_t)i * LANES * w, row + i * w, w, in);
+  copy_cached(vc + (size_t)at * padded(d) * w, row + d * w, d * w, in);
+}
+
 // scores[r][16 b ..] = scale q[r] . k of 16 positions, for `rows` rows and `blocks` blocks, both constants.
 VEC void score_tile(cache_type type, const int rows, const int blocks, const float *const *q,
                     const uint8_t *k, const uint8_t *next, int32_t d, float scale, float *scores) {
@@ -135,6 +143,9 @@ VEC void block(cache_type type, const float *const *q, const int32_t *begins, co
   static void write_##suffix(const float *k, const float *v, int32_t d, int32_t at, void *kc, void *vc) {    \
     write(type, k, v, d, at, kc, vc);                                                                        \
   }                                                                                                          \
+  static void copy_##suffix(uint8_t *row, int in, int32_t d, int32_t at, void *kc, void *vc) {               \
+    copy(type, row, in, d, at, kc, vc);                                                                      \
+  }                                                                                                          \
   static void block_##suffix(const float *const *q, const int32_t *begins, const int32_t *ends,              \
                              int32_t rows, int32_t d, float scale, const void *kc, const void *vc,           \
                              int32_t first, int32_t ahead, float *const *part) {                             \
@@ -143,6 +154,7 @@ VEC void block(cache_type type, const float *const *q, const int32_t *begins, co
 TYPED(F16, f16)
 TYPED(F32, f32)
 
-const bg_attention_ops BG_FOR_ISA(bg_attention_f16) = {sizeof(uint16_t), 0,     write_f16,
+const bg_attention_ops BG_FOR_ISA(bg_attention_f16) = {sizeof(uint16_t), 0,     write_f16, copy_f16,
                                                        block_f16,        merge, finish};
-const bg_attention_ops BG_FOR_ISA(bg_attention_f32) = {sizeof(float), 0, write_f32, block_f32, merge, finish};
+const bg_attention_ops BG_FOR_ISA(bg_attention_f32) = {sizeof(float), 0,     write_f32, copy_f32,
+                                                       block_f32,     merge, finish};

@@ -43,6 +43,14 @@ VEC float round_copy(const float *x, int32_t n, float top, int16_t *codes) {
 
 static size_t block_bytes(int32_t width) { return ATTEND_BLOCK * (width + sizeof(float)); }
 
+// Where a block has number i of position p.
+static int32_t k_at(int32_t dg, int32_t p, int32_t i) {
+  return (p / LANES * dg + i / GROUP * GROUP) * LANES + p % LANES * GROUP + i % GROUP;
+}
+static int32_t v_at(int32_t p, int32_t i) {
+  return (i / LANES * ATTEND_BLOCK + p / GROUP * GROUP) * LANES + i % LANES * GROUP + p % GROUP;
+}
+
 static void write(const float *k, const float *v, int32_t d, int32_t at, void *kc, void *vc) {
   const int32_t p = at % ATTEND_BLOCK, block = at / ATTEND_BLOCK, dg = (int32_t)round_up(d, GROUP),
                 dp = padded(d);
@@ -51,12 +59,23 @@ static void write(const float *k, const float *v, int32_t d, int32_t at, void *k
   float scale = round_copy(k, d, COARSE, codes);
   memcpy(kb + ATTEND_BLOCK * dg + p * sizeof scale, &scale, sizeof scale);
   for (int32_t i = 0; i < d; i++)
-    kb[(p / LANES * dg + i / GROUP * GROUP) * LANES + p % LANES * GROUP + i % GROUP] = (int8_t)codes[i];
+    kb[k_at(dg, p, i)] = (int8_t)codes[i];
   scale = round_copy(v, d, COARSE, codes);
   memcpy(vb + ATTEND_BLOCK * dp + p * sizeof scale, &scale, sizeof scale);
   for (int32_t i = 0; i < d; i++)
-    vb[(i / LANES * ATTEND_BLOCK + p / GROUP * GROUP) * LANES + i % LANES * GROUP + p % GROUP] =
-        (int8_t)codes[i];
+    vb[v_at(p, i)] = (int8_t)codes[i];
+}
+
+static void copy(uint8_t *row, int in, int32_t d, int32_t at, void *kc, void *vc) {
+  const int32_t p = at % ATTEND_BLOCK, block = at / ATTEND_BLOCK, dg = (int32_t)round_up(d, GROUP),
+                dp = padded(d);
+  uint8_t *kb = (uint8_t *)kc + block * block_bytes(dg), *vb = (uint8_t *)vc + block * block_bytes(dp);
+  for (int32_t i = 0; i < d; i++) {
+    copy_cached(kb + k_at(dg, p, i), row + i, 1, in);
+    copy_cached(vb + v_at(p, i), row + d + i, 1, in);
+  }
+  copy_cached(kb + ATTEND_BLOCK * dg + p * sizeof(float), row + 2 * d, sizeof(float), in);
+  copy_cached(vb + ATTEND_BLOCK * dp + p * sizeof(float), row + 2 * d + sizeof(float), sizeof(float), in);
 }
 
 // Up to SHARING rows, which walk over the block together.
@@ -98,5 +117,5 @@ static void block(const float *const *q, const int32_t *begins, const int32_t *e
   }
 }
 
-const bg_attention_ops BG_FOR_ISA(bg_attention_i8) = {sizeof(int8_t), sizeof(float), write,
+const bg_attention_ops BG_FOR_ISA(bg_attention_i8) = {sizeof(int8_t), sizeof(float), write, copy,
                                                       block,          merge,         finish};

@@ -7,6 +7,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "kernel.h"
 
@@ -33,6 +34,11 @@ static inline int32_t padded(int32_t n) { return (int32_t)round_up(n, 16); }
 enum { ATTEND_BLOCK = 256, MAX_HEAD_DIM = 1024, I8_GROUP = 4 }; // I8_GROUP: the greatest G
 static inline size_t partial_floats(int32_t head_dim) { return (size_t)padded(head_dim) + 16; }
 
+// To a place in a cache, or from it.
+static inline void copy_cached(void *cached, uint8_t *row, size_t bytes, int in) {
+  memcpy(in ? cached : row, in ? row : cached, bytes);
+}
+
 enum { READ_UNIT = 1 << 16 };
 
 // <cdef>
@@ -47,6 +53,9 @@ typedef struct {
   size_t width, beside; // bytes of a cached number; of what is kept beside the numbers of a position
   // Write position `at` from k float [d], v float [d].
   void (*write)(const float *k, const float *v, int32_t d, int32_t at, void *kc, void *vc);
+  // Copy position `at` out of the cache or, with `in`, into it. row: the numbers of k [d], of v [d], as they
+  // are cached, then what is kept beside those of k and of v.
+  void (*copy)(uint8_t *row, int in, int32_t d, int32_t at, void *kc, void *vc);
   // part[r] = partial result of query q[r] float [d] over positions first + begins[r] .. first + ends[r] - 1;
   // 0 <= begins[r] < ends[r], 1 <= ends[0] <= ends[1] ... <= ATTEND_BLOCK, first a multiple of ATTEND_BLOCK.
   // The block that is `ahead` blocks further on will be wanted next, and is asked for.
