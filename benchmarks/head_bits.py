@@ -12,13 +12,14 @@ and the threshold is known from the start.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from bitgen import Model
-from bitgen.engine.session import Sampling, states_batch
+from bitgen.engine.sampling import NEUTRAL
+from bitgen.engine.session import states_batch
 from bitgen.gguf.reader import read_gguf
 
 Floats = npt.NDArray[np.float32]
@@ -121,7 +122,7 @@ def uniform() -> tuple[Floats, Floats]:
 def stories() -> tuple[Floats, Floats]:
     """The shipped model's head, and its final states along a text that it generated."""
     model = Model.load()
-    run = model.generate("Once upon a time", 200, sampling=Sampling(temperature=0.8, seed=3), stop=False)
+    run = model.generate("Once upon a time", 200, sampling=replace(NEUTRAL, temperature=0.8, seed=3), stop=False)
     list(run)
     with model.session() as session:
         states = states_batch([session], [run.history], every=True)

@@ -10,10 +10,13 @@
 standalone, synth, convert, info, kernels, gen, kernel_cost.
 """
 
+from bitgen.engine.asynchronous import AsyncGeneration
 from bitgen.engine.batch import Batch
+from bitgen.engine.chat import Chat
 from bitgen.engine.generate import Generation
 from bitgen.engine.model import Model
-from bitgen.engine.session import Choice, Sampling, Session, forward_batch, next_batch
+from bitgen.engine.sampling import Sampling
+from bitgen.engine.session import Choice, Session, forward_batch, next_batch
 from bitgen.errors import (
     ArgumentError,
     BitgenError,
@@ -28,8 +31,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ArgumentError",
+    "AsyncGeneration",
     "Batch",
     "BitgenError",
+    "Chat",
     "Choice",
     "CompileError",
     "EngineError",

@@ -28,8 +28,11 @@ from bitgen.engine.chat import Chat
 from bitgen.engine.embed import Embeddings
 from bitgen.engine.generate import Generation
 from bitgen.engine.model import Model
+from bitgen.engine.opened import Cache
+from bitgen.engine.sampling import Sampling
+from bitgen.engine.sampling import from_metadata as sampling_of
 from bitgen.engine.score import Perplexity
-from bitgen.engine.session import Cache, Sampling
+from bitgen.engine.stops import Stop
 from bitgen.errors import ArgumentError, BitgenError, UnsupportedError
 from bitgen.gguf import i2s_layout, split
 from bitgen.gguf import info as _info
@@ -76,7 +79,9 @@ def load(model: Model | str | Path | None = None, **loading: Any) -> Model:
     late = ", ".join(sorted(loading.keys() - {"progress"}))
     if late and isinstance(model, Model):
         raise ArgumentError(f"{late}: the model is open already; give that to Model.load")
-    return model if isinstance(model, Model) else Model.load(model, **loading)
+    if isinstance(model, Model):
+        return model
+    return Model.load(None if model is None else arguments.path("model", model), **loading)
 
 
 def generate(
@@ -84,7 +89,7 @@ def generate(
     prompt: str | Sequence[int],
     max_tokens: int = 256,
     *,
-    stop: bool = True,
+    stop: Stop = True,
     sampling: Sampling | None = None,
     cache: Cache = "f16",
     prompt_lookup: int = 0,
@@ -298,7 +303,7 @@ def standalone(
     levels = _standalone.shared_layout(checkpoint.shape, platform, isa, plans)
     return _standalone.write(
         checkpoint, source.stem, folder, platform, *levels, one_file=one_file, head=head, progress=progress,
-        inputs=checkpoint.files,
+        sampling=vars(sampling_of(checkpoint.metadata)[0]), inputs=checkpoint.files,
     )  # fmt: skip
 
 
@@ -346,7 +351,10 @@ def info(file: Path, progress: Listener = lambda *_: None) -> dict[str, Any]:
     facts = _info.describe(file)
     if "unsupported" in facts:
         return facts
-    planned = plan.of_model(read_gguf(file).shape, library.host_isa(progress))
+    checkpoint = read_gguf(file)
+    sampling, warning = sampling_of(checkpoint.metadata)
+    facts |= {"sampling": str(sampling), **({"sampling_warning": warning} if warning else {})}
+    planned = plan.of_model(checkpoint.shape, library.host_isa(progress))
     runs = {role: {"layout": str(p.layout), "source": planned.sources[role]} for role, p in planned.matrices.items()}
     return {**facts, "isa": planned.isa, "kernels": runs}
 

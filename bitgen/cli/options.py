@@ -193,27 +193,27 @@ def _sampled(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
 
 
 SAMPLING = (
-    ("--temp", "temperature", float, 0.7, "Temperature; 0 is greedy."),
-    ("--top-k", "top_k", int, 40, "Keep the k likeliest tokens; 0: all."),
-    ("--top-p", "top_p", float, 0.9, "Keep the likeliest tokens of this total probability; 1: all."),
-    ("--min-p", "min_p", float, 0.0, "Drop tokens below this share of the likeliest one's probability."),
-    ("--repeat-penalty", "repeat_penalty", float, 1.1, "Over the last 64 tokens; 1: off."),
-    ("--seed", "seed", int, None, "Same seed, same text. [default: random]"),
+    ("--temp", "temperature", float, "Temperature; 0 is greedy."),
+    ("--top-k", "top_k", int, "Keep the k likeliest tokens; 0: all."),
+    ("--top-p", "top_p", float, "Keep the likeliest tokens of this total probability; 1: all."),
+    ("--min-p", "min_p", float, "Drop tokens below this share of the likeliest one's probability."),
+    ("--repeat-penalty", "repeat_penalty", float, "Over the last 64 tokens; 1: off."),
+    ("--seed", "seed", int, "Same seed, same text."),
 )
-"""Option, field of Sampling, type, default, help."""
+"""Option, field of Sampling, type, help."""
 
 
 def sampling_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The options of Sampling, which the command gets as `sampling`."""
+    """The options of Sampling: the command gets those that are given, by field, as `sampling`; and always a seed."""
 
     @functools.wraps(command)
-    def sampled(*args: Any, seed: int | None, **more: Any) -> None:
-        fields = {field: more.pop(field) for _, field, *_ in SAMPLING if field != "seed"}
-        chosen = int.from_bytes(os.urandom(4), "little") if seed is None else seed
-        command(*args, sampling=Sampling(**fields, seed=chosen), **more)
+    def sampled(*args: Any, **more: Any) -> None:
+        given = {field: more.pop(field) for _, field, *_ in SAMPLING}
+        given = {field: value for field, value in given.items() if value is not None}
+        command(*args, sampling={"seed": int.from_bytes(os.urandom(4), "little"), **given}, **more)
 
-    for option, field, type, default, text in reversed(SAMPLING):
-        sampled = click.option(
-            option, field, type=type, default=default, show_default=default is not None, callback=_sampled, help=text
-        )(sampled)
+    for option, field, type, text in reversed(SAMPLING):
+        default = "random" if field == "seed" else f"the model file's, else {getattr(Sampling(), field)}"
+        words = f"{text} [default: {default}]"
+        sampled = click.option(option, field, type=type, callback=_sampled, help=words)(sampled)
     return sampled

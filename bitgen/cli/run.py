@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from bitgen import Model, Sampling, api
+from bitgen import Model, api
 from bitgen.cli import tables, terminal
 from bitgen.cli.console import progress_bar, say, stream, warn
 from bitgen.cli.options import (
@@ -29,6 +30,9 @@ from bitgen.cli.streams import STDIN, read_text
 from bitgen.engine.embed import POOLINGS
 from bitgen.engine.prompt_lookup import LOOKUP
 from bitgen.text.chat_templates import NAMED
+
+Given = Mapping[str, Any]
+"""Fields of Sampling that are given."""
 
 TEXT_FILE = click.Path(exists=True, dir_okay=False, allow_dash=True)
 """A file that read_text reads."""
@@ -64,13 +68,14 @@ def _load(model: str | None, **options: Any) -> Model:
 @head_option
 @cache_option
 @reading_options
-def run(prompt: str, model: str | None, max_tokens: int, threads: int | None, sampling: Sampling, ignore_eos: bool,
+def run(prompt: str, model: str | None, max_tokens: int, threads: int | None, sampling: Given, ignore_eos: bool,
         prompt_lookup: int, logprobs: int | None, isa: str | None, head: Any, cache: Any,
         **reading: Any) -> None:  # fmt: skip
     """Continue a prompt. Text goes to stdout as it comes, timing to stderr."""
     text = read_text(STDIN) if prompt == STDIN else prompt
     loaded = _load(model, threads=threads, isa=isa, head=head, **reading)
-    generation = api.generate(loaded, text, max_tokens, stop=not ignore_eos, sampling=sampling, cache=cache,
+    generation = api.generate(loaded, text, max_tokens, stop=not ignore_eos,
+                              sampling=loaded.sampling.given(None, sampling), cache=cache,
                               prompt_lookup=prompt_lookup, logprobs=logprobs)  # fmt: skip
     try:
         stream(text)
@@ -80,7 +85,7 @@ def run(prompt: str, model: str | None, max_tokens: int, threads: int | None, sa
     finally:
         for line in tables.logprobs(loaded.tokenizer, generation.choices):
             say(line, err=True)
-        say(f"{generation.timing} | {loaded.about}, seed {sampling.seed}", err=True)
+        say(f"{generation.timing} | {loaded.about}, seed {sampling['seed']}", err=True)
 
 
 @click.command()
@@ -131,11 +136,11 @@ def embed(texts: tuple[str, ...], model: str | None, file: str | None, pooling: 
 @reading_options
 @quiet_option
 def chat(model: str | None, system: str | None, max_tokens: int, chat_template: str | None, context: int | None,
-         sampling: Sampling, threads: int | None, isa: str | None, cache: Any, **reading: Any) -> None:  # fmt: skip
+         sampling: Given, threads: int | None, isa: str | None, cache: Any, **reading: Any) -> None:  # fmt: skip
     """Talk with a model. Ctrl-C stops an answer, Ctrl-D ends; /help has the rest."""
     loaded = _load(model, threads=threads, isa=isa, **reading)
     conversation = api.chat(loaded, system=system, template=chat_template, context=context, cache=cache)
-    if not terminal.run(conversation, max_tokens, sampling):
+    if not terminal.run(conversation, max_tokens, loaded.sampling.given(None, sampling)):
         click.get_current_context().exit(1)
 
 

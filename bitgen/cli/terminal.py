@@ -8,7 +8,7 @@ import sys
 from bitgen.cli.console import say, stream
 from bitgen.cli.streams import utf8
 from bitgen.engine.chat import Chat
-from bitgen.engine.session import Sampling
+from bitgen.engine.sampling import Sampling
 from bitgen.errors import BitgenError
 
 PROMPT, MORE, QUOTES = ">>> ", "... ", '"""'

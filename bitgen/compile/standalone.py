@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -62,6 +62,7 @@ def write(
     levels: Sequence[ModelPlan],
     left_out: Sequence[str] = (),
     *,
+    sampling: Mapping[str, float],
     one_file: bool = False,
     head: pack.Head = "certified",
     progress: Listener = lambda *_: None,
@@ -70,6 +71,7 @@ def write(
     """Write the program <folder>/<name>, with the levels of `shared_layout`, and <name>.bgpk unless `one_file`.
 
     A name that cannot be a file's is made one.
+    sampling: how tokens are chosen where nobody says, the fields of `bg_trailer` by name.
     inputs: files that must not be replaced, those that the checkpoint is read from.
     """
     program = folder / f"{store.slug(name)}{platform.system.suffix}"
@@ -88,17 +90,17 @@ def write(
         if one_file:
             packed = made.with_name("model.bgpk")
             pack_model(packed)
-            _append(made, packed, tokens)
+            _append(made, packed, tokens, sampling)
             weights.unlink(missing_ok=True)  # of an earlier build: two sets of weights would be one too many
         else:
             with data.replacing(weights) as packed:
                 pack_model(packed)
-                _append(packed, None, tokens)
+                _append(packed, None, tokens, sampling)
     files = (program,) if one_file else (program, weights)
     return Program(files, tuple(found.isa for found in levels), tuple(left_out))
 
 
-def _append(file: Path, packed: Path | None, tokens: bytes) -> None:
+def _append(file: Path, packed: Path | None, tokens: bytes, sampling: Mapping[str, float]) -> None:
     """Put a packed model (None: the file is one), the tokenizer and a trailer at the end of a file."""
     with file.open("r+b") as f:
         start = model_bytes = f.seek(0, os.SEEK_END)
@@ -117,6 +119,7 @@ def _append(file: Path, packed: Path | None, tokens: bytes) -> None:
             "model_bytes": model_bytes,
             "vocabulary_offset": f.tell(),
             "vocabulary_bytes": len(tokens),
+            **sampling,
         }
         f.write(tokens)
         f.write(record("core/model.h", "bg_trailer", trailer))

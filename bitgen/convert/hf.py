@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from bitgen.checkpoints.checkpoint import ALL, row_pieces, ternary_floats
 from bitgen.checkpoints.tensors import is_ternary, tensor_shapes
+from bitgen.convert.generation_config import sampling_keys
 from bitgen.convert.hf_config import Config, Storage
 from bitgen.convert.hf_tokenizer import Vocabulary
 from bitgen.convert.json_files import read_object
@@ -104,15 +105,20 @@ class HfCheckpoint:
 
     @cached_property
     def metadata(self) -> Mapping[str, Any]:
-        """GGUF key-values: the model's name, tokenizer and chat template, and its pooling type where it has one."""
-        keys = {"general.name": self._shape.name, **self._vocabulary.keys}
+        """GGUF key-values: the model's name, tokenizer and chat template, and, where it has them, how its tokens are
+        chosen and its pooling type."""
+        keys = {"general.name": self._shape.name, **self._vocabulary.keys, **self._sampling[0]}
         pooling = pooling_type(self.directory)
         return keys if pooling is None else keys | {f"{self._shape.architecture}.pooling_type": pooling}
 
     @property
     def warning(self) -> str | None:
-        """The tokens that a conversion leaves out, as a sentence; None where it keeps all."""
-        return self._vocabulary.warning
+        """What a conversion leaves out, tokens or defaults of sampling, as a sentence; None where it keeps all."""
+        return "; ".join(filter(None, (self._vocabulary.warning, self._sampling[1]))) or None
+
+    @cached_property
+    def _sampling(self) -> tuple[dict[str, Any], str | None]:
+        return sampling_keys(self.directory)
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:

@@ -86,7 +86,6 @@ RULES: dict[str, Rule] = {
     "stride": Rule("a whole number from 0 to {most}, fewer than the tokens of a window", 0),
     "count": Rule("a whole number from 0 to {most}, the tokens that are appended", 0, 2**31 - 1),
     "step": Rule("a whole number in [0, 2**64)", 0, 2**64 - 1),
-    "stop": _switch("True or False: whether to end at the model's stop tokens"),
     "every": _switch("True or False: whether to compute a row for every token"),
     "on": _switch("True or False"),
     "temperature": _number("a number, 0 or more, and finite in float32", 0, FLOAT32_MOST),

@@ -16,16 +16,18 @@ from typing import Any
 
 from bitgen.engine.arguments import checked, instance
 from bitgen.engine.generate import Continuation
+from bitgen.engine.opened import Cache, OpenedModel, check_model
 from bitgen.engine.ownership import Turn, Uncopied
-from bitgen.engine.session import Cache, Choice, OpenedModel, Sampling, Session, common_prefix, try_next_batch
+from bitgen.engine.sampling import Sampling
+from bitgen.engine.session import Choice, Session, common_prefix, try_next_batch
+from bitgen.engine.stops import Stop, stops_of
 from bitgen.errors import ArgumentError, BitgenError, EngineError
-from bitgen.text.tokenizer import TextStream
 
 PREFILL = 128
 """Most tokens of prompts in a step. More would be hardly faster, and would delay the texts that need one token."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Request(Continuation):
     """One text of a batch. When it has `finished`, `error` says why it failed, or is None."""
 
@@ -34,7 +36,7 @@ class Request(Continuation):
     cancelled: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
-        self._stream, self._started = TextStream(self.model.tokenizer), 0.0
+        self._started = 0.0
         try:
             super().__post_init__()
         except BitgenError as error:
@@ -63,9 +65,9 @@ class Request(Continuation):
             self.timing.prefill_s = seconds
         if isinstance(chosen, EngineError):
             self.error = chosen
-            return self._stream.flush()
-        piece = "".join(map(self._stream.push, self.accept(chosen)))
-        return piece + self._stream.flush() if self.finished else piece
+            return self.flush()
+        piece = "".join(self.accept(chosen))
+        return piece + self.flush() if self.finished else piece
 
 
 class Batch(Uncopied):
@@ -96,6 +98,7 @@ class Batch(Uncopied):
         threads: int | None = None,
         prefill: int = PREFILL,
     ) -> None:
+        check_model(model)
         places = checked("size", size)
         self.model, self.prefill, self._closed = model, checked("prefill", prefill), False
         self._turn = Turn("batch")
@@ -105,7 +108,7 @@ class Batch(Uncopied):
         with ExitStack() as opened:
             first = opened.enter_context(Session(model, threads, context, cache))
             others = (opened.enter_context(first.share(first.context)) for _ in range(places - 1))
-            self._free: dict[Session, list[int]] = {session: [] for session in (first, *others)}  # and what they hold
+            self._free = [first, *others]  # the one that is free longest first
             self.context = first.context
             self._opened = opened.pop_all()
 
@@ -114,7 +117,7 @@ class Batch(Uncopied):
         prompt: str | Sequence[int],
         max_tokens: int = 256,
         *,
-        stop: bool = True,
+        stop: Stop = True,
         sampling: Sampling | None = None,
         **options: Any,
     ) -> Request:
@@ -122,11 +125,11 @@ class Batch(Uncopied):
 
         A prompt that is too long or wrong is no exception: its request has an `error`, and the next step returns it.
         """
-        limit, ends = checked("max_tokens", max_tokens), checked("stop", stop)
-        chosen = Sampling.given(sampling, options)
+        limit, chosen = checked("max_tokens", max_tokens), self.model.sampling.given(sampling, options)
+        stops_of(stop, self.model.tokenizer)
         with self._turn.take():
             self._check_open()
-            request = Request(self.model, prompt, limit, ends, chosen, positions=self.context)
+            request = Request(self.model, prompt, limit, stop, chosen, positions=self.context)
             (self._ended if request.finished else self._waiting).append(request)
         return request
 
@@ -187,15 +190,14 @@ class Batch(Uncopied):
     def _begin(self, request: Request) -> None:
         """Give a request the free session that holds most of its prompt; of equals, the one that is free longest."""
         ids = request.prompt_ids
-        session = max(self._free, key=lambda session: common_prefix(self._free[session], ids))
-        session.rewind(min(common_prefix(self._free.pop(session), ids), len(ids) - 1))
-        request.begin(session.position)
+        session = max(self._free, key=lambda session: common_prefix(session.tokens, ids))
+        self._free.remove(session)
+        request.begin(session._resume(ids))
         self._running[request] = session
 
     def _release(self, request: Request) -> None:
         """Free a request's session, which keeps its tokens for a prompt that begins alike."""
-        session = self._running.pop(request)
-        self._free[session] = request.history[: session.position]
+        self._free.append(self._running.pop(request))
 
     def _work(self) -> Iterator[tuple[Request, list[int], Choice]]:
         """What each request adds to a step: its latest token, or the next of its prompt while `prefill` lasts."""
@@ -210,10 +212,15 @@ class Batch(Uncopied):
                 room -= len(tokens)
             if tokens:
                 last = session.position + len(tokens) == len(history)
-                yield request, tokens, Choice(request.sampling, history, len(request.token_ids), int(last))
+                yield request, tokens, Choice(request._sampling, history, len(request.token_ids), int(last))
 
     def __enter__(self) -> Batch:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __repr__(self) -> str:
+        places = len(self._running) + len(self._free)
+        state = f"{len(self._running)} of {places} places taken, {len(self._waiting)} texts waiting"
+        return f"<Batch of {self.model.shape.name}: {'closed' if self._closed else state}>"

@@ -12,18 +12,24 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from bitgen import data
+from bitgen.engine import arguments
 from bitgen.engine.generate import Generation
+from bitgen.engine.opened import Cache, OpenedModel, check_model
 from bitgen.engine.ownership import Uncopied
-from bitgen.engine.session import Cache, OpenedModel, Sampling, Session, common_prefix
-from bitgen.errors import BitgenError, FormatError, UnsupportedError
+from bitgen.engine.sampling import Sampling
+from bitgen.engine.session import Session
+from bitgen.engine.stops import Stop, stops_of
+from bitgen.errors import ArgumentError, ArgumentTypeError, BitgenError, FormatError, UnsupportedError
 from bitgen.text.chat_templates import MISSING, NAMED, corrected
 from bitgen.text.rendering import Template
 from bitgen.text.tokenizer import Tokenizer
 
 Message = Mapping[str, str]
+
+ROLES = ("system", "user", "assistant")
 
 MARKS = range(0xE000, 0xF8FF)
 """Private-use characters, of which one that no message holds marks what must stay text."""
@@ -72,6 +78,37 @@ def source_of(model: ChatModel, chosen: str | None = None) -> str:
     return corrected(found)
 
 
+def messages_of(name: str, value: Any) -> list[dict[str, str]]:
+    """A conversation that ends with what is to be answered, as an argument gives it; ArgumentError where it is none."""
+    messages = arguments.items(name, value, 'messages, {"role": ..., "content": ...}')
+    for i, message in enumerate(messages):
+        _check_message(f"{name}[{i}]", message)
+    if not messages or messages[-1]["role"] == "assistant":
+        ends = "ends with an answer" if messages else "is empty"
+        raise ArgumentError(f"{name} {ends}, must be a conversation whose last message is to be answered")
+    return [dict(message) for message in messages]
+
+
+def _check_message(name: str, message: Any, roles: Sequence[str] = ROLES) -> None:
+    """ArgumentError unless it is a role and what that said."""
+    if not isinstance(message, Mapping):
+        raise ArgumentTypeError(f'{name} is {arguments.shown(message)}, must be {{"role": ..., "content": ...}}')
+    if set(message) != {"role", "content"}:
+        keys = arguments.shown(list(message))
+        raise ArgumentError(f'{name} has the keys {keys}, must be {{"role": ..., "content": ...}}, a text each')
+    arguments.one_of(f"{name}['role']", message["role"], roles)
+    arguments.text(f"{name}['content']", message["content"])
+
+
+def template_of(model: ChatModel, chosen: str | None, compiled: dict[str, ChatTemplate]) -> ChatTemplate:
+    """A model's chat template: `chosen` as of `source_of`. compiled: those that are, by their text."""
+    source = source_of(model, None if chosen is None else arguments.text("template", chosen))
+    if source not in compiled:
+        name = "the model's chat template" if chosen is None else f"the chat template {chosen!r}"
+        compiled[source] = ChatTemplate(source, model.tokenizer, name)
+    return compiled[source]
+
+
 class ChatTemplate:
     """Messages to token ids, by a Jinja2 template in the sandbox."""
 
@@ -111,9 +148,9 @@ class ChatTemplate:
         return re.compile("|".join(map(re.escape, words)) or r"(?!)")
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Chat(Uncopied):
-    """A dialogue with a model: `say` streams the answer. For one thread at a time.
+    """A dialogue with a model: `say` streams the answer. For one thread at a time; close it, or use it with `with`.
 
     Tokens that two turns begin with stay in the KV cache. Where the context is full, the oldest turns are forgotten,
     but not the system message; `dropped` counts them.
@@ -125,36 +162,49 @@ class Chat(Uncopied):
     context: int | None = None
     cache: Cache = "f16"
     messages: list[Message] = field(default_factory=list)  # without the system message
-    dropped: int = 0
-    answer: Generation | None = None  # the latest
+    dropped: int = field(default=0, init=False)
+    answer: Generation | None = field(default=None, init=False)  # the latest
 
     def __post_init__(self) -> None:
-        name = f"the chat template {self.template!r}" if self.template else "the model's chat template"
-        self._template = ChatTemplate(source_of(self.model, self.template), self.model.tokenizer, name)
+        check_model(self.model)
+        if self.system is not None:
+            arguments.text("system", self.system)
+        for i, message in enumerate(arguments.items("messages", self.messages, "messages")):
+            _check_message(f"messages[{i}]", message, ("user", "assistant"))
+        self._template = template_of(self.model, self.template, {})
         self._session = Session(self.model, context=self.context, cache=self.cache)
-        self._held: list[int] = []  # what the cache holds
 
-    def say(self, text: str, max_tokens: int = 1024, sampling: Sampling | None = None) -> Generator[str, None, None]:
-        """Answer a message, piece by piece.
+    def say(
+        self,
+        text: str,
+        max_tokens: int = 1024,
+        sampling: Sampling | None = None,
+        *,
+        stop: Stop = True,
+        **options: Any,
+    ) -> Generator[str, None, None]:
+        """Answer a message, piece by piece. sampling, options, stop: as of `Model.generate`; the n-th turn's seed is
+        n - 1 more than the one given.
 
         The message and its answer join `messages` once the answer is complete, or broken off after its first token (the
         iterator is closed, an interrupt, an error): then with as much as was said. A turn that fails before leaves the
         dialogue as it was.
         """
+        arguments.text("text", text)
+        limit, first = arguments.checked("max_tokens", max_tokens), self.model.sampling.given(sampling, options)
+        stops_of(stop, self.model.tokenizer)
+        return self._say(text, limit, first, stop)
+
+    def _say(self, text: str, max_tokens: int, first: Sampling, stop: Stop) -> Generator[str, None, None]:
         ids, kept, dropped = self._fit({"role": "user", "content": text}, max_tokens)
-        first = sampling or Sampling()
         turn = sum(m["role"] == "user" for m in kept) + dropped
         own = replace(first, seed=(first.seed + turn - 1) % 2**64)
-        same = min(common_prefix(ids, self._held), len(ids) - 1)
-        self._session.rewind(same)
-        self._held = ids[:same]
-        generation = Generation(self.model, ids, max_tokens, sampling=own, session=self._session)
+        generation = Generation(self.model, ids, max_tokens, stop, own, session=self._session)
         self.answer, complete = generation, False
         try:
             yield from generation
             complete = True
         finally:
-            self._held = generation.history[: self._session.position]
             if complete or generation.token_ids:
                 self.messages[:] = [*kept, {"role": "assistant", "content": generation.text}]
                 self.dropped = dropped
@@ -183,3 +233,13 @@ class Chat(Uncopied):
             del kept[:2]
             dropped += 1
         return ids, kept, dropped
+
+    def __enter__(self) -> Chat:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        turns = sum(m["role"] == "user" for m in self.messages)
+        return f"<Chat with {self.model.shape.name}: {turns} turns, {self.dropped} more forgotten, {self._session!r}>"

@@ -12,7 +12,8 @@ import numpy as np
 
 from bitgen.data import replacing
 from bitgen.engine import arguments
-from bitgen.engine.session import FloatArray, OpenedModel, Session, states_batch
+from bitgen.engine.opened import FloatArray, OpenedModel
+from bitgen.engine.session import Session, states_batch
 from bitgen.errors import BitgenError, UnsupportedError, quoted
 from bitgen.spec import Progress
 
@@ -57,7 +58,7 @@ def pooling_of(metadata: Any) -> str:
 
 def embed(model: OpenedModel, texts: Sequence[str], pooling: str, progress: Progress = lambda *_: None) -> FloatArray:
     """Vectors float32 [len(texts), hidden] of length one; see `Model.embed`. progress: (texts done, texts)."""
-    if not isinstance(pooling, str) or pooling not in POOLINGS:
+    if pooling not in POOLINGS:
         known = ", ".join(POOLINGS)
         raise UnsupportedError(f"pooling {arguments.shown(pooling)} is not supported; known: {known}")
     texts = arguments.texts("texts", texts)

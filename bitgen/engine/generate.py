@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from bitgen.engine import arguments
+from bitgen.engine.opened import CACHES, Cache, OpenedModel, check_model
 from bitgen.engine.ownership import Uncopied
 from bitgen.engine.prompt_lookup import PromptLookup
+from bitgen.engine.sampling import Sampling
 from bitgen.engine.score import TokenChoice
-from bitgen.engine.session import CACHES, Cache, OpenedModel, Sampling, Session
+from bitgen.engine.session import Session
+from bitgen.engine.stops import Stop, StoppedText, stops_of
 from bitgen.errors import ArgumentError, ArgumentTypeError, BitgenError, EngineError
-from bitgen.text.tokenizer import TextStream
 
 PREFILL_AT_ONCE = 512  # tokens of one call, so that an interrupt is heard between two
+
+
+Stopped = Literal["", "stop token", "stop string", "length", "context full"]
+"""Why a text ended: length: it has as many tokens as were asked for; "": it has not ended."""
 
 
 @dataclass
@@ -31,7 +37,7 @@ class Timing:
     decode_s: float = 0.0
     proposed: int = 0  # tokens, by prompt lookup
     accepted: int = 0
-    stopped: str = "length"  # or "stop token"
+    stopped: Stopped = ""
 
     def __str__(self) -> str:
         prefill = f"prefill {self.prompt_tokens} tokens at {self.prompt_tokens / max(self.prefill_s, 1e-9):.0f} tok/s"
@@ -41,26 +47,30 @@ class Timing:
         return f"load {self.load_s:.2f} s | {prefill} | {decode}{lookup}"
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Continuation(Uncopied):
-    """A prompt and the tokens that followed it so far."""
+    """A prompt and the tokens that followed it so far. stop: as of `Model.generate`; sampling: None: the model's."""
 
     model: OpenedModel
     prompt: str | Sequence[int]
     max_tokens: int = 256
-    stop: bool = True  # at the model's stop tokens
-    sampling: Sampling = field(default_factory=Sampling)
+    stop: Stop = True
+    sampling: Sampling | None = None
     timing: Timing = field(init=False)
     prompt_ids: list[int] = field(init=False, default_factory=list)
-    token_ids: list[int] = field(init=False, default_factory=list)
+    token_ids: list[int] = field(init=False, default_factory=list)  # those that spell a stop string too
 
     def __post_init__(self) -> None:
+        check_model(self.model)
         self.timing = Timing(self.model.load_s)
-        arguments.check_fields(self, "max_tokens", "stop")
-        arguments.instance("sampling", self.sampling, Sampling, "a Sampling")
+        arguments.check_fields(self, "max_tokens")
+        self._stops = stops_of(self.stop, self.model.tokenizer)
+        self._stream = self._text_stream()
+        self.sampling = self._sampling = self.model.sampling.given(self.sampling, {})
         self.prompt_ids = self._encoded()
         if len(self.prompt_ids) >= self.room:
             raise BitgenError(f"the prompt has {len(self.prompt_ids)} tokens, the context holds {self.room}")
+        self._note_length()
 
     def _encoded(self) -> list[int]:
         """The prompt's tokens."""
@@ -91,12 +101,12 @@ class Continuation(Uncopied):
     @property
     def finished(self) -> bool:
         """Whether there is no more to come."""
-        return self.timing.stopped == "stop token" or len(self.token_ids) >= self.limit
+        return bool(self.timing.stopped)
 
     @property
     def text(self) -> str:
-        """The text so far, without the prompt."""
-        stream = TextStream(self.model.tokenizer)
+        """The text so far, without the prompt and without the stop string that ended it."""
+        stream = self._text_stream()
         return "".join(map(stream.push, self.token_ids)) + stream.flush()
 
     @property
@@ -104,32 +114,55 @@ class Continuation(Uncopied):
         """The prompt's tokens and those that followed."""
         return self.prompt_ids + self.token_ids
 
-    def accept(self, chosen: Sequence[int], proposed: Sequence[int] = ()) -> list[int]:
+    def accept(self, chosen: Sequence[int], proposed: Sequence[int] = ()) -> list[str]:
         """Take the first chosen token, and each further one if the one before it is as proposed.
 
-        Returns the tokens that the text gained.
+        Returns the piece of text that each token gave which the text gained.
         """
-        stops = self.model.tokenizer.stop_ids if self.stop else frozenset()
-        before = len(self.token_ids)
+        pieces: list[str] = []
         for token, guess in zip(chosen, [*proposed, None], strict=True):
-            if token in stops:
+            if token in self._stops.tokens:
                 self.timing.stopped = "stop token"
                 break
             self.token_ids.append(token)
+            pieces.append(self._stream.push(token))
+            if self._stream.found is not None:
+                self.timing.stopped = "stop string"
+            else:
+                self._note_length()
             if token != guess or self.finished:
                 break
         self.timing.tokens = len(self.token_ids)
-        return self.token_ids[before:]
+        return pieces
+
+    def flush(self) -> str:
+        """The piece of text that was held back until now, at the end."""
+        piece = self._stream.flush()
+        if self._stream.found is not None:
+            self.timing.stopped = "stop string"
+        return piece
+
+    def _note_length(self) -> None:
+        """Note that the text has all the tokens that it may have, where it has."""
+        if len(self.token_ids) >= self.limit:
+            self.timing.stopped = "length" if len(self.token_ids) >= self.max_tokens else "context full"
+
+    def _text_stream(self) -> StoppedText:
+        return StoppedText(self.model.tokenizer, self._stops.strings)
+
+    def __repr__(self) -> str:
+        counts = f"{len(self.prompt_ids)} tokens of a prompt, {len(self.token_ids)} of at most {self.limit} after it"
+        return f"<{type(self).__name__}: {counts}{', ' * self.finished}{self.timing.stopped}>"
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Generation(Continuation):
     """Text in the making. Iterate for the pieces, once; `text`, `token_ids` and `timing` hold what happened so far."""
 
     cache: Cache = "f16"
     prompt_lookup: int = 0  # most tokens to propose at a time
     logprobs: int | None = None  # likeliest tokens to keep at each place; None: and no log probabilities
-    session: Session | None = None  # holds the first `position` tokens of the prompt; None: one of its own
+    session: Session | None = None  # None: one of its own
     choices: list[TokenChoice] = field(init=False, default_factory=list)  # with logprobs: of each token, and of a stop
 
     def __post_init__(self) -> None:
@@ -138,17 +171,11 @@ class Generation(Continuation):
         arguments.check_fields(self, "prompt_lookup", *([] if self.logprobs is None else ["logprobs"]))
         super().__post_init__()
         if self.session is not None:
-            self._check_session(self.session)
+            self.session._open()
+            if self.session._model is not self.model:
+                raise ArgumentError("session is one of another model, must be one of this model")
         if self.prompt_lookup and self.logprobs is not None:
             raise BitgenError("prompt lookup computes no log probabilities; ask for one of the two")
-
-    def _check_session(self, session: Session) -> None:
-        """Whether it can hold the start of the prompt, and no more."""
-        held, needed = session.position, len(self.prompt_ids)
-        if session._model is not self.model:
-            raise ArgumentError("session is one of another model, must be one of this model")
-        if held >= needed:
-            raise ArgumentError(f"session holds {held} tokens, must hold fewer than the prompt's {needed}; rewind it")
 
     @property
     def room(self) -> int:
@@ -157,31 +184,31 @@ class Generation(Continuation):
             return super().room
         return int(arguments.instance("session", self.session, Session, "a Session").context)
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Generator[str, None, None]:
         if not self._begun.acquire(blocking=False):
             raise EngineError("this generation was iterated before; `text` has what it gave, `generate` begins another")
         return self._pieces()
 
-    def _pieces(self) -> Iterator[str]:
-        model, timing, prompt = self.model, self.timing, self.prompt_ids
-        stream, lookup = TextStream(model.tokenizer), PromptLookup(self.prompt_lookup, prompt)
+    def _pieces(self) -> Generator[str, None, None]:
+        timing, prompt = self.timing, self.prompt_ids
+        lookup = PromptLookup(self.prompt_lookup, prompt)
         opened: AbstractContextManager[Session] = nullcontext(self.session) if self.session is not None else self._own()
         with opened as session:
             if not self.finished:
                 started = time.perf_counter()
-                timing.prompt_tokens = len(prompt) - session.position
+                timing.prompt_tokens = len(prompt) - session._resume(prompt)
                 while len(prompt) - session.position > PREFILL_AT_ONCE:
                     session.append(prompt[session.position : session.position + PREFILL_AT_ONCE])
-                tokens = self.accept(self._choose(session, prompt[session.position :], prompt))
+                pieces = self.accept(self._choose(session, prompt[session.position :], prompt))
                 timing.prefill_s = time.perf_counter() - started
-                yield from map(stream.push, tokens)
+                lookup.extend(self.token_ids)
+                yield from pieces
             while not self.finished:
                 started = time.perf_counter()
-                lookup.extend(tokens)
-                tokens = self._step(session, lookup)
+                pieces = self._step(session, lookup)
                 timing.decode_s += time.perf_counter() - started
-                yield from map(stream.push, tokens)
-        yield stream.flush()
+                yield from pieces
+        yield self.flush()
 
     def _own(self) -> Session:
         return Session(self.model, context=self.context, cache=self.cache)
@@ -189,23 +216,29 @@ class Generation(Continuation):
     def _choose(self, session: Session, tokens: Sequence[int], history: Sequence[int], count: int = 1) -> list[int]:
         """Append tokens, the end of the history, and choose what follows each of the last `count`."""
         if self.logprobs is None:
-            return session.next(tokens, self.sampling, history, len(self.token_ids), count)
-        logits = session.forward(tokens)
-        token = session.sample(self.sampling, logits, history, len(self.token_ids))
-        self.choices.append(TokenChoice.of(logits, token, self.logprobs))
-        return [token]
+            found = session.next(tokens, self._sampling, history, len(self.token_ids), count)
+        else:
+            logits = session.forward(tokens)
+            found = [session.sample(self._sampling, logits, history, len(self.token_ids))]
+            self.choices.append(TokenChoice.of(logits, found[0], self.logprobs))
+        self._changes = session._changes
+        return found
 
-    def _step(self, session: Session, lookup: PromptLookup) -> list[int]:
-        """One forward pass: at least one token, unless the text ends."""
-        if session.position != len(self.prompt_ids) + len(self.token_ids) - 1:
+    def _step(self, session: Session, lookup: PromptLookup) -> list[str]:
+        """One forward pass: at least one token, unless the text ends. The piece of text that each gives."""
+        if session._changes != self._changes:
             raise EngineError("another call changed the session of this generation; begin another")
-        proposed = lookup.propose(self.limit - len(self.token_ids) - 1)
+        before = len(self.token_ids)
+        proposed = lookup.propose(self.limit - before - 1)
         history = self.history + proposed
         chosen = self._choose(session, history[-len(proposed) - 1 :], history, len(proposed) + 1)
-        tokens = self.accept(chosen, proposed)
-        accepted = sum(a == b for a, b in zip(tokens, proposed, strict=False))
-        session.rewind(session.position - (len(proposed) - accepted))
+        pieces = self.accept(chosen, proposed)
+        accepted = sum(a == b for a, b in zip(self.token_ids[before:], proposed, strict=False))
+        if accepted < len(proposed):
+            session.rewind(session.position - (len(proposed) - accepted))
+            self._changes = session._changes
+        lookup.extend(self.token_ids[before:])
         lookup.learn(len(proposed), accepted)
         self.timing.proposed += len(proposed)
         self.timing.accepted += accepted
-        return tokens
+        return pieces

@@ -18,14 +18,20 @@ from bitgen.compile import binding, checksum, library, pack
 from bitgen.compile.clang import Artefact, BuildOptions
 from bitgen.data import WAITING, once, shipped_path
 from bitgen.engine import arguments
+from bitgen.engine.asynchronous import AsyncGeneration
 from bitgen.engine.batch import Batch
-from bitgen.engine.embed import embed, pooling_of
+from bitgen.engine.chat import ChatTemplate, Message, messages_of, template_of
+from bitgen.engine.embed import POOLINGS, embed, pooling_of
 from bitgen.engine.generate import Continuation, Generation
+from bitgen.engine.opened import Cache
 from bitgen.engine.ownership import Uncopied
+from bitgen.engine.sampling import Sampling, from_metadata
 from bitgen.engine.score import Score, score
-from bitgen.engine.session import Cache, Sampling, Session
+from bitgen.engine.session import Session
+from bitgen.engine.stops import Stop
 from bitgen.errors import ArgumentError, EngineError
 from bitgen.gguf.i2s_layout import warning as i2s_warning
+from bitgen.gguf.metadata import HIDDEN_ACTIVATIONS
 from bitgen.gguf.reader import I2sLayout, read_gguf
 from bitgen.kernels import plan as plans
 from bitgen.kernels.formats import FORMATS
@@ -66,6 +72,8 @@ def _opened(open_packed: Callable[[], Model], packed: Path, pack_once: Callable[
 class Model(Uncopied):
     """A model ready to run: its kernels compiled for this CPU, its weights packed and memory-mapped.
 
+    `sampling` holds how tokens are chosen where a call does not say: the file's own defaults, else those of Sampling.
+    Close it, or use it as a context manager; what is left open is closed when nothing refers to it.
     It does not change once it is loaded. Several threads may use one at once, each with sessions of its own, and
     generate, logits, embed and score open theirs; a Session, a Generation, a Batch and a Chat are for one thread at a
     time. Threads and processes may load models at once: what is not cached yet is made by one, and the others wait.
@@ -81,12 +89,15 @@ class Model(Uncopied):
         self.threads = min(plan.threads or usable, usable) if threads is None else threads
         self.head, self.load_s, self.pooling = head, 0.0, "last"
         self.chat_templates: dict[str, str] = {}  # by name, as the file carries them
-        self.warning: str | None = None  # said when a file is packed that seems to be read by the wrong I2_S layout
+        self.sampling = Sampling()
+        self.warning: str | None = None  # sentences about what the file seems to have wrong
+        self._templates: dict[str, ChatTemplate] = {}  # compiled, by their text
         self.lib = binding.load(artefact.path)
         out = binding.ffi().new("bg_model **")
         index = library.isa_index(self.lib, plan.isa)
         binding.check(self.lib, self.lib.bg_open(os.fsencode(packed), index, out), f"cannot open {packed}")
-        self.handle = binding.ffi().gc(out[0], self.lib.bg_close)
+        self.identity = checksum.identity(packed)
+        self._handle = binding.ffi().gc(out[0], self.lib.bg_close)
 
     @classmethod
     def load(
@@ -113,7 +124,10 @@ class Model(Uncopied):
         started = time.perf_counter()
         source = shipped_path() if path is None else arguments.path("path", path)
         arguments.one_of("head", head, get_args(pack.Head))
+        arguments.one_of("i2s_layout", i2s_layout, get_args(I2sLayout))
         arguments.text("tl_tiles", tl_tiles)
+        if activation is not None:
+            arguments.one_of("activation", activation, HIDDEN_ACTIVATIONS)
         threads = None if threads is None else arguments.checked("threads", threads)
         level = None if isa is None else arguments.text("isa", isa)
         report = arguments.instance("progress", progress or (lambda *_: None), Callable, "a function")
@@ -130,11 +144,24 @@ class Model(Uncopied):
         _give_back_memory()
         open_packed = partial(cls, source, checkpoint.shape, tokenizer, plan, artefact, packed, head, threads)
         model = _opened(open_packed, packed, pack_once)
-        model.warning = i2s_warning(checkpoint) if made else None
+        model.sampling, passed_over = from_metadata(checkpoint.metadata)
+        model.warning = "; ".join(filter(None, (i2s_warning(checkpoint) if made else None, passed_over))) or None
         model.chat_templates = chat_templates
         model.pooling = pooling_of(checkpoint.metadata)
         model.load_s = time.perf_counter() - started
         return model
+
+    @property
+    def handle(self) -> Any:
+        """The library's `bg_model *`; EngineError where the model is closed."""
+        handle = self._handle
+        if handle is None:
+            raise EngineError("this model is closed")
+        return handle
+
+    def close(self) -> None:
+        """Free the weights as soon as the model's sessions are closed; further calls, theirs too, are errors."""
+        self._handle = None
 
     @property
     def chat_template(self) -> str | None:
@@ -188,6 +215,8 @@ class Model(Uncopied):
             the file says, or else "last". Several texts go through the layers in one pass, with the same vectors as
             each alone.
         """
+        if pooling is not None:
+            arguments.one_of("pooling", pooling, POOLINGS)
         return embed(self, texts, self.pooling if pooling is None else pooling)
 
     def generate(
@@ -195,7 +224,7 @@ class Model(Uncopied):
         prompt: str | Sequence[int],
         max_tokens: int = 256,
         *,
-        stop: bool = True,
+        stop: Stop = True,
         sampling: Sampling | None = None,
         cache: Cache = "f16",
         prompt_lookup: int = 0,
@@ -205,16 +234,70 @@ class Model(Uncopied):
     ) -> Generation:
         """Continue a prompt, a text or its token ids: an iterator over pieces of text as they come.
 
-        Sampling parameters may be given one by one (temperature=0.8, seed=1) or as `sampling`.
-        stop: end at the model's stop tokens. Ends at `max_tokens` or where the context is full.
+        Sampling parameters may be given one by one (temperature=0.8, seed=1), the rest being those of
+        `Model.sampling`, or as `sampling`, which is taken as it is.
+        stop: True: end at the model's stop tokens; False: do not; a string or a list of strings: end there too, before
+            the first of them that the text spells out, wherever its tokens begin. Text that may begin one is held back
+            until that is decided. It also ends after `max_tokens` or where the context is full: `timing.stopped`.
         cache: as in `session`.
         prompt_lookup: tokens to propose at most in one pass, those that followed the last few before
             (engine/prompt_lookup.py). The text is the same; it comes faster where it repeats itself or the prompt.
         logprobs: keep each token's log probability and that many likeliest ones (`Generation.choices`).
-        session: continue in a session whose cache holds the start of the prompt, instead of a new one.
+        session: work in this session, instead of a new one. What its cache holds of the prompt is not computed again;
+            what else it holds is forgotten. Afterwards it holds the prompt and the text, for a prompt that goes on.
         """
-        chosen = Sampling.given(sampling, options)
+        chosen = self.sampling.given(sampling, options)
         return Generation(self, prompt, max_tokens, stop, chosen, cache, prompt_lookup, logprobs, session)
+
+    def agenerate(
+        self,
+        prompt: str | Sequence[int],
+        max_tokens: int = 256,
+        *,
+        stop: Stop = True,
+        sampling: Sampling | None = None,
+        cache: Cache = "f16",
+        prompt_lookup: int = 0,
+        logprobs: int | None = None,
+        session: Session | None = None,
+        **options: Any,
+    ) -> AsyncGeneration:
+        """`generate` for asyncio: `async for piece in model.agenerate(...)`. `AsyncGeneration(model.chat(...))` is the
+        same of an answer."""
+        return AsyncGeneration(
+            self.generate(
+                prompt, max_tokens, stop=stop, sampling=sampling, cache=cache, prompt_lookup=prompt_lookup,
+                logprobs=logprobs, session=session, **options,
+            )
+        )  # fmt: skip
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        max_tokens: int = 1024,
+        *,
+        template: str | None = None,
+        stop: Stop = True,
+        sampling: Sampling | None = None,
+        cache: Cache = "f16",
+        prompt_lookup: int = 0,
+        logprobs: int | None = None,
+        session: Session | None = None,
+        **options: Any,
+    ) -> Generation:
+        """Answer a conversation: an iterator over pieces of the answer, as of `generate`, whose options these are.
+
+        messages: [{"role": "user", "content": "Hello"}, ...]; roles: system, user, assistant. What they say stays
+            text, whatever control tokens it spells. One that is too long for the context is an error.
+        template: a name of text/chat_templates.py or in the model's file, or a Jinja file; None: the model's own.
+        `Chat` keeps a dialogue and its cache, and forgets the oldest turns where the context is full.
+        """
+        asked = messages_of("messages", messages)
+        ids = template_of(self, template, self._templates).encode(asked)
+        return self.generate(
+            ids, max_tokens, stop=stop, sampling=sampling, cache=cache, prompt_lookup=prompt_lookup,
+            logprobs=logprobs, session=session, **options,
+        )  # fmt: skip
 
     def score(self, text: str, context: str = "", *, cache: Cache = "f16") -> Score:
         """Log probabilities of a text's tokens, given the context before it; see score.score."""
@@ -226,7 +309,7 @@ class Model(Uncopied):
         max_tokens: int = 256,
         *,
         batch: int = 16,
-        stop: bool = True,
+        stop: Stop = True,
         sampling: Sampling | None = None,
         cache: Cache = "f16",
         **options: Any,
@@ -235,7 +318,7 @@ class Model(Uncopied):
 
         As one ends the next takes its place. Every text is drawn with the same seed.
         """
-        chosen = Sampling.given(sampling, options)
+        chosen = self.sampling.given(sampling, options)
         given, places = arguments.items("prompts", prompts, "prompts"), arguments.checked("batch", batch)
         texts = [Continuation(self, prompt, max_tokens, stop, chosen) for prompt in given]
         longest = max((text.context for text in texts), default=1)
@@ -247,3 +330,12 @@ class Model(Uncopied):
             if request.error:
                 raise request.error
         return [request.text for request in requests]
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Model {self.about}{', closed' if self._handle is None else ''}>"

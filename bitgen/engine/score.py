@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bitgen.engine import arguments
-from bitgen.engine.session import Cache, OpenedModel, Session
+from bitgen.engine.opened import Cache, OpenedModel
+from bitgen.engine.session import Session
 from bitgen.errors import BitgenError
 
 FloatArray = npt.NDArray[np.float64]

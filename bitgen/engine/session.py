@@ -3,92 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bitgen.compile import binding
-from bitgen.engine import arguments
+from bitgen.engine import arguments, prompt_cache
 from bitgen.engine.arguments import check_fields, checked
+from bitgen.engine.opened import Cache, FloatArray, Ids, OpenedModel, cache_type, check_model
 from bitgen.engine.ownership import Turn, Uncopied
+from bitgen.engine.sampling import Sampling
 from bitgen.errors import ArgumentError, ArgumentTypeError, EngineError
 from bitgen.headers import constants
-from bitgen.spec import ModelShape
-from bitgen.text.tokenizer import Tokenizer
-
-Cache = Literal["f16", "f32", "int8"]
-CACHES: dict[Cache, str] = {"f16": "BG_CACHE_F16", "f32": "BG_CACHE_F32", "int8": "BG_CACHE_I8"}
-
-FloatArray = npt.NDArray[np.float32]
-Ids = npt.NDArray[np.int32]
-
-
-def cache_type(cache: Cache) -> int:
-    """The number of `enum bg_cache` for a type of keys and values."""
-    arguments.one_of("cache", cache, CACHES)
-    return constants("bitgen.h", "bg_cache")[CACHES[cache]]
-
-
-class OpenedModel(Protocol):
-    """What sessions, and what is built on them, need of a model: `Model` is one."""
-
-    @property
-    def lib(self) -> Any:
-        """The library that holds the model's kernels."""
-
-    @property
-    def handle(self) -> Any:
-        """The library's `bg_model *`."""
-
-    @property
-    def shape(self) -> ModelShape:
-        """Its dimensions."""
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Its tokenizer."""
-
-    @property
-    def threads(self) -> int:
-        """Threads of a session, unless the caller says how many."""
-
-    @property
-    def load_s(self) -> float:
-        """Seconds that it took to open."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen. The defaults of the fields switch each step off but the temperature's."""
-
-    temperature: float = 0.8  # 0: greedy
-    top_k: int = 0  # 0: off
-    top_p: float = 1.0  # 1: off
-    min_p: float = 0.0  # 0: off
-    repeat_penalty: float = 1.0  # 1: off
-    repeat_last: int = 64
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_fields(self, *self.__dataclass_fields__)
-
-    @classmethod
-    def given(cls, sampling: Sampling | None, options: Mapping[str, Any]) -> Sampling:
-        """The parameters that a call gives: as `sampling`, or one by one."""
-        unknown = [name for name in options if name not in cls.__dataclass_fields__]
-        if unknown:
-            known = ", ".join(cls.__dataclass_fields__)
-            raise ArgumentTypeError(f"there is no {', '.join(unknown)}; the parameters of sampling are {known}")
-        if sampling is None:
-            return cls(**options)
-        if options:
-            raise ArgumentError(f"give {', '.join(options)} or sampling, not both")
-        chosen: Sampling = arguments.instance("sampling", sampling, cls, "a Sampling")
-        return chosen
 
 
 @dataclass(frozen=True)
@@ -126,17 +56,21 @@ class Session(Uncopied):
         beside: Session | None = None,
     ) -> None:  # fmt: skip
         self._handle: Any = None
+        check_model(model)
         type_of_cache, most = cache_type(cache), model.shape.context
         self._lib, self._model = model.lib, model
         self.vocab, self.hidden = model.shape.vocab, model.shape.hidden
         self.context: int = most if context is None else checked("context", context, most)
         self.threads: int = model.threads if threads is None else checked("threads", threads)
-        self._turn = Turn("session")
+        self.cache, self._turn = cache, Turn("session")
+        self._tokens = array("i")  # those in the cache; behind `position`, what a call was to append
+        self._changes = 0  # calls that changed what the cache holds
         out = binding.ffi().new("bg_session **")
         if beside is None:
             code = self._lib.bg_session_open(model.handle, self.threads, self.context, type_of_cache, out)
         else:
-            self.threads, self._turn = beside.threads, beside._turn
+            arguments.instance("beside", beside, Session, "a Session")
+            self.threads, self.cache, self._turn = beside.threads, beside.cache, beside._turn
             with self._turn.take():
                 code = self._lib.bg_session_share(beside._open(), self.context, out)
         binding.check(self._lib, code, f"cannot open a session of {self.context} tokens on {self.threads} threads")
@@ -154,10 +88,16 @@ class Session(Uncopied):
         """Tokens in the KV cache."""
         return int(self._lib.bg_position(self._open()))
 
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens in the KV cache, [position]."""
+        return self._tokens[: self.position].tolist()
+
     def rewind(self, position: int) -> None:
         """Forget all tokens after the first `position`."""
         with self._turn.take():
             wanted = checked("position", position, self.position)
+            self._changes += 1
             binding.check(self._lib, self._lib.bg_rewind(self._open(), wanted), f"cannot rewind to {wanted}")
 
     def forward(self, tokens: Sequence[int], *, every: bool = False) -> FloatArray:
@@ -191,6 +131,27 @@ class Session(Uncopied):
         what `forward` and `sample` give, but with a certified head greedy and top-k choices need few of the logits.
         """
         return next_batch([self], [tokens], [Choice(sampling, history, step, count)])[0]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write what the cache holds to a file, from which `restore` takes it; it appears whole or not at all."""
+        place = arguments.path("path", path)
+        with self._turn.take():
+            kind, tokens = self._kind(), self._tokens[: self.position]
+            prompt_cache.write(place, kind, tokens.tobytes(), self._saved(kind, len(tokens)))
+
+    def restore(self, path: str | os.PathLike[str]) -> int:
+        """Hold what a session of the same model and type of cache saved, instead of what is held now; the number of
+        tokens. What follows has the same bits as if these tokens had been appended.
+
+        FormatError: it is no such file, or damaged; EngineError: it holds more than the context. Nothing is changed
+        then, unless somebody changes the file while it is read: then the session is empty.
+        """
+        place = arguments.path("path", path)
+        with self._turn.take(), prompt_cache.opened(place, self._kind(), self.vocab, self.context) as saved:
+            for _ in saved.pieces():
+                pass  # to its end: it is sound
+            self._load(saved)
+        return self.position
 
     @property
     def rescored(self) -> int:
@@ -226,7 +187,46 @@ class Session(Uncopied):
         handle = self._handle
         if handle is None:
             raise EngineError("this session is closed")
+        _ = self._model.handle  # an error where the model is closed
         return handle
+
+    def _kind(self) -> prompt_cache.Kind:
+        """What a prompt cache must be to be restored here."""
+        size = binding.check(self._lib, self._lib.bg_position_bytes(self._open()), "cannot save")
+        definition = constants("bitgen.h", "bg_definition")["BG_DEFINITION"]
+        return prompt_cache.Kind(self._model.identity, definition, cache_type(self.cache), size)
+
+    def _saved(self, kind: prompt_cache.Kind, count: int) -> Iterator[bytes]:
+        """The bytes of the first `count` positions, in pieces."""
+        for first in range(0, count, kind.at_once):
+            some = min(kind.at_once, count - first)
+            piece = bytearray(some * kind.position_bytes)
+            buffer = binding.ffi().from_buffer("uint8_t[]", piece)
+            binding.check(self._lib, self._lib.bg_session_save(self._open(), first, some, buffer), "cannot save")
+            yield bytes(piece)
+
+    def _load(self, saved: prompt_cache.PromptCache) -> None:
+        self._lib.bg_rewind(self._open(), 0)
+        self._note(saved.tokens)
+        try:
+            for count, piece in saved.pieces():
+                buffer = binding.ffi().from_buffer("uint8_t[]", piece)
+                binding.check(self._lib, self._lib.bg_session_load(self._open(), count, buffer), "cannot restore")
+        except BaseException:
+            self._lib.bg_rewind(self._open(), 0)
+            raise
+
+    def _note(self, appended: Ids) -> None:
+        """Keep what a call is about to append. It counts as far as `position` moves, whatever becomes of the call."""
+        del self._tokens[self.position :]
+        self._tokens.frombytes(appended.tobytes())
+        self._changes += 1
+
+    def _resume(self, tokens: Sequence[int]) -> int:
+        """Rewind to what the cache holds of these tokens, of all but the last, and return how many those are."""
+        held = min(common_prefix(tokens, self._tokens[: self.position]), len(tokens) - 1)
+        self.rewind(held)
+        return held
 
     def _ids_of(self, history: Sequence[int], count: int) -> Ids:
         """The last `count` tokens of a history, int32 [n]."""
@@ -239,6 +239,13 @@ class Session(Uncopied):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __repr__(self) -> str:
+        name = self._model.shape.name
+        try:
+            return f"<Session of {name}: {self.position} of {self.context} tokens, {self.cache} cache>"
+        except EngineError:
+            return f"<Session of {name}: closed>"
 
 
 def _closing(lib: Any, model: Any) -> Callable[[Any], None]:
@@ -367,6 +374,9 @@ def _run(call: str, sessions: Sequence[Session], appended: Sequence[Ids], result
     ids = appended[0] if len(appended) == 1 else np.concatenate(appended)
     with first._turn.take():
         held = [session._open() for session in sessions]  # open until the call returns, whoever closes them
+        for session, each in zip(sessions, appended, strict=True):
+            if session._turn is first._turn:  # others are refused, and may be at work
+                session._note(each)
         handles, lengths = ffi.new("bg_session *[]", held), ffi.new("int32_t[]", [len(each) for each in appended])
         code: int = getattr(first._lib, call)(handles, len(held), _int32(ids), lengths, *results)
     return code

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from lm_eval import utils
@@ -22,10 +23,11 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from tqdm import tqdm
 
-from bitgen.engine.generate import Generation
 from bitgen.engine.model import Model
+from bitgen.engine.opened import Cache
+from bitgen.engine.sampling import NEUTRAL, Sampling
 from bitgen.engine.score import score_ids
-from bitgen.engine.session import Cache, Sampling, common_prefix
+from bitgen.engine.session import common_prefix
 from bitgen.errors import BitgenError
 
 log = logging.getLogger("bitgen")
@@ -37,7 +39,7 @@ LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens
 SAMPLING = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p",
             "repetition_penalty": "repeat_penalty"}  # fmt: skip
 """What tasks call the parameters of Sampling."""
-NEUTRAL = {"num_beams": 1, "num_return_sequences": 1, "use_cache": True}
+WITHOUT_EFFECT = {"num_beams": 1, "num_return_sequences": 1, "use_cache": True}
 """Options of transformers' generation, and the value that asks for nothing else than is done here."""
 
 
@@ -151,14 +153,9 @@ class BitgenLM(TemplateLM):  # type: ignore[misc]
         until = [options["until"]] if isinstance(options.get("until"), str) else list(options.get("until") or [])
         wanted = next((int(options[name]) for name in LIMITS if options.get(name) is not None), self.max_gen_toks)
         ids, limit = self._fitted(self.tok_encode(prompt), wanted)
-        generation: Generation = self._model.generate(ids, limit, sampling=self._sampling(options), cache=self._cache)
-        text = ""
-        for piece in generation:
-            text += piece
-            ends = [text.find(stop) for stop in until if stop and stop in text]
-            if ends:
-                return text[: min(ends)]
-        return text
+        stop = [string for string in until if string] or True
+        sampling = self._sampling(options)
+        return "".join(self._model.generate(ids, limit, stop=stop, sampling=sampling, cache=self._cache))
 
     def _fitted(self, ids: list[int], wanted: int) -> tuple[list[int], int]:
         """A prompt, and how many tokens to generate: fewer where they exceed max_length.
@@ -181,12 +178,12 @@ class BitgenLM(TemplateLM):  # type: ignore[misc]
         """How a task wants tokens chosen: greedily, unless it asks for a temperature."""
         known = {*SAMPLING, *LIMITS, "until", "do_sample"}
         for name, value in options.items():
-            if name not in known and NEUTRAL.get(name, ...) != value:
+            if name not in known and WITHOUT_EFFECT.get(name, ...) != value:
                 raise BitgenError(f"the task's generation option {name}={value!r} is not known here; leave it out")
         fields = {field: options[name] for name, field in SAMPLING.items() if options.get(name) is not None}
         sampled = options.get("do_sample") is not False and float(fields.get("temperature", 0)) > 0
         chosen = {**fields, "temperature": float(fields["temperature"]) if sampled else 0.0}
-        return Sampling(**{"repeat_last": self.max_length, **chosen})
+        return replace(NEUTRAL, repeat_last=self.max_length, **chosen)
 
 
 if __name__ == "__main__":

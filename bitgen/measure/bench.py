@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -15,7 +16,9 @@ import numpy as np
 from bitgen.compile import binding, library
 from bitgen.engine import arguments
 from bitgen.engine.model import Model
-from bitgen.engine.session import Cache, Choice, Sampling, Session, next_batch
+from bitgen.engine.opened import Cache
+from bitgen.engine.sampling import NEUTRAL
+from bitgen.engine.session import Choice, Session, next_batch
 from bitgen.errors import BitgenError
 from bitgen.headers import constants
 from bitgen.kernels import plan
@@ -25,7 +28,7 @@ from bitgen.targets import default_threads
 from bitgen.tune.lab import stream_bytes
 
 RUNS = 5
-GREEDY = Sampling(temperature=0)
+GREEDY = replace(NEUTRAL, temperature=0.0)
 CACHE_BYTES: dict[Cache, tuple[int, int]] = {"f16": (2, 0), "f32": (4, 0), "int8": (1, 4)}
 """Bytes of a number, and of the scale of each position and head."""
 

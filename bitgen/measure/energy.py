@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitgen.engine.model import Model
-from bitgen.engine.session import Cache
+from bitgen.engine.opened import Cache
 from bitgen.errors import UnsupportedError
 from bitgen.measure import bench
 from bitgen.measure.report import BenchReport, Case, Energy, EnergyRow

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bitgen.engine.model import Model
-from bitgen.engine.session import Cache
+from bitgen.engine.opened import Cache
 from bitgen.kernels.formats import FORMATS
 from bitgen.measure import bench
 from bitgen.measure.report import BenchReport, Case, Limits, Profile, Step

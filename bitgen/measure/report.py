@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from html import escape
 from typing import Any, Literal
 
+from bitgen import notebook
 from bitgen.compile.pack import Head
-from bitgen.engine.session import Cache
+from bitgen.engine.opened import Cache
 from bitgen.spec import Activation
 
 Kind = Literal["prefill", "decode"]
@@ -203,6 +205,20 @@ class BenchReport:
         if self.energy is not None:
             report["energy"] = self.energy.to_json()
         return report
+
+    def _repr_html_(self) -> str:
+        """For notebooks: a table of the rates, and one for each further part."""
+        model = self.model
+        title = f"{model.name} on {model.isa}, {model.head} head, {model.cache} cache; {self.host.cpu}"
+        parts = [notebook.table(title, map(_flat, self.results))]
+        for found in self.profile or ():
+            of = f"where the time of {found.case.title} on {found.case.threads} threads goes"
+            parts.append(notebook.table(of, map(asdict, found.steps)))
+        parts.append(notebook.table("beside other engines", (row.to_json() for row in self.peers or ())))
+        if self.energy is not None:
+            of = f"energy of {', '.join(self.energy.zones)}" if self.energy.reason is None else self.energy.reason
+            parts.append(notebook.table(of, map(_flat, self.energy.results)) or f"<p>{escape(of)}</p>")
+        return "".join(parts)
 
 
 def _flat(row: Rate | Profile | EnergyRow) -> dict[str, Any]:

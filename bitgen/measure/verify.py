@@ -30,7 +30,7 @@ from bitgen.checkpoints.checkpoint import ALL, Checkpoint
 from bitgen.compile import binding, checksum, clang, library, pack
 from bitgen.compile.clang import BuildOptions
 from bitgen.engine.model import Model
-from bitgen.engine.session import Sampling
+from bitgen.engine.sampling import NEUTRAL
 from bitgen.errors import BitgenError, UnsupportedError
 from bitgen.gguf.reader import read_gguf
 from bitgen.kernels import plan, space
@@ -235,7 +235,8 @@ def _self_consistency(model: Model, listener: Listener) -> Iterator[Check]:
             parts = [session.forward(tokens[i : i + size], every=True) for i in range(0, TOKENS, size)]
             yield _equal("same bits", f"{size} tokens at a time", np.concatenate(parts), first)
     listener("comparing the head's choices with all logits", 0, 0)
-    for name, sampling in (("greedy", Sampling(temperature=0)), ("top-k 40", Sampling(top_k=40, seed=7))):
+    samplings = {"greedy": replace(NEUTRAL, temperature=0.0), "top-k 40": replace(NEUTRAL, top_k=40, seed=7)}
+    for name, sampling in samplings.items():
         with model.session(context=TOKENS) as session:
             chosen = session.next(tokens, sampling, tokens, 0, TOKENS)
             wanted = [session.sample(sampling, row, tokens[: i + 1], i) for i, row in enumerate(first)]

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bitgen import notebook
 from bitgen.kernels import plan
-from bitgen.kernels.evidence import Measured, to_json
+from bitgen.kernels.evidence import Cost, Decode, Measured, Prefill, to_json
 from bitgen.kernels.plan import Plan
 from bitgen.spec import ModelShape
+
+
+def _figures(evidence: Decode | Prefill | Cost | None) -> dict[str, object]:
+    """What was measured or estimated of a kernel and of the static default's."""
+    if evidence is None:
+        return {}
+    if isinstance(evidence, Cost):
+        return {"cycles_per_token": evidence.cycles, "default": evidence.default_cycles}
+    share = evidence.bandwidth_share if isinstance(evidence, Decode) else evidence.peak_share
+    return {"microseconds": evidence.seconds * 1e6, "default": evidence.default_seconds * 1e6, "share_of_limit": share}
 
 
 @dataclass(frozen=True)
@@ -32,6 +44,21 @@ class TuneReport:
     def cpu(self) -> str:
         """The CPU that it is for."""
         return self.plan.cpu
+
+    def _repr_html_(self) -> str:
+        """For notebooks: a row for each matrix and phase, with its kernel and what speaks for it."""
+        by = f"{self.threads} threads" if self.threads else self.plan.basis
+        title = f"{self.model.name} on {self.isa}, {by}; {self.cpu}; plan: {self.path}"
+        return notebook.table(title, self._records())
+
+    def _records(self) -> Iterator[dict[str, object]]:
+        for role, gemm in self.model.matrices.items():
+            decision = self.plan.decisions[gemm]
+            kernels = decision.plan.specs(gemm, self.isa)
+            found = decision.evidence
+            parts = (found.gemv, found.gemm) if found else (None, None)
+            for phase, spec, evidence in zip(("decode", "prefill"), kernels, parts, strict=True):
+                yield {"matrix": role, "shape": str(gemm), "phase": phase, "kernel": spec.symbol, **_figures(evidence)}
 
     @property
     def disturbed(self) -> list[str]:

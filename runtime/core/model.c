@@ -216,6 +216,7 @@ static int32_t find_contents(bg_model *m) {
     return BG_E_FORMAT;
   m->packed = m->map + t.model_offset;
   m->packed_bytes = (size_t)t.model_bytes;
+  m->trailer = t;
   m->vocabulary = m->map + t.vocabulary_offset;
   m->vocabulary_bytes = (size_t)t.vocabulary_bytes;
   return BG_OK;

@@ -49,7 +49,10 @@ typedef struct {
   char magic[8]; // "BITGENST"
   uint64_t model_offset, model_bytes;
   uint64_t vocabulary_offset, vocabulary_bytes; // vocabulary.h
-  uint8_t zero[24];
+  float temperature;                            // as of bg_sampling, where nobody says; likewise
+  int32_t top_k;
+  float top_p, min_p, repeat_penalty;
+  int32_t repeat_last;
 } bg_trailer;
 // </cdef>
 _Static_assert(sizeof(bg_header) == PACKED_HEADER && sizeof(bg_trailer) == 64, "the file as written");
@@ -118,6 +121,7 @@ struct bg_model {
   size_t bytes;
   const uint8_t *packed; // the packed model within it: all of it, unless a trailer says otherwise
   size_t packed_bytes;
+  bg_trailer trailer;        // zeros where there is none
   const uint8_t *vocabulary; // or NULL
   size_t vocabulary_bytes;
 };

@@ -10,6 +10,7 @@
 
 #include "bitgen.h"
 #include "core/model.h"
+#include "core/sampler.h"
 #include "programs/options.h"
 #include "programs/system.h"
 #include "text/tokenizer.h"
@@ -25,23 +26,26 @@ static struct {
 } o = {
     .cache = "f16",
     .max_tokens = 256,
-    .temp = 0.7,
-    .top_k = 40,
-    .top_p = 0.9,
-    .repeat_penalty = 1.1,
+    .temp = -1, // not given; likewise
+    .top_k = -1,
+    .top_p = -1,
+    .min_p = -1,
+    .repeat_penalty = -1,
 };
 
 static const option options[] = {
     {"--prompt", "-p", OPTION_TEXT, &o.prompt, 0, 0, "text to continue; - reads it from standard input"},
     {"--max-tokens", "-n", OPTION_COUNT, &o.max_tokens, 0, INT32_MAX, "tokens to add at most [256]"},
     {"--threads", "-t", OPTION_COUNT, &o.threads, 1, 1024, "[all CPUs]"},
-    {"--temp", "", OPTION_NUMBER, &o.temp, 0, FLT_MAX, "temperature; 0 is greedy [0.7]"},
-    {"--top-k", "", OPTION_COUNT, &o.top_k, 0, INT32_MAX, "keep the k likeliest tokens; 0: all [40]"},
+    {"--temp", "", OPTION_NUMBER, &o.temp, 0, FLT_MAX, "temperature; 0 is greedy [the model's]"},
+    {"--top-k", "", OPTION_COUNT, &o.top_k, 0, INT32_MAX,
+     "keep the k likeliest tokens; 0: all [the model's]"},
     {"--top-p", "", OPTION_NUMBER, &o.top_p, FLT_MIN, 1,
-     "keep the likeliest tokens of this probability; 1: all [0.9]"},
-    {"--min-p", "", OPTION_NUMBER, &o.min_p, 0, 1, "drop tokens below this share of the likeliest one's [0]"},
+     "keep the likeliest tokens of this probability; 1: all [the model's]"},
+    {"--min-p", "", OPTION_NUMBER, &o.min_p, 0, 1,
+     "drop tokens below this share of the likeliest one's [the model's]"},
     {"--repeat-penalty", "", OPTION_NUMBER, &o.repeat_penalty, FLT_MIN, FLT_MAX,
-     "over the last 64; 1: off [1.1]"},
+     "over the last 64 tokens; 1: off [the model's, which --info shows]"},
     {"--seed", "", OPTION_SEED, &o.seed, 0, 0, "same seed, same text [random]"},
     {"--ignore-eos", "", OPTION_SWITCH, &o.ignore_eos, 0, 0, "go on after the model's stop tokens"},
     {"--context", "", OPTION_COUNT, &o.context, 1, INT32_MAX,
@@ -52,7 +56,7 @@ static const option options[] = {
     {"--info", "", OPTION_SWITCH, &o.info, 0, 0, "what this program and its model are"},
     {"--help", "-h", OPTION_SWITCH, &o.help, 0, 0, "this text"},
 };
-enum { OPTIONS = sizeof options / sizeof *options, REPEAT_LAST = 64 };
+enum { OPTIONS = sizeof options / sizeof *options };
 
 static const char *program = "run"; // its file's name
 
@@ -130,6 +134,22 @@ static int32_t open_file(const char *path) {
   return code;
 }
 
+static double given_or(double option, double by_file) { return option >= 0 ? option : by_file; }
+
+// What the options say, and then what the file says.
+static bg_sampling sampling_asked(void) {
+  const bg_trailer *t = &model->trailer;
+  return (bg_sampling){
+      .temperature = (float)given_or(o.temp, t->temperature),
+      .top_k = (int32_t)given_or(o.top_k, t->top_k),
+      .top_p = (float)given_or(o.top_p, t->top_p),
+      .min_p = (float)given_or(o.min_p, t->min_p),
+      .repeat_penalty = (float)given_or(o.repeat_penalty, t->repeat_penalty),
+      .repeat_last = t->repeat_last,
+      .seed = o.seed.given ? o.seed.value : random_seed(),
+  };
+}
+
 static int open_model(const char *self) {
   char beside[4104];
   snprintf(beside, sizeof beside, "%s.bgpk", self);
@@ -144,6 +164,10 @@ static int open_model(const char *self) {
   const void *file = bg_vocabulary(model, &bytes);
   if (vocabulary_open(&tokens, file, bytes) != BG_OK)
     return fail(weights, "holds no tokenizer; write it with `bitgen build --standalone`");
+  const bg_sampling sampling = sampling_asked();
+  if (!sampling_is_sane(&sampling))
+    return fail(weights,
+                "does not say how tokens are chosen; write it again with `bitgen build --standalone`");
   return 0;
 }
 
@@ -160,6 +184,9 @@ static void print_info(void) {
   printf("head: %s\n", head_name());
   printf("tokenizer: %s, %u tokens\n",
          tokens.header->flags & BYTE_LEVEL ? "byte-level BPE" : "SentencePiece BPE", tokens.header->tokens);
+  const bg_sampling s = sampling_asked();
+  printf("sampling: --temp %g --top-k %d --top-p %g --min-p %g --repeat-penalty %g\n", (double)s.temperature,
+         s.top_k, (double)s.top_p, (double)s.min_p, (double)s.repeat_penalty);
   for (int32_t i = 0; i < bg_isa_count(); i++)
     printf("level: %s, %s\n", bg_isa_name(i),
            i == isa         ? "taken"
@@ -225,15 +252,7 @@ static void print_speed(const progress *p, double load_s, int32_t threads, uint6
 }
 
 static int continue_text(const char *text, size_t bytes, double load_s) {
-  const bg_sampling sampling = {
-      .temperature = (float)o.temp,
-      .top_k = (int32_t)o.top_k,
-      .top_p = (float)o.top_p,
-      .min_p = (float)o.min_p,
-      .repeat_penalty = (float)o.repeat_penalty,
-      .repeat_last = REPEAT_LAST,
-      .seed = o.seed.given ? o.seed.value : random_seed(),
-  };
+  const bg_sampling sampling = sampling_asked();
   const int32_t threads = o.threads ? (int32_t)o.threads : os_cpus();
   const int32_t context = o.context ? min((int32_t)o.context, bg_context(model)) : bg_context(model);
   int32_t *history = NULL;

@@ -40,7 +40,7 @@ def test_run_is_repeatable_and_separates_text_from_timing() -> None:
 def test_the_verbs_are_functions_of_a_file_or_an_open_model() -> None:
     model = api.load(threads=2)
     assert api.load(model) is model
-    greedy = Sampling(temperature=0)
+    greedy = Sampling(temperature=0, repeat_penalty=1)
     text = "".join(api.generate(model, "Once upon a time", 12, sampling=greedy))
     assert text == "".join(api.generate(None, "Once upon a time", 12, sampling=greedy, threads=1))
     assert bitgen("run", "-p", "Once upon a time", "-n", "12", "--temp", "0", "--repeat-penalty", "1").stdout == (

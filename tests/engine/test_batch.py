@@ -14,10 +14,10 @@ from bitgen.errors import BitgenError, EngineError
 PROMPTS = ["Once upon a time", "A", "One day, Tom went to the park with his mother. They", "The little dog", "Lily"]
 LONG = "Once upon a time, there was a little girl named Lily. She had a big red ball. " * 12
 OPTIONS: list[dict[str, Any]] = [
-    {"temperature": 0},
-    {"temperature": 1.0, "seed": 3, "repeat_penalty": 1.2},
+    {"temperature": 0, "repeat_penalty": 1},
+    {"temperature": 1.0, "top_k": 0, "top_p": 1, "seed": 3, "repeat_penalty": 1.2},
     {"top_k": 40, "seed": 4, "repeat_penalty": 1.1},
-    {"temperature": 0.7, "top_p": 0.9, "seed": 5},
+    {"top_k": 0, "repeat_penalty": 1, "seed": 5},
     {"temperature": 0, "repeat_penalty": 1.3},
 ]
 

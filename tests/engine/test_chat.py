@@ -21,7 +21,7 @@ import bitgen
 from bitgen.checkpoints import presets
 from bitgen.data import shipped_path
 from bitgen.engine.chat import Chat, ChatTemplate, source_of
-from bitgen.engine.session import Sampling
+from bitgen.engine.sampling import Sampling
 from bitgen.errors import BitgenError, FormatError, UnsupportedError
 from bitgen.gguf.reader import read_gguf
 from bitgen.gguf.writer import write_gguf

@@ -21,8 +21,8 @@ from bitgen.checkpoints.checkpoint import ALL
 from bitgen.compile import library, pack
 from bitgen.data import shipped_path
 from bitgen.engine import model as model_module
+from bitgen.engine.opened import Cache
 from bitgen.engine.prompt_lookup import PromptLookup
-from bitgen.engine.session import Cache
 from bitgen.errors import ArgumentError, BitgenError, EngineError
 from bitgen.gguf.reader import read_gguf
 from bitgen.kernels import plan, space
@@ -87,7 +87,7 @@ def test_an_int8_cache_changes_little(model: bitgen.Model) -> None:
 
 
 def test_generation_with_an_int8_cache(model: bitgen.Model) -> None:
-    generation = model.generate("Once upon a time", 12, temperature=0, stop=False, cache="int8")
+    generation = model.generate("Once upon a time", 12, temperature=0, repeat_penalty=1, stop=False, cache="int8")
     text = "".join(generation)
     ids = generation.prompt_ids + generation.token_ids
     greedy = model.logits(ids, cache="int8").argmax(-1)[len(generation.prompt_ids) - 1 : -1]
@@ -155,7 +155,7 @@ def test_generate_is_seeded(model: bitgen.Model) -> None:
 
 
 def test_greedy_generation_follows_the_logits(model: bitgen.Model) -> None:
-    generation = model.generate("The little dog", 12, temperature=0, stop=False)
+    generation = model.generate("The little dog", 12, temperature=0, repeat_penalty=1, stop=False)
     list(generation)
     ids = model.tokenizer.encode("The little dog")
     logits = model.logits(ids + generation.token_ids)
@@ -218,7 +218,7 @@ PROMPTS = ["Once upon a time", "The little dog", "A", "One day, Tom went to the 
 @pytest.mark.parametrize(
     "how",
     [
-        {"temperature": 0},
+        {"temperature": 0, "repeat_penalty": 1},
         {"temperature": 1.0, "seed": 3, "repeat_penalty": 1.2},
         {"top_k": 40, "seed": 4, "repeat_penalty": 1.1},
     ],
@@ -260,7 +260,9 @@ REPEATS = "Tom has a red ball. Tom has a red ball. Tom has a red ball. Tom has"
 
 
 @pytest.mark.parametrize("lookup", [1, 3, 8, 200])
-@pytest.mark.parametrize("how", [{"temperature": 0}, {"temperature": 0.9, "seed": 5, "repeat_penalty": 1.1}])
+@pytest.mark.parametrize(
+    "how", [{"temperature": 0, "repeat_penalty": 1}, {"temperature": 0.9, "seed": 5, "repeat_penalty": 1.1}]
+)
 def test_lookup_changes_no_token(model: bitgen.Model, lookup: int, how: dict[str, float]) -> None:
     for prompt in (REPEATS, "Once upon a time"):
         for stop in (True, False):
@@ -276,7 +278,7 @@ def test_lookup_needs_fewer_passes_where_text_repeats(model: bitgen.Model, monke
     passes = []
     forward = bitgen.Session.next
     monkeypatch.setattr(bitgen.Session, "next", lambda *a, **k: passes.append(len(a[1])) or forward(*a, **k))
-    generation = model.generate(REPEATS, 200, temperature=0, prompt_lookup=8, stop=False)
+    generation = model.generate(REPEATS, 200, temperature=0, repeat_penalty=1, prompt_lookup=8, stop=False)
     list(generation)
     timing = generation.timing
     assert timing.tokens == 200 and len(passes) + timing.accepted == 200

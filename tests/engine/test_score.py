@@ -93,8 +93,8 @@ def test_the_command(tmp_path: Path) -> None:
 
 
 def test_generation_with_log_probabilities(model: bitgen.Model) -> None:
-    plain = model.generate(STORY[:40], 12, temperature=0, stop=False)
-    told = model.generate(STORY[:40], 12, temperature=0, stop=False, logprobs=3)
+    plain = model.generate(STORY[:40], 12, temperature=0, repeat_penalty=1, stop=False)
+    told = model.generate(STORY[:40], 12, temperature=0, repeat_penalty=1, stop=False, logprobs=3)
     assert list(plain) == list(told)
     assert [c.token for c in told.choices] == told.token_ids == plain.token_ids
     wanted = by_hand(model, told.history)[len(told.prompt_ids) - 1 :]
@@ -166,5 +166,5 @@ def test_rolling_windows_and_generation_for_the_harness(model: bitgen.Model) -> 
     assert less < total
     how = {"until": ["."], "max_gen_toks": 40}
     (text,) = BitgenLM(threads=2).generate_until([ask("generate_until", STORY[:60], how)], disable_tqdm=True)
-    greedy = "".join(model.generate(STORY[:60], 40, temperature=0))
+    greedy = "".join(model.generate(STORY[:60], 40, temperature=0, repeat_penalty=1))
     assert "." in greedy and text == greedy.partition(".")[0]

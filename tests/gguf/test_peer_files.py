@@ -116,7 +116,7 @@ def test_llama_cpp_continues_our_files_alike(tmp_path: Path, type: str) -> None:
     for prompt in PROMPTS:
         tokens = ours.tokenizer.encode(prompt)
         assert theirs.tokenize(prompt.encode()) == tokens
-        generation = ours.generate(prompt, STEPS, temperature=0, stop=False)
+        generation = ours.generate(prompt, STEPS, temperature=0, repeat_penalty=1, stop=False)
         list(generation)
         equal += greedy(theirs, tokens) == generation.token_ids
         text = tokens + generation.token_ids

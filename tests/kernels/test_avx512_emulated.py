@@ -17,7 +17,7 @@ from bitgen.checkpoints import synth
 from bitgen.checkpoints.reference import gemm_int
 from bitgen.compile import clang, library, pack
 from bitgen.compile.clang import BuildOptions, Unit
-from bitgen.engine.session import Cache
+from bitgen.engine.opened import Cache
 from bitgen.gguf.reader import read_gguf
 from bitgen.gguf.writer import write_gguf
 from bitgen.kernels import plan, space

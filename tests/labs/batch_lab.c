@@ -1,7 +1,8 @@
-// batch_lab.c: sequences together and alone, for the sanitizers. MODEL THREADS: takes a packed model, gives
-// random tokens to sequences that share, in steps of random length, and prints how many logits had other bits
-// than those of a session of its own, how many tokens were chosen that those logits would not have chosen, and
-// how many sessions with a wrong request had another code than theirs or did not stay as they were.
+// batch_lab.c: sequences together and alone, for the sanitizers. MODEL THREADS CACHE: takes a packed model, gives
+// random tokens to sequences that share, in steps of random length, takes their keys and values out of the cache
+// and into it again, and prints how many logits had other bits than those of a session of its own, how many
+// tokens were chosen that those logits would not have chosen, and how many sessions with a wrong request had
+// another code than theirs or did not stay as they were.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -123,6 +124,24 @@ static int32_t compare(batch *b, int32_t all, float *got, float *want, int32_t v
   return code == BG_OK ? different : code;
 }
 
+// Take a sequence's positions out of the cache in two pieces, forget the later ones and load them again.
+static int32_t reload(bg_session *session) {
+  const int32_t n = bg_position(session), kept = below(n + 1), middle = kept + below(n - kept + 1);
+  const size_t bytes = (size_t)bg_position_bytes(session);
+  uint8_t *first = malloc(bytes * (middle - kept)), *second = malloc(bytes * (n - middle));
+  int32_t code = first && second ? bg_session_save(session, kept, middle - kept, first) : BG_E_MEMORY;
+  if (code == BG_OK)
+    code = bg_session_save(session, middle, n - middle, second);
+  bg_rewind(session, kept);
+  if (code == BG_OK)
+    code = bg_session_load(session, middle - kept, first);
+  if (code == BG_OK)
+    code = bg_session_load(session, n - middle, second);
+  free(first);
+  free(second);
+  return code;
+}
+
 // One step of some of the sequences.
 static int32_t step(int32_t vocab) {
   static batch b;
@@ -130,9 +149,11 @@ static int32_t step(int32_t vocab) {
   const size_t bytes = (size_t)b.total * vocab * sizeof(float);
   float *got = malloc(bytes), *want = malloc(bytes);
   const int32_t what = below(8); // 0, 1: logits of the last tokens, of all; else choices
-  const int32_t result = what < 2 ? compare(&b, what, got, want, vocab) : choose(&b, want, vocab);
+  int32_t result = what < 2 ? compare(&b, what, got, want, vocab) : choose(&b, want, vocab);
   for (int32_t i = 0; i < b.n && result == BG_OK; i++)
-    if (below(3) == 0) { // as after a refused guess
+    if (below(3) == 0)
+      result = reload(b.sessions[i]);
+    else if (below(3) == 0) { // as after a refused guess
       const int32_t position = bg_position(b.sessions[i]);
       const int32_t back = position - below((b.lengths[i] < position ? b.lengths[i] : position) + 1);
       bg_rewind(b.sessions[i], back);
@@ -145,13 +166,13 @@ static int32_t step(int32_t vocab) {
 
 int main(int argc, char **argv) {
   bg_model *model = NULL;
-  int32_t result = argc == 3 ? bg_open(argv[1], -1, &model) : BG_E_ARGUMENT;
+  int32_t result = argc == 4 ? bg_open(argv[1], -1, &model) : BG_E_ARGUMENT;
   for (int32_t i = 0; i < SEQUENCES && result == BG_OK; i++) {
     const int32_t context = bg_context(model) - 7 * i;
     result = i ? bg_session_share(together[0], context, &together[i])
-               : bg_session_open(model, atoi(argv[2]), context, BG_CACHE_F16, &together[0]);
+               : bg_session_open(model, atoi(argv[2]), context, atoi(argv[3]), &together[0]);
     if (result == BG_OK)
-      result = bg_session_open(model, 1, context, BG_CACHE_F16, &alone[i]);
+      result = bg_session_open(model, 1, context, atoi(argv[3]), &alone[i]);
   }
   for (int32_t i = 0; i < STEPS && result == BG_OK; i++)
     result = step(bg_vocab(model));

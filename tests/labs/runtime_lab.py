@@ -24,7 +24,7 @@ from bitgen.checkpoints.reference import gemm_int, group_linear, quantise
 from bitgen.checkpoints.synth import SynthCheckpoint
 from bitgen.compile import binding, clang, library, pack
 from bitgen.compile.clang import Artefact
-from bitgen.engine.session import Cache, cache_type
+from bitgen.engine.opened import Cache, cache_type
 from bitgen.kernels import plan, space
 from bitgen.spec import MatrixPlan, ModelShape
 

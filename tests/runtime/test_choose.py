@@ -292,7 +292,7 @@ def test_the_trained_model_chooses_the_same() -> None:
     from bitgen import Model, Sampling
 
     certified, plain = Model.load(head="certified"), Model.load(head="f16")
-    for sampling in (Sampling(temperature=0), Sampling(top_k=40, repeat_penalty=1.1, seed=5)):
+    for sampling in (Sampling(temperature=0, repeat_penalty=1), Sampling(seed=5)):
         texts = []
         for model in (certified, plain):
             run = model.generate("Once upon a time", 80, sampling=sampling)

@@ -15,7 +15,7 @@ from bitgen import targets
 from bitgen.checkpoints import reference
 from bitgen.checkpoints.checkpoint import narrow_bf16, widen_bf16
 from bitgen.compile import library, pack
-from bitgen.engine.session import CACHES, Cache
+from bitgen.engine.opened import CACHES, Cache
 
 F32 = np.float32
 WIDTHS = (1, 4, 15, 16, 17, 100, 256, 2560)

@@ -22,7 +22,7 @@ from bitgen import headers, targets
 from bitgen.checkpoints import reference
 from bitgen.compile import binding, library, pack
 from bitgen.compile.clang import BuildOptions, find_compiler
-from bitgen.engine.session import CACHES, Cache
+from bitgen.engine.opened import CACHES, Cache
 from bitgen.spec import round_up
 
 E = {
@@ -533,10 +533,10 @@ def test_the_runner_refuses(sanitized: Path, arguments: tuple[str, ...], ids: st
 def test_sequences_together_are_clean() -> None:
     bench = lab.bench("wide-heads", 0, "certified", library.host_isas()[:1])
     program = sanitized_program(bench, places.LABS / "batch_lab.c")
-    for threads in ("1", "3"):
-        done = subprocess.run(
-            [str(program), str(bench.packed[0]), threads], capture_output=True, text=True, timeout=120
-        )
+    for threads, cache in (("1", "BG_CACHE_F16"), ("3", "BG_CACHE_I8"), ("2", "BG_CACHE_F32")):
+        number = str(headers.constants("bitgen.h", "bg_cache")[cache])
+        command = [str(program), str(bench.packed[0]), threads, number]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
 
 
