@@ -6,7 +6,7 @@ The hash covers every input (source and header text, flags, compiler version, ta
 invalidated. It is made by one process, the others wait for it, and appears by one rename. Its spec.json has the hash of
 the library: one that is damaged, or that another user could have written, is made anew, in the cache and in folders
 that a user names. A failed build keeps its sources and its log. Where there is no compiler, what any compiler made of
-the same sources serves.
+the same sources serves, before one is fetched.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 
 from bitgen import data, store, targets
 from bitgen.compile import precompiled
-from bitgen.compile.compiler import Compiler, NoCompilerError, find_compiler
+from bitgen.compile.compiler import Compiler, NoCompilerError, find_compiler, installed
 from bitgen.errors import BitgenError, CompileError
 from bitgen.spec import Listener, Platform, Progress
 from bitgen.targets import platform_of
@@ -101,12 +101,13 @@ def build(
     tell = options.listener
     tell("looking for a C compiler", 0, 0)
     root, inputs = options.root or data.cached("build"), _inputs(sources, units, options)
+    platform = options.platform
     try:
-        compiler, platform = find_compiler(options.platform), options.platform
+        compiler = installed(platform)
     except NoCompilerError:
         if found := _built_before(root, store.slug(name), inputs):
             return found
-        raise
+        compiler = find_compiler(platform)
     if options.program and compiler.zig and platform.system.name == "linux":
         platform = platform_of(platform.arch, "musl")  # zig cannot link glibc statically
     sanitizers = (f"-fsanitize={options.sanitize}", *SANITIZED) if options.sanitize else ()

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.metadata
 import os
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from bitgen import data
+from bitgen.compile import ziglang
 from bitgen.errors import CompileError
 from bitgen.spec import Platform
 from bitgen.targets import is_host
 
 OLDEST_CLANG = 14
 BASELINE = {"x86_64": ("-march=x86-64",), "arm64": ("-mcpu=generic",), "riscv64": ("-march=rv64gc",)}
-ZIG = (sys.executable, "-m", "ziglang", "cc")
-TIMEOUT_S = 120  # for an answer about itself
+TIMEOUT_S = 60  # for an answer about itself
 
-INSTALL_HINT = """no C compiler found. Any one of these installs one:
+INSTALL_HINT = """no C compiler found, and none can be fetched: {reason}. Any one of these installs one:
   pip install ziglang            (a full clang in a Python package, no system package needed)
   apt-get install clang          (Debian, Ubuntu)
   dnf install clang              (Fedora)
@@ -63,7 +61,7 @@ class Compiler:
         CompileError has the first lines of its errors.
         """
         command = [*self.command, *arguments]
-        out = _output(command, self.environment, cwd)
+        out = _output(command, self.environment, cwd, endless=True)
         log = f"$ {shlex.join(command)}\n{out.stdout}{out.stderr}"
         if out.returncode == 0 and (cwd / command[-1]).exists():
             return log
@@ -73,35 +71,59 @@ class Compiler:
         raise CompileError(f"{what} failed ({ended})\n  command: {shlex.join(command)}\n{words}")
 
 
-@functools.cache
 def find_compiler(platform: Platform) -> Compiler:
-    """The compiler for a platform: $BITGEN_CC, else a system clang of 14 or newer, else ziglang.
+    """The compiler for a platform: an installed one, else ziglang, fetched into the cache (ziglang.py).
+
+    CompileError says what to install, what is wrong with those that are there, and why none was fetched.
+    """
+    try:
+        return installed(platform)
+    except NoCompilerError as e:
+        wrong = str(e)
+    try:
+        ziglang.fetch()
+        return installed(platform)
+    except NoCompilerError as e:
+        raise NoCompilerError(INSTALL_HINT.format(reason="the one in the cache does not work") + str(e)) from None
+    except CompileError as e:
+        raise NoCompilerError(INSTALL_HINT.format(reason=e) + wrong) from None
+
+
+@functools.cache
+def installed(platform: Platform) -> Compiler:
+    """The compiler for a platform that is here: $BITGEN_CC, else a system clang of 14 or newer, else ziglang.
 
     A system clang compiles for another architecture only if BITGEN_SYSROOT names that architecture's headers and
     libraries. Otherwise, and for another system always, it is ziglang, which carries those of every target. A clang
-    that finds no headers is passed over. CompileError says what to install, and what is wrong with those that are.
+    that finds no headers is passed over. CompileError: $BITGEN_CC is none; NoCompilerError: there is none, with a line
+    for each that does not serve.
     """
     named = os.environ.get("BITGEN_CC")
     if named:
         try:
-            return _probe(tuple(shlex.split(named)), platform)
+            return probe(tuple(shlex.split(named)), platform)
         except (CompileError, ValueError) as e:
             raise CompileError(
                 f"BITGEN_CC={named!r} does not run as a clang of {OLDEST_CLANG} or newer for {platform}: {e}"
             ) from None
+    wrong = []
+    for command in candidates(platform):
+        try:
+            return probe(command, platform)
+        except CompileError as e:
+            wrong.append(f"\n{shlex.join(command)} does not serve: {e}")
+    raise NoCompilerError("".join(wrong))
+
+
+def candidates(platform: Platform) -> list[tuple[str, ...]]:
+    """The commands that may be a compiler for a platform, in the order in which they are tried."""
     native = is_host(platform) and platform.system.clang != "never"
     serves = native or ("BITGEN_SYSROOT" in os.environ and platform.system.clang == "sysroot")
     names = ("clang", *(f"clang-{n}" for n in range(30, OLDEST_CLANG - 1, -1))) if serves else ()
-    wrong = []
-    for command in (*((name,) for name in names if shutil.which(name)), ZIG):
-        try:
-            return _probe(command, platform)
-        except CompileError as e:
-            wrong.append(f"\n{shlex.join(command)} does not serve: {e}")
-    raise NoCompilerError(INSTALL_HINT + "".join(wrong))
+    return [*((name,) for name in names if shutil.which(name)), *((str(zig), "cc") for zig in ziglang.programs())]
 
 
-def _probe(command: tuple[str, ...], platform: Platform) -> Compiler:
+def probe(command: tuple[str, ...], platform: Platform) -> Compiler:
     """The compiler behind a command; CompileError says why it is none.
 
     zig keeps a cache in the user's home. Where that cannot be written, it is told to use ours.
@@ -111,7 +133,7 @@ def _probe(command: tuple[str, ...], platform: Platform) -> Compiler:
     try:
         return _tried(command, platform, {})
     except CompileError:
-        if "zig" not in " ".join(command) or "ZIG_GLOBAL_CACHE_DIR" in os.environ:
+        if not _is_zig(command) or "ZIG_GLOBAL_CACHE_DIR" in os.environ:
             raise
     folder = str(data.cached("zig"))
     return _tried(command, platform, {"ZIG_GLOBAL_CACHE_DIR": folder, "ZIG_LOCAL_CACHE_DIR": folder})
@@ -125,9 +147,10 @@ def _tried(command: tuple[str, ...], platform: Platform, environment: Mapping[st
         raise CompileError(_last_line(out) or "it does not say that it is one")
     if int(found.group(1)) < OLDEST_CLANG:
         raise CompileError(f"it is {found.group(0)}")
-    zig, version = "zig" in " ".join(command), found.group(0)
+    zig, version = _is_zig(command), found.group(0)
     if zig:  # it carries headers and libraries
-        version += f" of ziglang {_version_of('ziglang') if command == ZIG else ' '.join(command)}"
+        ours = command[1:] == ("cc",) and Path(command[0]) in ziglang.programs()
+        version += f" of ziglang {ziglang.version_of(Path(command[0])) if ours else ' '.join(command)}"
     compiler = Compiler(command, version, zig, environment)
     _require_headers(compiler, platform, out.stdout)
     return compiler
@@ -153,13 +176,13 @@ def _require_headers(compiler: Compiler, platform: Platform, about: str) -> None
 
 
 def _output(
-    command: list[str], environment: Mapping[str, str], cwd: Path | None = None
+    command: list[str], environment: Mapping[str, str], cwd: Path | None = None, endless: bool = False
 ) -> subprocess.CompletedProcess[str]:
     """What a command prints, whatever its encoding is; CompileError where it does not run."""
     try:
         return subprocess.run(
             command, cwd=cwd, env={**os.environ, **environment}, stdin=subprocess.DEVNULL, capture_output=True,
-            encoding="utf-8", errors="replace", timeout=TIMEOUT_S if cwd is None else None, check=False,
+            encoding="utf-8", errors="replace", timeout=None if endless else TIMEOUT_S, check=False,
         )  # fmt: skip
     except (OSError, ValueError) as e:  # ValueError: a NUL in its name
         raise CompileError(f"cannot run {command[0]}: {getattr(e, 'strerror', None) or e}") from e
@@ -167,11 +190,9 @@ def _output(
         raise CompileError(f"{shlex.join(command)} does not end") from None
 
 
-def _version_of(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # copied to a folder of PYTHONPATH
-        return "unknown"
+def _is_zig(command: tuple[str, ...]) -> bool:
+    """Whether a command is zig's, by the name of a program or module in it: "zig cc", "python -m ziglang cc"."""
+    return any("zig" in Path(word).name.lower() for word in command)
 
 
 def _last_line(out: subprocess.CompletedProcess[str]) -> str:

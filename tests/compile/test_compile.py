@@ -263,9 +263,20 @@ def none_there(platform: object) -> compiler.Compiler:
     raise compiler.NoCompilerError("no C compiler found")
 
 
-def test_what_is_built_needs_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """What takes all compilers away, those too that might be fetched."""
+
+    def take() -> None:
+        monkeypatch.setattr(clang, "installed", none_there)
+        monkeypatch.setattr(clang, "find_compiler", none_there)
+
+    return take
+
+
+def test_what_is_built_needs_no_compiler(no_compiler: Callable[[], None]) -> None:
     first = build()
-    monkeypatch.setattr(clang, "find_compiler", none_there)
+    no_compiler()
     assert build() == first
     for change in (ANSWER + "\n", "int other;\n"):
         with pytest.raises(CompileError, match="no C compiler found"):
@@ -277,15 +288,15 @@ def test_what_is_built_needs_no_compiler(monkeypatch: pytest.MonkeyPatch) -> Non
         build()
 
 
-def test_the_last_of_two_compilers_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_of_two_compilers_serves(monkeypatch: pytest.MonkeyPatch, no_compiler: Callable[[], None]) -> None:
     found = clang.find_compiler(targets.platform_of())
     made = []
     for version in ("clang version 98.0", "clang version 99.0"):
-        monkeypatch.setattr(clang, "find_compiler", lambda _, v=version: dataclasses.replace(found, version=v))
+        monkeypatch.setattr(clang, "installed", lambda _, v=version: dataclasses.replace(found, version=v))
         made.append(build())
         os.utime(made[-1].folder, (len(made), len(made)))
     assert made[0].folder != made[1].folder
-    monkeypatch.setattr(clang, "find_compiler", none_there)
+    no_compiler()
     assert build() == made[1]
 
 
