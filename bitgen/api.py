@@ -7,7 +7,7 @@ options of `Model.load`: threads, isa, head, progress, and what the file does no
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,7 @@ from bitgen.gguf.writer import TernaryType, write_gguf
 from bitgen.kernels import plan, render, space
 from bitgen.kernels.evidence import Effort
 from bitgen.measure import bench as _bench
+from bitgen.measure import doctor as _doctor
 from bitgen.measure import energy as _energy
 from bitgen.measure import peers
 from bitgen.measure import plot as _plot
@@ -198,6 +199,16 @@ def verify(
 ) -> Receipt:
     """Prove a model right on this machine, at every level that its CPU executes; see verify.verify."""
     return _verify.verify(Path(model) if model else shipped_path(), against, progress, **reading)
+
+
+def doctor(model: str | Path | None = None, *, progress: Listener = lambda *_: None) -> _doctor.Report:
+    """What bitgen finds on this machine, what is missing and what to do; nothing is raised for it.
+
+    model: a GGUF file or a preset, which is to run here; None: the one that ships, and 2B4T by its numbers.
+    """
+    asked: dict[str, str | Path] = {SHIPPED: shipped_path(), "2B4T": "2B4T"} if model is None else {str(model): model}
+    shapes: dict[str, Callable[[], ModelShape]] = {name: partial(shape_of, each) for name, each in asked.items()}
+    return _doctor.examine(shapes, progress)
 
 
 # ---- tune, build ----------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""How many threads are the default: CPUs by affinity, and the quotas of control groups, in trees like the kernel's."""
+"""Limits of control groups, in trees like the kernel's: CPU time, by which threads are counted, and memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bitgen import targets
-from bitgen.cgroups import cpu_quota
+from bitgen.cgroups import MemoryLimit, cpu_quota, memory_limit
 
 V2 = "31 23 0:28 / /sys/fs/cgroup rw,relatime shared:4 - cgroup2 cgroup2 rw,nsdelegate"
 V1 = """32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct
@@ -95,3 +95,58 @@ def test_threads_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, qu
 def test_where_there_are_no_groups(tmp_path: Path) -> None:
     assert cpu_quota(tmp_path) is None
     assert 1 <= targets.default_threads() <= (os.cpu_count() or 1)
+    assert memory_limit(tmp_path) is None
+
+
+GB = 10**9
+STAT = "anon 1\ninactive_file {0}\nactive_file 5\ntotal_inactive_file {1}\ntotal_active_file 3\nfile 99"
+MEMORY = {
+    "none": ("0::/pod", V2, {"pod/memory.max": "max", "pod/memory.current": "5", "pod/memory.stat": "anon 5"}, None),
+    "version 2": (
+        "0::/pod",
+        V2,
+        {"pod/memory.max": f"{4 * GB}", "pod/memory.current": f"{GB}", "pod/memory.stat": "anon 1"},
+        MemoryLimit(4 * GB, 3 * GB),
+    ),
+    "what can be dropped is free": (
+        "0::/pod",
+        V2,
+        {"pod/memory.max": f"{4 * GB}", "pod/memory.current": f"{3 * GB}", "pod/memory.stat": STAT.format(GB, 0)},
+        MemoryLimit(4 * GB, 2 * GB + 5),
+    ),
+    "the group that leaves least": (
+        "0::/pod/app",
+        V2,
+        {
+            "pod/app/memory.max": f"{2 * GB}", "pod/app/memory.current": "0", "pod/app/memory.stat": "",
+            "pod/memory.max": f"{9 * GB}", "pod/memory.current": f"{8 * GB}", "pod/memory.stat": "",
+        },
+        MemoryLimit(9 * GB, GB),
+    ),
+    "version 1": (
+        "4:memory:/m\n2:cpu,cpuacct:/docker/1",
+        V1,
+        {
+            "memory/m/memory.limit_in_bytes": f"{4 * GB}",
+            "memory/m/memory.usage_in_bytes": f"{2 * GB}",
+            "memory/m/memory.stat": STAT.format(7, GB),
+            "memory/memory.limit_in_bytes": "9223372036854771712",
+            "memory/memory.usage_in_bytes": f"{8 * GB}",
+            "memory/memory.stat": "",
+        },
+        MemoryLimit(4 * GB, 3 * GB + 3),
+    ),
+    "more held than allowed": (
+        "0::/",
+        V2,
+        {"memory.max": "100", "memory.current": "150", "memory.stat": ""},
+        MemoryLimit(100, 0),
+    ),
+    "no number": ("0::/", V2, {"memory.max": "much", "memory.current": "1", "memory.stat": ""}, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MEMORY)
+def test_memory(tmp_path: Path, case: str) -> None:
+    *parts, want = MEMORY[case]
+    assert memory_limit(tree(tmp_path, *parts)) == want  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from bitgen import __version__
 from bitgen.cli import mappings, streams
 from bitgen.cli.build import build, gen, tune
 from bitgen.cli.console import say
+from bitgen.cli.doctor import doctor
 from bitgen.cli.measure import bench, verify
 from bitgen.cli.models import convert, info, synth
 from bitgen.cli.options import check_given
@@ -22,7 +23,7 @@ from bitgen.cli.run import chat, embed, perplexity, run
 from bitgen.data import cache_root
 from bitgen.errors import BitgenError
 
-COMMANDS = [run, embed, chat, verify, perplexity, tune, build, synth, convert, bench, gen, info]
+COMMANDS = [run, embed, chat, verify, perplexity, tune, build, synth, convert, bench, gen, info, doctor]
 
 
 @contextlib.contextmanager

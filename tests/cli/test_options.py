@@ -40,7 +40,8 @@ def nothing_opens(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("the command ran")
 
     for name in ("load", "generate", "chat", "embed", "perplexity", "bench", "verify", "tune", "estimate", "build",
-                 "standalone", "synth", "open_source", "convert", "info", "kernels", "gen", "kernel_cost"):  # fmt: skip
+                 "standalone", "synth", "open_source", "convert", "info", "kernels", "gen", "kernel_cost",
+                 "doctor"):  # fmt: skip
         monkeypatch.setattr(api, name, reached)
 
 
