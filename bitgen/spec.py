@@ -18,6 +18,7 @@ Listener = Callable[[str, int, int], None]
 
 Op = Literal["gemv", "gemm"]
 Activation = Literal["relu2", "silu", "gelu_tanh"]
+Stretch = Literal["linear", "yarn", "table"]
 ROLES = ("qkv", "o", "gate_up", "down")
 """The four fused matrices of one transformer layer, in the order in which they run."""
 
@@ -55,6 +56,23 @@ class GemmShape:
 
 
 @dataclass(frozen=True)
+class RopeScaling:
+    """How the frequencies of rotary positions are stretched: each is divided, and cos and sin are multiplied.
+
+    linear: all are divided by `factor`. yarn: the slower, the more, up to `factor` (Peng et al. 2023). table: each by
+    its own of `divisors` [rotary / 2].
+    """
+
+    kind: Stretch
+    factor: float = 1.0
+    original_context: int = 0  # positions that the model was trained for before (yarn)
+    beta_fast: float = 32.0  # turns in them of the fastest pair that is stretched (yarn)
+    beta_slow: float = 1.0  # turns of the slowest that is not stretched by all of `factor` (yarn)
+    divisors: tuple[float, ...] = ()
+    magnitude: float = 1.0  # multiplies cos and sin
+
+
+@dataclass(frozen=True)
 class ModelShape:
     """What the kernels and the runtime need to know of a model besides its weights."""
 
@@ -83,6 +101,13 @@ class ModelShape:
     window_period: int = 1  # every window_period-th layer is global: it has no window
     window_theta: float = 10000.0  # rope_theta of the layers with a window
     group: int = 0  # columns of a row that share a scale; 0: one scale for each part of a matrix
+    rope_dims: int = 0  # elements of a head that RoPE turns, from its first; 0: all
+    rope_scaling: RopeScaling | None = None  # in layers without a window
+
+    @property
+    def rotary(self) -> int:
+        """Elements of a head that RoPE turns."""
+        return self.rope_dims or self.head_dim
 
     @property
     def segments(self) -> dict[str, tuple[int, ...]]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bitgen.checkpoints.rope import scaling_of
 from bitgen.errors import FormatError, UnsupportedError, quoted
 from bitgen.spec import Activation, ModelShape
 
@@ -60,11 +61,12 @@ ACTIVATIONS: tuple[Activation, ...] = ("relu2", "silu", "gelu_tanh")
 OPTIONAL_INTEGERS: dict[str, tuple[int, int]] = {
     "window": (0, 1 << 24),
     "window_period": (1, 1 << 16),
+    "rope_dims": (0, 1024),
     "group": (0, 256),
 }
 OPTIONAL_FLOATS: dict[str, tuple[float, float]] = {"attention_scale": (0.0, 1e3), "window_theta": (1.0, 1e12)}
 OPTIONAL_FLAGS = ("input_norms",)
-OPTIONAL = (*OPTIONAL_INTEGERS, *OPTIONAL_FLOATS, *OPTIONAL_FLAGS)
+OPTIONAL = (*OPTIONAL_INTEGERS, *OPTIONAL_FLOATS, *OPTIONAL_FLAGS, "rope_scaling")
 """Fields that few models need; absent, they have ModelShape's default. All others follow from the architecture."""
 
 
@@ -117,6 +119,7 @@ def shape_from(values: Mapping[str, Any], where: str) -> ModelShape:
     given = (*TEXTS, *INTEGERS, *FLOATS, *FLAGS, *(field for field in OPTIONAL if field in values))
     fields: dict[str, Any] = {field: values[field] for field in given}
     fields |= {field: float(fields[field]) for field in (*FLOATS, *OPTIONAL_FLOATS) if field in fields}
+    fields["rope_scaling"] = scaling_of(values, where)
     return ModelShape(
         **fields,
         qk_norm=kind.qk_norm,
@@ -129,8 +132,9 @@ def _check_fit(values: Mapping[str, Any], where: str) -> None:
     """Heads share kv heads evenly, RoPE turns pairs, one input has one norm, rows are whole groups."""
     if values["heads"] % values["kv_heads"]:
         raise FormatError(f"{where}: {values['heads']} heads are not a multiple of {values['kv_heads']} kv_heads")
-    if values["head_dim"] % 2:
-        raise FormatError(f"{where}: head_dim {values['head_dim']} is odd; RoPE turns pairs")
+    turned = values.get("rope_dims") or values["head_dim"]
+    if turned % 2 or turned > values["head_dim"]:
+        raise FormatError(f"{where}: RoPE cannot turn pairs of {turned} elements of a head of {values['head_dim']}")
     if values["sub_norms"] and values.get("input_norms"):
         raise FormatError(f"{where}: sub_norms and input_norms are two norms of one input; a model has one of them")
     group = values.get("group", 0)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitgen.checkpoints.checkpoint import ALL, Checkpoint
+from bitgen.checkpoints.rope import frequencies
 from bitgen.spec import Activation
 
 FloatArray = npt.NDArray[np.float32]
@@ -85,17 +86,21 @@ def rms_norm(x: FloatArray, gain: FloatArray, eps: float) -> FloatArray:
     return normed * gain
 
 
-def rope(x: FloatArray, theta: float, interleaved: bool) -> FloatArray:
-    """Rotary positions: turn pair i of x [n, heads, d] by p * theta^(-2i/d) in row p.
+def rope(x: FloatArray, frequencies: FloatArray, interleaved: bool, magnitude: float = 1.0) -> FloatArray:
+    """Rotary positions: turn pair i of x [n, heads, d] by p * frequencies[i] in row p, and multiply it by `magnitude`.
 
-    A pair is components i and i + d/2, or 2i and 2i + 1 where `interleaved`. (Su et al. 2021, RoFormer.)
+    With n/2 frequencies a pair is components i and i + n/2 of a head, or 2i and 2i + 1 where `interleaved`; those from
+    n on stay as they are. (Su et al. 2021, RoFormer.)
     """
-    n, heads, d = x.shape
-    angle = np.arange(n)[:, None] * float(theta) ** (-np.arange(0, d, 2) / d)  # [n, d/2]
-    cos, sin = (f(angle).astype(np.float32)[:, None] for f in (np.cos, np.sin))
-    shape, pair = ((n, heads, d // 2, 2), 3) if interleaved else ((n, heads, 2, d // 2), 2)
-    a, b = np.moveaxis(x.reshape(shape), pair, 0)  # each [n, heads, d/2]
-    return np.stack([a * cos - b * sin, b * cos + a * sin], axis=pair).reshape(n, heads, d)
+    n, heads, _ = x.shape
+    pairs = len(frequencies)
+    x, rest = x[:, :, : 2 * pairs], x[:, :, 2 * pairs :]
+    angle = np.arange(n)[:, None] * frequencies.astype(np.float64)  # [n, pairs]
+    cos, sin = (f(angle).astype(np.float32)[:, None] * np.float32(magnitude) for f in (np.cos, np.sin))
+    shape, pair = ((n, heads, pairs, 2), 3) if interleaved else ((n, heads, 2, pairs), 2)
+    a, b = np.moveaxis(x.reshape(shape), pair, 0)  # each [n, heads, pairs]
+    turned = np.stack([a * cos - b * sin, b * cos + a * sin], axis=pair).reshape(n, heads, 2 * pairs)
+    return np.concatenate([turned, rest], axis=2)
 
 
 def attention(q: FloatArray, k: FloatArray, v: FloatArray, scale: float = 0.0, window: int = 0) -> FloatArray:
@@ -204,12 +209,13 @@ class Block:
         <post_attention_norm>(attn_output(<attn_sub_norm>(attention(rope(<attn_q_norm>(q)), ...)))) of attn_norm(x).
         """
         shape = self.checkpoint.shape
-        windowed = shape.window and (self.layer + 1) % shape.window_period
-        theta, window = (shape.window_theta, shape.window) if windowed else (shape.rope_theta, 0)
+        windowed = bool(shape.window and (self.layer + 1) % shape.window_period)
+        scaling, window = (None, shape.window) if windowed else (shape.rope_scaling, 0)
+        turned_by = frequencies(shape, windowed), shape.rope_interleaved, scaling.magnitude if scaling else 1.0
         h = self._norm("attn_norm", x)
         q, k, v = (self._linear(name, h).reshape(len(x), -1, shape.head_dim) for name in ("attn_q", "attn_k", "attn_v"))
         q, k = self._norm("attn_q_norm", q), self._norm("attn_k_norm", k)
-        q, k = (rope(t, theta, shape.rope_interleaved) for t in (q, k))
+        q, k = (rope(t, *turned_by) for t in (q, k))
         k, v = (t.astype(self.cache).astype(np.float32) for t in (k, v))
         context = self._norm("attn_sub_norm", attention(q, k, v, shape.attention_scale, window))
         return self._norm("post_attention_norm", self._linear("attn_output", context))

@@ -15,9 +15,7 @@ WORDED: dict[str, Callable[[Facts], str]] = {
     "layer_norms": lambda f: ", ".join(f["layer_norms"]),
     "head_tied": lambda f: "tied to the embedding" if f["head_tied"] else "its own",
     "window": lambda f: f"{f['window']} positions, all in every {f['window_period']}th layer",
-    "rope_theta": lambda f: (
-        f"{'adjacent pairs' if f['rope_interleaved'] else 'half-rotation'}, theta {f['rope_theta']:g}"
-    ),
+    "rope_theta": lambda f: rope(f),
     "parameters": lambda f: f"{f['parameters']:,}",
     "ternary_weights": lambda f: f"{f['ternary_weights']:,}",
     "tokenizer": lambda f: f["tokenizer"] or f"none: {f['tokenizer_error']}",
@@ -38,10 +36,30 @@ WITHIN = {
     "activation_reason",
     "window_period",
     "rope_interleaved",
+    "rope_dims",
+    "rope_scaling",
     "tokenizer_error",
     "warning",
 }
 """Keys that another one's text includes, or that is said elsewhere."""
+
+
+STRETCHED = {
+    "linear": "stretched {factor:g} times",
+    "yarn": "stretched {factor:g} times from {original_context} positions by YaRN",
+    "table": "stretched by a table of its own",
+}
+"""Kind of `rope_scaling` -> its text."""
+
+
+def rope(f: Facts) -> str:
+    """How rotary positions turn a head."""
+    parts = ["adjacent pairs" if f["rope_interleaved"] else "half-rotation", f"theta {f['rope_theta']:g}"]
+    if f["rope_dims"] != f["head_dim"]:
+        parts.append(f"{f['rope_dims']} of {f['head_dim']} elements")
+    if f["rope_scaling"]:
+        parts.append(STRETCHED[f["rope_scaling"]["kind"]].format(**f["rope_scaling"]))
+    return ", ".join(parts)
 
 
 def lines(facts: Facts) -> Iterator[str]:

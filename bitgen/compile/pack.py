@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from bitgen import data, store
 from bitgen.checkpoints.checkpoint import NARROW, Checkpoint, DenseType, Floats, dense_type, row_pieces
+from bitgen.checkpoints.rope import frequencies
 from bitgen.checkpoints.tensors import FUSED
 from bitgen.compile import checksum
 from bitgen.errors import BitgenError, UnsupportedError
@@ -58,6 +59,8 @@ def header(
         "magic": MAGIC,
         "version": packed["PACKED_VERSION"],
         "header_bytes": packed["PACKED_HEADER"],
+        "rope_dims": shape.rotary,
+        "rope_magnitude": shape.rope_scaling.magnitude if shape.rope_scaling else 1.0,
         "file_bytes": file_bytes,
         "activation": _model_h("bg_activation")[f"ACTIVATION_{shape.activation.upper()}"],
         "head": _model_h("bg_head")[_HEAD[head, shape.tied]],
@@ -123,7 +126,7 @@ def write(
         raise UnsupportedError(f"the layout key {plan.layout_key!r} is longer than a packed header holds")
     shape = checkpoint.shape
     sections_of_head = {"certified": 6, "f16": 0, "int8": 2}[head] + (head != "int8" and not shape.tied)
-    total = 2 + shape.layers * (len(shape.norms) + len(shape.matrices) + 1) + sections_of_head
+    total = 3 + bool(shape.window) + shape.layers * (len(shape.norms) + len(shape.matrices) + 1) + sections_of_head
     dense = _dense_types(checkpoint)
     with data.replacing(path, parents=True) as part, part.open("w+b") as f:
         f.write(bytes(_model_h("bg_packed")["PACKED_HEADER"]))
@@ -155,6 +158,8 @@ def _sections(checkpoint: Checkpoint, plan: ModelPlan, head: Head, dense: Mappin
     s = checkpoint.shape
     yield _dense_matrix(checkpoint, "token_embd.weight", dense)
     yield [_norm(checkpoint, "output_norm.weight", s.hidden)]
+    for windowed in (False, True) if s.window else (False,):
+        yield [_whole_vectors(frequencies(s, windowed)[None])]
     for n in range(s.layers):
         for norm, width in s.norms.items():
             yield [_norm(checkpoint, f"blk.{n}.{norm}.weight", width)]

@@ -9,10 +9,12 @@ from typing import Any, Literal
 import numpy as np
 
 from bitgen.checkpoints.architectures import ARCHITECTURES, shape_from, window_period
+from bitgen.convert.hf_rope import ORIGINAL, Rope
 from bitgen.convert.json_files import read_object
 from bitgen.errors import FormatError, UnsupportedError, quoted
 from bitgen.spec import Activation, ModelShape
 
+Layers = Literal["full_attention", "sliding_attention"]
 Storage = Literal["multiply", "divide", "master", "values"]
 """How ternary matrices are stored: packed, with a scale that multiplies or divides; as master weights; or as floats
 -s, 0 and +s."""
@@ -190,6 +192,8 @@ class Config:
             if self.values.get(key) not in neutral:
                 raise UnsupportedError(f"{self.path}: {key} = {quoted(self.values[key])} is not supported")
         heads, hidden = self._get("num_attention_heads"), self._get("hidden_size")
+        default = self._head_dim(hidden, heads)
+        head_dim = self._get("head_dim", default=default, nullable="head_dim" not in family.defaults)
         windows = ARCHITECTURES[family.gguf].windows
         if not windows and set(self._layer_types() or ()) - {"full_attention"}:
             raise UnsupportedError(f"{self.path}: layer_types holds more than full_attention")
@@ -201,12 +205,9 @@ class Config:
             "layers": self._get("num_hidden_layers"),
             "heads": heads,
             "kv_heads": self._get("num_key_value_heads", default=heads, nullable=True),
-            "head_dim": self._get(
-                "head_dim", default=self._head_dim(hidden, heads), nullable="head_dim" not in family.defaults
-            ),
+            "head_dim": head_dim,
             "vocab": self._get("vocab_size"),
             "context": self._get("max_position_embeddings"),
-            "rope_theta": self._rope_theta("full_attention"),
             "norm_eps": self._get("rms_norm_eps"),
             "activation": self._activation(),
             "sub_norms": ARCHITECTURES[family.gguf].sub_norms,
@@ -215,6 +216,7 @@ class Config:
             "input_norms": input_norms,
             "attention_scale": self._attention_scale(),
             **(self._window() if windows else {}),
+            **self._rope_fields(head_dim),
         }
         return shape_from(values, str(self.path))
 
@@ -302,37 +304,40 @@ class Config:
             return {}
         return {"window": window, "window_period": period, "window_theta": self._rope_theta("sliding_attention")}
 
-    def _rope_theta(self, layers: Literal["full_attention", "sliding_attention"]) -> Any:
-        """RoPE's theta in one kind of layer: a key (transformers 4) or in `rope_parameters` (5), perhaps by kind.
+    def _rope_fields(self, head_dim: Any) -> dict[str, Any]:
+        """Fields of the shape about RoPE: its theta, and how layers without a window stretch it."""
+        theta, context = self._rope_theta("full_attention"), self._get("max_position_embeddings")
+        original = self.values.get(ORIGINAL)
+        numbers = (theta, head_dim, context, 2 if original is None else original)
+        for value in numbers:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= 1e12:
+                return {"rope_theta": theta}  # shape_from says what is wrong with it
+        return {"rope_theta": theta, **self._rope("full_attention").fields(theta, head_dim, context, original)}
 
-        UnsupportedError: scaled RoPE.
-        """
-        key, rope = self._rope()
-        by_kind = any(isinstance(value, dict) for value in rope.values())
-        if by_kind or layers == "sliding_attention":
-            rope = (rope.get(layers) or {}) if by_kind else {}
-        if not isinstance(rope, dict):
-            raise FormatError(f"{self.path}: {key}.{layers} must be an object, not {quoted(rope)}")
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind != "default" and (kind, rope.get("factor")) != ("linear", 1.0):
-            raise UnsupportedError(f"{self.path}: {key} asks for {quoted(kind)} RoPE, which is not supported")
-        if rope.get("partial_rotary_factor") not in (None, 1.0):
-            raise UnsupportedError(f"{self.path}: {key}.partial_rotary_factor is not supported")
-        theta = rope.get("rope_theta")
+    def _rope_theta(self, layers: Layers) -> Any:
+        """RoPE's theta in one kind of layer: a key (transformers 4), or within what describes RoPE (5)."""
+        theta = self._rope(layers).values.get("rope_theta")
         if theta is not None:
             return theta
         return self._get("rope_theta" if layers == "full_attention" else "rope_local_base_freq")
 
-    def _rope(self) -> tuple[str, dict[str, Any]]:
-        """The key that describes RoPE, and its value."""
+    def _rope(self, layers: Layers) -> Rope:
+        """What describes RoPE in one kind of layer; UnsupportedError where layers with a window stretch it."""
         given = [key for key in ("rope_scaling", "rope_parameters") if self.values.get(key)]
         if len(given) > 1:
             raise UnsupportedError(f"{self.path}: has rope_scaling and rope_parameters; one of them is expected")
         key = given[0] if given else "rope_parameters"
-        rope = self.values.get(key) or {}
-        if not isinstance(rope, dict):
-            raise FormatError(f"{self.path}: {key} must be an object, not {quoted(rope)}")
-        return key, rope
+        values = self.values.get(key) or {}
+        if isinstance(values, dict) and any(isinstance(value, dict) for value in values.values()):
+            key, values = f"{key}.{layers}", values.get(layers) or {}
+        elif layers == "sliding_attention":
+            values = {}
+        rope = Rope(self.path, key, values)
+        if layers == "sliding_attention" and rope.kind != "default":
+            raise UnsupportedError(
+                f"{self.path}: {key} asks for {rope.kind} RoPE in layers with a window; not supported"
+            )
+        return rope
 
     def _get(self, key: str, default: Any = None, nullable: bool = False) -> Any:
         """The value of a key; where it is absent, the family's default, else `default`, which null may mean too."""

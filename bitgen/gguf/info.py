@@ -11,7 +11,7 @@ from bitgen.errors import BitgenError, UnsupportedError
 from bitgen.gguf import i2s_layout
 from bitgen.gguf.container import Container
 from bitgen.gguf.reader import GgufCheckpoint
-from bitgen.spec import ModelShape
+from bitgen.spec import ModelShape, RopeScaling
 from bitgen.text.tokenizer import Tokenizer
 
 
@@ -63,8 +63,18 @@ def _shape(s: ModelShape, why: str) -> dict[str, Any]:
         **({"window": s.window, "window_period": s.window_period} if s.window else {}),
         "rope_interleaved": s.rope_interleaved,
         "rope_theta": s.rope_theta,
+        "rope_dims": s.rotary,
+        "rope_scaling": _scaling(s.rope_scaling),
         "norm_epsilon": s.norm_eps,
     }
+
+
+def _scaling(scaling: RopeScaling | None) -> dict[str, Any] | None:
+    """How RoPE's frequencies are stretched, without the numbers of a table."""
+    if scaling is None:
+        return None
+    fields = {"kind": scaling.kind, "factor": scaling.factor, "original_context": scaling.original_context}
+    return {name: value for name, value in fields.items() if value not in (0, 1)} | {"magnitude": scaling.magnitude}
 
 
 def _weights(container: Container) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from bitgen.checkpoints.architectures import Architecture, architecture, shape_f
 from bitgen.checkpoints.checkpoint import Checkpoint
 from bitgen.errors import FormatError, UnsupportedError, brief, quoted
 from bitgen.gguf.container import Container
+from bitgen.gguf.rope_keys import rope_fields, rope_keys
 from bitgen.gguf.tensors import GROUPED, TERNARY, Reading
 from bitgen.spec import Activation, ModelShape
 from bitgen.text.chat_templates import KEY, carried, corrected
@@ -78,7 +79,8 @@ class _Keys:
             "attention_scale": _shortest(self.own("attention.scale", float, 0.0)),
             "group": self._group(),
         }
-        return shape_from(values | self._window(), self.where), reason
+        rope = rope_fields(self.container, self.own, self.arch, values["head_dim"], values["context"])
+        return shape_from(values | self._window() | rope, self.where), reason
 
     def own(self, key: str, type: type, default: Any = None) -> Any:
         """The value of <architecture>.<key>."""
@@ -112,17 +114,13 @@ class _Keys:
         return rows
 
     def _head_dim(self, hidden: int, heads: int) -> int:
-        """attention.key_length, else rope.dimension_count, else hidden / heads; all that are given must agree."""
+        """attention.key_length, else hidden / heads; values have as many."""
         if heads < 1:
             raise FormatError(f"{self.where}: {self.arch}.attention.head_count is {heads}")
-        rope = self.own("rope.dimension_count", int, 0)
-        dim = int(self.own("attention.key_length", int, rope or hidden // heads))
+        dim = int(self.own("attention.key_length", int, hidden // heads))
         value_dim = self.own("attention.value_length", int, dim)
-        if (rope or dim) != dim or value_dim != dim:
-            raise UnsupportedError(
-                f"{self.where}: heads of {dim} with RoPE over {rope or dim} and values of {value_dim}; "
-                "all three must be equal"
-            )
+        if value_dim != dim:
+            raise UnsupportedError(f"{self.where}: heads of {dim} and values of {value_dim}; they must be equal")
         return dim
 
     def _group(self) -> int:
@@ -174,9 +172,6 @@ class _Keys:
     def _refuse_variants(self) -> None:
         """UnsupportedError for keys that change the arithmetic, unless their value leaves it as it is."""
         for key, neutral in (
-            ("rope.scaling.type", ("none", "linear")),
-            ("rope.scaling.factor", (0.0, 1.0)),
-            ("rope.scale_linear", (0.0, 1.0)),
             ("expert_count", (0,)),
             *([] if self.kind.windows else [("attention.sliding_window", (0,))]),
             ("attention.causal", (True,)),
@@ -225,11 +220,12 @@ def _dimensions(s: ModelShape) -> dict[str, Any]:
         "embedding_length": s.hidden,
         "block_count": s.layers,
         "feed_forward_length": s.intermediate,
-        "rope.dimension_count": s.head_dim,
+        "rope.dimension_count": s.rotary,
         "attention.head_count": s.heads,
         "attention.head_count_kv": s.kv_heads,
         "attention.layer_norm_rms_epsilon": s.norm_eps,
         "rope.freq_base": s.rope_theta,
+        **rope_keys(s),
         "hidden_activation": s.activation,
     }
     if s.heads * s.head_dim != s.hidden:

@@ -20,6 +20,7 @@ from bitgen.gguf import blocks
 from bitgen.gguf.container import Container
 from bitgen.gguf.file import Tensor
 from bitgen.gguf.metadata import model_shape
+from bitgen.gguf.rope_keys import TABLES
 from bitgen.gguf.tensors import EMBEDDINGS, TERNARY, VECTORS, WHY_NOT, Reading, floats, scale_name
 from bitgen.gguf.tl_tiles import SCRIPTS, parse_tiles, tile_of
 from bitgen.gguf.types import F32, TENSOR_TYPES
@@ -150,7 +151,7 @@ class GgufCheckpoint:
             if name in scales:
                 if tensor.shape != (1,) or tensor.type != F32:
                     raise FormatError(f"{self.path}: tensor {name}: expected one F32 value")
-            elif name not in expected:
+            elif name not in expected and name not in TABLES:
                 raise UnsupportedError(
                     f"{self.path}: the tensor {brief(name)} has no place in a model of architecture "
                     f"{self._shape.architecture}; running without it would give wrong results"

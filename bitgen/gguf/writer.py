@@ -22,6 +22,7 @@ from bitgen.gguf.container import Entry, aligned, head
 from bitgen.gguf.metadata import key_values
 from bitgen.gguf.part_file import PartFile
 from bitgen.gguf.reader import GgufCheckpoint
+from bitgen.gguf.rope_keys import TABLE, rope_table
 from bitgen.gguf.tensors import scale_name
 from bitgen.gguf.types import BF16, F16, F32, I2_S, Q2_0, T5, TQ1_0, TQ2_0
 from bitgen.kernels.layout import Bytes, Codes, Scales
@@ -74,7 +75,8 @@ def write_gguf(
     identity: of the checkpoint's weights. Where it is given, an interrupted run leaves what it wrote (part_file.py),
     and the next run with the same metadata, type and identity goes on from there.
     progress: called with (bytes done, bytes in all).
-    check: called with the file's head and the bytes of its tensors, before anything is written.
+    check: called with the file's first bytes, all that is read to open it, and how many follow, before anything is
+    written.
 
     UnsupportedError: the type or the architecture cannot express the shape. FormatError: weights are not ternary or
     not finite.
@@ -86,7 +88,8 @@ def write_gguf(
     entries = tensor_table(checkpoint.shape, type, _dense_types(checkpoint))
     start = head(key_values(checkpoint, FILE_TYPES[type].file_type), entries)
     if check is not None:
-        check(start, sum(aligned(entry.nbytes) for entry in entries))
+        table = rope_table(checkpoint.shape).tobytes()  # the first tensor, which is read with the keys
+        check(start + table, sum(aligned(entry.nbytes) for entry in entries) - len(table))
     if identity is not None:
         identity = hashlib.sha256(start + identity.encode()).hexdigest()
     try:
@@ -117,7 +120,8 @@ def tensor_table(shape: ModelShape, type: str, dense: Mapping[str, int] = Mappin
     """
     _check_traits(shape)
     _check_group(shape, type)
-    entries: list[Entry] = []
+    table = rope_table(shape)
+    entries = [Entry(TABLE, table.shape, F32)] if len(table) else []
     for name, dims in tensor_shapes(shape).items():
         if not is_ternary(name):
             entries.append(Entry(name, dims, F32 if len(dims) == 1 else dense.get(name, F16)))
@@ -180,6 +184,8 @@ def payload(checkpoint: Checkpoint, entry: Entry, scales: dict[str, Scale]) -> I
         codes, scale = checkpoint.ternary(entry.name)
         scales[scale_name(entry.name)] = scale
         return [_packed(entry, codes, np.asarray(scale, np.float32))]
+    if entry.name == TABLE:
+        return [rope_table(checkpoint.shape)]
     if entry.name.endswith(".scale"):
         if entry.name not in scales:  # an earlier run wrote the matrix
             scales[entry.name] = checkpoint.ternary(entry.name.removesuffix("scale") + "weight")[1]

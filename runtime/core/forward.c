@@ -90,15 +90,21 @@ static void each_token(state *s, token_step *step, int timed_as) {
 static void embed(state *s, int32_t t, int32_t thread) {
   (void)thread;
   const bg_header *c = &s->model->config;
-  const int32_t d = c->head_dim, angles = c->window ? d : d / 2;
+  const int32_t d = c->head_dim, pairs = c->rope_dims / 2;
   const run *r = run_of(s, t);
   const bg_dense *rows = &s->model->embedding;
   const bg_dense_ops *ops = &s->ops->dense[rows->type];
   const size_t row = (size_t)r->tokens[t - r->row0] * (size_t)s->hidden_row;
   ops->widen(rows->rows + row * ops->width, s->hidden_row, c->embedding_scale, x_of(s, t));
-  for (int32_t i = 0; i < angles; i++)
-    rope_cos_sin((float)position_of(s, t) * s->model->rope_frequency[i], &s->cos[t * d + i],
-                 &s->sin[t * d + i]);
+  for (int32_t windowed = 0; windowed < (c->window ? 2 : 1); windowed++) {
+    const float *frequency = s->model->rope_frequency[windowed], by = windowed ? 1 : c->rope_magnitude;
+    float *cos = s->cos + t * d + windowed * d / 2, *sin = s->sin + t * d + windowed * d / 2;
+    for (int32_t i = 0; i < pairs; i++) {
+      rope_cos_sin((float)position_of(s, t) * frequency[i], cos + i, sin + i);
+      cos[i] *= by;
+      sin[i] *= by;
+    }
+  }
 }
 
 // y = norm(x) of n elements, where the layer has such a norm
@@ -172,10 +178,10 @@ static void split_heads(state *s, int32_t t, int32_t thread) {
     s->ops->rmsnorm_heads(q, c->heads, d, layer(s)->norms[NORM_Q], c->norm_eps);
     s->ops->rmsnorm_heads(k, c->kv_heads, d, layer(s)->norms[NORM_K], c->norm_eps);
   }
-  void (*rope)(float *, int32_t, int32_t, const float *, const float *) =
+  void (*rope)(float *, int32_t, int32_t, int32_t, const float *, const float *) =
       c->rope_interleaved ? s->ops->rope_pairs : s->ops->rope_halves;
-  rope(q, c->heads, d, cos, sin);
-  rope(k, c->kv_heads, d, cos, sin);
+  rope(q, c->heads, d, c->rope_dims, cos, sin);
+  rope(k, c->kv_heads, d, c->rope_dims, cos, sin);
   const bg_session *of = run_of(s, t)->session;
   for (int32_t head = 0; head < c->kv_heads; head++)
     s->attention->write(k + head * d, v + head * d, d, position_of(s, t), k_cache(of, head),

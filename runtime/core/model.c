@@ -1,7 +1,7 @@
 // model.c: opens a packed model: maps the file, checks every field before it is used, finds the sections.
 //
 // After bg_header the file holds these sections, each starting at a multiple of 64 bytes:
-//   embedding, output_norm;
+//   embedding, output_norm, RoPE's frequencies, with a window also those of its layers;
 //   per layer: the norms that it has in the order of NORM_*, its matrices stage by stage, scales;
 //   then the head: nothing when tied, or rows of floats; or float scales and int8 rows;
 //   and behind what a certified head has in floats: upper residuals, residuals, norms, scales, upper bits of
@@ -37,15 +37,16 @@ static int header_is_sane(const bg_header *c, uint64_t bytes) {
          between(c->heads, 1, MAX_WIDTH) && between(c->kv_heads, 1, c->heads) &&
          c->heads % c->kv_heads == 0 && between(c->head_dim, 2, MAX_HEAD_DIM) && c->head_dim % 2 == 0 &&
          between((int64_t)c->heads * c->head_dim, 1, MAX_WIDTH) && between(c->vocab, 1, MAX_VOCAB) &&
-         between(c->context, 1, MAX_CONTEXT) && c->rope_theta >= 1 && is_finite(c->rope_theta) &&
-         c->norm_eps >= 0 && is_finite(c->norm_eps) && between(c->activation, 0, ACTIVATION_GELU_TANH) &&
-         between(c->sub_norms, 0, 1) && between(c->rope_interleaved, 0, 1) &&
-         between(c->head, 0, HEAD_KINDS - 1) && between(c->qk_norm, 0, 1) && between(c->input_norms, 0, 1) &&
-         between(c->post_norms, 0, 1) && between(c->window, 0, MAX_CONTEXT) &&
-         between(c->window_period, 1, MAX_CONTEXT) && c->embedding_scale > 0 &&
-         is_finite(c->embedding_scale) && c->attention_scale >= 0 && is_finite(c->attention_scale) &&
-         c->window_theta >= 1 && is_finite(c->window_theta) && between(c->embedding, 0, DENSE_TYPES - 1) &&
-         between(c->output, 0, DENSE_TYPES - 1) && memchr(c->layout, 0, sizeof c->layout);
+         between(c->context, 1, MAX_CONTEXT) && between(c->rope_dims, 2, c->head_dim) &&
+         c->rope_dims % 2 == 0 && c->norm_eps >= 0 && is_finite(c->norm_eps) &&
+         between(c->activation, 0, ACTIVATION_GELU_TANH) && between(c->sub_norms, 0, 1) &&
+         between(c->rope_interleaved, 0, 1) && between(c->head, 0, HEAD_KINDS - 1) &&
+         between(c->qk_norm, 0, 1) && between(c->input_norms, 0, 1) && between(c->post_norms, 0, 1) &&
+         between(c->window, 0, MAX_CONTEXT) && between(c->window_period, 1, MAX_CONTEXT) &&
+         c->embedding_scale > 0 && is_finite(c->embedding_scale) && c->attention_scale >= 0 &&
+         is_finite(c->attention_scale) && c->rope_magnitude > 0 && is_finite(c->rope_magnitude) &&
+         between(c->embedding, 0, DENSE_TYPES - 1) && between(c->output, 0, DENSE_TYPES - 1) &&
+         memchr(c->layout, 0, sizeof c->layout);
 }
 
 const bg_stage bg_stages[STAGES][2] = {
@@ -183,6 +184,18 @@ static int32_t find_head(cursor *at, bg_model *m) {
   return kind == HEAD_TIED_CERTIFIED || kind == HEAD_OWN_CERTIFIED ? find_certificate(at, m) : BG_OK;
 }
 
+// RoPE's frequencies, with which no position has an angle beyond what rope_cos_sin takes.
+static int32_t find_frequencies(cursor *at, bg_model *m, const float **frequencies) {
+  const int32_t n = m->config.rope_dims / 2;
+  *frequencies = take_floats(at, n);
+  if (!*frequencies)
+    return BG_E_FORMAT;
+  int ok = 1;
+  for (int32_t i = 0; i < n; i++)
+    ok &= (*frequencies)[i] >= 0 && (*frequencies)[i] * (float)m->config.context <= MAX_ANGLE;
+  return ok ? BG_OK : BG_E_FORMAT;
+}
+
 static int32_t find_sections(bg_model *m) {
   const bg_header *c = &m->config;
   cursor at = {m->packed + sizeof *c, m->packed_bytes - sizeof *c};
@@ -192,12 +205,13 @@ static int32_t find_sections(bg_model *m) {
     return BG_E_FORMAT;
   if (!finite(m->output_norm, c->hidden))
     return BG_E_VALUE;
-  for (int32_t l = 0; l < c->layers; l++) {
-    int32_t code = find_layer(&at, m, &m->layers[l]);
-    if (code != BG_OK)
-      return code;
-  }
-  int32_t code = find_head(&at, m);
+  int32_t code = BG_OK;
+  for (int32_t i = 0; i < (c->window ? 2 : 1) && code == BG_OK; i++)
+    code = find_frequencies(&at, m, &m->rope_frequency[i]);
+  for (int32_t l = 0; l < c->layers && code == BG_OK; l++)
+    code = find_layer(&at, m, &m->layers[l]);
+  if (code == BG_OK)
+    code = find_head(&at, m);
   return code == BG_OK && at.bytes ? BG_E_FORMAT : code;
 }
 
@@ -237,15 +251,9 @@ static int32_t open_model(bg_model *m, const char *path) {
   code = find_parts(m);
   if (code != BG_OK)
     return code;
-  const int32_t half = c->head_dim / 2;
   m->layers = calloc((size_t)c->layers, sizeof *m->layers);
-  m->rope_frequency = calloc((size_t)half * 2, sizeof *m->rope_frequency);
-  if (!m->layers || !m->rope_frequency)
+  if (!m->layers)
     return BG_E_MEMORY;
-  for (int32_t i = 0; i < half; i++) {
-    m->rope_frequency[i] = rope_frequency(c->rope_theta, i, c->head_dim);
-    m->rope_frequency[half + i] = rope_frequency(c->window_theta, i, c->head_dim);
-  }
   m->attention_scale =
       c->attention_scale > 0 ? c->attention_scale : 1.0f / __builtin_sqrtf((float)c->head_dim);
   os_prefetch(m->map, m->bytes);
@@ -277,7 +285,6 @@ void bg_close(bg_model *m) {
   if (m->map)
     os_unmap(m->map, m->bytes);
   free(m->layers);
-  free(m->rope_frequency);
   free(m);
 }
 

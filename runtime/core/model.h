@@ -11,7 +11,7 @@
 
 // bitgen/compile/pack.py and standalone.py write files by what stands between these two lines.
 // <cdef>
-enum bg_packed { PACKED_VERSION = 4, PACKED_HEADER = 512, PACKED_ALIGN = 64 }; // bytes; of sections
+enum bg_packed { PACKED_VERSION = 5, PACKED_HEADER = 512, PACKED_ALIGN = 64 }; // bytes; of sections
 enum bg_activation { ACTIVATION_SILU, ACTIVATION_RELU2, ACTIVATION_GELU_TANH };
 enum bg_head { HEAD_TIED, HEAD_OWN, HEAD_I8, HEAD_TIED_CERTIFIED, HEAD_OWN_CERTIFIED, HEAD_KINDS };
 enum bg_parts { PART_Q, PART_K, PART_V, PART_O, PART_GATE, PART_UP, PART_DOWN, PARTS, SCALES = 8 };
@@ -23,10 +23,11 @@ typedef struct {
   uint32_t header_bytes; // PACKED_HEADER
   uint64_t file_bytes;
   int32_t hidden, intermediate, layers, heads, kv_heads, head_dim, vocab, context;
-  float rope_theta, norm_eps;
+  int32_t rope_dims; // elements of a head that RoPE turns, from its first
+  float norm_eps;
   int32_t activation;       // ACTIVATION_*
   int32_t sub_norms;        // 0, 1
-  int32_t rope_interleaved; // 0: pairs (i, i + d/2), 1: (2i, 2i + 1)
+  int32_t rope_interleaved; // 0: pairs (i, i + rope_dims/2), 1: (2i, 2i + 1)
   int32_t head;             // HEAD_*
   int32_t qk_norm;          // 0, 1: a norm of each head of q and k
   int32_t input_norms;      // 0, 1: every matrix has a norm for its input, and so q, k, v, gate, up are apart
@@ -35,7 +36,7 @@ typedef struct {
   int32_t window_period;    // with a window, every window_period-th layer is global
   float embedding_scale;    // what embedding rows are multiplied by
   float attention_scale;    // what q k is multiplied by; 0: 1 / sqrt(head_dim)
-  float window_theta;       // rope_theta of layers with a window
+  float rope_magnitude;     // what cos and sin are multiplied by, but in layers with a window
   int32_t embedding;        // DENSE_*, the type of its rows
   int32_t output;           // DENSE_*, that of the output matrix: the embedding's where tied
   char layout[256];         // NUL-terminated key of the packed matrices
@@ -116,8 +117,8 @@ struct bg_model {
   const float *head_upper_residuals, *head_residuals, *head_norms; // [p(vocab)] of these: certified_head.c
   bg_part parts[PARTS];
   float attention_scale;
-  float *rope_frequency; // [2][head_dim / 2], of layers that see all and of those with a window
-  const uint8_t *map;    // the file
+  const float *rope_frequency[2]; // [rope_dims / 2], of layers that see all and of those with a window
+  const uint8_t *map;             // the file
   size_t bytes;
   const uint8_t *packed; // the packed model within it: all of it, unless a trailer says otherwise
   size_t packed_bytes;

@@ -117,10 +117,10 @@ enum { AHEAD = 512 }; // sums that are asked for early: a row of a prefill comes
 TYPED(SUMS, sums)
 TYPED(FLOATS, floats)
 
-static void rope_halves(float *x, int32_t heads, int32_t d, const float *c, const float *s) {
+static void rope_halves(float *x, int32_t heads, int32_t d, int32_t n, const float *c, const float *s) {
   for (int32_t h = 0; h < heads; h++, x += d) {
-    float *restrict a = x, *restrict b = x + d / 2;
-    for (int32_t i = 0; i < d / 2; i++) {
+    float *restrict a = x, *restrict b = x + n / 2;
+    for (int32_t i = 0; i < n / 2; i++) {
       float ai = a[i], bi = b[i];
       a[i] = ai * c[i] - bi * s[i];
       b[i] = bi * c[i] + ai * s[i];
@@ -128,9 +128,9 @@ static void rope_halves(float *x, int32_t heads, int32_t d, const float *c, cons
   }
 }
 
-static void rope_pairs(float *x, int32_t heads, int32_t d, const float *c, const float *s) {
+static void rope_pairs(float *x, int32_t heads, int32_t d, int32_t n, const float *c, const float *s) {
   for (int32_t h = 0; h < heads; h++, x += d)
-    for (int32_t i = 0; i < d / 2; i++) {
+    for (int32_t i = 0; i < n / 2; i++) {
       float a = x[2 * i], b = x[2 * i + 1];
       x[2 * i] = a * c[i] - b * s[i];
       x[2 * i + 1] = b * c[i] + a * s[i];

@@ -110,10 +110,10 @@ struct bg_ops {
   // q int8 [n] = x s, rounded; returns s = 127 / max(1e-5, max|x|); x padded
   float (*quantise)(const float *x, int32_t n, int8_t *q);
   const bg_row_ops *sums, *floats;
-  // Turn pair i of each head of x float [heads][d] by an angle of cosine c[i], sine s[i], i < d / 2: elements
-  // (i, i + d / 2), or (2i, 2i + 1).
-  void (*rope_halves)(float *x, int32_t heads, int32_t d, const float *c, const float *s);
-  void (*rope_pairs)(float *x, int32_t heads, int32_t d, const float *c, const float *s);
+  // Turn pair i of each head of x float [heads][d] by an angle of cosine c[i], sine s[i], i < n / 2: elements
+  // (i, i + n / 2), or (2i, 2i + 1). Those from n on stay.
+  void (*rope_halves)(float *x, int32_t heads, int32_t d, int32_t n, const float *c, const float *s);
+  void (*rope_pairs)(float *x, int32_t heads, int32_t d, int32_t n, const float *c, const float *s);
   float (*greatest)(const float *x, int32_t n); // NaN does not count; -inf when there is no number
   // p = exp((x - top) / temperature), 0 where that is below e^-87
   void (*exp_row)(const float *x, int32_t n, float top, float temperature, float *p);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from math import log
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from bitgen import data
 from bitgen.checkpoints import presets
 from bitgen.errors import BitgenError, FormatError, UnsupportedError
+from bitgen.spec import RopeScaling
 
 FACTS = {  # hidden, intermediate, layers, heads, kv heads, head_dim, vocab, context, theta, eps
     "2B4T": (2560, 6912, 30, 20, 5, 128, 128256, 4096, 5e5, 1e-5),
@@ -25,7 +27,7 @@ FACTS = {  # hidden, intermediate, layers, heads, kv heads, head_dim, vocab, con
     "BitNet-embedding-270M": (640, 2048, 18, 4, 1, 256, 262144, 32768, 1e6, 1e-6),
     "Bonsai-1.7B": (2048, 6144, 28, 16, 8, 128, 151936, 32768, 1e6, 1e-6),
     "Bonsai-4B": (2560, 9728, 36, 32, 8, 128, 151936, 32768, 1e6, 1e-6),
-    "Bonsai-8B": (4096, 12288, 36, 32, 8, 128, 151936, 32768, 1e6, 1e-6),
+    "Bonsai-8B": (4096, 12288, 36, 32, 8, 128, 151936, 65536, 1e6, 1e-6),
     "stories": (256, 1024, 8, 4, 2, 64, 4096, 512, 1e4, 1e-5),
 }
 
@@ -53,7 +55,9 @@ def test_preset_holds_the_published_facts(name: str) -> None:
     assert (s.tied, s.rope_interleaved) == (not llama and name != "Bonsai-8B", llama)
     assert (s.input_norms, s.qk_norm, s.post_norms) == (embedding, embedding or bonsai, s.architecture == "gemma3")
     assert (s.embedding_scale, s.window) == ((640**0.5, 512) if s.architecture == "gemma3" else (1.0, 0))
-    assert all(type(getattr(s, f.name)).__name__ == f.type for f in dataclasses.fields(s) if f.type != "Activation")
+    assert s.rope_scaling == (RopeScaling("yarn", 4.0, s.context // 4, magnitude=1 + 0.1 * log(4)) if bonsai else None)
+    plain = [f for f in dataclasses.fields(s) if f.name not in ("activation", "rope_scaling")]
+    assert all(type(getattr(s, f.name)).__name__ == f.type for f in plain)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +131,7 @@ def test_every_field_has_a_type(tmp_path: Path, field: str, value: str) -> None:
         ("norm_eps", "1e-5", "norm_eps is '1e-5'"),  # YAML 1.1 reads that as a text
         ("tied", "1", "tied is 1"),
         ("heads", "21", "21 heads are not a multiple of 5 kv_heads"),
-        ("head_dim", "127", "head_dim 127 is odd"),
+        ("head_dim", "127", "RoPE cannot turn pairs of 127 elements"),
         ("activation", "gelu", "activation 'gelu' is not supported; known: relu2, silu"),
         ("architecture", "qwen2", "architecture 'qwen2' is not supported"),
         ("name", "2B4", "name is '2B4'; it must equal the file's name"),

@@ -112,10 +112,22 @@ def test_rms_norm() -> None:
     assert y.dtype == np.float32 and np.allclose(y, want, rtol=1e-6, atol=0)
 
 
+def plain(theta: float, n: int) -> np.ndarray:
+    return theta ** (-np.arange(0, n, 2) / n)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_rope_turns_the_first_elements_of_a_head(interleaved: bool) -> None:
+    x = normal(7, 3, 8)
+    y = reference.rope(x, plain(100.0, 6), interleaved, magnitude=3.0)
+    assert np.array_equal(y[..., 6:], x[..., 6:])
+    assert np.allclose(y[..., :6], 3 * reference.rope(x[..., :6], plain(100.0, 6), interleaved), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_rope_turns_pairs_as_complex_numbers(interleaved: bool) -> None:
     x = normal(7, 3, 8)
-    y = reference.rope(x, 100.0, interleaved)
+    y = reference.rope(x, plain(100.0, 8), interleaved)
     assert y.dtype == np.float32
     for position in range(7):
         for i in range(4):
@@ -128,7 +140,7 @@ def test_rope_turns_pairs_as_complex_numbers(interleaved: bool) -> None:
 def test_rope_makes_scores_relative() -> None:
     """q·k after RoPE depends on the distance of the positions only."""
     q, k = (np.repeat(normal(1, 1, 16, seed=s), 9, axis=0) for s in (1, 2))
-    q, k = reference.rope(q, 1e4, False)[:, 0], reference.rope(k, 1e4, False)[:, 0]
+    q, k = (reference.rope(t, plain(1e4, 16), False)[:, 0] for t in (q, k))
     assert np.allclose(q[5] @ k[2], q[8] @ k[5], atol=1e-5)
     assert not np.allclose(q[5] @ k[2], q[5] @ k[3], atol=1e-2)
 

@@ -232,12 +232,37 @@ REFUSED_CONFIG: dict[str, tuple[dict[str, Any], type[BitgenError], str]] = {
     "heads do not divide": ({"num_key_value_heads": 3}, FormatError, "kv_heads"),
     "no heads": ({"num_attention_heads": 0, "head_dim": None}, FormatError, "head"),
     "eps is negative": ({"rms_norm_eps": -1e-5}, FormatError, "eps"),
-    "llama3 rope": ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, UnsupportedError, "'llama3'"),
-    "linear rope": ({"rope_scaling": {"type": "linear", "factor": 2.0}}, UnsupportedError, "'linear'"),
-    "yarn rope": (
-        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
+    "dynamic rope": (
+        {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}},
         UnsupportedError,
-        "rope_parameters asks for 'yarn'",
+        "rope_parameters asks for 'dynamic' RoPE, which is not supported; known: default",
+    ),
+    "incomplete llama3 rope": (
+        {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+        FormatError,
+        "rope_scaling.low_freq_factor is None",
+    ),
+    "llama3 rope upside down": (
+        {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4, "high_freq_factor": 1}},
+        FormatError,
+        "low_freq_factor must be less",
+    ),
+    "linear rope without factor": ({"rope_scaling": {"type": "linear"}}, FormatError, "rope_scaling.factor is None"),
+    "unknown key of rope": (
+        {"rope_scaling": {"type": "linear", "factor": 2.0, "beta": 1}},
+        UnsupportedError,
+        "'beta' has no meaning in linear RoPE",
+    ),
+    "shrinking rope": ({"rope_scaling": {"type": "linear", "factor": 0.5}}, FormatError, "factor is 0.5"),
+    "short table": (
+        {"rope_scaling": {"type": "longrope", "short_factor": [1], "long_factor": [1]}},
+        FormatError,
+        "short_factor must be a list of",
+    ),
+    "original context": (
+        {"rope_scaling": {"type": "yarn", "factor": 2, "original_max_position_embeddings": "4k"}},
+        FormatError,
+        "original_max_position_embeddings is '4k'",
     ),
     "rope is text": ({"rope_scaling": "yarn"}, FormatError, "rope_scaling"),
     "not quantised": ({"quantization_config": None}, UnsupportedError, "quant_method must be 'bitnet'"),

@@ -49,6 +49,16 @@ GEMMA3 = Tiny(
 )  # fmt: skip
 LAYERS = ["sliding_attention", "full_attention"]
 THETAS = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 500.0}}
+STRETCHED = {**THETAS, "full_attention": {"rope_theta": 1e6, "rope_type": "linear", "factor": 4.0}}
+YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}  # fmt: skip
+LONGROPE = {
+    "rope_type": "longrope", "short_factor": [1 + i / 8 for i in range(32)], "long_factor": [9.0] * 32, "factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
 MODELS = {
     "bitnet": BITNET,
     "bitnet-head128-untied-bf16": replace(
@@ -92,6 +102,12 @@ MODELS = {
     "llama-f32": replace(LLAMA, numbers="f32", seed=21),
     "qwen3-bf16-small": replace(QWEN3, heads=4, kv_heads=2, head_dim=128, numbers="bf16-small", seed=22),
     "llama-bf16-large": replace(LLAMA, numbers="bf16-large", seed=23),
+    "qwen3-yarn": replace(QWEN3, heads=4, kv_heads=2, head_dim=128, seed=24, extra={"rope_scaling": YARN}),
+    "llama3-rope": replace(LLAMA, seed=25, extra={"rope_parameters": {**LLAMA3, "rope_theta": 5e5}}),
+    "llama-longrope": replace(LLAMA, seed=26, extra={"rope_scaling": LONGROPE}),
+    "gemma3-linear": replace(
+        GEMMA3, layers=2, seed=27, extra={"sliding_window": 7, "layer_types": LAYERS, "rope_parameters": STRETCHED},
+    ),
 }  # fmt: skip
 
 
@@ -350,6 +366,34 @@ def test_a_wrong_shape_is_noticed(
     for tokens, close in zip(prompts(2, 24), right, strict=True):
         off = np.abs(reference.forward(checkpoint, tokens) - model.logits(tokens))
         assert np.median(off[-8:]) > 20 * TOLERANCE + 2 * np.median(np.abs(close - model.logits(tokens))[-8:])
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("qwen3-yarn", {"magnitude": 1.0}),
+        ("qwen3-yarn", {"kind": "linear"}),
+        ("qwen3-yarn", {"original_context": 64}),
+        ("llama3-rope", None),
+        ("llama-longrope", {"magnitude": 1.0}),
+        ("llama-longrope", {"divisors": tuple(LONGROPE["long_factor"])}),  # type: ignore[arg-type]
+        ("gemma3-linear", None),
+    ],
+)
+def test_a_wrong_rope_is_noticed(
+    name: str, fault: dict[str, Any] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = hf_models.save(MODELS[name], tmp_path / "faulty")
+    checkpoint, model = HfCheckpoint(directory), Torch(directory)
+    scaling = checkpoint.shape.rope_scaling
+    assert scaling is not None
+    wrong = None if fault is None else replace(scaling, **fault)
+    tokens = prompts(1, 24)[0]
+    close = np.abs(reference_logits(monkeypatch, checkpoint, tokens, (model.logits(tokens), model.integers)[1])
+                   - model.logits(tokens))  # fmt: skip
+    monkeypatch.setattr(checkpoint, "_shape", replace(checkpoint.shape, rope_scaling=wrong))
+    off = np.abs(reference.forward(checkpoint, tokens) - model.logits(tokens))
+    assert np.median(off[-8:]) > 20 * TOLERANCE + 2 * np.median(close[-8:])
 
 
 def test_norms_that_are_stored_less_one(embedding: tuple[HfCheckpoint, Torch], monkeypatch: pytest.MonkeyPatch) -> None:

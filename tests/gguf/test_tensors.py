@@ -161,7 +161,7 @@ def test_an_embedding_in_a_ternary_type_is_refused(tmp_path: Path) -> None:
         (Q, (256, 128), types.I2_S, None, r"\[256, 128\]; the metadata asks for \[256, 256\]"),
         (Q, (256, 256), types.F32, None, "the file is cut short|overlap"),
         ("blk.0.attn_q.bias", (256,), types.F32, 1024, "blk.0.attn_q.bias has no place"),
-        ("rope_freqs.weight", (32,), types.F32, 128, "rope_freqs.weight has no place"),
+        ("rope_freqs.weight", (16,), types.F32, 64, "rope_freqs.weight: expected 32 F32 values"),
         ("blk.0.attn_q.scale", (2,), types.F32, 8, "expected one F32 value"),
         (Q, (1 << 31, 1 << 31), types.I2_S, None, "do not fit"),
         (Q, (1 << 62, 1 << 62), 12, None, "do not fit"),

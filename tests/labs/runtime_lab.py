@@ -21,12 +21,13 @@ import numpy.typing as npt
 
 from bitgen import data, targets
 from bitgen.checkpoints.reference import gemm_int, group_linear, quantise
+from bitgen.checkpoints.rope import divisors
 from bitgen.checkpoints.synth import SynthCheckpoint
 from bitgen.compile import binding, clang, library, pack
 from bitgen.compile.clang import Artefact
 from bitgen.engine.opened import Cache, cache_type
 from bitgen.kernels import plan, space
-from bitgen.spec import MatrixPlan, ModelShape
+from bitgen.spec import MatrixPlan, ModelShape, RopeScaling
 
 F32 = np.float32
 FloatArray = npt.NDArray[np.float32]
@@ -116,15 +117,19 @@ def rms_norm(x: FloatArray, gain: FloatArray, eps: float) -> FloatArray:
     return gain * (x * inverse[..., None])
 
 
-def rope(x: FloatArray, theta: float, interleaved: bool) -> FloatArray:
+def rope(x: FloatArray, s: ModelShape, local: bool) -> FloatArray:
     """Turn pairs of x [n, heads, d]; the frequency and the angle are float32, as in transformers."""
-    n, _, d = x.shape
-    frequency = (float(F32(theta)) ** (-np.arange(0, d, 2) / d)).astype(F32)
+    n, pairs = len(x), s.rotary // 2
+    theta, scaling = (s.window_theta, None) if local else (s.rope_theta, s.rope_scaling)
+    by = divisors(scaling, theta, s.rotary) if scaling else np.ones(pairs)
+    frequency = (float(F32(theta)) ** (-np.arange(0, s.rotary, 2) / s.rotary) / by).astype(F32)
     angle = (np.arange(n, dtype=F32)[:, None] * frequency).astype(np.float64)
-    c, s = np.cos(angle).astype(F32)[:, None], np.sin(angle).astype(F32)[:, None]
-    first, second = (x[..., 0::2], x[..., 1::2]) if interleaved else (x[..., : d // 2], x[..., d // 2 :])
-    turned = first * c - second * s, second * c + first * s
-    return np.stack(turned, axis=-1).reshape(x.shape) if interleaved else np.concatenate(turned, axis=-1)
+    c, sine = (f(angle).astype(F32)[:, None] * F32(scaling.magnitude if scaling else 1) for f in (np.cos, np.sin))
+    x, rest = x[..., : 2 * pairs], x[..., 2 * pairs :]
+    first, second = (x[..., 0::2], x[..., 1::2]) if s.rope_interleaved else (x[..., :pairs], x[..., pairs:])
+    turned = first * c - second * sine, second * c + first * sine
+    whole = np.stack(turned, axis=-1).reshape(x.shape) if s.rope_interleaved else np.concatenate(turned, axis=-1)
+    return np.concatenate([whole, rest], axis=-1)
 
 
 def merge(a: tuple[Any, Any, Any], b: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
@@ -198,7 +203,7 @@ def states(checkpoint: SynthCheckpoint, tokens: Sequence[int], cache: Cache = "f
     act = {"relu2": lambda z: np.square(np.maximum(z, F32(0))), "silu": silu, "gelu_tanh": gelu}[s.activation]
     for layer in range(s.layers):
         local = bool(s.window) and (layer + 1) % s.window_period != 0
-        theta, window = (s.window_theta, s.window) if local else (s.rope_theta, 0)
+        window = s.window if local else 0
 
         def norm(name: str, x: FloatArray, layer: int = layer) -> FloatArray:
             if name not in s.norms:
@@ -215,7 +220,7 @@ def states(checkpoint: SynthCheckpoint, tokens: Sequence[int], cache: Cache = "f
 
         h = norm("attn_norm", x)
         q, k, v = (linear(name, h).reshape(n, -1, s.head_dim) for name in ("attn_q", "attn_k", "attn_v"))
-        q, k = (rope(norm(name, t), theta, s.rope_interleaved) for name, t in (("attn_q_norm", q), ("attn_k_norm", k)))
+        q, k = (rope(norm(name, t), s, local) for name, t in (("attn_q_norm", q), ("attn_k_norm", k)))
         context = norm("attn_sub_norm", attention(q, k, v, cache, s.attention_scale, window))
         x = x + norm("post_attention_norm", linear("attn_output", context))
         h = norm("ffn_norm", x)
@@ -259,6 +264,9 @@ FLAGSHIP = ModelShape(
 SILU: dict[str, Any] = {"activation": "silu"}
 GEMMA: dict[str, Any] = {"activation": "gelu_tanh", "qk_norm": True, "post_norms": True, "embedding_scale": 11.5}
 GEMMA |= {"window_period": 3, "window_theta": 500.0}
+LINEAR: dict[str, Any] = {"rope_scaling": RopeScaling("linear", 4.0)}
+YARN: dict[str, Any] = {"rope_scaling": RopeScaling("yarn", 4.0, 16, magnitude=1.1386)}
+TABLE: dict[str, Any] = {"rope_dims": 64, "rope_scaling": RopeScaling("table", divisors=(0.9, *range(1, 32)))}
 SHAPES = {
     s.name: s
     for s in (
@@ -268,16 +276,18 @@ SHAPES = {
         shape("thirds", hidden=196, intermediate=172, heads=6, kv_heads=2, head_dim=64, rope_theta=500000.0),
         shape("one-kv", hidden=64, heads=20, kv_heads=1, head_dim=16, vocab=33),
         shape("least", hidden=4, intermediate=4, layers=1, heads=1, kv_heads=1, head_dim=2, vocab=3, tied=False),
-        shape("wide-heads", heads=2, kv_heads=1, head_dim=256, sub_norms=False, rope_interleaved=True, vocab=3000),
-        shape("mha", heads=3, kv_heads=3, head_dim=96, activation="silu", layers=1),
-        shape("qwen3", head_dim=48, activation="silu", sub_norms=False, qk_norm=True),
+        shape("wide-heads", heads=2, kv_heads=1, head_dim=256, sub_norms=False, rope_interleaved=True, vocab=3000,
+              **TABLE),
+        shape("mha", heads=3, kv_heads=3, head_dim=96, activation="silu", layers=1, rope_dims=42),
+        shape("qwen3", head_dim=48, activation="silu", sub_norms=False, qk_norm=True, **YARN),
         shape("bonsai", hidden=256, intermediate=384, sub_norms=False, qk_norm=True, group=128, vocab=90, **SILU),
         shape("bonsai-64", intermediate=320, heads=6, sub_norms=False, qk_norm=True, group=64, tied=False, **SILU),
         shape("qwen3-inputs", hidden=100, head_dim=24, sub_norms=False, qk_norm=True, input_norms=True, **SILU),
         shape("gemma3", head_dim=40, vocab=90, sub_norms=False, layers=3, attention_scale=0.25, window=5, **GEMMA),
-        shape("gemma3-inputs", hidden=72, kv_heads=1, sub_norms=False, layers=3, window=300, input_norms=True, **GEMMA),
+        shape("gemma3-inputs", hidden=72, kv_heads=1, sub_norms=False, layers=3, window=300, input_norms=True, **GEMMA,
+              **LINEAR),
     )
-}
+}  # fmt: skip
 """Head sizes and ratios of the known models and beyond; widths that are no multiple of a vector or a block."""
 
 

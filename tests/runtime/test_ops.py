@@ -200,17 +200,18 @@ def test_floats_of_kernels_with_groups_become_activations(ops: Ops, n: int) -> N
         assert not y[n:].any()
 
 
-@pytest.mark.parametrize("d", [2, 32, 100, 128])
+@pytest.mark.parametrize(("d", "n"), [(2, 2), (32, 32), (100, 100), (128, 128), (128, 64), (40, 6)])
 @pytest.mark.parametrize("interleaved", [False, True])
-def test_rope(ops: Ops, d: int, interleaved: bool) -> None:
+def test_rope(ops: Ops, d: int, n: int, interleaved: bool) -> None:
     x = np.random.default_rng(d).normal(0, 1, (3, d)).astype(F32)
-    angle = np.random.default_rng(1).uniform(0, 6, d // 2)
+    angle = np.random.default_rng(1).uniform(0, 6, n // 2)
     c, s = np.cos(angle).astype(F32), np.sin(angle).astype(F32)
-    y = x.copy()
-    (ops.ops.rope_pairs if interleaved else ops.ops.rope_halves)(ops.at(y), 3, d, ops.at(c), ops.at(s))
-    a, b = (x[:, 0::2], x[:, 1::2]) if interleaved else (x[:, : d // 2], x[:, d // 2 :])
+    y, turning = x.copy(), x[:, :n]
+    (ops.ops.rope_pairs if interleaved else ops.ops.rope_halves)(ops.at(y), 3, d, n, ops.at(c), ops.at(s))
+    a, b = (turning[:, 0::2], turning[:, 1::2]) if interleaved else (turning[:, : n // 2], turning[:, n // 2 :])
     turned = a * c - b * s, b * c + a * s
-    assert_same(y, np.stack(turned, -1).reshape(3, d) if interleaved else np.concatenate(turned, -1))
+    assert_same(y[:, :n], np.stack(turned, -1).reshape(3, n) if interleaved else np.concatenate(turned, -1))
+    assert_same(y[:, n:], x[:, n:])
 
 
 @pytest.mark.parametrize("n", WIDTHS)

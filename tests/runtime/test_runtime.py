@@ -563,10 +563,11 @@ ABSURD: dict[str, tuple[float, ...]] = {
     "version": (0, 1),
     "header_bytes": (0,),
     "file_bytes": (2**64 - 1,),
-    **dict.fromkeys(("rope_theta", "window_theta", "embedding_scale"), (0, -1, np.nan, np.inf)),
+    **dict.fromkeys(("rope_magnitude", "embedding_scale"), (0, -1, np.nan, np.inf)),
     **dict.fromkeys(("norm_eps", "attention_scale"), (-1, np.nan, np.inf)),
     **dict.fromkeys(("activation", "head", "embedding", "output"), (-1, 9)),
     **dict.fromkeys(("sub_norms", "rope_interleaved", "qk_norm", "input_norms", "post_norms"), (-1, 2)),
+    "rope_dims": (-2, 0, 1, 3, 34, 1 << 30),
     "window": (-1, 1 << 30),
     "window_period": (-1, 0, 1 << 30),
 }
@@ -602,7 +603,11 @@ def test_values_that_are_no_numbers(sanitized: Path, tmp_path: Path) -> None:
     whole, s = bench.packed[0].read_bytes(), bench.shape
     damaged = tmp_path / "m.bgpk"
     output_norm = 512 + s.vocab * s.hidden * 2
-    for offset in (output_norm, output_norm + 4 * s.hidden, len(whole) - 64):  # the last is a layer's scales
+    frequencies = output_norm + 4 * s.hidden
+    for bad in (-0.5, 1e6, np.nan, np.inf):
+        damaged.write_bytes(whole[:frequencies] + struct.pack("<f", bad) + whole[frequencies + 4 :])
+        assert refused(sanitized, damaged, "not a packed model"), bad
+    for offset in (output_norm, frequencies + 2 * s.head_dim, len(whole) - 64):  # the last is a layer's scales
         for bad in (np.nan, np.inf, -np.inf):
             damaged.write_bytes(whole[:offset] + struct.pack("<f", bad) + whole[offset + 4 :])
             assert refused(sanitized, damaged, "NaN or infinity"), offset
@@ -615,7 +620,7 @@ def test_any_weights_and_embeddings_are_harmless(sanitized: Path, tmp_path: Path
     rng = np.random.default_rng(9)
     s = bench.shape
     whole[512 : 512 + s.vocab * s.hidden * 2] = rng.integers(0, 256, s.vocab * s.hidden * 2, np.uint8).tobytes()
-    first = 512 + s.vocab * s.hidden * 2 + 4 * (s.hidden + sum(s.norms.values()))
+    first = 512 + s.vocab * s.hidden * 2 + 4 * (s.hidden + s.head_dim // 2 + sum(s.norms.values()))
     whole[first : first + 4096] = rng.integers(0, 256, 4096, np.uint8).tobytes()
     damaged = tmp_path / "m.bgpk"
     damaged.write_bytes(whole)
