@@ -6,7 +6,7 @@
         print(piece, end="")
     m.logits([1, 2, 3])                    # float32 [n, vocab]
 
-`bitgen.api` has the verbs of the command line: generate, chat, embed, perplexity, verify, bench, doctor, tune,
+`bitgen.api` has the verbs of the command line: generate, chat, tokenizer, embed, perplexity, verify, bench, doctor, tune,
 estimate, build, standalone, synth, convert, info, kernels, gen, kernel_cost.
 """
 

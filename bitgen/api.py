@@ -36,6 +36,7 @@ from bitgen.engine.stops import Stop
 from bitgen.errors import ArgumentError, BitgenError, UnsupportedError
 from bitgen.gguf import i2s_layout, split
 from bitgen.gguf import info as _info
+from bitgen.gguf.container import Container
 from bitgen.gguf.reader import GgufCheckpoint, read_gguf
 from bitgen.gguf.writer import TernaryType, write_gguf
 from bitgen.kernels import plan, render, space
@@ -50,6 +51,7 @@ from bitgen.measure import verify as _verify
 from bitgen.measure.receipt import Receipt
 from bitgen.measure.report import BenchReport
 from bitgen.spec import KernelSpec, Listener, ModelShape, Platform, Progress
+from bitgen.text.tokenizer import Tokenizer
 from bitgen.tune import cost_model
 from bitgen.tune import search as _tune
 from bitgen.tune.lab import Host
@@ -368,6 +370,14 @@ def info(file: Path, progress: Listener = lambda *_: None) -> dict[str, Any]:
     planned = plan.of_model(checkpoint.shape, library.host_isa(progress))
     runs = {role: {"layout": str(p.layout), "source": planned.sources[role]} for role, p in planned.matrices.items()}
     return {**facts, "isa": planned.isa, "kernels": runs}
+
+
+def tokenizer(model: Model | str | Path | None = None) -> Tokenizer:
+    """The tokenizer of a model; its file need not be one that bitgen runs."""
+    if isinstance(model, Model):
+        return model.tokenizer
+    path = shipped_path() if model is None else arguments.path("model", model)
+    return Tokenizer.from_metadata(Container(path).metadata)
 
 
 # ---- kernels --------------------------------------------------------------------------------------------------

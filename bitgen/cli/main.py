@@ -20,10 +20,11 @@ from bitgen.cli.measure import bench, verify
 from bitgen.cli.models import convert, info, synth
 from bitgen.cli.options import check_given
 from bitgen.cli.run import chat, embed, perplexity, run
+from bitgen.cli.tokens import tokenize
 from bitgen.data import cache_root
 from bitgen.errors import BitgenError
 
-COMMANDS = [run, embed, chat, verify, perplexity, tune, build, synth, convert, bench, gen, info, doctor]
+COMMANDS = [run, embed, chat, tokenize, verify, perplexity, tune, build, synth, convert, bench, gen, info, doctor]
 
 
 @contextlib.contextmanager

@@ -21,6 +21,8 @@ from bitgen.targets import default_threads
 
 MOST = 2**31 - 1
 COUNT = click.IntRange(0, MOST)
+TEXT_FILE = click.Path(exists=True, dir_okay=False, allow_dash=True)
+"""A file that read_text reads."""
 
 
 class Text(click.ParamType):  # type: ignore[type-arg]
@@ -30,6 +32,17 @@ class Text(click.ParamType):  # type: ignore[type-arg]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         return utf8(value, param.get_error_hint(ctx) if param and ctx else "the text")
+
+
+class Renamed(click.Option):
+    """An option whose former names still work and are shown no more: all but the first."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        names, self.opts = self.opts, self.opts[:1]
+        try:
+            return super().get_help_record(ctx)
+        finally:
+            self.opts = names
 
 
 class Numbers(click.ParamType):  # type: ignore[type-arg]
@@ -134,14 +147,16 @@ head_option = click.option(
     type=click.Choice(["certified", "f16", "int8"]),
     default="certified",
     show_default=True,
-    help="The LM head: exact at 3/8 of the bytes for greedy and top-k choices; exact; or rounded to int8.",
+    help="How the output matrix is kept. certified: with int8 codes beside it, which find the few rows that matter, so "
+    "that a token is chosen exactly at 3/8 of the bytes; f16: alone, and all of it is read for each token; int8: the "
+    "codes alone, so that logits are rounded.",
 )
 cache_option = click.option(
     "--cache",
     type=click.Choice(["f16", "int8"]),
     default="f16",
     show_default=True,
-    help="Keys and values: halves, or half the bytes.",
+    help="How keys and values are kept: as 16-bit floats, or as int8 in half the bytes.",
 )
 type_option = click.option(
     "--type",
@@ -171,7 +186,8 @@ _READING = (
         type=click.Choice(I2S_LAYOUTS),
         default="x86",
         show_default=True,
-        help="The I2_S that bitnet.cpp wrote on x86; on ARM since November 2025; or without its ACT_PARALLEL.",
+        help="Which bitnet.cpp wrote the I2_S tensors, which the file does not say. x86: a build for x86, as for all "
+        "published files; arm: a build for ARM since November 2025; rows4: a build without ACT_PARALLEL.",
     ),
 )
 

@@ -58,7 +58,7 @@ def test_numbers_out_of_range(command: tuple[str, ...], option: str, value: str)
 
 NEEDED = {
     "run": ("-p", "x"), "perplexity": ("-f", __file__), "tune": ("--model", "x"), "synth": ("x", "-o", "x"),
-    "convert": ("x", "-o", "x"), "gen": ("x",), "info": ("x",),
+    "convert": ("x", "-o", "x"), "gen": ("x",), "info": ("x",), "tokenize": ("x",),
 }  # fmt: skip
 """What a command cannot do without."""
 TEXTS = {"prompt", "system", "texts"}
