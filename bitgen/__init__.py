@@ -6,8 +6,8 @@
         print(piece, end="")
     m.logits([1, 2, 3])                    # float32 [n, vocab]
 
-`bitgen.api` has the verbs of the command line: generate, chat, tokenizer, embed, perplexity, verify, bench, doctor, tune,
-estimate, build, standalone, synth, convert, info, kernels, gen, kernel_cost.
+`bitgen.api` has the verbs of the command line: generate, chat, tokenizer, embed, perplexity, verify, bench, doctor,
+tune, estimate, build, standalone, synth, convert, info, kernels, gen, kernel_cost.
 """
 
 from bitgen.engine.asynchronous import AsyncGeneration

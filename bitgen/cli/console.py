@@ -51,7 +51,12 @@ def say(text: object = "", *, err: bool = False, nl: bool = True) -> None:
 
 def stream(piece: str) -> None:
     """Print a piece of a model's text: as it is, but on a terminal without control characters."""
-    click.echo(_CONTROL.sub(_spelt, piece) if sys.stdout.isatty() else piece, nl=False, color=True)
+    click.echo(spelt_controls(piece) if sys.stdout.isatty() else piece, nl=False, color=True)
+
+
+def spelt_controls(text: str) -> str:
+    """A model's text without what steers a terminal; marks that turn the direction of text stay."""
+    return _CONTROL.sub(_spelt, text)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,8 @@ from bitgen.cli.console import progress_bar, say, stream, warn
 from bitgen.cli.options import (
     COUNT,
     MOST,
+    TEXT_FILE,
+    Renamed,
     Text,
     cache_option,
     head_option,
@@ -33,9 +36,6 @@ from bitgen.text.chat_templates import NAMED
 
 Given = Mapping[str, Any]
 """Fields of Sampling that are given."""
-
-TEXT_FILE = click.Path(exists=True, dir_okay=False, allow_dash=True)
-"""A file that read_text reads."""
 
 
 def _load(model: str | None, **options: Any) -> Model:
@@ -60,7 +60,8 @@ def _load(model: str | None, **options: Any) -> Model:
     flag_value=LOOKUP,
     default=0,
     metavar="[N]",
-    help=f"Try up to N tokens at once that once followed the last few: same text, sooner if it repeats. [N: {LOOKUP}]",
+    help="Guess up to N tokens at once, those that came next where the last few stood before, and keep those guesses "
+    f"that come true: the same text, sooner where it repeats itself or the prompt. Without N: {LOOKUP}.",
 )
 @click.option("--logprobs", type=COUNT, metavar="K",
               help="After the text, each token's log probability and the K likeliest, on stderr.")  # fmt: skip
@@ -129,6 +130,8 @@ def embed(texts: tuple[str, ...], model: str | None, file: str | None, pooling: 
     help=f"{', '.join(NAMED)}, one that its file names, or a Jinja file. [default: its own]",
 )
 @click.option("--context", type=click.IntRange(16, MOST), help="Tokens to remember. [default: the model's]")
+@click.option("--plain", is_flag=True, help="Show answers as the model writes them, not as Markdown.")
+@click.option("--no-history", is_flag=True, help="Keep no history of what is typed; or set BITGEN_NO_HISTORY.")
 @sampling_options
 @threads_option
 @isa_option
@@ -136,21 +139,28 @@ def embed(texts: tuple[str, ...], model: str | None, file: str | None, pooling: 
 @reading_options
 @quiet_option
 def chat(model: str | None, system: str | None, max_tokens: int, chat_template: str | None, context: int | None,
-         sampling: Given, threads: int | None, isa: str | None, cache: Any, **reading: Any) -> None:  # fmt: skip
-    """Talk with a model. Ctrl-C stops an answer, Ctrl-D ends; /help has the rest."""
+         plain: bool, no_history: bool, sampling: Given, threads: int | None, isa: str | None, cache: Any,
+         **reading: Any) -> None:  # fmt: skip
+    """Talk with a model.
+
+    At a terminal Enter sends, Alt-Enter begins another line, Ctrl-C stops an answer, Ctrl-D leaves; /help has the rest.
+    Otherwise every line of standard input is a message.
+    """
     loaded = _load(model, threads=threads, isa=isa, **reading)
     conversation = api.chat(loaded, system=system, template=chat_template, context=context, cache=cache)
-    if not terminal.run(conversation, max_tokens, loaded.sampling.given(None, sampling)):
+    history = not no_history and not os.environ.get("BITGEN_NO_HISTORY")
+    if not terminal.run(conversation, max_tokens, loaded.sampling.given(None, sampling), plain=plain, history=history):
         click.get_current_context().exit(1)
 
 
 @click.command()
 @model_option
 @click.option("-f", "--file", type=TEXT_FILE, required=True, help="A text; -: standard input.")
-@click.option("--ctx", type=COUNT, default=512, show_default=True, help="Tokens of a window.")
+@click.option("--context", "--ctx", "ctx", cls=Renamed, type=COUNT, default=512, show_default=True,
+              help="Tokens of a window.")  # fmt: skip
 @click.option("--stride", type=COUNT, default=0, show_default=True,
-              help="Tokens between windows' starts, each scoring what is new to it; 0: apart, each scoring its "
-              "second half.")  # fmt: skip
+              help="Tokens from the start of one window to that of the next; each then scores the tokens that the one "
+              "before it had not. 0: windows do not overlap, and each scores its second half.")  # fmt: skip
 @threads_option
 @isa_option
 @cache_option

@@ -209,6 +209,24 @@ class Chat(Uncopied):
                 self.messages[:] = [*kept, {"role": "assistant", "content": generation.text}]
                 self.dropped = dropped
 
+    @property
+    def capacity(self) -> int:
+        """Tokens of the context."""
+        return self._session.context
+
+    @property
+    def position(self) -> int:
+        """Tokens of the context that are in use."""
+        return self._session.position
+
+    def room(self, max_tokens: int) -> int:
+        """Tokens that a conversation and its next message may have, so that an answer has room."""
+        return self.capacity - min(max_tokens, self.capacity // 4)
+
+    def forgets(self, text: str, max_tokens: int = 1024) -> int:
+        """Turns that a message would push out of the context. BitgenError where it cannot be answered at all."""
+        return self._fit({"role": "user", "content": text}, max_tokens)[2] - self.dropped
+
     def clear(self) -> None:
         """Forget all turns; the system message stays."""
         self.messages.clear()
@@ -221,7 +239,7 @@ class Chat(Uncopied):
     def _fit(self, message: Message, max_tokens: int) -> tuple[list[int], list[Message], int]:
         """Ids of the conversation with one more message, its oldest turns left out until an answer has room; the
         messages that stay, and how many turns are left out by now."""
-        room = self._session.context - min(max_tokens, self._session.context // 4)
+        room = self.room(max_tokens)
         first: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
         kept, dropped = [*self.messages, message], self.dropped
         while len(ids := self._template.encode([*first, *kept])) > room:

@@ -39,12 +39,21 @@ class Timing:
     accepted: int = 0
     stopped: Stopped = ""
 
-    def __str__(self) -> str:
-        prefill = f"prefill {self.prompt_tokens} tokens at {self.prompt_tokens / max(self.prefill_s, 1e-9):.0f} tok/s"
-        steps = max(self.tokens - 1, 0)  # the first new token comes out of the prefill
-        decode = f"decode {self.tokens} tokens at {steps / max(self.decode_s, 1e-9):.1f} tok/s"
+    @property
+    def rates(self) -> str:
+        """Tokens and how fast they came, where that was measured."""
+        prefill = f"prefill {self.prompt_tokens} tokens{_rate(self.prompt_tokens, self.prefill_s, 0)}"
+        # the first new token comes out of the prefill
+        decode = f"decode {self.tokens} tokens{_rate(self.tokens - 1, self.decode_s, 1)}"
         lookup = f", lookup {self.accepted} of {self.proposed} accepted" if self.proposed else ""
-        return f"load {self.load_s:.2f} s | {prefill} | {decode}{lookup}"
+        return f"{prefill} | {decode}{lookup}"
+
+    def __str__(self) -> str:
+        return f"load {self.load_s:.2f} s | {self.rates}"
+
+
+def _rate(tokens: int, seconds: float, digits: int) -> str:
+    return f" at {tokens / seconds:.{digits}f} tok/s" if tokens > 0 and seconds > 0 else ""
 
 
 @dataclass(eq=False, repr=False)

@@ -127,7 +127,7 @@ def perplexity(
     stride = arguments.checked("stride", stride, ctx - 1)
     ids = model.tokenizer.encode(arguments.text("text", text))
     if len(ids) < ctx:
-        raise BitgenError(f"the text has {len(ids)} tokens, fewer than one window of {ctx}; take a smaller --ctx")
+        raise BitgenError(f"the text has {len(ids)} tokens, fewer than one window of {ctx}; take a smaller one")
     windows = list(_strided(ids, ctx, stride) if stride else _disjoint(ids, ctx, model))
     started, scores = time.perf_counter(), []
     with Session(model, context=ctx, cache=cache) as session:

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import pty
-import select
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -255,55 +250,6 @@ def test_the_command_reads_lines_and_blocks(path: Path, model: bitgen.Model) -> 
     chat, how = Chat(model), Sampling(temperature=0, repeat_penalty=1.1)
     first, second = ("".join(chat.say(text, 8, how)) for text in ("Tom ran.", "two\nlines"))
     assert out.stdout == f"{first}\n{second}\n{first}\n"
-
-
-SLOWLY = """
-import time
-from bitgen import cli
-from bitgen.engine.chat import Chat
-say = Chat.say
-def slowly(self, *args):
-    for piece in say(self, *args):
-        yield piece
-        time.sleep(0.1)
-Chat.say = slowly
-cli.main()
-"""
-
-
-def test_ctrl_c_stops_the_answer_and_not_the_program(path: Path) -> None:
-    """At a real terminal: one answer is interrupted, the next message is answered, Ctrl-D ends."""
-    leader, follower = pty.openpty()
-    command = [sys.executable, "-c", SLOWLY, "chat", "-m", str(path), "-n", "400", "--temp", "0"]
-    process = subprocess.Popen(command, stdin=follower, stdout=follower, stderr=follower, start_new_session=True)
-    os.close(follower)
-    seen = b""
-
-    def wait_for(text: bytes) -> None:
-        nonlocal seen
-        until = time.monotonic() + 120
-        while text not in seen:
-            assert time.monotonic() < until and process.poll() is None, seen.decode(errors="replace")
-            if select.select([leader], [], [], 1)[0]:
-                seen += os.read(leader, 4096)
-        seen = seen.partition(text)[2]
-
-    try:
-        wait_for(b">>> ")
-        os.write(leader, b"Once upon a time there was a dog\n")
-        wait_for(b"dog\r\n")
-        wait_for(b" ")  # the answer has begun
-        process.send_signal(signal.SIGINT)
-        wait_for(b"(stopped)")
-        wait_for(b">>> ")
-        os.write(leader, b"/help\n")
-        wait_for(b"begin anew")
-        wait_for(b">>> ")
-        os.write(leader, b"\x04")
-        assert process.wait(30) == 0
-    finally:
-        process.kill()
-        os.close(leader)
 
 
 def test_ids_continue_a_session(model: bitgen.Model) -> None:
