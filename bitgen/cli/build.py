@@ -13,6 +13,7 @@ from bitgen.cli import tables
 from bitgen.cli.console import OUT, progress_bar, say
 from bitgen.cli.options import (
     READING,
+    THREADS,
     finite,
     given,
     head_option,
@@ -30,7 +31,7 @@ from bitgen.tune.report import TuneReport
 
 @click.command()
 @click.option("-m", "--model", required=True, metavar="MODEL", help="A preset's name or a GGUF file.")
-@click.option("-t", "--threads", type=click.IntRange(1, 1024),
+@click.option("-t", "--threads", type=THREADS,
               help="The most threads to measure with. [default: all CPUs of this process or device]")  # fmt: skip
 @click.option("--quick/--thorough", "quick", default=True, show_default=True,
               help="Try the likely kernels, or many times more.")  # fmt: skip
@@ -43,7 +44,7 @@ from bitgen.tune.report import TuneReport
               help="Measure nothing: estimate for the CPU that --cpu names, by LLVM's model of its core.")  # fmt: skip
 @click.option("--cpu", metavar="NAME", help="With --cost-model: the CPU as LLVM calls it: cortex-a76, neoverse-n1, "
               "apple-m1, znver3, ...")  # fmt: skip
-@click.option("--bytes-per-cycle", type=click.FloatRange(min=0, min_open=True), callback=finite,
+@click.option("--bytes-per-cycle", metavar="BYTES", type=click.FloatRange(min=0, min_open=True), callback=finite,
               help="With --cost-model: what memory gives one core in a clock cycle while all cores read, which is "
               "GB/s / cores / GHz. [default: memory is never waited for]")  # fmt: skip
 @click.option("--arch", type=click.Choice(list(ARCHES)), help="With --remote or --cost-model: the architecture. "

@@ -56,7 +56,7 @@ class Grid:
         return Measurement.get(console, options.update(width=1 << 16, max_width=1 << 16), table).maximum
 
     def _table(self, columns: Sequence[Column], folded: int | None = None) -> Table:
-        table = Table(title=printable(self.title), title_justify="left", box=box.SIMPLE_HEAD)
+        table = Table(title=printable(self.title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         for column in columns:
             if column.words:
                 table.add_column(column.name, overflow="fold", max_width=folded)

@@ -12,7 +12,7 @@ import click
 from bitgen import api
 from bitgen.cli.console import progress_bar, say, warn
 from bitgen.cli.facts import lines
-from bitgen.cli.options import READING, given, json_option, quiet_option, reading_options, refuse, type_option
+from bitgen.cli.options import READING, Count, given, json_option, quiet_option, reading_options, refuse, type_option
 
 
 @click.command()
@@ -48,7 +48,7 @@ def convert(source: str, output: Path, type_: Any, **reading: Any) -> None:
 @click.argument("preset")
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path),
               help="The GGUF file to write.")  # fmt: skip
-@click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, show_default=True,
+@click.option("--seed", type=Count(0, 2**64 - 1), default=0, show_default=True,
               help="Same seed, same weights.")  # fmt: skip
 @type_option
 @quiet_option

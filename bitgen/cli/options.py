@@ -20,9 +20,27 @@ from bitgen.gguf.writer import FILE_TYPES
 from bitgen.targets import default_threads
 
 MOST = 2**31 - 1
-COUNT = click.IntRange(0, MOST)
 TEXT_FILE = click.Path(exists=True, dir_okay=False, allow_dash=True)
 """A file that read_text reads."""
+
+
+class Count(click.IntRange):
+    """An integer of at least `least`, whose help does not mention the most that C holds."""
+
+    name = "n"
+
+    def __init__(self, least: int = 0, most: int = MOST) -> None:
+        super().__init__(least, most)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return "N"
+
+    def _describe_range(self) -> str:
+        return f"{self.min} or more" if self.max == MOST else f"{self.min} to {self.max}"
+
+
+COUNT = Count()
+THREADS = Count(1, 1024)
 
 
 class Text(click.ParamType):  # type: ignore[type-arg]
@@ -119,7 +137,7 @@ model_option = click.option(
 threads_option = click.option(
     "-t",
     "--threads",
-    type=click.IntRange(1, 1024),
+    type=THREADS,
     callback=_uncrowded,
     help="Threads to compute with. [default: the number that tuning found best, else all CPUs of this process]",
 )
@@ -163,8 +181,9 @@ type_option = click.option(
     "type_",
     type=click.Choice(list(FILE_TYPES)),
     default=None,
-    help="i2_s, the default, for bitnet.cpp; tq1_0 or tq2_0 for llama.cpp, 1.7 or 2.1 bits a weight; t5, bitgen's own, "
-    "1.6 bits; q2_0 (llama.cpp), for models with a scale for every 64 or 128 weights, whose default it is.",
+    help="How the ternary weights are written. i2_s: for bitnet.cpp, 2 bits a weight; tq1_0, tq2_0: for llama.cpp, 1.7 "
+    "and 2.1 bits; t5: for bitgen alone, 1.6 bits; q2_0: for llama.cpp, where every 64 or 128 weights have a scale. "
+    "[default: q2_0 for such models, i2_s for all others]",
 )
 
 READING = ("activation", "tl_tiles", "i2s_layout")
@@ -173,13 +192,14 @@ _READING = (
     click.option(
         "--activation",
         type=click.Choice(["relu2", "silu"]),
-        help="Override the FFN activation that the file implies.",
+        help="The activation of the feed-forward layers. [default: the one that the file's architecture implies]",
     ),
     click.option(
         "--tl-tiles",
         default="",
         metavar="MxK=BM/BK/bm,...",
-        help="Tiles of TL1 and TL2 tensors, where bitnet.cpp's scripts do not decide them.",
+        help="How bitnet.cpp's converter tiled the TL1 and TL2 tensors of each shape M x K, where it was not called "
+        "with the numbers of its own scripts.",
     ),
     click.option(
         "--i2s-layout",

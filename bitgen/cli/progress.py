@@ -3,8 +3,8 @@
     compiling kernels ━━━━━━━━━━━━╸━━━━━━━━━━━━ 12 of 34  0:19  about 0:21 left
     bitgen: compiling kernels, 12 of 34, 0:20, about 0:21 left
 
-The time is that of the whole wait and moves every second. What is left is of the stage, by its recent speed; where the
-total or the speed is not known, nothing is said of it.
+The time is that of the whole wait and moves every second. What is left is of the stage, by its speed up to now: while
+nothing is done, it grows. Where the total is not known, or too little is done to tell, nothing is said of it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ TICK_S, PATIENCE_S, SILENCE_S = 0.5, 0.3, 10.0
 """Between two looks at the clock; before a terminal shows a wait; between two lines where there is no terminal."""
 COUNTED = 9999
 """Most of something that is counted in words ("3 of 40"); of more, as of bytes, the share is said."""
+TELLING_S = 2.0
+"""A stage must go on for this long before its speed is taken for one."""
 LEAST_BAR, LONGEST_BAR = 8, 40
 
 
@@ -50,7 +52,7 @@ class Wait:
             task = self._line.tasks[0]
             if task.total != (total or None) or done < task.completed:
                 self._line.remove_task(self._task)
-                self._task = self._line.add_task(stage, total=total or None, completed=done)
+                self._task = self._line.add_task(stage, total=total or None, completed=done, first=done)
             else:
                 self._line.update(self._task, completed=done, description=stage)
 
@@ -133,9 +135,15 @@ class _Line(Progress):
 
 def _words(task: Task, elapsed: str) -> list[str]:
     """The stage, how much of it is done, the time, and what is left; "" where that is not known."""
-    left = task.time_remaining if task.total else None
+    left = _left(task)
     amount = "" if task.total is None else _amount(int(task.completed), int(task.total))
-    return [task.description, amount, elapsed, f"about {_face(left)} left" if left else ""]
+    return [task.description, amount, elapsed, f"about {_face(left)} left" if left >= 1 else ""]
+
+
+def _left(task: Task) -> float:
+    """Seconds that the rest of a stage takes at its speed; 0: not known."""
+    done, elapsed = task.completed - task.fields.get("first", 0), task.elapsed or 0.0
+    return elapsed * task.remaining / done if done > 0 and task.remaining and elapsed >= TELLING_S else 0.0
 
 
 def _amount(done: int, total: int) -> str:

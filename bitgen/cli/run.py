@@ -92,9 +92,18 @@ def run(prompt: str, model: str | None, max_tokens: int, threads: int | None, sa
 @click.command()
 @click.argument("texts", type=Text(), nargs=-1)
 @model_option
-@click.option("-f", "--file", type=TEXT_FILE, help="Take the lines of a file as texts; -: of stdin.")
-@click.option("--pooling", type=click.Choice(list(POOLINGS)), help="[default: what the file says, else last]")
-@click.option("--npy", type=click.Path(dir_okay=False, path_type=Path), help="Write float32 [texts, hidden] here.")
+@click.option("-f", "--file", type=TEXT_FILE, help="Take the lines of this file as texts; -: of standard input.")
+@click.option(
+    "--pooling",
+    type=click.Choice(list(POOLINGS)),
+    help="How the states of a text's tokens become one vector: their mean, the first one, "
+    "or the last one. [default: what the file says, else last]",
+)
+@click.option(
+    "--npy",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the vectors to this NumPy file, not to standard output.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one object with the texts and the model's name.")
 @threads_option
 @isa_option

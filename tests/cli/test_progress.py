@@ -72,11 +72,13 @@ def test_what_is_left_is_said_where_the_speed_is_known() -> None:
     for done in range(1, 11):
         log.wait.listen("compiling kernels", done, 40)
         last = log.passes(1)
-    assert last == ["bitgen: compiling kernels, 10 of 40, 0:20, about 0:30 left"]
+    assert last == ["bitgen: compiling kernels, 10 of 40, 0:20, about 1:00 left"]
     log.wait.listen("linking", 0, 0)
     assert log.passes(10) == ["bitgen: linking, 0:30"], "the speed of a stage is its own, and an unknown total has none"
     log.wait.listen("packing the weights", 25_000_000, 100_000_000)
-    assert log.passes(10) == ["bitgen: packing the weights, 25%, 0:40"]
+    assert log.passes(10) == ["bitgen: packing the weights, 25%, 0:40"], "done by an earlier run, it has no speed"
+    log.wait.listen("packing the weights", 50_000_000, 100_000_000)
+    assert log.passes(10) == ["bitgen: packing the weights, 50%, 0:50, about 0:40 left"], "it grows while it waits"
 
 
 def test_a_stage_that_renames_itself_keeps_its_speed() -> None:
@@ -85,7 +87,7 @@ def test_a_stage_that_renames_itself_keeps_its_speed() -> None:
         log.wait.listen(f"perplexity so far {done}", done, 20)
         last = log.passes(1)
     log.passes(9)
-    assert last == [] and log.lines[-1] == "bitgen: perplexity so far 10, 10 of 20, 0:20, about 0:10 left"
+    assert last == [] and log.lines[-1] == "bitgen: perplexity so far 10, 10 of 20, 0:20, about 0:20 left"
 
 
 def test_an_hour_has_hours() -> None:
@@ -134,8 +136,8 @@ for done in range(4):
     [
         (44, "3840x2560 (2 of 4): timing 34 decode k… 1:20"),
         (60, f"{STAGE} 3 of 7 1:20"),
-        (80, f"{STAGE} 3 of 7 1:20 about 1:20 left"),
-        (160, f"{STAGE} {'━' * 17}╺{'━' * 22} 3 of 7 1:20 about 1:20 left"),
+        (80, f"{STAGE} 3 of 7 1:20 about 1:46 left"),
+        (160, f"{STAGE} {'━' * 17}╺{'━' * 22} 3 of 7 1:20 about 1:46 left"),
     ],
 )
 def test_the_line_of_a_terminal(width: int, line: str) -> None:

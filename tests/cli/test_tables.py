@@ -78,7 +78,7 @@ def printed(grid: Grid, width: int) -> str:
 
 
 def left_out(text: str) -> set[str]:
-    found = re.search(r"no room for (.*?): --json has all", text.replace("\n", " "))
+    found = re.search(r"no room for (.*?): --json has all", " ".join(text.split()))
     return set(found[1].split(", ")) if found else set()
 
 

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from bitgen import cli
 from bitgen.checkpoints import reference
+from bitgen.cli import progress
 from bitgen.compile import checksum, clang, library, pack
 from bitgen.data import shipped_path
 from bitgen.errors import BitgenError, UnsupportedError
@@ -34,10 +35,14 @@ def failed(receipt: Receipt) -> set[str]:
     return {check.group for check in receipt.checks if not check.ok}
 
 
-def test_the_command_and_its_receipt(tmp_path: Path) -> None:
-    path = tmp_path / "receipt.json"
+def test_the_command_and_its_receipt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, told = tmp_path / "receipt.json", dict[str, int]()
+    monkeypatch.setattr(progress.Wait, "listen", lambda _, stage, done, total: told.setdefault(stage, total))
     out = CliRunner().invoke(cli.main, ["verify", "-o", str(path)])
     assert out.exit_code == 0, out.output
+    for level in library.host_isas():
+        assert told[f"checking {level} kernels"] > 1 and f"computing logits on {level}, as planned" in told
+    assert {"hashing the file", "comparing with the NumPy reference"} <= told.keys()
     receipt = json.loads(path.read_text())
     assert receipt["verdict"] == "pass" and set(receipt["levels"]["plans"]) == set(library.host_isas())
     assert {check["group"] for check in receipt["checks"]} == {"files", "kernels", "same bits", "choices", "reference"}
@@ -52,7 +57,7 @@ def test_damage_in_the_cache_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     packed = tmp_path / "m.bgpk"
     pack.write(packed, read_gguf(shipped_path()), plan.of_model(read_gguf(shipped_path()).shape, "scalar"))
     built = [clang.build(name, {"a.c": "int a;\n"}, [clang.Unit("a.c", "a.o")], {}) for name in ("one", "other")]
-    assert all(check.ok for check in verify._files(packed))
+    assert all(check.ok for check in verify._files(packed, lambda *_: None))
     raw = bytearray(packed.read_bytes())
     for at in (checksum.SAMPLE + 4096, len(raw) // 2 + 4096):
         raw[at] ^= 1
@@ -60,7 +65,7 @@ def test_damage_in_the_cache_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     raw = bytearray(built[1].path.read_bytes())
     raw[-1] ^= 1
     built[1].path.write_bytes(raw)
-    wrong = {check.subject: check.detail for check in verify._files(packed) if not check.ok}
+    wrong = {check.subject: check.detail for check in verify._files(packed, lambda *_: None) if not check.ok}
     assert set(wrong) == {"m.bgpk", built[1].folder.name} and "made anew" in wrong["m.bgpk"]
     assert not packed.exists()
 

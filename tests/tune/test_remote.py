@@ -577,7 +577,7 @@ def test_ssh_comes_from_the_environment(server: Server, monkeypatch: pytest.Monk
 
 def test_options_of_a_device_without_one() -> None:
     shown = CliRunner().invoke(cli.main, ["tune", "--model", "stories", "--arch", "arm64"])
-    assert shown.exit_code == 2 and "--arch and --ssh go with --remote" in shown.output
+    assert shown.exit_code == 2 and "--arch goes with --remote or --cost-model" in shown.output
 
 
 def test_a_plan_that_is_not_there_is_an_error(tmp_path: Path) -> None:
