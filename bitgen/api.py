@@ -1,7 +1,8 @@
 """The verbs of the command line as functions with typed results: each resolves its model and calls one stage.
 
 Verbs that run a model take a GGUF file, None for the model that ships, or a `Model`. What `loading` stands for are the
-options of `Model.load`: threads, isa, head, progress, and what the file does not say.
+options of `Model.load`: threads, isa, head, progress, and what the file does not say. progress: True draws a bar on
+stderr; or a function of (stage, done, total), or tqdm (progress.py).
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ from bitgen.measure import profile as _profile
 from bitgen.measure import verify as _verify
 from bitgen.measure.receipt import Receipt
 from bitgen.measure.report import BenchReport
-from bitgen.spec import KernelSpec, Listener, ModelShape, Platform, Progress
+from bitgen.progress import Watch, watched
+from bitgen.spec import KernelSpec, ModelShape, Platform
 from bitgen.text.tokenizer import Tokenizer
 from bitgen.tune import cost_model
 from bitgen.tune import search as _tune
@@ -118,21 +120,24 @@ def chat(
     return Chat(load(model, **loading), system, template, context, cache)
 
 
+@watched
 def embed(
     model: Model | str | Path | None,
     texts: Sequence[str],
     *,
     pooling: str | None = None,
-    progress: Listener = lambda *_: None,
+    progress: Watch = None,
     **loading: Any,
 ) -> Embeddings:
     """Turn texts into vectors. pooling: as of `Model.embed`."""
     head = {} if isinstance(model, Model) else {"head": "f16"}  # no token is chosen: its codes would not be read
     opened = load(model, progress=progress, **{**head, **loading})
-    vectors = _embed.embed(opened, texts, pooling or opened.pooling, partial(progress, "embedding texts"))
-    return Embeddings(opened.shape.name, pooling or opened.pooling, texts, vectors)
+    by = opened.pooling if pooling is None else _embed.known_pooling(pooling)
+    vectors = _embed.embed(opened, texts, by, partial(progress, "embedding texts"))
+    return Embeddings(opened.shape.name, by, texts, vectors)
 
 
+@watched
 def perplexity(
     model: Model | str | Path | None,
     text: str,
@@ -140,7 +145,7 @@ def perplexity(
     ctx: int = 512,
     stride: int = 0,
     cache: Cache = "f16",
-    progress: Listener = lambda *_: None,
+    progress: Watch = None,
     **loading: Any,
 ) -> Perplexity:
     """How well a model predicts a text, over windows of `ctx` tokens; see score.perplexity."""
@@ -156,6 +161,7 @@ def perplexity(
 # ---- measure --------------------------------------------------------------------------------------------------
 
 
+@watched
 def bench(
     model: Model | str | Path | None = None,
     *,
@@ -169,7 +175,7 @@ def bench(
     vs: Sequence[str] = (),
     energy: bool = False,
     plot: Path | None = None,
-    progress: Listener = lambda *_: None,
+    progress: Watch = None,
     **loading: Any,
 ) -> BenchReport:
     """Measure prefill and decode beside the machine's own limits, in every combination of what is given.
@@ -196,14 +202,16 @@ def bench(
     return report
 
 
+@watched
 def verify(
-    model: str | Path | None = None, *, against: str | None = None, progress: Listener = lambda *_: None, **reading: Any
+    model: str | Path | None = None, *, against: str | None = None, progress: Watch = None, **reading: Any
 ) -> Receipt:
     """Prove a model right on this machine, at every level that its CPU executes; see verify.verify."""
     return _verify.verify(Path(model) if model else shipped_path(), against, progress, **reading)
 
 
-def doctor(model: str | Path | None = None, *, progress: Listener = lambda *_: None) -> _doctor.Report:
+@watched
+def doctor(model: str | Path | None = None, *, progress: Watch = None) -> _doctor.Report:
     """What bitgen finds on this machine, what is missing and what to do; nothing is raised for it.
 
     model: a GGUF file or a preset, which is to run here; None: the one that ships, and 2B4T by its numbers.
@@ -216,13 +224,14 @@ def doctor(model: str | Path | None = None, *, progress: Listener = lambda *_: N
 # ---- tune, build ----------------------------------------------------------------------------------------------
 
 
+@watched
 def tune(
     model: str | Path,
     *,
     threads: int | None = None,
     effort: Effort = "quick",
     isa: str | None = None,
-    listener: Listener = lambda *_: None,
+    progress: Watch = None,
     remote: str | None = None,
     arch: str | None = None,
     ssh: str | None = None,
@@ -235,16 +244,17 @@ def tune(
     """
     check_output(output, model)
     shape = shape_of(model)
-    site = Host(listener) if remote is None else Device(remote, arch, ssh, listener)
+    site = Host(progress) if remote is None else Device(remote, arch, ssh, progress)
     isa, threads = isa or site.isas[0], site.cpus if threads is None else arguments.checked("threads", threads)
     path, gemms = output or plan.path_of(site.cpu, isa), shape.matrices
     dropped = plan.forget(path, gemms.values()) if reset else set()
-    made = _tune.tune(list(gemms.values()), isa, threads, effort, listener, site, path)
+    made = _tune.tune(list(gemms.values()), isa, threads, effort, progress, site, path)
     command = ["bitgen", "build", "--model", str(model), "--arch", site.arch, "--plan", str(path)]
     build = shlex.join(command) if remote or output else ""
     return TuneReport(shape, made, path, build, threads, tuple(role for role, gemm in gemms.items() if gemm in dropped))
 
 
+@watched
 def estimate(
     model: str | Path,
     *,
@@ -254,20 +264,21 @@ def estimate(
     effort: Effort = "quick",
     bytes_per_cycle: float | None = None,
     output: Path | None = None,
-    listener: Listener = lambda *_: None,
+    progress: Watch = None,
 ) -> TuneReport:
     """Choose kernels for a CPU that is not here, by LLVM's model of its core, and save the plan."""
     check_output(output, model)
     shape, arch = shape_of(model), targets.target(isa).arch if isa else arch or targets.host_arch()
     core = cost_model.Core.find(arch, cpu)
     isa = isa or cost_model.level(arch, cpu)
-    made = cost_model.estimate_plan(list(shape.matrices.values()), isa, core, effort, bytes_per_cycle, listener)
+    made = cost_model.estimate_plan(list(shape.matrices.values()), isa, core, effort, bytes_per_cycle, progress)
     path = output or plan.path_of(f"estimated {cpu}", isa)
     plan.save(made, path)
     build = shlex.join(["bitgen", "build", "--model", str(model), "--arch", arch, "--plan", str(path)])
     return TuneReport(shape, made, path, build)
 
 
+@watched
 def build(
     model: str | Path,
     *,
@@ -275,7 +286,7 @@ def build(
     system: str | None = None,
     isa: str | None = None,
     root: Path = Path("build"),
-    progress: Listener = lambda *_: None,
+    progress: Watch = None,
     program: bool = False,
     plans: Sequence[Path] = (),
 ) -> Artefact:
@@ -292,6 +303,7 @@ def build(
     return library.for_model(shape, planned, options)
 
 
+@watched
 def standalone(
     model: str | Path | None = None,
     *,
@@ -302,7 +314,7 @@ def standalone(
     one_file: bool = False,
     head: pack.Head = "certified",
     plans: Sequence[Path] = (),
-    progress: Listener = lambda *_: None,
+    progress: Watch = None,
     **reading: Any,
 ) -> _standalone.Program:
     """Write a program that needs nothing else, and its weights: DIR/<model> and DIR/<model>.bgpk.
@@ -328,30 +340,37 @@ def _platform(arch: str, system: str | None) -> Platform:
 # ---- files ----------------------------------------------------------------------------------------------------
 
 
+@watched
 def synth(
     preset: str,
     output: Path,
     *,
     seed: int = 0,
     type: TernaryType | None = None,
-    progress: Progress | None = None,
+    progress: Watch = None,
 ) -> None:
     """Write a model of a preset's shape with random ternary weights."""
-    write_gguf(output, SynthCheckpoint(presets.load(preset), arguments.checked("seed", seed)), type, progress)
+    write_gguf(
+        output,
+        SynthCheckpoint(presets.load(preset), arguments.checked("seed", seed)),
+        type,
+        partial(progress, "writing"),
+    )
 
 
 open_source = _source.open_source
 
 
+@watched
 def convert(
     source: str | Path | _source.Source,
     output: Path,
     *,
     type: TernaryType | None = None,
-    progress: Progress | None = None,
+    progress: Watch = None,
 ) -> None:
     """Convert a checkpoint to GGUF: a folder, a GGUF, "hf:owner/name", a preset's name, or what open_source gave."""
-    _source.convert(source, output, type, progress)
+    _source.convert(source, output, type, partial(progress, "converting"))
 
 
 def warning(checkpoint: _source.Source) -> str | None:
@@ -359,7 +378,8 @@ def warning(checkpoint: _source.Source) -> str | None:
     return i2s_layout.warning(checkpoint) if isinstance(checkpoint, GgufCheckpoint) else checkpoint.warning
 
 
-def info(file: Path, progress: Listener = lambda *_: None) -> dict[str, Any]:
+@watched
+def info(file: Path, *, progress: Watch = None) -> dict[str, Any]:
     """What a model file is, and the kernels it would run with on this host."""
     facts = _info.describe(file)
     if "unsupported" in facts:
@@ -383,7 +403,8 @@ def tokenizer(model: Model | str | Path | None = None) -> Tokenizer:
 # ---- kernels --------------------------------------------------------------------------------------------------
 
 
-def kernels(model: str | Path, *, isa: str | None = None, progress: Listener = lambda *_: None) -> list[str]:
+@watched
+def kernels(model: str | Path, *, isa: str | None = None, progress: Watch = None) -> list[str]:
     """Symbols of the kernels that a model would run with."""
     shape, isa = shape_of(model), isa or library.host_isa(progress)
     matrices = plan.of_model(shape, isa).matrices

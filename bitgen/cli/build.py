@@ -77,11 +77,11 @@ def tune(model: str, threads: int | None, quick: bool, isa: str | None, reset: b
     }  # fmt: skip
     with progress_bar() as listen:
         if cpu is not None:
-            report = api.estimate(model, cpu=cpu, bytes_per_cycle=bytes_per_cycle, listener=listen, **common)
+            report = api.estimate(model, cpu=cpu, bytes_per_cycle=bytes_per_cycle, progress=listen, **common)
         else:
             warn_crowded([threads] if threads and remote is None else [])
             how: dict[str, Any] = {"threads": threads, "reset": reset, "remote": remote, "ssh": ssh}
-            report = api.tune(model, listener=listen, **how, **common)
+            report = api.tune(model, progress=listen, **how, **common)
     if as_json:
         say(json.dumps(report.to_json(), indent=1))
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ def convert(source: str, output: Path, type_: Any, **reading: Any) -> None:
     try:
         with progress_bar() as listen:
             listen("checking the tokenizer and the type of each tensor", 0, 0)
-            api.convert(checkpoint, output, type=type_, progress=partial(listen, "converting"))
+            api.convert(checkpoint, output, type=type_, progress=listen)
     except KeyboardInterrupt:
         say("interrupted; the same command goes on from here", err=True)
         raise
@@ -55,7 +54,7 @@ def convert(source: str, output: Path, type_: Any, **reading: Any) -> None:
 def synth(preset: str, output: Path, seed: int, type_: Any) -> None:
     """Write a model of a preset's exact shape with random weights, for tuning and benchmarks."""
     with progress_bar() as listen:
-        api.synth(preset, output, seed=seed, type=type_, progress=partial(listen, "writing"))
+        api.synth(preset, output, seed=seed, type=type_, progress=listen)
     say(output)
 
 

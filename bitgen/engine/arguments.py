@@ -174,6 +174,13 @@ def texts(name: str, value: Any) -> list[str]:
     return [text(f"{name}[{i}]", each) for i, each in enumerate(items(name, value, "texts"))]
 
 
+def prompt(name: str, value: Any) -> Any:
+    """A text, or a list, whose items are for `ids` to look at."""
+    if not isinstance(value, str) and not is_list(value):
+        raise ArgumentTypeError(f"{name} is {shown(value)}, must be a text or a list of token ids")
+    return value
+
+
 def counts(name: str, value: Any, least: int = 0, most: float = math.inf) -> list[int]:
     """A list of whole numbers."""
     words = f"must be a list of whole numbers, {least} or more" + (f", up to {most}" if most < math.inf else "")

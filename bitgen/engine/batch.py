@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bitgen.engine.arguments import checked, instance
+from bitgen.engine.arguments import prompt as prompt_of
 from bitgen.engine.generate import Continuation
 from bitgen.engine.opened import Cache, OpenedModel, check_model
 from bitgen.engine.ownership import Turn, Uncopied
@@ -123,10 +124,12 @@ class Batch(Uncopied):
     ) -> Request:
         """Queue a prompt; the parameters are those of `Model.generate`, and the text will be the same.
 
-        A prompt that is too long or wrong is no exception: its request has an `error`, and the next step returns it.
+        A prompt that is too long or empty or has an id that is none is no exception: its request has an `error`, and
+        the next step returns it.
         """
         limit, chosen = checked("max_tokens", max_tokens), self.model.sampling.given(sampling, options)
         stops_of(stop, self.model.tokenizer)
+        prompt_of("prompt", prompt)
         with self._turn.take():
             self._check_open()
             request = Request(self.model, prompt, limit, stop, chosen, positions=self.context)

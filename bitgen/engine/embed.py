@@ -56,6 +56,12 @@ def pooling_of(metadata: Any) -> str:
     return names[asked] if known else f"type {quoted(asked)}"
 
 
+def known_pooling(pooling: str) -> str:
+    """An argument that names a pooling; ArgumentError where it does not."""
+    arguments.one_of("pooling", pooling, POOLINGS)
+    return pooling
+
+
 def embed(model: OpenedModel, texts: Sequence[str], pooling: str, progress: Progress = lambda *_: None) -> FloatArray:
     """Vectors float32 [len(texts), hidden] of length one; see `Model.embed`. progress: (texts done, texts)."""
     if pooling not in POOLINGS:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from bitgen.engine import arguments
 from bitgen.engine.opened import CACHES, Cache, OpenedModel, check_model
@@ -17,7 +17,7 @@ from bitgen.engine.sampling import Sampling
 from bitgen.engine.score import TokenChoice
 from bitgen.engine.session import Session
 from bitgen.engine.stops import Stop, StoppedText, stops_of
-from bitgen.errors import ArgumentError, ArgumentTypeError, BitgenError, EngineError
+from bitgen.errors import ArgumentError, BitgenError, EngineError
 
 PREFILL_AT_ONCE = 512  # tokens of one call, so that an interrupt is heard between two
 
@@ -83,9 +83,7 @@ class Continuation(Uncopied):
 
     def _encoded(self) -> list[int]:
         """The prompt's tokens."""
-        prompt: Any = self.prompt
-        if not isinstance(prompt, str) and not arguments.is_list(prompt):
-            raise ArgumentTypeError(f"prompt is {arguments.shown(prompt)}, must be a text or a list of token ids")
+        prompt = arguments.prompt("prompt", self.prompt)
         ids = self.model.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         if len(ids) == 0:
             raise BitgenError("the prompt is empty and this model has no begin-of-text token; give it some text")

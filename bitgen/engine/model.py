@@ -21,7 +21,7 @@ from bitgen.engine import arguments
 from bitgen.engine.asynchronous import AsyncGeneration
 from bitgen.engine.batch import Batch
 from bitgen.engine.chat import ChatTemplate, Message, messages_of, template_of
-from bitgen.engine.embed import POOLINGS, embed, pooling_of
+from bitgen.engine.embed import embed, known_pooling, pooling_of
 from bitgen.engine.generate import Continuation, Generation
 from bitgen.engine.opened import Cache
 from bitgen.engine.ownership import Uncopied
@@ -35,6 +35,7 @@ from bitgen.gguf.metadata import HIDDEN_ACTIVATIONS
 from bitgen.gguf.reader import I2sLayout, read_gguf
 from bitgen.kernels import plan as plans
 from bitgen.kernels.formats import FORMATS
+from bitgen.progress import Watch, watched
 from bitgen.spec import Listener, ModelShape
 from bitgen.targets import default_threads
 from bitgen.text.chat_templates import carried
@@ -100,6 +101,7 @@ class Model(Uncopied):
         self._handle = binding.ffi().gc(out[0], self.lib.bg_close)
 
     @classmethod
+    @watched
     def load(
         cls,
         path: str | Path | None = None,
@@ -110,7 +112,7 @@ class Model(Uncopied):
         i2s_layout: I2sLayout = "x86",
         activation: str | None = None,
         tl_tiles: str = "",
-        progress: Listener | None = None,
+        progress: Watch = None,
     ) -> Model:
         """Open a GGUF file (None: the model that ships), building and packing what is not cached yet.
 
@@ -119,7 +121,8 @@ class Model(Uncopied):
             disk; rows that float16 does not hold exactly are bfloat16 or float32. "int8" has codes alone: logits within
             their rounding.
         i2s_layout, activation, tl_tiles: what the file does not say, or says wrongly; as in read_gguf.
-        progress: called as (stage, done, total) while kernels compile and weights are packed; total 0: not known.
+        progress: of compiling and packing: True draws a bar on stderr; or a function of (stage, done, total), total 0
+            where it is not known; or tqdm.
         """
         started = time.perf_counter()
         source = shipped_path() if path is None else arguments.path("path", path)
@@ -130,7 +133,7 @@ class Model(Uncopied):
             arguments.one_of("activation", activation, HIDDEN_ACTIVATIONS)
         threads = None if threads is None else arguments.checked("threads", threads)
         level = None if isa is None else arguments.text("isa", isa)
-        report = arguments.instance("progress", progress or (lambda *_: None), Callable, "a function")
+        report: Listener = progress
         report("reading the model", 0, 0)
         checkpoint = read_gguf(source, i2s_layout, activation, tl_tiles)
         chat_templates = carried(checkpoint.metadata)
@@ -215,9 +218,7 @@ class Model(Uncopied):
             the file says, or else "last". Several texts go through the layers in one pass, with the same vectors as
             each alone.
         """
-        if pooling is not None:
-            arguments.one_of("pooling", pooling, POOLINGS)
-        return embed(self, texts, self.pooling if pooling is None else pooling)
+        return embed(self, texts, self.pooling if pooling is None else known_pooling(pooling))
 
     def generate(
         self,
@@ -305,7 +306,7 @@ class Model(Uncopied):
 
     def generate_many(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[str | Sequence[int]],
         max_tokens: int = 256,
         *,
         batch: int = 16,
@@ -319,7 +320,9 @@ class Model(Uncopied):
         As one ends the next takes its place. Every text is drawn with the same seed.
         """
         chosen = self.sampling.given(sampling, options)
-        given, places = arguments.items("prompts", prompts, "prompts"), arguments.checked("batch", batch)
+        places = arguments.checked("batch", batch)
+        listed = arguments.items("prompts", prompts, "prompts")
+        given = [arguments.prompt(f"prompts[{i}]", prompt) for i, prompt in enumerate(listed)]
         texts = [Continuation(self, prompt, max_tokens, stop, chosen) for prompt in given]
         longest = max((text.context for text in texts), default=1)
         with Batch(self, min(places, len(texts) or 1), context=longest, cache=cache) as running:
