@@ -326,10 +326,12 @@ def standalone(
     checkpoint = read_gguf(source, **reading)
     platform = _platform(arch, system)
     levels = _standalone.shared_layout(checkpoint.shape, platform, isa, plans)
-    return _standalone.write(
-        checkpoint, source.stem, folder, platform, *levels, one_file=one_file, head=head, progress=progress,
-        sampling=vars(sampling_of(checkpoint.metadata)[0]), inputs=checkpoint.files,
+    sampling, warning = sampling_of(checkpoint.metadata)
+    made = _standalone.write(
+        checkpoint, source.stem, folder, platform, *levels, sampling=vars(sampling), one_file=one_file, head=head,
+        progress=progress, inputs=checkpoint.files,
     )  # fmt: skip
+    return replace(made, warning=warning)
 
 
 def _platform(arch: str, system: str | None) -> Platform:

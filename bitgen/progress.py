@@ -71,20 +71,23 @@ def _drawn() -> Iterator[Listener]:
 
 
 class _Bars:
-    """A bar for each stage: new ones of a class like tqdm, or one bar that is set back."""
+    """A bar for each stage: new ones of a class like tqdm, or one bar that is set back. Where the count goes on, a
+    stage of another name is the same one, which says more."""
 
     def __init__(self, made_by: Any) -> None:
-        self._given, self._stage = made_by, ""
+        self._given, self._stage, self._total = made_by, "", 0
         self._bar: Any = None
 
     def tell(self, stage: str, done: int, total: int) -> None:
-        if self._bar is None or stage != self._stage:
+        anew = self._bar is None or total != self._total or done < self._bar.n
+        if anew:
             self._begin(stage, total or None)
-        self._bar.total = total or None
+        elif stage != self._stage:
+            self._bar.set_description(stage)
+        self._stage, self._total = stage, total
         self._bar.update(done - self._bar.n)
 
     def _begin(self, stage: str, total: int | None) -> None:
-        self._stage = stage
         if isinstance(self._given, type):
             self.close()
             self._bar = self._given(total=total, desc=stage)

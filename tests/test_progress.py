@@ -53,6 +53,10 @@ def test_bars_of_tqdm() -> None:
         ("packing", 3, 7),
     ]
     assert all(bar.disable for bar in made)  # closed
+    with listening(Kept) as listen:
+        for n in range(1, 4):
+            listen(f"perplexity {n}", n, 3)  # one stage, which says how far it is
+    assert (made[-1].desc, made[-1].n, len(made)) == ("perplexity 3: ", 3, 4)
     with Kept() as bar:
         with listening(bar) as listen:
             for step in TOLD:
@@ -69,7 +73,7 @@ def test_a_model_and_a_verb() -> None:
     tqdm = pytest.importorskip("tqdm").tqdm
     with tqdm(file=io.StringIO()) as bar:
         assert api.perplexity(model, TEXT, ctx=32, progress=bar).value == value
-        assert bar.n == bar.total == len(told)
+        assert bar.n == bar.total == len([step for step in told if "windows" in step]) > 3
 
 
 @pytest.mark.parametrize("wrong", [5, "bar", [print], {"update": 1}])

@@ -10,7 +10,7 @@ import click
 
 from bitgen import api
 from bitgen.cli import tables
-from bitgen.cli.console import OUT, progress_bar, say
+from bitgen.cli.console import OUT, progress_bar, say, warn
 from bitgen.cli.options import (
     READING,
     THREADS,
@@ -151,6 +151,8 @@ def build(model: str, arch: str, system: str | None, isa: str | None, plans: tup
             )
         else:
             artefact = api.build(model, **where, root=output, progress=listen)
+    if standalone:
+        warn(made.warning)
     if as_json:
         say(json.dumps((made if standalone else artefact).to_json(), indent=1))
     elif standalone:

@@ -40,6 +40,7 @@ class Program:
     files: tuple[Path, ...]  # the executable; its weights, unless they are within it
     levels: tuple[str, ...]  # ISA levels that it holds, best first
     left_out: tuple[str, ...]  # those of the architecture that cannot read the weights' layouts
+    warning: str | None = None  # what of the model's file was passed over
 
     def to_json(self) -> dict[str, object]:
         """What `bitgen build --standalone --json` prints."""

@@ -19,7 +19,7 @@ from bitgen.engine.session import Session
 from bitgen.engine.stops import Stop, StoppedText, stops_of
 from bitgen.errors import ArgumentError, BitgenError, EngineError
 
-PREFILL_AT_ONCE = 512  # tokens of one call, so that an interrupt is heard between two
+PREFILL_AT_ONCE = 512  # tokens of one call, so that an interrupt or a cancelled task is heard between two
 
 
 Stopped = Literal["", "stop token", "stop string", "length", "context full"]
@@ -206,6 +206,7 @@ class Generation(Continuation):
                 timing.prompt_tokens = len(prompt) - session._resume(prompt)
                 while len(prompt) - session.position > PREFILL_AT_ONCE:
                     session.append(prompt[session.position : session.position + PREFILL_AT_ONCE])
+                    yield ""  # whoever iterates may end it here
                 pieces = self.accept(self._choose(session, prompt[session.position :], prompt))
                 timing.prefill_s = time.perf_counter() - started
                 lookup.extend(self.token_ids)

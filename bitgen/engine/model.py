@@ -238,8 +238,9 @@ class Model(Uncopied):
         Sampling parameters may be given one by one (temperature=0.8, seed=1), the rest being those of
         `Model.sampling`, or as `sampling`, which is taken as it is.
         stop: True: end at the model's stop tokens; False: do not; a string or a list of strings: end there too, before
-            the first of them that the text spells out, wherever its tokens begin. Text that may begin one is held back
-            until that is decided. It also ends after `max_tokens` or where the context is full: `timing.stopped`.
+            the first of them that the text spells out, wherever its tokens begin, or at a control token that is spelt
+            so. Text that may begin one is held back until that is decided.
+        It also ends after `max_tokens` or where the context is full: `timing.stopped` says which.
         cache: as in `session`.
         prompt_lookup: tokens to propose at most in one pass, those that followed the last few before
             (engine/prompt_lookup.py). The text is the same; it comes faster where it repeats itself or the prompt.

@@ -25,7 +25,10 @@ class Stops:
 
 
 def stops_of(stop: Any, tokenizer: Tokenizer) -> Stops:
-    """What an argument `stop` asks for; ArgumentError where it is none."""
+    """What an argument `stop` asks for; ArgumentError where it is none.
+
+    A string that is how a control token is spelt is that token too: such a token adds nothing to a text.
+    """
     if isinstance(stop, (bool, np.bool_)):
         return Stops(tokenizer.stop_ids if stop else frozenset())
     words = "must be True (the model's stop tokens), False (none), a string or a list of strings"
@@ -39,7 +42,8 @@ def stops_of(stop: Any, tokenizer: Tokenizer) -> Stops:
         raise ArgumentError(f"stop is or holds {what}; it {words}, none of them empty")
     if any("\ud800" <= char <= "\udfff" for each in strings for char in each):
         raise ArgumentError(f"stop is {shown(stop)}, which holds lone surrogates; it {words}, of valid Unicode")
-    return Stops(tokenizer.stop_ids, tuple(strings))
+    named = {tokenizer.vocabulary.ids[string] for string in strings if string in tokenizer.control_words}
+    return Stops(tokenizer.stop_ids | named, tuple(strings))
 
 
 class StoppedText:

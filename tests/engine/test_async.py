@@ -156,3 +156,22 @@ def test_an_answer(model: bitgen.Model) -> None:
         return "".join([piece async for piece in answer])
 
     assert asyncio.run(main()) == "".join(model.chat(messages, 8, template="falcon3"))
+
+
+def test_a_long_prompt_is_left_between_two_passes(model: bitgen.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task that is cancelled in the prompt does not wait for all of it."""
+    appended: list[int] = []
+    append = bitgen.Session.append
+    monkeypatch.setattr("bitgen.engine.generate.PREFILL_AT_ONCE", 16)
+    monkeypatch.setattr(bitgen.Session, "append", lambda self, ids: (appended.append(len(ids)), append(self, ids))[1])
+
+    async def main() -> None:
+        async for piece in model.agenerate([5] * 400, 4, seed=1):
+            assert piece == ""
+            break
+
+    asyncio.run(main())
+    assert appended == [16] and not workers()
+    want = "".join(model.generate([5] * 400, 4, seed=1))
+    monkeypatch.undo()
+    assert want == "".join(model.generate([5] * 400, 4, seed=1)) and len(appended) == 25

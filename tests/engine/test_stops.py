@@ -153,6 +153,16 @@ def test_why_a_text_ends(model: bitgen.Model) -> None:
         assert request.timing.stopped == "context full"
 
 
+def test_a_string_that_is_a_control_token(model: bitgen.Model) -> None:
+    """It adds no text in which the string could be found."""
+    word = "<|begin_of_text|>"
+    (id,) = model.tokenizer.encode(word, add_bos=False)
+    assert model.tokenizer.piece(id) == b"" and id not in model.tokenizer.stop_ids
+    generation = model.generate(PROMPT, 5, stop=["abc", word])
+    assert generation.accept([id]) == [] and generation.timing.stopped == "stop token"
+    assert stops_of(word, model.tokenizer).tokens == {id, *model.tokenizer.stop_ids}
+
+
 def test_an_answer_may_be_stopped(model: bitgen.Model) -> None:
     with bitgen.Chat(model, template="falcon3") as chat:
         whole = "".join(chat.say("Tell me a story.", 30, stop=False, **PLAIN))

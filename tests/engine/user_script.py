@@ -127,7 +127,8 @@ def main(folder: Path) -> None:
         assert logits.shape[0] == 3 and len(vectors) == 2 and score < 0
         assert model.chat_template is None and model.about and model.ternary_weights > model.weight_bytes
         assert texts(model) and sessions(model, folder).shape[0] == 2 and conversations(model)
-        assert batches(model) and asyncio.run(together(model))
+        assert batches(model)
+        assert asyncio.run(together(model))
         errors(model)
         value: float = api.perplexity(model, "Tom has a red ball. " * 20, ctx=32, progress=tell).value
         assert value > 1 and api.embed(model, ["a"]).rows() and api.load(model) is model
