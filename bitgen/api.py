@@ -1,8 +1,8 @@
 """The verbs of the command line as functions with typed results: each resolves its model and calls one stage.
 
-Verbs that run a model take a GGUF file, None for the model that ships, or a `Model`. What `loading` stands for are the
-options of `Model.load`: threads, isa, head, progress, and what the file does not say. progress: True draws a bar on
-stderr; or a function of (stage, done, total), or tqdm (progress.py).
+Verbs that run a model take what `Model.load` takes, None for the model that ships, or a `Model`. What `loading` stands
+for are the options of `Model.load`: threads, isa, head, download, progress, and what the file does not say. progress:
+True draws a bar on stderr; or a function of (stage, done, total), or tqdm (progress.py).
 """
 
 from __future__ import annotations
@@ -14,13 +14,29 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from bitgen import data, targets
-from bitgen.checkpoints import presets
-from bitgen.checkpoints.synth import SynthCheckpoint
+from bitgen import targets
+from bitgen.api_files import DOWNLOADING as DOWNLOADING
+from bitgen.api_files import absent as absent
+from bitgen.api_files import chatting as chatting
+from bitgen.api_files import check_output as check_output
+from bitgen.api_files import convert as convert
+from bitgen.api_files import find as find
+from bitgen.api_files import hide_bars as hide_bars
+from bitgen.api_files import info as info
+from bitgen.api_files import models as models
+from bitgen.api_files import open_source as open_source
+from bitgen.api_files import prune_cache as prune_cache
+from bitgen.api_files import pull as pull
+from bitgen.api_files import removal as removal
+from bitgen.api_files import shape_of as shape_of
+from bitgen.api_files import synth as synth
+from bitgen.api_files import tokenizer as tokenizer
+from bitgen.api_files import wanted as wanted
+from bitgen.api_files import warning as warning
 from bitgen.compile import clang, library, pack
 from bitgen.compile import standalone as _standalone
 from bitgen.compile.clang import Artefact, BuildOptions
-from bitgen.convert import source as _source
+from bitgen.convert import local as _local
 from bitgen.data import SHIPPED, shipped_path
 from bitgen.engine import arguments
 from bitgen.engine import embed as _embed
@@ -35,11 +51,7 @@ from bitgen.engine.sampling import from_metadata as sampling_of
 from bitgen.engine.score import Perplexity
 from bitgen.engine.stops import Stop
 from bitgen.errors import ArgumentError, BitgenError, UnsupportedError
-from bitgen.gguf import i2s_layout, split
-from bitgen.gguf import info as _info
-from bitgen.gguf.container import Container
-from bitgen.gguf.reader import GgufCheckpoint, read_gguf
-from bitgen.gguf.writer import TernaryType, write_gguf
+from bitgen.gguf.reader import read_gguf
 from bitgen.kernels import plan, render, space
 from bitgen.kernels.evidence import Effort
 from bitgen.measure import bench as _bench
@@ -53,28 +65,11 @@ from bitgen.measure.receipt import Receipt
 from bitgen.measure.report import BenchReport
 from bitgen.progress import Watch, watched
 from bitgen.spec import KernelSpec, ModelShape, Platform
-from bitgen.text.tokenizer import Tokenizer
 from bitgen.tune import cost_model
 from bitgen.tune import search as _tune
 from bitgen.tune.lab import Host
 from bitgen.tune.remote import Device
 from bitgen.tune.report import TuneReport
-
-
-def shape_of(model: str | Path) -> ModelShape:
-    """The shape of a GGUF file (anything that exists or ends in .gguf) or of a preset."""
-    path = arguments.path("model", model)
-    if path.suffix == ".gguf" or (path.exists() and not path.is_dir()):
-        return read_gguf(path).shape
-    return presets.load(str(model))
-
-
-def check_output(output: Path | None, model: Model | str | Path | None, *inputs: Path) -> None:
-    """BitgenError where an output would replace what is no file, a file of the model, or another input."""
-    source = model.path if isinstance(model, Model) else shipped_path() if model is None else Path(model)
-    if output:
-        data.target(output, (*split.paths(source), *inputs))
-
 
 # ---- run ------------------------------------------------------------------------------------------------------
 
@@ -86,7 +81,9 @@ def load(model: Model | str | Path | None = None, **loading: Any) -> Model:
         raise ArgumentError(f"{late}: the model is open already; give that to Model.load")
     if isinstance(model, Model):
         return model
-    return Model.load(None if model is None else arguments.path("model", model), **loading)
+    if model is not None:
+        arguments.path("model", model)
+    return Model.load(model, **loading)
 
 
 def generate(
@@ -207,7 +204,7 @@ def verify(
     model: str | Path | None = None, *, against: str | None = None, progress: Watch = None, **reading: Any
 ) -> Receipt:
     """Prove a model right on this machine, at every level that its CPU executes; see verify.verify."""
-    return _verify.verify(Path(model) if model else shipped_path(), against, progress, **reading)
+    return _verify.verify(_local.located(model), against, progress, **reading)
 
 
 @watched
@@ -322,7 +319,9 @@ def standalone(
     arch, system, plans: as of `build`. reading: what the file does not say, as in read_gguf.
     """
     arguments.one_of("head", head, get_args(pack.Head))
-    source = shipped_path() if model in (None, SHIPPED) else arguments.path("model", model)
+    if model is not None:
+        arguments.path("model", model)
+    source = _local.located(model)
     checkpoint = read_gguf(source, **reading)
     platform = _platform(arch, system)
     levels = _standalone.shared_layout(checkpoint.shape, platform, isa, plans)
@@ -337,69 +336,6 @@ def standalone(
 def _platform(arch: str, system: str | None) -> Platform:
     """What the user asks to build for; "native": this host's architecture."""
     return targets.platform_of(None if arch == "native" else arch, system)
-
-
-# ---- files ----------------------------------------------------------------------------------------------------
-
-
-@watched
-def synth(
-    preset: str,
-    output: Path,
-    *,
-    seed: int = 0,
-    type: TernaryType | None = None,
-    progress: Watch = None,
-) -> None:
-    """Write a model of a preset's shape with random ternary weights."""
-    write_gguf(
-        output,
-        SynthCheckpoint(presets.load(preset), arguments.checked("seed", seed)),
-        type,
-        partial(progress, "writing"),
-    )
-
-
-open_source = _source.open_source
-
-
-@watched
-def convert(
-    source: str | Path | _source.Source,
-    output: Path,
-    *,
-    type: TernaryType | None = None,
-    progress: Watch = None,
-) -> None:
-    """Convert a checkpoint to GGUF: a folder, a GGUF, "hf:owner/name", a preset's name, or what open_source gave."""
-    _source.convert(source, output, type, partial(progress, "converting"))
-
-
-def warning(checkpoint: _source.Source) -> str | None:
-    """Why a file may have been read by the wrong I2_S layout, or which tokens of a folder are left out; else None."""
-    return i2s_layout.warning(checkpoint) if isinstance(checkpoint, GgufCheckpoint) else checkpoint.warning
-
-
-@watched
-def info(file: Path, *, progress: Watch = None) -> dict[str, Any]:
-    """What a model file is, and the kernels it would run with on this host."""
-    facts = _info.describe(file)
-    if "unsupported" in facts:
-        return facts
-    checkpoint = read_gguf(file)
-    sampling, warning = sampling_of(checkpoint.metadata)
-    facts |= {"sampling": str(sampling), **({"sampling_warning": warning} if warning else {})}
-    planned = plan.of_model(checkpoint.shape, library.host_isa(progress))
-    runs = {role: {"layout": str(p.layout), "source": planned.sources[role]} for role, p in planned.matrices.items()}
-    return {**facts, "isa": planned.isa, "kernels": runs}
-
-
-def tokenizer(model: Model | str | Path | None = None) -> Tokenizer:
-    """The tokenizer of a model; its file need not be one that bitgen runs."""
-    if isinstance(model, Model):
-        return model.tokenizer
-    path = shipped_path() if model is None else arguments.path("model", model)
-    return Tokenizer.from_metadata(Container(path).metadata)
 
 
 # ---- kernels --------------------------------------------------------------------------------------------------

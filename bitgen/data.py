@@ -139,9 +139,13 @@ def once(path: Path, is_sound: Callable[[], bool], make: Callable[[], object], w
     """
     if is_sound():
         return False
-    name = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]
-    with store.alone(cached("locks") / name, waiting):
+    with store.alone(lock_of(path), waiting):
         if is_sound():
             return False
         make()
     return True
+
+
+def lock_of(path: Path) -> Path:
+    """The lock that is held by whoever makes what is kept at `path`."""
+    return cached("locks") / hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]

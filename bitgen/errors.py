@@ -50,3 +50,11 @@ def brief(text: str, room: int = LONGEST) -> str:
 def quoted(value: object) -> str:
     """A value of a file for a message, as Python spells it: a text in quotes. Of an error its text."""
     return brief(str(value) if isinstance(value, BaseException) else repr(value))
+
+
+def size(nbytes: float) -> str:
+    """Bytes for people: 0.7 GB."""
+    for unit, power in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if nbytes >= power * (0.1 if unit == "GB" else 1):
+            return f"{nbytes / power:.1f} {unit}"
+    return f"{nbytes:.0f} bytes"

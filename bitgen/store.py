@@ -174,7 +174,7 @@ def _owned(parent: Path) -> tuple[Path, BinaryIO]:
             owner = (folder / _OWNER).open("w+b")
         if owner is not None:
             try:
-                owner.write(_kernel())
+                owner.write(kernel())
                 owner.flush()
             except BaseException:  # a full disk
                 with suppress(OSError):
@@ -187,15 +187,28 @@ def _owned(parent: Path) -> tuple[Path, BinaryIO]:
 
 def sweep(parent: Path) -> None:
     """Remove the work folders in a folder whose owners are gone, and no other."""
-    with suppress(OSError):
-        for entry in list(os.scandir(parent)):
-            if _WORK.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
-                work = Path(entry.path)
-                with suppress(OSError):
-                    work.rmdir()  # its owner had no time to say so
-                with suppress(OSError):
-                    if is_private(work) and _is_abandoned(work):
-                        _remove(work)
+    for work in _work_folders(parent):
+        with suppress(OSError):
+            work.rmdir()  # its owner had no time to say so
+        with suppress(OSError):
+            if is_private(work) and _is_abandoned(work):
+                _remove(work)
+
+
+def abandoned(parent: Path) -> Iterator[Path]:
+    """The work folders that a sweep would remove, but for empty ones."""
+    for work in _work_folders(parent):
+        with suppress(OSError):
+            if any(work.iterdir()) and is_private(work) and _is_abandoned(work):
+                yield work
+
+
+def _work_folders(parent: Path) -> list[Path]:
+    try:
+        found = [each for each in os.scandir(parent) if _WORK.fullmatch(each.name)]
+        return [Path(each.path) for each in found if each.is_dir(follow_symlinks=False)]
+    except OSError:
+        return []
 
 
 def _is_abandoned(work: Path) -> bool:
@@ -209,7 +222,7 @@ def _is_abandoned(work: Path) -> bool:
             return False
         if owner is not None:
             with owner:
-                if owner.read() == _kernel():
+                if owner.read() == kernel():
                     return True
     return time.time() - max(path.lstat().st_mtime for path in (work, *work.rglob("*"))) > ABANDONED_S
 
@@ -228,7 +241,7 @@ def _remove(work: Path) -> None:
 
 
 @functools.cache
-def _kernel() -> bytes:
+def kernel() -> bytes:
     """The running kernel, which all containers of a machine share, and whose locks end with it."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_bytes()

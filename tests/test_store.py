@@ -273,7 +273,7 @@ def test_a_full_disk_leaves_no_work_folder(tmp_path: Path, monkeypatch: pytest.M
     def full() -> bytes:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(store, "_kernel", full)
+    monkeypatch.setattr(store, "kernel", full)
     with pytest.raises(OSError, match="No space"), store.work_folder(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,7 @@ import yaml
 
 from bitgen import data
 from bitgen.checkpoints.architectures import FLAGS, FLOATS, INTEGERS, OPTIONAL, TEXTS, shape_from
-from bitgen.errors import FormatError, UnsupportedError
+from bitgen.errors import FormatError, UnsupportedError, quoted
 from bitgen.spec import ModelShape
 
 FIELDS = ("hf", *TEXTS, *INTEGERS, *FLOATS, *FLAGS)
@@ -43,7 +43,7 @@ def _named(name: str) -> str:
     near = difflib.get_close_matches(name.strip().lower(), keys, n=3, cutoff=0.5)
     meant = ", ".join(dict.fromkeys(keys[key] for key in near))
     hint = f"did you mean {meant}?" if meant else f"known: {', '.join(table)}"
-    raise UnsupportedError(f"no preset named {name!r}; {hint}")
+    raise UnsupportedError(f"no preset named {quoted(name)}; {hint}")
 
 
 def read(path: Path) -> ModelShape:

@@ -11,6 +11,7 @@ import click
 from bitgen import api
 from bitgen.cli import tables
 from bitgen.cli.console import OUT, progress_bar, say, warn
+from bitgen.cli.located import located
 from bitgen.cli.options import (
     READING,
     THREADS,
@@ -30,7 +31,7 @@ from bitgen.tune.report import TuneReport
 
 
 @click.command()
-@click.option("-m", "--model", required=True, metavar="MODEL", help="A preset's name or a GGUF file.")
+@click.option("-m", "--model", required=True, metavar="MODEL", help="A preset, a GGUF file, or a model that is here.")
 @click.option("-t", "--threads", type=THREADS,
               help="The most threads to measure with. [default: all CPUs of this process or device]")  # fmt: skip
 @click.option("--quick/--thorough", "quick", default=True, show_default=True,
@@ -105,7 +106,7 @@ def _show_plan(report: TuneReport) -> None:
 
 @click.command()
 @click.option("-m", "--model", metavar="MODEL", default=SHIPPED, show_default=True,
-              help="A GGUF file, or (for a library) a preset's name.")  # fmt: skip
+              help="A GGUF file, a preset, or hf:owner/repo[:TAG].")  # fmt: skip
 @click.option("--arch", type=click.Choice(["native", *ARCHES]), default="native", show_default=True,
               help="The architecture to build for.")  # fmt: skip
 @click.option(
@@ -128,21 +129,24 @@ def _show_plan(report: TuneReport) -> None:
 @click.option("--standalone", is_flag=True,
               help="Write a program that needs no Python and its weights, not a library.")  # fmt: skip
 @click.option("--one-file", is_flag=True, help="With --standalone: program and weights in one file.")
+@click.option("-y", "--yes", is_flag=True, help="With --standalone: download the model without asking.")
 @head_option
 @json_option
 @quiet_option
 @reading_options
-def build(model: str, arch: str, system: str | None, isa: str | None, plans: tuple[Path, ...], output: Path,
+def build(model: str, yes: bool, arch: str, system: str | None, isa: str | None, plans: tuple[Path, ...], output: Path,
           standalone: bool, one_file: bool, head: Any, as_json: bool, **reading: Any) -> None:  # fmt: skip
     """Generate and compile a model's library: sources, spec and libbitgen.so in a folder of their own.
 
     For macOS it is libbitgen.dylib, for Windows bitgen.dll. With --standalone: a program that continues prompts, and
     its packed weights.
     """
-    weights = given("one_file", "head", *READING)
+    weights = given("one_file", "head", "yes", *READING)
     refuse(
         (not standalone and bool(weights), f"{', '.join(weights)}: only with --standalone; a library has no weights")
     )
+    if standalone:
+        model = located(model, yes) or model
     where: dict[str, Any] = {"arch": arch, "system": system, "isa": isa, "plans": plans}
     with progress_bar() as listen:
         if standalone:
@@ -164,7 +168,7 @@ def build(model: str, arch: str, system: str | None, isa: str | None, plans: tup
 
 @click.command()
 @click.argument("symbol", required=False)
-@click.option("-m", "--model", metavar="MODEL", help="List the kernels of a preset or GGUF file instead.")
+@click.option("-m", "--model", metavar="MODEL", help="List the kernels of a preset or of a model that is here.")
 @click.option("--isa", metavar="LEVEL", help="With --model: at this level. [default: the best this CPU executes]")
 @click.option("--asm", is_flag=True, help="Print the compiler's assembly, not the C.")
 @click.option(

@@ -16,6 +16,7 @@ from bitgen.cli import mappings, streams
 from bitgen.cli.build import build, gen, tune
 from bitgen.cli.console import say
 from bitgen.cli.doctor import doctor
+from bitgen.cli.local import cache, list_, pull, rm
 from bitgen.cli.measure import bench, verify
 from bitgen.cli.models import convert, info, synth
 from bitgen.cli.options import check_given
@@ -24,7 +25,10 @@ from bitgen.cli.tokens import tokenize
 from bitgen.data import cache_root
 from bitgen.errors import BitgenError
 
-COMMANDS = [run, embed, chat, tokenize, verify, perplexity, tune, build, synth, convert, bench, gen, info, doctor]
+COMMANDS = [
+    run, embed, chat, tokenize, verify, perplexity, tune, build, synth, convert, bench, gen, info, doctor,
+    pull, list_, rm, cache,
+]  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import click
 from bitgen import api, data
 from bitgen.cli import tables
 from bitgen.cli.console import OUT, progress_bar, say
+from bitgen.cli.located import model_option
 from bitgen.cli.options import (
     COUNT,
     Numbers,
@@ -19,7 +20,6 @@ from bitgen.cli.options import (
     head_option,
     isa_option,
     json_option,
-    model_option,
     quiet_option,
     reading_options,
     refuse,

@@ -24,8 +24,9 @@ from bitgen.cli.options import READING, Count, given, json_option, quiet_option,
 def convert(source: str, output: Path, type_: Any, **reading: Any) -> None:
     """Convert a checkpoint to GGUF.
 
-    SOURCE is a Hugging Face folder, hf:owner/name (or hf:owner/name@revision) to be downloaded, the name of a preset
-    that is on the Hub, or a GGUF file. An interrupted conversion goes on where it was when it is called again.
+    SOURCE is a Hugging Face folder, a GGUF file, or what is to be downloaded: the name of a preset that is on the Hub,
+    or hf:owner/name[@revision][:TAG], of which the checkpoint is taken unless there is none or TAG names a GGUF file.
+    An interrupted download or conversion goes on where it was when it is called again.
     """
     refuse(
         (bool(given(*READING)) and not (Path(source).is_file() or source.endswith(".gguf")),
@@ -59,11 +60,14 @@ def synth(preset: str, output: Path, seed: int, type_: Any) -> None:
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file")
 @json_option
 @quiet_option
-def info(file: Path, as_json: bool) -> None:
-    """Describe a model file: architecture, shape, tensors, and what it would run with."""
+def info(file: str, as_json: bool) -> None:
+    """Describe a model file: architecture, shape, tensors, and what it would run with.
+
+    FILE is a GGUF file, or the name of a model that is here.
+    """
     with progress_bar() as listen:
         facts = api.info(file, progress=listen)
     if as_json:

@@ -131,9 +131,6 @@ def check_given(ctx: click.Context, args: list[str]) -> None:
             raise click.BadParameter("it is given more than once", ctx, param)
 
 
-model_option = click.option(
-    "-m", "--model", "model", metavar="FILE", help="A GGUF file. [default: the model that ships]"
-)
 threads_option = click.option(
     "-t",
     "--threads",

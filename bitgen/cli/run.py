@@ -14,6 +14,7 @@ import click
 from bitgen import Model, api
 from bitgen.cli import tables, terminal
 from bitgen.cli.console import progress_bar, say, stream, warn
+from bitgen.cli.located import chat_model_option, model_option
 from bitgen.cli.options import (
     COUNT,
     MOST,
@@ -23,7 +24,6 @@ from bitgen.cli.options import (
     cache_option,
     head_option,
     isa_option,
-    model_option,
     quiet_option,
     reading_options,
     sampling_options,
@@ -130,7 +130,7 @@ def embed(texts: tuple[str, ...], model: str | None, file: str | None, pooling: 
 
 
 @click.command()
-@model_option
+@chat_model_option
 @click.option("--system", type=Text(), metavar="TEXT", help="What the model is told before the conversation.")
 @click.option("-n", "--max-tokens", type=click.IntRange(1, MOST), default=1024, show_default=True, help="Of an answer.")
 @click.option(

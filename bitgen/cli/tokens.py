@@ -10,7 +10,8 @@ import click
 
 from bitgen import api
 from bitgen.cli.console import say, stream, warn
-from bitgen.cli.options import TEXT_FILE, Text, model_option
+from bitgen.cli.located import model_option
+from bitgen.cli.options import TEXT_FILE, Text
 from bitgen.cli.streams import read_text
 from bitgen.errors import BitgenError, brief
 from bitgen.text.tokenizer import CONTROL, Tokenizer

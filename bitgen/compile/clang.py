@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from bitgen import data, store, targets
+from bitgen import data, store, targets, uses
 from bitgen.compile import precompiled
 from bitgen.compile.compiler import Compiler, NoCompilerError, find_compiler, installed
 from bitgen.errors import BitgenError, CompileError
@@ -132,6 +132,8 @@ def build(
     built = opened(folder)
     if built is None:
         raise BitgenError(f"{folder} was damaged or removed as soon as it was built; build again")
+    if options.root is None:
+        uses.touch(folder)
     return built
 
 
@@ -301,4 +303,5 @@ def _restore(cached: Path, made: Path) -> bool:
     if hashlib.sha256(raw[:size]).digest() != raw[size:]:
         return False
     made.write_bytes(raw[:size])
+    uses.touch(cached)
     return True

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from bitgen import data, store
+from bitgen import data, store, uses
 from bitgen.compile.compiler import Compiler
 from bitgen.errors import BitgenError
 
@@ -61,4 +61,5 @@ def _parsed(text: str, flags: Flags, compiler: Compiler) -> Path:
             part.write_text(digest)
 
     data.once(folder, is_sound, make, lambda: None)
+    uses.touch(folder)
     return parsed

@@ -8,16 +8,16 @@ from typing import Any
 
 import bitgen
 from bitgen import data
-from bitgen.checkpoints import presets
-from bitgen.convert import hub
+from bitgen.convert import hub, hub_cache
 from bitgen.convert.hf import HfCheckpoint
-from bitgen.errors import BitgenError, UnsupportedError
+from bitgen.convert.names import HubName, meaning
+from bitgen.convert.wanted import cached, fetch, wanted
+from bitgen.errors import BitgenError
 from bitgen.gguf.reader import GgufCheckpoint, read_gguf
 from bitgen.gguf.writer import write_gguf
 from bitgen.spec import Progress
 from bitgen.text.tokenizer import Tokenizer
 
-HUB = "hf:"
 Source = HfCheckpoint | GgufCheckpoint
 
 
@@ -68,24 +68,26 @@ def _inputs(checkpoint: Source) -> Iterable[Path]:
 def open_source(source: str, **reading: Any) -> Source:
     """The checkpoint that a source names, downloaded if need be.
 
-    source: a folder, a GGUF file, "hf:owner/name" with or without "@revision", or a preset's name; a path that exists
-    comes first. reading: options of read_gguf, for a GGUF file.
+    source: a folder, a GGUF file, or a name as of names.meaning. Of a repository on the Hub that has both, the
+    checkpoint is taken, unless the name picks a file. reading: options of read_gguf, for a GGUF file.
     """
-    path = Path(source)
-    if path.is_dir():
-        return HfCheckpoint(path)
-    if path.exists() or path.suffix == ".gguf":
-        return read_gguf(path, **reading)
-    id = source.removeprefix(HUB) if source.startswith(HUB) else _id_of_preset(source)
-    return HfCheckpoint(hub.download(id), name=id.partition("@")[0].rpartition("/")[2])
+    meant = meaning(source)
+    if isinstance(meant, HubName):
+        return _of_hub(meant, reading)
+    return HfCheckpoint(meant) if meant.is_dir() else read_gguf(meant, **reading)
 
 
-def _id_of_preset(source: str) -> str:
+def _of_hub(name: HubName, reading: dict[str, Any]) -> Source:
+    """A model on the Hub, or without a network what the cache has of it."""
     try:
-        id = presets.hub_id(source)
-    except UnsupportedError as error:
-        hint = f"; on the Hugging Face Hub: {HUB}{source}" if source.count("/") == 1 else ""
-        raise BitgenError(f"{source}: no such folder or file, and {error}{hint}") from None
-    if id is None:
-        raise BitgenError(f"{source}: no such folder, and the preset of that name is not on the Hugging Face Hub")
-    return id
+        what = wanted(name, checkpoint_first=True)
+    except hub.UnreachableError:
+        found, folder = cached(name), hub_cache.snapshot(name)
+        if found and folder:
+            return read_gguf(folder / found.candidate.name, **reading)
+        if name.pick or folder is None:
+            raise
+        return HfCheckpoint(hub.download(name, None), name=name.short)
+    if what.candidate is None:
+        return HfCheckpoint(hub.download(name, what.listing), name=name.short)
+    return read_gguf(fetch(what), **reading)

@@ -13,10 +13,12 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
+from bitgen import uses
 from bitgen.checkpoints.checkpoint import Checkpoint
 from bitgen.compile import binding, checksum, library, pack
 from bitgen.compile.clang import Artefact, BuildOptions
-from bitgen.data import WAITING, once, shipped_path
+from bitgen.convert.local import located
+from bitgen.data import WAITING, once
 from bitgen.engine import arguments
 from bitgen.engine.asynchronous import AsyncGeneration
 from bitgen.engine.batch import Batch
@@ -112,10 +114,14 @@ class Model(Uncopied):
         i2s_layout: I2sLayout = "x86",
         activation: str | None = None,
         tl_tiles: str = "",
+        download: bool = False,
         progress: Watch = None,
     ) -> Model:
-        """Open a GGUF file (None: the model that ships), building and packing what is not cached yet.
+        """Open a model (None: the one that ships), building and packing what is not cached yet.
 
+        path: a GGUF file, a checkpoint's folder, a preset like "2B4T", or "hf:owner/repo[@revision][:TAG]"
+            (convert/names.py). A checkpoint is converted once, into the cache.
+        download: fetch a model on the Hugging Face Hub that is not here; otherwise that is a BitgenError.
         head: "certified" chooses tokens from int8 codes of the head, of most rows only six bits, and exact rows for
             those that can win: the same tokens as "f16", at 3/8 of the bytes per token. "f16" saves the codes' room on
             disk; rows that float16 does not hold exactly are bfloat16 or float32. "int8" has codes alone: logits within
@@ -125,7 +131,9 @@ class Model(Uncopied):
             where it is not known; or tqdm.
         """
         started = time.perf_counter()
-        source = shipped_path() if path is None else arguments.path("path", path)
+        if path is not None:
+            arguments.path("path", path)
+        arguments.instance("download", download, bool, "True or False")
         arguments.one_of("head", head, get_args(pack.Head))
         arguments.one_of("i2s_layout", i2s_layout, get_args(I2sLayout))
         arguments.text("tl_tiles", tl_tiles)
@@ -135,11 +143,13 @@ class Model(Uncopied):
         level = None if isa is None else arguments.text("isa", isa)
         report: Listener = progress
         report("reading the model", 0, 0)
+        source = located(path, download, report)
         checkpoint = read_gguf(source, i2s_layout, activation, tl_tiles)
         chat_templates = carried(checkpoint.metadata)
         plan = plans.of_model(checkpoint.shape, library.host_isa(report) if level is None else level)
         artefact = library.for_model(checkpoint.shape, [plan], BuildOptions(listener=report))
         packed = pack.path_for(checkpoint.files, plan, head, f"{checkpoint.shape} {checkpoint.reading}")
+        uses.note(packed, checkpoint.files, artefact.folder)
         pack_once = partial(_pack_once, packed, checkpoint, plan, head, report)
         made = pack_once()
         report("reading the vocabulary", 0, 0)

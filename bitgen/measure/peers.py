@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitgen import data, store
+from bitgen import data, store, uses
 from bitgen.checkpoints import synth
 from bitgen.checkpoints.checkpoint import ALL
 from bitgen.engine.model import Model
@@ -163,6 +163,7 @@ def prepared(peer: Peer, source: Path) -> Path:
             process.ask(prepare=str(source), to=str(part))
 
     data.once(path, path.exists, make, lambda: None)
+    uses.touch(path)
     return path
 
 

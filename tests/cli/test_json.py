@@ -53,6 +53,12 @@ def as_json(*args: str | Path) -> Any:
     return json.loads(found.stdout)
 
 
+def test_list() -> None:
+    found = as_json("list")
+    check(found)
+    assert found["models"][0]["name"] == "stories" and found["cache"]["build"]["bytes"] >= 0
+
+
 def test_info() -> None:
     facts = as_json("info", data.shipped_path())
     check(facts)

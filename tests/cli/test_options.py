@@ -206,5 +206,10 @@ def test_no_command_shows_the_help() -> None:
 
 
 def test_texts_may_be_empty_and_plans_many() -> None:
-    for args in (["run", "-p", ""], ["chat", "--system", ""], ["embed", ""], ["build", "--plan", "a", "--plan", "b"]):
+    for args in (
+        ["run", "-p", ""],
+        ["chat", "--chat-template", "chatml", "--system", ""],
+        ["embed", ""],
+        ["build", "--plan", "a", "--plan", "b"],
+    ):
         assert isinstance(CliRunner().invoke(cli.main, args).exception, AssertionError)
