@@ -93,9 +93,12 @@ class ModelShape:
     tied: bool  # the head is the embedding
     rope_interleaved: bool = False  # RoPE turns adjacent pairs (GGUF `llama`) instead of i and i + head_dim / 2
     qk_norm: bool = False  # RMSNorm of each head of q and k, before RoPE
+    qk_norm_after_rope: bool = False  # that norm comes after RoPE
     input_norms: bool = False  # RMSNorm of the input of each of the seven matrices, each with its own weights
     post_norms: bool = False  # RMSNorm of what attention and FFN add to the residual stream
     embedding_scale: float = 1.0  # multiplies embedding rows
+    residual_scale: float = 1.0  # multiplies what attention and FFN add to the residual stream
+    logit_divisor: float = 1.0  # divides the final states before they are multiplied by the head
     attention_scale: float = 0.0  # multiplies q k^T; 0: 1 / sqrt(head_dim)
     window: int = 0  # positions that a token attends to in layers with a window, itself included; 0: no window
     window_period: int = 1  # every window_period-th layer is global: it has no window

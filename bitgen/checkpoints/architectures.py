@@ -19,9 +19,11 @@ class Architecture:
     sub_norms: bool  # RMSNorm before the output and the down projection
     rope_interleaved: bool  # rows of q and k are permuted so that RoPE turns adjacent pairs
     qk_norm: bool = False  # RMSNorm of each head of q and k
+    qk_norm_after_rope: bool = False  # that norm comes after RoPE
     post_norms: bool = False  # RMSNorm of what attention and FFN add to the residual stream
     scaled_embedding: bool = False  # embedding rows are multiplied by sqrt(hidden)
     windows: bool = False  # layers may attend to a window of positions
+    own_scales: bool = False  # the fields SCALES are the model's own numbers
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -34,9 +36,13 @@ ARCHITECTURES: dict[str, Architecture] = {
         "gelu_tanh", sub_norms=False, rope_interleaved=False,
         qk_norm=True, post_norms=True, scaled_embedding=True, windows=True,
     ),
+    "hunyuan-dense": Architecture(
+        "silu", sub_norms=False, rope_interleaved=False, qk_norm=True, qk_norm_after_rope=True
+    ),
+    "minicpm": Architecture("silu", sub_norms=False, rope_interleaved=True, own_scales=True),
 }  # fmt: skip
 """bitnet: the 1bitLLM models. bitnet-25, then bitnet-b1.58: 2B4T. llama: Llama3-8B-1.58, Falcon3, Falcon-E, TriLM.
-qwen3, gemma3: BitNet-embedding 0.6B and 270M, and ternary Qwen3."""
+qwen3, gemma3: BitNet-embedding 0.6B and 270M, and ternary Qwen3. hunyuan-dense: Hy-MT. minicpm: BitCPM4."""
 
 INTEGERS: dict[str, tuple[int, int]] = {
     "hidden": (1, 1 << 16),
@@ -64,7 +70,17 @@ OPTIONAL_INTEGERS: dict[str, tuple[int, int]] = {
     "rope_dims": (0, 1024),
     "group": (0, 256),
 }
-OPTIONAL_FLOATS: dict[str, tuple[float, float]] = {"attention_scale": (0.0, 1e3), "window_theta": (1.0, 1e12)}
+SCALES: dict[str, tuple[float, float]] = {
+    "embedding_scale": (1e-6, 1e6),
+    "residual_scale": (1e-6, 1e6),
+    "logit_divisor": (1e-6, 1e6),
+}
+"""Fields that models of some architectures must have, and others must not."""
+OPTIONAL_FLOATS: dict[str, tuple[float, float]] = {
+    "attention_scale": (0.0, 1e3),
+    "window_theta": (1.0, 1e12),
+    **SCALES,
+}
 OPTIONAL_FLAGS = ("input_norms",)
 OPTIONAL = (*OPTIONAL_INTEGERS, *OPTIONAL_FLOATS, *OPTIONAL_FLAGS, "rope_scaling")
 """Fields that few models need; absent, they have ModelShape's default. All others follow from the architecture."""
@@ -120,12 +136,26 @@ def shape_from(values: Mapping[str, Any], where: str) -> ModelShape:
     fields: dict[str, Any] = {field: values[field] for field in given}
     fields |= {field: float(fields[field]) for field in (*FLOATS, *OPTIONAL_FLOATS) if field in fields}
     fields["rope_scaling"] = scaling_of(values, where)
+    fields |= _scales(values, kind, where)
     return ModelShape(
-        **fields,
-        qk_norm=kind.qk_norm,
-        post_norms=kind.post_norms,
-        embedding_scale=values["hidden"] ** 0.5 if kind.scaled_embedding else 1.0,
+        **fields, qk_norm=kind.qk_norm, qk_norm_after_rope=kind.qk_norm_after_rope, post_norms=kind.post_norms
     )
+
+
+def _scales(values: Mapping[str, Any], kind: Architecture, where: str) -> dict[str, float]:
+    """The fields SCALES: a model's own, or those that its architecture implies, which it may state."""
+    if kind.own_scales:
+        for field in SCALES:
+            if field not in values:
+                raise FormatError(f"{where}: {field} is missing; models of {values['architecture']} have their own")
+        return {field: float(values[field]) for field in SCALES}
+    implied = dict.fromkeys(SCALES, 1.0)
+    if kind.scaled_embedding:
+        implied["embedding_scale"] = values["hidden"] ** 0.5
+    for field, usual in implied.items():
+        if values.get(field, usual) != usual:
+            raise FormatError(f"{where}: {field} is {values[field]}; models of {values['architecture']} have {usual:g}")
+    return implied
 
 
 def _check_fit(values: Mapping[str, Any], where: str) -> None:

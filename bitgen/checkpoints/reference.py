@@ -152,7 +152,8 @@ def forward_many(
 ) -> list[FloatArray]:
     """`forward` of each prompt alone, with every weight read once for all of them."""
     head = checkpoint.dense("token_embd.weight" if checkpoint.shape.tied else "output.weight").astype(np.float32)
-    return [x @ head.T for x in states_many(checkpoint, prompts, cache)]
+    divisor = np.float32(checkpoint.shape.logit_divisor)
+    return [(x / divisor).astype(np.float32) @ head.T for x in states_many(checkpoint, prompts, cache)]
 
 
 def states(
@@ -174,10 +175,11 @@ def states_many(
     embedding = checkpoint.dense("token_embd.weight")
     rows = [embedding[np.asarray(tokens, dtype=np.int64)] for tokens in prompts]
     xs = [x.astype(np.float32) * np.float32(shape.embedding_scale) for x in rows]
+    scale = np.float32(shape.residual_scale)
     for layer in range(shape.layers):
         block = Block(Cached(checkpoint), layer, cache)
-        xs = [x + block.attend(x) for x in xs]
-        xs = [x + block.feed_forward(x) for x in xs]
+        xs = [x + block.attend(x) * scale for x in xs]
+        xs = [x + block.feed_forward(x) * scale for x in xs]
     gain = checkpoint.dense("output_norm.weight").astype(np.float32)
     return [rms_norm(x, gain, shape.norm_eps) for x in xs]
 
@@ -207,6 +209,7 @@ class Block:
         """What attention adds to x [n, hidden]; norms in angle brackets are those that only some models have.
 
         <post_attention_norm>(attn_output(<attn_sub_norm>(attention(rope(<attn_q_norm>(q)), ...)))) of attn_norm(x).
+        With qk_norm_after_rope it is <attn_q_norm>(rope(q)).
         """
         shape = self.checkpoint.shape
         windowed = bool(shape.window and (self.layer + 1) % shape.window_period)
@@ -214,8 +217,11 @@ class Block:
         turned_by = frequencies(shape, windowed), shape.rope_interleaved, scaling.magnitude if scaling else 1.0
         h = self._norm("attn_norm", x)
         q, k, v = (self._linear(name, h).reshape(len(x), -1, shape.head_dim) for name in ("attn_q", "attn_k", "attn_v"))
-        q, k = self._norm("attn_q_norm", q), self._norm("attn_k_norm", k)
+        if not shape.qk_norm_after_rope:
+            q, k = self._norm("attn_q_norm", q), self._norm("attn_k_norm", k)
         q, k = (rope(t, *turned_by) for t in (q, k))
+        if shape.qk_norm_after_rope:
+            q, k = self._norm("attn_q_norm", q), self._norm("attn_k_norm", k)
         k, v = (t.astype(self.cache).astype(np.float32) for t in (k, v))
         context = self._norm("attn_sub_norm", attention(q, k, v, shape.attention_scale, window))
         return self._norm("post_attention_norm", self._linear("attn_output", context))

@@ -13,6 +13,7 @@ WORDED: dict[str, Callable[[Facts], str]] = {
     "heads": lambda f: f"{f['heads']} of {f['head_dim']}, {f['kv_heads']} for keys and values",
     "activation": lambda f: f"{f['activation']} ({f['activation_reason']})",
     "layer_norms": lambda f: ", ".join(f["layer_norms"]),
+    "qk_norm_after_rope": lambda f: "after RoPE",
     "head_tied": lambda f: "tied to the embedding" if f["head_tied"] else "its own",
     "window": lambda f: f"{f['window']} positions, all in every {f['window_period']}th layer",
     "rope_theta": lambda f: rope(f),
@@ -25,6 +26,7 @@ WORDED: dict[str, Callable[[Facts], str]] = {
 NAMES = {
     "bytes": "size",
     "layer_norms": "norms of a layer",
+    "qk_norm_after_rope": "norms of q and k",
     "head_tied": "LM head",
     "rope_theta": "RoPE",
     "isa": "runs on",

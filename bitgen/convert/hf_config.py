@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from bitgen.checkpoints.architectures import ARCHITECTURES, shape_from, window_period
+from bitgen.convert.families import FAMILIES, Family
 from bitgen.convert.hf_rope import ORIGINAL, Rope
 from bitgen.convert.json_files import read_object
 from bitgen.errors import FormatError, UnsupportedError, quoted
@@ -34,119 +34,6 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 """hidden_act -> activation."""
 
-
-_BITNET_DEFAULTS: dict[str, Any] = {
-    "vocab_size": 128256,
-    "hidden_size": 2560,
-    "intermediate_size": 6912,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 20,
-    "num_key_value_heads": 5,
-    "hidden_act": "relu2",
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 5e5,
-    "tie_word_embeddings": False,
-}
-_LLAMA_DEFAULTS: dict[str, Any] = {
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "hidden_act": "silu",
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1e4,
-    "tie_word_embeddings": False,
-}
-_QWEN3_DEFAULTS: dict[str, Any] = {
-    "vocab_size": 151936,
-    "hidden_size": 4096,
-    "intermediate_size": 22016,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "head_dim": 128,
-    "hidden_act": "silu",
-    "max_position_embeddings": 32768,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1e4,
-    "tie_word_embeddings": False,
-}
-_GEMMA3_DEFAULTS: dict[str, Any] = {
-    "vocab_size": 262208,
-    "hidden_size": 2304,
-    "intermediate_size": 9216,
-    "num_hidden_layers": 26,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 256,
-    "hidden_activation": "gelu_pytorch_tanh",
-    "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1e6,
-    "rope_local_base_freq": 1e4,
-    "tie_word_embeddings": True,
-    "query_pre_attn_scalar": 256,
-    "sliding_window": 4096,
-    "sliding_window_pattern": 6,
-}
-
-
-@dataclass(frozen=True)
-class Family:
-    """What a value of `architectures` implies."""
-
-    gguf: str  # general.architecture of the GGUF, a row of ARCHITECTURES
-    model_type: str  # by which transformers chooses its classes
-    quantised_by: Literal["quantization_config", "weight_bits"]  # the key that says that the model is ternary
-    defaults: dict[str, Any]  # key -> value of an absent key, from transformers' configuration class of that model_type
-    norms: dict[str, str] = field(default_factory=dict)  # GGUF name -> module, of the norms that are not Llama's
-    may_be_plain: bool = False  # without quantization_config the stored floats may be ternary
-    gain_offset: float = 0.0  # is added to the stored weights of norms
-
-
-_QK_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
-_QWEN3 = Family("qwen3", "qwen3", "quantization_config", _QWEN3_DEFAULTS, _QK_NORMS, may_be_plain=True)
-_GEMMA3 = Family(
-    "gemma3",
-    "gemma3_text",
-    "quantization_config",
-    _GEMMA3_DEFAULTS,
-    {
-        **_QK_NORMS,
-        "post_attention_norm": "post_attention_layernorm",
-        "ffn_norm": "pre_feedforward_layernorm",
-        "post_ffw_norm": "post_feedforward_layernorm",
-    },
-    may_be_plain=True,
-    gain_offset=1.0,
-)
-FAMILIES: dict[str, Family] = {
-    "BitNetForCausalLM": Family(
-        "bitnet-b1.58",
-        "bitnet",
-        "quantization_config",
-        _BITNET_DEFAULTS,
-        {"attn_sub_norm": "self_attn.attn_sub_norm", "ffn_sub_norm": "mlp.ffn_sub_norm"},
-    ),
-    "BitnetForCausalLM": Family(
-        "bitnet",
-        "llama",
-        "weight_bits",
-        _LLAMA_DEFAULTS,
-        {"attn_sub_norm": "self_attn.inner_attn_ln", "ffn_sub_norm": "mlp.ffn_layernorm"},
-    ),
-    "LlamaForCausalLM": Family("llama", "llama", "quantization_config", _LLAMA_DEFAULTS, may_be_plain=True),
-    "Qwen3ForCausalLM": _QWEN3,
-    "Qwen3Model": _QWEN3,
-    "Gemma3ForCausalLM": _GEMMA3,
-    "Gemma3TextModel": _GEMMA3,
-}
-"""`architectures` -> family: the class of 2B4T, the custom code of bitnet_b1_58-{large, xl, 3B}, and classes of other
-models that have ternary variants."""
-
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "attention_bias": (None, False),
     "mlp_bias": (None, False),
@@ -156,6 +43,10 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "final_logit_softcapping": (None,),
     "partial_rotary_factor": (None, 1.0),
     "transformers_weights": (None,),
+    "sparse_config": (None,),
+    "use_qk_norm": (None, True),
+    "use_cla": (None, False),
+    "position_embedding_xdrope": (None, False),
 }
 """Keys that change the arithmetic -> the values that leave it as it is."""
 
@@ -188,6 +79,8 @@ class Config:
     def shape(self, family: Family, input_norms: bool = False) -> ModelShape:
         """Dimensions and architecture; input_norms: whether each matrix has a norm of its own for its input."""
         self._defaults = family.defaults
+        if family.ntk_alpha:
+            self._stretch_rope()
         for key, neutral in UNSUPPORTED.items():
             if self.values.get(key) not in neutral:
                 raise UnsupportedError(f"{self.path}: {key} = {quoted(self.values[key])} is not supported")
@@ -216,6 +109,7 @@ class Config:
             "input_norms": input_norms,
             "attention_scale": self._attention_scale(),
             **(self._window() if windows else {}),
+            **(self._scales() if ARCHITECTURES[family.gguf].own_scales else {}),
             **self._rope_fields(head_dim),
         }
         return shape_from(values, str(self.path))
@@ -282,6 +176,17 @@ class Config:
             raise FormatError(f"{self.path}: query_pre_attn_scalar is {quoted(scalar)}; expected a number above 0")
         return 0.0 if scalar == self._get("head_dim") else float(str(np.float32(scalar**-0.5)))
 
+    def _scales(self) -> dict[str, float]:
+        """The fields of architectures.SCALES, as MiniCPM's numbers give them."""
+        names = ("scale_emb", "scale_depth", "dim_model_base", "hidden_size", "num_hidden_layers")
+        for name in names:
+            value = self._get(name)
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 1e-9 < value < 1e9:
+                raise FormatError(f"{self.path}: {name} is {quoted(value)}; expected a number above 0")
+        embedding, depth, base, hidden, layers = (self._get(name) for name in names)
+        exact = {"embedding_scale": embedding, "residual_scale": depth / layers**0.5, "logit_divisor": hidden / base}
+        return {field: float(str(np.float32(value))) for field, value in exact.items()}
+
     def _layer_types(self) -> list[str] | None:
         """What each layer attends to, where config.json says so."""
         types = self.values.get("layer_types")
@@ -313,6 +218,26 @@ class Config:
             if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= 1e12:
                 return {"rope_theta": theta}  # shape_from says what is wrong with it
         return {"rope_theta": theta, **self._rope("full_attention").fields(theta, head_dim, context, original)}
+
+    def _stretch_rope(self) -> None:
+        """Hunyuan's "dynamic" RoPE with a fixed alpha only stretches its base: theta alpha^(d / (d - 2)), always."""
+        for key in ("rope_scaling", "rope_parameters"):
+            rope = self.values.get(key)
+            if not isinstance(rope, dict) or rope.get("rope_type", rope.get("type")) != "dynamic":
+                continue
+            hidden, heads = self._get("hidden_size"), self._get("num_attention_heads")
+            d = self._get("head_dim", default=self._head_dim(hidden, heads), nullable=True)
+            alpha: Any = rope.get("alpha")
+            theta: Any = rope.get("rope_theta") or self._get("rope_theta")
+            for name, value in (("alpha", alpha), ("rope_theta", theta), ("head_dim", d)):
+                if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1e9:
+                    raise FormatError(f"{self.path}: {key}: {name} is {quoted(value)}; expected a number above 0")
+            if not isinstance(d, int) or d < 3:
+                raise FormatError(f"{self.path}: head_dim is {d}; with alpha it must be a whole number above 2")
+            if rope.get("factor") not in (None, 1, 1.0):
+                raise UnsupportedError(f"{self.path}: {key}.factor beside alpha is not supported")
+            base = float(str(np.float32(theta * alpha ** (d / (d - 2)))))
+            self.values = self.values | {key: {"rope_type": "default", "rope_theta": base}}
 
     def _rope_theta(self, layers: Layers) -> Any:
         """RoPE's theta in one kind of layer: a key (transformers 4), or within what describes RoPE (5)."""

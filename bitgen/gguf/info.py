@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from bitgen.checkpoints.architectures import ARCHITECTURES, SCALES
 from bitgen.checkpoints.tensors import is_ternary
 from bitgen.errors import BitgenError, UnsupportedError
 from bitgen.gguf import i2s_layout
@@ -59,7 +60,9 @@ def _shape(s: ModelShape, why: str) -> dict[str, Any]:
         "activation": s.activation,
         "activation_reason": why,
         "layer_norms": list(s.norms),
+        **({"qk_norm_after_rope": True} if s.qk_norm_after_rope else {}),
         "head_tied": s.tied,
+        **({field: getattr(s, field) for field in SCALES} if ARCHITECTURES[s.architecture].own_scales else {}),
         **({"window": s.window, "window_period": s.window_period} if s.window else {}),
         "rope_interleaved": s.rope_interleaved,
         "rope_theta": s.rope_theta,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bitgen.checkpoints.architectures import Architecture, architecture, shape_from, window_period
+from bitgen.checkpoints.architectures import ARCHITECTURES, Architecture, architecture, shape_from, window_period
 from bitgen.checkpoints.checkpoint import Checkpoint
 from bitgen.errors import FormatError, UnsupportedError, brief, quoted
 from bitgen.gguf.container import Container
@@ -24,6 +24,13 @@ HIDDEN_ACTIVATIONS: dict[str, Activation] = {
     "gelu_pytorch_tanh": "gelu_tanh",
 }
 """Value of the key <arch>.hidden_activation -> activation."""
+
+SCALE_KEYS = {
+    "embedding_scale": "embedding_scale",
+    "residual_scale": "residual_scale",
+    "logit_divisor": "logit_scale",
+}
+"""Field of architectures.SCALES -> key, without <arch>."""
 
 GEMMA3_PERIOD, GEMMA3_WINDOW_THETA = 6, 10000.0
 """Defaults for a gemma3 file that has a window and not the other keys, as in llama.cpp."""
@@ -80,7 +87,7 @@ class _Keys:
             "group": self._group(),
         }
         rope = rope_fields(self.container, self.own, self.arch, values["head_dim"], values["context"])
-        return shape_from(values | self._window() | rope, self.where), reason
+        return shape_from(values | self._window() | self._scales() | rope, self.where), reason
 
     def own(self, key: str, type: type, default: Any = None) -> Any:
         """The value of <architecture>.<key>."""
@@ -154,6 +161,16 @@ class _Keys:
             "window_period": period,
             "window_theta": _shortest(self.own("rope.freq_base_swa", float, GEMMA3_WINDOW_THETA)),
         }
+
+    def _scales(self) -> dict[str, float]:
+        """The fields of architectures.SCALES; UnsupportedError: a model of an architecture without them has them."""
+        if self.kind.own_scales:
+            return {field: _shortest(self.own(key, float)) for field, key in SCALE_KEYS.items()}
+        for key in SCALE_KEYS.values():
+            value = self.own(key, float, 1.0)
+            if value != 1:
+                raise UnsupportedError(f"{self.where}: {self.arch}.{key} = {value:g} is not supported")
+        return {}
 
     def _activation(self, override: str | None, vocab: int) -> tuple[Activation, str]:
         """The FFN's activation and the reason: the caller, the file's key, or the architecture."""
@@ -232,6 +249,8 @@ def _dimensions(s: ModelShape) -> dict[str, Any]:
         dimensions |= {"attention.key_length": s.head_dim, "attention.value_length": s.head_dim}
     if s.attention_scale:
         dimensions["attention.scale"] = s.attention_scale
+    if ARCHITECTURES[s.architecture].own_scales:
+        dimensions |= {key: getattr(s, field) for field, key in SCALE_KEYS.items()}
     if s.window:
         dimensions |= {
             "attention.sliding_window": s.window,

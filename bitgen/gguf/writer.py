@@ -137,7 +137,7 @@ def tensor_table(shape: ModelShape, type: str, dense: Mapping[str, int] = Mappin
 def _check_traits(shape: ModelShape) -> None:
     """An architecture's name must imply what the shape has: GGUF has no keys for these."""
     known = ARCHITECTURES.get(shape.architecture)
-    traits = ("sub_norms", "rope_interleaved", "qk_norm", "post_norms")
+    traits = ("sub_norms", "rope_interleaved", "qk_norm", "qk_norm_after_rope", "post_norms")
     if known is None or any(getattr(known, trait) != getattr(shape, trait) for trait in traits):
         has = ", ".join(f"{trait}={getattr(shape, trait)}" for trait in traits)
         raise UnsupportedError(f"architecture {shape.architecture!r} with {has} has no GGUF form")

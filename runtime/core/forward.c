@@ -143,11 +143,12 @@ static void quantise_for(state *s, int stage, int32_t t, int32_t thread, const f
   }
 }
 
-// x += part's rows, normed where the layer has such a norm
+// x += part's rows, normed where the layer has such a norm, times the model's scale
 static void add_to_stream(state *s, int part, int post_norm, int32_t t, int32_t thread) {
   const int32_t n = s->model->config.hidden;
+  const float scale = s->model->config.residual_scale;
   float *x = x_of(s, t), *h = input_of(s, thread);
-  if (!layer(s)->norms[post_norm]) {
+  if (!layer(s)->norms[post_norm] && scale == 1) {
     s->rows->add_dequantised(products_of(s, part, t), n, factor(s, part, t), x);
     return;
   }
@@ -155,7 +156,7 @@ static void add_to_stream(state *s, int part, int post_norm, int32_t t, int32_t 
   memset(h + n, 0, (size_t)(s->hidden_row - n) * sizeof *h);
   normalise(s, post_norm, h, n, h);
   for (int32_t i = 0; i < n; i++)
-    x[i] += h[i];
+    x[i] += h[i] * scale;
 }
 
 // input = norm(x), for q, k and v
@@ -164,7 +165,13 @@ static void enter_attention(state *s, int32_t t, int32_t thread) {
   quantise_for(s, BG_QKV, t, thread, input_of(s, thread));
 }
 
-// query = rope(norm(q)); cache <- rope(norm(k)), v
+static void normalise_heads(const state *s, float *q, float *k) {
+  const bg_header *c = &s->model->config;
+  s->ops->rmsnorm_heads(q, c->heads, c->head_dim, layer(s)->norms[NORM_Q], c->norm_eps);
+  s->ops->rmsnorm_heads(k, c->kv_heads, c->head_dim, layer(s)->norms[NORM_K], c->norm_eps);
+}
+
+// query = rope(norm(q)), or norm(rope(q)); cache <- the same of k, v
 static void split_heads(state *s, int32_t t, int32_t thread) {
   const bg_header *c = &s->model->config;
   const int32_t d = c->head_dim, kv = c->kv_heads * d,
@@ -174,14 +181,14 @@ static void split_heads(state *s, int32_t t, int32_t thread) {
   s->rows->dequantise(products_of(s, PART_Q, t), c->heads * d, factor(s, PART_Q, t), q);
   s->rows->dequantise(products_of(s, PART_K, t), kv, factor(s, PART_K, t), k);
   s->rows->dequantise(products_of(s, PART_V, t), kv, factor(s, PART_V, t), v);
-  if (c->qk_norm) {
-    s->ops->rmsnorm_heads(q, c->heads, d, layer(s)->norms[NORM_Q], c->norm_eps);
-    s->ops->rmsnorm_heads(k, c->kv_heads, d, layer(s)->norms[NORM_K], c->norm_eps);
-  }
+  if (c->qk_norm && !c->qk_norm_after_rope)
+    normalise_heads(s, q, k);
   void (*rope)(float *, int32_t, int32_t, int32_t, const float *, const float *) =
       c->rope_interleaved ? s->ops->rope_pairs : s->ops->rope_halves;
   rope(q, c->heads, d, c->rope_dims, cos, sin);
   rope(k, c->kv_heads, d, c->rope_dims, cos, sin);
+  if (c->qk_norm_after_rope)
+    normalise_heads(s, q, k);
   const bg_session *of = run_of(s, t)->session;
   for (int32_t head = 0; head < c->kv_heads; head++)
     s->attention->write(k + head * d, v + head * d, d, position_of(s, t), k_cache(of, head),
@@ -221,7 +228,8 @@ static void leave_ffn(state *s, int32_t t, int32_t thread) {
   add_to_stream(s, PART_DOWN, NORM_POST_FFN, t, thread);
 }
 
-// final_states [n_states][hidden_row] = norm(x), of the rows whose logits, states or choices are wanted
+// final_states [n_states][hidden_row] = norm(x) / logit_divisor, of the rows whose logits, states or choices are
+// wanted; the caller's states are norm(x)
 static void final_norm(state *s, int32_t t, int32_t thread) {
   (void)thread;
   const bg_header *c = &s->model->config;
@@ -232,6 +240,9 @@ static void final_norm(state *s, int32_t t, int32_t thread) {
   s->ops->rmsnorm(x_of(s, t), s->model->output_norm, c->hidden, c->norm_eps, h);
   if (s->chunk.states)
     memcpy(s->chunk.states + (size_t)i * c->hidden, h, (size_t)c->hidden * sizeof *h);
+  if (c->logit_divisor != 1)
+    for (int32_t j = 0; j < c->hidden; j++)
+      h[j] /= c->logit_divisor;
 }
 
 // ---- products -------------------------------------------------------------------------------------------

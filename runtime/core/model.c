@@ -46,7 +46,9 @@ static int header_is_sane(const bg_header *c, uint64_t bytes) {
          c->embedding_scale > 0 && is_finite(c->embedding_scale) && c->attention_scale >= 0 &&
          is_finite(c->attention_scale) && c->rope_magnitude > 0 && is_finite(c->rope_magnitude) &&
          between(c->embedding, 0, DENSE_TYPES - 1) && between(c->output, 0, DENSE_TYPES - 1) &&
-         memchr(c->layout, 0, sizeof c->layout);
+         memchr(c->layout, 0, sizeof c->layout) && between(c->qk_norm_after_rope, 0, c->qk_norm) &&
+         c->residual_scale > 0 && is_finite(c->residual_scale) && c->logit_divisor > 0 &&
+         is_finite(c->logit_divisor);
 }
 
 const bg_stage bg_stages[STAGES][2] = {

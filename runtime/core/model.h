@@ -11,7 +11,7 @@
 
 // bitgen/compile/pack.py and standalone.py write files by what stands between these two lines.
 // <cdef>
-enum bg_packed { PACKED_VERSION = 5, PACKED_HEADER = 512, PACKED_ALIGN = 64 }; // bytes; of sections
+enum bg_packed { PACKED_VERSION = 6, PACKED_HEADER = 512, PACKED_ALIGN = 64 }; // bytes; of sections
 enum bg_activation { ACTIVATION_SILU, ACTIVATION_RELU2, ACTIVATION_GELU_TANH };
 enum bg_head { HEAD_TIED, HEAD_OWN, HEAD_I8, HEAD_TIED_CERTIFIED, HEAD_OWN_CERTIFIED, HEAD_KINDS };
 enum bg_parts { PART_Q, PART_K, PART_V, PART_O, PART_GATE, PART_UP, PART_DOWN, PARTS, SCALES = 8 };
@@ -41,7 +41,10 @@ typedef struct {
   int32_t output;           // DENSE_*, that of the output matrix: the embedding's where tied
   char layout[256];         // NUL-terminated key of the packed matrices
   uint8_t checksum[32];     // of all bytes and of some: bitgen/compile/checksum.py makes and checks it
-  uint8_t zero[104];
+  int32_t qk_norm_after_rope; // 0, 1: the norm of each head of q and k comes after RoPE
+  float residual_scale;       // what attention and FFN add to the residual stream is multiplied by it
+  float logit_divisor;        // final states are divided by it before the output matrix
+  uint8_t zero[92];
 } bg_header;
 
 // The last 64 bytes of a file that holds more than a packed model: a tokenizer behind it, a program before it
@@ -64,7 +67,7 @@ enum {
   NORM_Q_IN,      // of that, for q alone; likewise
   NORM_K_IN,
   NORM_V_IN,
-  NORM_Q, // of each head of q, before RoPE
+  NORM_Q, // of each head of q, before RoPE or after it
   NORM_K,
   NORM_O_IN,           // of the heads' contexts: the sub-norm, or o's input norm
   NORM_POST_ATTENTION, // of what o gives

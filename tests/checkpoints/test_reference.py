@@ -189,6 +189,8 @@ VARIANTS = {
     "llama": replace(SHAPE, architecture="llama", activation="silu", sub_norms=False, rope_interleaved=True),
     "wide heads": replace(SHAPE, head_dim=24),
     "qwen3": replace(SHAPE, sub_norms=False, qk_norm=True, input_norms=True, activation="silu"),
+    "hunyuan": replace(SHAPE, sub_norms=False, qk_norm=True, qk_norm_after_rope=True, activation="silu"),
+    "minicpm": replace(SHAPE, sub_norms=False, embedding_scale=12.0, residual_scale=0.5, logit_divisor=4.0),
     "gemma3": replace(
         SHAPE, sub_norms=False, qk_norm=True, post_norms=True, embedding_scale=3.0, activation="gelu_tanh", window=4
     ),
@@ -220,6 +222,8 @@ def test_forward_is_causal(shape: ModelShape) -> None:
         {"sub_norms": False, "input_norms": True},
         {"post_norms": True},
         {"embedding_scale": 3.0},
+        {"residual_scale": 0.5},
+        {"logit_divisor": 2.0},
         {"attention_scale": 1.0},
         {"window": 2, "window_period": 3},
         {"window": 9, "window_period": 2, "window_theta": 10.0},

@@ -29,7 +29,7 @@ from safetensors.torch import load_file  # noqa: E402
 
 from bitgen.checkpoints.checkpoint import widen_bf16  # noqa: E402
 from bitgen.convert import HfCheckpoint, convert  # noqa: E402
-from bitgen.convert.hf_config import FAMILIES  # noqa: E402
+from bitgen.convert.families import FAMILIES  # noqa: E402
 from bitgen.errors import BitgenError, FormatError, UnsupportedError  # noqa: E402
 from bitgen.gguf.reader import read_gguf  # noqa: E402
 
@@ -175,7 +175,7 @@ def test_heads_are_those_of_transformers(tiny: Any, change: Callable[..., None],
 
 
 @pytest.mark.transformers
-@pytest.mark.parametrize("architecture", FAMILIES)
+@pytest.mark.parametrize("architecture", [name for name in FAMILIES if "MiniCPM" not in name])  # which it has not
 def test_absent_keys_have_the_value_of_transformers(architecture: str) -> None:
     family = FAMILIES[architecture]
     transformers = pytest.importorskip("transformers")

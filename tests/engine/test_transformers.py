@@ -11,6 +11,7 @@ since the usual float16 moves activations by more than float noise does.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +44,14 @@ TIE = 1e-3  # steps of int8: how far float noise moves an activation, generously
 BITNET = Tiny("BitNetForCausalLM", "autobitlinear")
 LLAMA = Tiny("LlamaForCausalLM", "bitlinear", act="silu", tied=False)
 QWEN3 = replace(LLAMA, architecture="Qwen3ForCausalLM", eps=1e-6, theta=1e6)
+HUNYUAN = replace(
+    LLAMA, architecture="HunYuanDenseV1ForCausalLM", plain=True, tied=True,
+    extra={"rope_scaling": {"type": "dynamic", "alpha": 1000.0, "factor": 1.0, "beta_fast": 32, "mscale": 1.0}},
+)  # fmt: skip
+MINICPM = replace(
+    LLAMA, architecture="MiniCPMForCausalLM", plain=True, tied=True,
+    extra={"scale_emb": 12, "scale_depth": 0.5, "dim_model_base": 96},
+)  # fmt: skip
 GEMMA3 = Tiny(
     "Gemma3ForCausalLM", "autobitlinear", act="gelu_pytorch_tanh", eps=1e-6, theta=1e6, layers=3,
     extra={"sliding_window": 5, "sliding_window_pattern": 3, "rope_local_base_freq": 1e4, "query_pre_attn_scalar": 64},
@@ -98,6 +107,12 @@ MODELS = {
         GEMMA3, architecture="Gemma3TextModel", layers=2, input_norms=True, seed=19,
         extra={"sliding_window": 7, "layer_types": LAYERS, "rope_parameters": THETAS},
     ),
+    "hunyuan": replace(HUNYUAN, seed=24),
+    "hunyuan-packed-bf16": replace(
+        HUNYUAN, plain=False, heads=2, kv_heads=1, head_dim=128, dtype=torch.bfloat16, seed=25
+    ),
+    "minicpm": replace(MINICPM, seed=26),
+    "minicpm-untied-f16": replace(MINICPM, tied=False, layers=3, dtype=torch.float16, seed=27),
     "bitnet-f32-tied": replace(BITNET, numbers="f32", seed=20),
     "llama-f32": replace(LLAMA, numbers="f32", seed=21),
     "qwen3-bf16-small": replace(QWEN3, heads=4, kv_heads=2, head_dim=128, numbers="bf16-small", seed=22),
@@ -111,11 +126,25 @@ MODELS = {
 }  # fmt: skip
 
 
+def config_of(directory: Path) -> Any:
+    """The config of a directory. transformers has no MiniCPM, but Granite, which scales by the same equations."""
+    values = json.loads((directory / "config.json").read_text())
+    if values["model_type"] != "minicpm":
+        return transformers.AutoConfig.from_pretrained(directory)
+    multipliers = {
+        "embedding_multiplier": values["scale_emb"],
+        "residual_multiplier": values["scale_depth"] / values["num_hidden_layers"] ** 0.5,
+        "logits_scaling": values["hidden_size"] / values["dim_model_base"],
+        "attention_multiplier": values["head_dim"] ** -0.5,
+    }
+    return transformers.GraniteConfig(**values | multipliers | {"model_type": "granite"})
+
+
 class Torch:
     """A transformers model in float32, and the int8 activations of its linears in the order they ran."""
 
     def __init__(self, directory: Path) -> None:
-        config = transformers.AutoConfig.from_pretrained(directory)
+        config = config_of(directory)
         if getattr(config, "quantization_config", None):
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 directory, dtype=torch.float32, attn_implementation="eager"
@@ -393,6 +422,27 @@ def test_a_wrong_rope_is_noticed(
                    - model.logits(tokens))  # fmt: skip
     monkeypatch.setattr(checkpoint, "_shape", replace(checkpoint.shape, rope_scaling=wrong))
     off = np.abs(reference.forward(checkpoint, tokens) - model.logits(tokens))
+    assert np.median(off[-8:]) > 20 * TOLERANCE + 2 * np.median(close[-8:])
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        *(("hunyuan", fault) for fault in ({"qk_norm_after_rope": False}, {"qk_norm": False}, {"rope_theta": 1e4})),
+        *(("minicpm", fault) for fault in ({"embedding_scale": 1.0}, {"residual_scale": 1.0}, {"logit_divisor": 1.0})),
+    ],
+    ids=str,
+)
+def test_a_wrong_number_of_these_models_is_noticed(
+    name: str, fault: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = hf_models.save(MODELS[name], tmp_path)
+    checkpoint, model = HfCheckpoint(directory), Torch(directory)
+    tokens = prompts(1, 24)[0]
+    want = model.logits(tokens)
+    close = np.abs(reference.forward(checkpoint, tokens) - want)
+    monkeypatch.setattr(checkpoint, "_shape", replace(checkpoint.shape, **fault))
+    off = np.abs(reference.forward(checkpoint, tokens) - want)
     assert np.median(off[-8:]) > 20 * TOLERANCE + 2 * np.median(close[-8:])
 
 

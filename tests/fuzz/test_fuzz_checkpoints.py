@@ -22,7 +22,8 @@ import hf_models
 
 from bitgen.convert import HfCheckpoint
 from bitgen.convert.auto_tokenizer import NAMED
-from bitgen.convert.hf_config import FAMILIES, UNSUPPORTED
+from bitgen.convert.families import FAMILIES
+from bitgen.convert.hf_config import UNSUPPORTED
 from bitgen.convert.hf_tokenizer import metadata_from_hf
 from bitgen.convert.safetensors import INDEX, SINGLE, open_directory
 from bitgen.errors import BitgenError
@@ -58,7 +59,9 @@ NUMBERS = st.one_of(
     st.floats(),
 )
 TEXTS = st.one_of(
-    st.sampled_from(["", "a", "<|end_of_text|>", "<unk>", "▁", "BPE", "silu", "x" * 5000, "\x00", "\ud800", "linear"]),
+    st.sampled_from(
+        ["", "a", "<|end_of_text|>", "<unk>", "▁", "BPE", "silu", "x" * 5000, "\x00", "\ud800", "linear", "dynamic"]
+    ),
     st.text(max_size=6),
 )
 SCALARS = st.one_of(st.none(), st.booleans(), NUMBERS, TEXTS)
@@ -82,7 +85,9 @@ CONFIGS = st.dictionaries(
     st.sampled_from(CONFIG_KEYS),
     st.one_of(
         VALUES,
-        st.fixed_dictionaries({}, optional=dict.fromkeys(("rope_type", "type", "rope_theta", "factor"), VALUES)),
+        st.fixed_dictionaries(
+            {}, optional=dict.fromkeys(("rope_type", "type", "rope_theta", "factor", "alpha"), VALUES)
+        ),
         st.sampled_from(sorted(FAMILIES)).map(lambda name: [name]),
     ),
     max_size=5,

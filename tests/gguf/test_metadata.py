@@ -102,6 +102,47 @@ def test_variants_are_refused(name: str, key: str, value: object, tmp_path: Path
         read_gguf(path)
 
 
+def test_scales_of_minicpm(tmp_path: Path) -> None:
+    """As llama.cpp's converter writes them. A file without one is refused: defaults would be a guess."""
+    shape = SHAPES["minicpm"]
+    path = changed(tmp_path / "m.gguf", lambda m, t: None, shape=shape)
+    assert read_gguf(path).shape == shape
+    for key in ("embedding_scale", "residual_scale", "logit_scale"):
+        changed(path, lambda m, t, key=key: m.pop(f"minicpm.{key}"), shape=shape)
+        with pytest.raises(FormatError, match=f"the key minicpm.{key} is missing"):
+            read_gguf(path)
+        for bad in (0.0, -1.0, math.inf):
+            changed(path, lambda m, t, key=key, bad=bad: m.update({f"minicpm.{key}": bad}), shape=shape)
+            with pytest.raises(FormatError, match=r"_scale|logit_divisor"):
+                read_gguf(path)
+
+
+def test_scales_of_other_models_are_refused(tmp_path: Path) -> None:
+    for key, value in (("residual_scale", 0.5), ("logit_scale", 2.0), ("embedding_scale", 12.0)):
+        path = changed(tmp_path / "m.gguf", lambda m, t, k=key, v=value: m.update({f"llama.{k}": v}), shape=TINY_LLAMA)
+        with pytest.raises(UnsupportedError, match=f"llama.{key} = {value:g} is not supported"):
+            read_gguf(path)
+    path = changed(tmp_path / "m.gguf", lambda m, t: m.update({"llama.residual_scale": 1.0}), shape=TINY_LLAMA)
+    assert read_gguf(path).shape == TINY_LLAMA
+
+
+def test_a_hunyuan_file_of_llama_cpp(tmp_path: Path) -> None:
+    """Its converter stretches the base of RoPE and says that nothing else is scaled."""
+    shape, arch = SHAPES["hunyuan"], "hunyuan-dense"
+
+    def change(metadata: dict, tensors: dict) -> None:
+        del metadata[f"{arch}.hidden_activation"]
+        metadata |= {
+            f"{arch}.rope.scaling.type": "none",
+            f"{arch}.rope.scaling.factor": 1.0,
+            f"{arch}.rope.scaling.original_context_length": 262144,
+            f"{arch}.attention.key_length": 64,
+            f"{arch}.attention.value_length": 64,
+        }
+
+    assert read_gguf(changed(tmp_path / "m.gguf", change, shape=shape)).shape == shape
+
+
 @pytest.mark.parametrize("windowed", [*itertools.product([False, True], repeat=6), [True] * 25, [1, 0, 1, 0]])
 def test_the_period_of_windows_is_the_least_that_fits(windowed: Sequence[bool]) -> None:
     def fits(period: int) -> bool:

@@ -37,6 +37,12 @@ SHAPES["gemma3"] = dataclasses.replace(
 SHAPES["gemma3 inputs"] = dataclasses.replace(
     SHAPES["gemma3"], input_norms=True, attention_scale=0.1, window=7, window_period=2, window_theta=500.0
 )
+SHAPES["hunyuan"] = dataclasses.replace(
+    SHAPES["qwen3"], architecture="hunyuan-dense", qk_norm_after_rope=True, rope_theta=11158840.0, tied=True
+)
+SHAPES["minicpm"] = dataclasses.replace(
+    TINY_LLAMA, architecture="minicpm", embedding_scale=12.0, residual_scale=0.24748737, logit_divisor=16.0
+)
 """A shape of every kind of model, by what is special about it."""
 
 Q = "blk.0.attn_q.weight"

@@ -57,6 +57,7 @@ class Tiny:
     @property
     def model_type(self) -> str:
         types = {"BitNetForCausalLM": "bitnet", "Qwen3": "qwen3", "Gemma3": "gemma3_text"}
+        types |= {"HunYuanDense": "hunyuan_v1_dense", "MiniCPM": "minicpm"}
         return next((type for name, type in types.items() if self.architecture.startswith(name)), "llama")
 
     @property
@@ -121,6 +122,8 @@ class Tiny:
             lengths |= dict(zip(self.sub_norms, (self.heads * self.head_dim, self.inter), strict=True))
         if self.model_type in ("qwen3", "gemma3_text"):
             lengths |= {"self_attn.q_norm": self.head_dim, "self_attn.k_norm": self.head_dim}
+        if self.model_type == "hunyuan_v1_dense":
+            lengths |= {"self_attn.query_layernorm": self.head_dim, "self_attn.key_layernorm": self.head_dim}
         if self.model_type == "gemma3_text":
             lengths |= {"pre_feedforward_layernorm": self.hidden, "post_feedforward_layernorm": self.hidden}
         at = f"{self.prefix}layers."

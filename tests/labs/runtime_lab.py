@@ -220,12 +220,13 @@ def states(checkpoint: SynthCheckpoint, tokens: Sequence[int], cache: Cache = "f
 
         h = norm("attn_norm", x)
         q, k, v = (linear(name, h).reshape(n, -1, s.head_dim) for name in ("attn_q", "attn_k", "attn_v"))
-        q, k = (rope(norm(name, t), s, local) for name, t in (("attn_q_norm", q), ("attn_k_norm", k)))
+        first, last = (norm, lambda _, t: t)[:: -1 if s.qk_norm_after_rope else 1]
+        q, k = (last(name, rope(first(name, t), s, local)) for name, t in (("attn_q_norm", q), ("attn_k_norm", k)))
         context = norm("attn_sub_norm", attention(q, k, v, cache, s.attention_scale, window))
-        x = x + norm("post_attention_norm", linear("attn_output", context))
+        x = x + norm("post_attention_norm", linear("attn_output", context)) * F32(s.residual_scale)
         h = norm("ffn_norm", x)
         inner = act(linear("ffn_gate", h)) * linear("ffn_up", h)
-        x = x + norm("post_ffw_norm", linear("ffn_down", norm("ffn_sub_norm", inner)))
+        x = x + norm("post_ffw_norm", linear("ffn_down", norm("ffn_sub_norm", inner))) * F32(s.residual_scale)
     return rms_norm(x, checkpoint.dense("output_norm.weight").astype(F32), s.norm_eps)
 
 
@@ -233,7 +234,8 @@ def logits(checkpoint: SynthCheckpoint, tokens: Sequence[int], cache: Cache = "f
     """float32 [n, vocab], bit for bit what the runtime gives with an f16 head."""
     name = "token_embd.weight" if checkpoint.shape.tied else "output.weight"
     head = checkpoint.dense(name).astype(F32)
-    return np.stack([dot(row, head) for row in states(checkpoint, tokens, cache)])
+    divisor = F32(checkpoint.shape.logit_divisor)
+    return np.stack([dot(row / divisor, head) for row in states(checkpoint, tokens, cache)])
 
 
 # ---- tiny models ---------------------------------------------------------------------------------------------
@@ -263,6 +265,8 @@ FLAGSHIP = ModelShape(
 )
 SILU: dict[str, Any] = {"activation": "silu"}
 GEMMA: dict[str, Any] = {"activation": "gelu_tanh", "qk_norm": True, "post_norms": True, "embedding_scale": 11.5}
+MINICPM: dict[str, Any] = {"embedding_scale": 12.0, "residual_scale": 0.7, "logit_divisor": 6.0, **SILU}
+MINICPM |= {"rope_interleaved": True}
 GEMMA |= {"window_period": 3, "window_theta": 500.0}
 LINEAR: dict[str, Any] = {"rope_scaling": RopeScaling("linear", 4.0)}
 YARN: dict[str, Any] = {"rope_scaling": RopeScaling("yarn", 4.0, 16, magnitude=1.1386)}
@@ -282,6 +286,9 @@ SHAPES = {
         shape("qwen3", head_dim=48, activation="silu", sub_norms=False, qk_norm=True, **YARN),
         shape("bonsai", hidden=256, intermediate=384, sub_norms=False, qk_norm=True, group=128, vocab=90, **SILU),
         shape("bonsai-64", intermediate=320, heads=6, sub_norms=False, qk_norm=True, group=64, tied=False, **SILU),
+        shape("bitcpm", hidden=256, intermediate=512, heads=4, head_dim=64, sub_norms=False, group=256, **MINICPM),
+        shape("minicpm", hidden=100, head_dim=24, sub_norms=False, tied=False, **MINICPM),
+        shape("hunyuan", head_dim=48, sub_norms=False, qk_norm=True, qk_norm_after_rope=True, **SILU),
         shape("qwen3-inputs", hidden=100, head_dim=24, sub_norms=False, qk_norm=True, input_norms=True, **SILU),
         shape("gemma3", head_dim=40, vocab=90, sub_norms=False, layers=3, attention_scale=0.25, window=5, **GEMMA),
         shape("gemma3-inputs", hidden=72, kv_heads=1, sub_norms=False, layers=3, window=300, input_norms=True, **GEMMA,

@@ -564,9 +564,11 @@ ABSURD: dict[str, tuple[float, ...]] = {
     "header_bytes": (0,),
     "file_bytes": (2**64 - 1,),
     **dict.fromkeys(("rope_magnitude", "embedding_scale"), (0, -1, np.nan, np.inf)),
+    **dict.fromkeys(("residual_scale", "logit_divisor"), (0, -1, np.nan, np.inf)),
     **dict.fromkeys(("norm_eps", "attention_scale"), (-1, np.nan, np.inf)),
     **dict.fromkeys(("activation", "head", "embedding", "output"), (-1, 9)),
     **dict.fromkeys(("sub_norms", "rope_interleaved", "qk_norm", "input_norms", "post_norms"), (-1, 2)),
+    "qk_norm_after_rope": (-1, 1, 2),  # this model has no such norm
     "rope_dims": (-2, 0, 1, 3, 34, 1 << 30),
     "window": (-1, 1 << 30),
     "window_period": (-1, 0, 1 << 30),
