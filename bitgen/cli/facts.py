@@ -17,6 +17,9 @@ WORDED: dict[str, Callable[[Facts], str]] = {
     "head_tied": lambda f: "tied to the embedding" if f["head_tied"] else "its own",
     "window": lambda f: f"{f['window']} positions, all in every {f['window_period']}th layer",
     "rope_theta": lambda f: rope(f),
+    "scale_group": lambda f: (
+        f"one for every {f['scale_group']} weights of a row" if f["scale_group"] else "one for each matrix"
+    ),
     "parameters": lambda f: f"{f['parameters']:,}",
     "ternary_weights": lambda f: f"{f['ternary_weights']:,}",
     "tokenizer": lambda f: f["tokenizer"] or f"none: {f['tokenizer_error']}",
@@ -29,6 +32,7 @@ NAMES = {
     "qk_norm_after_rope": "norms of q and k",
     "head_tied": "LM head",
     "rope_theta": "RoPE",
+    "scale_group": "scales",
     "isa": "runs on",
 }
 """Key -> what it is called, where the key without underscores is not clear."""

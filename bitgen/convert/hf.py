@@ -6,13 +6,13 @@ packed ("offline")   uint8 [M/4, K]: bits 2i, 2i+1 of row r hold the code + 1 of
                      `weight_scale`, by which `autobitlinear` multiplies and `bitlinear` divides.
 master ("online")    float [M, K], made ternary at run time: s = 1/max(mean|W|, 1e-5), W ~ round(W*s)/s.
 
-Without that key the stored floats [M, K] are ternary; or they are master weights, where each matrix has a norm for its
-input.
+Without that key the stored floats [M, K] are ternary, with one scale for a matrix, or one for every 64, 128 or 256
+weights of a row; or they are master weights, where each matrix has a norm for its input.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitgen.checkpoints.checkpoint import ALL, row_pieces, ternary_floats
-from bitgen.checkpoints.tensors import is_ternary, tensor_shapes
+from bitgen.checkpoints.checkpoint import ALL, Scale, row_pieces, ternary_floats
+from bitgen.checkpoints.groups import coarsest_group, float_runs, group_scales
+from bitgen.checkpoints.tensors import MATRICES, is_ternary, tensor_shapes
 from bitgen.convert.generation_config import sampling_keys
 from bitgen.convert.hf_config import Config, Storage
 from bitgen.convert.hf_tokenizer import Vocabulary
@@ -90,8 +91,9 @@ class HfCheckpoint:
         self._settle_head()
         self._dims = tensor_shapes(self._shape)
         self._check_tensors()
-        if self._storage == "values":
-            self.ternary("blk.0.attn_k.weight")  # a model that is not ternary is refused now, not halfway
+        self._group_from = ""  # the tensor that decided the group
+        if self._storage == "values":  # a model that is not ternary is refused now, not halfway
+            self._find_group()
 
     @property
     def shape(self) -> ModelShape:
@@ -124,22 +126,51 @@ class HfCheckpoint:
     def _vocabulary(self) -> Vocabulary:
         return Vocabulary.read(self.directory, self._shape.vocab)
 
-    def ternary(self, name: str) -> tuple[npt.NDArray[np.int8], float]:
-        """Codes {-1, 0, +1} int8 [M, K] and the scale: W = scale * codes."""
+    def ternary(self, name: str) -> tuple[npt.NDArray[np.int8], Scale]:
+        """Codes {-1, 0, +1} int8 [M, K] and the scale: W = scale * codes; of groups scales float32 [M, K / group]."""
         weight = self._tensor(name, ternary=True)
         _, rows, dims = self._place(name)
+        scale: Scale
         if self._storage == "master":
             codes, scale = absmean(weight)
         elif self._storage == "values":
-            codes, scale = scaled_codes(weight)
+            codes, scale = self._scaled(weight)
         else:
             packed = weight.shape != dims
             codes = unpack_quarters(weight) if packed else unpacked_codes(weight)
             scale = packed_scale(self._tensors[weight.name + "_scale"], self._storage)
-        codes = codes[rows]
-        if self._shape.rope_interleaved and name.endswith(("attn_q.weight", "attn_k.weight")):
-            codes = interleave_rows(codes, self._shape.head_dim)
-        return codes, scale
+        turned = self._shape.rope_interleaved and name.endswith(("attn_q.weight", "attn_k.weight"))
+
+        def of_rows(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+            return interleave_rows(values[rows], self._shape.head_dim) if turned else values[rows]
+
+        return of_rows(codes), (of_rows(scale) if isinstance(scale, np.ndarray) else scale)
+
+    def _find_group(self) -> None:
+        """The shape takes the finest group of the first layer's matrices; UnsupportedError: they are not ternary."""
+        widths = {gemm.k for gemm in self._shape.matrices.values()}
+        for name in dict.fromkeys(self._place(f"blk.0.{matrix}.weight")[0] for matrix in MATRICES):
+            found = group_of(self._tensors[name], widths)
+            if found and (found < self._shape.group or not self._shape.group):
+                self._shape, self._group_from = replace(self._shape, group=found), name
+            self._group_from = self._group_from or name
+
+    def _scaled(self, weight: StoredTensor) -> tuple[npt.NDArray[np.int8], Scale]:
+        """A matrix of floats in the model's groups; UnsupportedError names two tensors that disagree about them."""
+        group = self._shape.group
+        try:
+            if group:
+                codes, scales = float_runs(weight.shape, lambda rows: finite(weight, rows))
+                return codes, group_scales(codes, scales, group)
+            codes, scale, other = ternary_floats(weight.shape, lambda rows: finite(weight, rows))
+            if other is None:
+                return codes, float(scale)
+            raise UnsupportedError(f"it holds {other:g} besides 0 and ±{scale:g}")
+        except UnsupportedError as error:
+            of = f"a scale for every {group} weights of a row" if group else "one scale"
+            raise UnsupportedError(
+                f"{weight.path}: {weight.name}: {error}; but {self._group_from} has {of}, and a model has one kind"
+            ) from None
 
     def dense(self, name: str, rows: slice = ALL) -> npt.NDArray[np.floating[Any]]:
         """Rows of a float tensor (embedding, norm, head): float16 where stored so, else float32."""
@@ -239,15 +270,24 @@ def unpacked_codes(weight: StoredTensor) -> npt.NDArray[np.int8]:
     return codes
 
 
-def scaled_codes(weight: StoredTensor) -> tuple[npt.NDArray[np.int8], float]:
-    """Floats [M, K] in {-s, 0, +s} -> codes int8 [M, K] and s; UnsupportedError names any other value."""
-    codes, scale, other = ternary_floats(weight.shape, lambda rows: finite(weight, rows))
-    if other is not None:
+def group_of(weight: StoredTensor, widths: Iterable[int]) -> int:
+    """Columns of a row of floats that share a scale, of GROUPS and dividing all widths; 0: the matrix has one scale.
+
+    UnsupportedError says what was found where the matrix is not ternary, or its scales are of other groups.
+    """
+
+    def read(rows: slice) -> npt.NDArray[np.floating[Any]]:
+        return finite(weight, rows)
+
+    if ternary_floats(weight.shape, read)[2] is None:
+        return 0
+    try:
+        codes, scales = float_runs(weight.shape, read)
+        return coarsest_group(codes, scales, widths)
+    except UnsupportedError as error:
         raise UnsupportedError(
-            f"{weight.path}: {weight.name} holds {other:g} besides 0 and ±{scale:g}, and config.json "
-            "has no quantization_config: the model is not ternary, or its matrices have several scales each"
-        )
-    return codes, float(scale)
+            f"{weight.path}: {weight.name}: {error}; without quantization_config floats must be ternary"
+        ) from None
 
 
 def packed_scale(scale: StoredTensor, storage: Storage) -> float:

@@ -1,11 +1,13 @@
 """Ternary tensors as files hold them: bytes to codes and scales, and back for the types that are written here.
 
-The types are those of llama.cpp (TQ1_0, TQ2_0, Q2_0), ik_llama.cpp (IQ1_BN, IQ2_BN, IQ2_BN_R4), bitnet.cpp (I2_S, TL1,
-TL2) and T5, our own. How kernels want weights in memory is kernels/layout.py's concern.
+The types are those of llama.cpp (TQ1_0, TQ2_0, Q2_0) and its forks (PQ2_0, PTQ1_0, STQ1_0), of ik_llama.cpp (IQ1_BN,
+IQ2_BN, IQ2_BN_R4), bitnet.cpp (I2_S, TL1, TL2) and T5, our own. How kernels want weights in memory is
+kernels/layout.py's concern, how many scales a matrix has checkpoints/groups.py's.
 
 Readers return (codes, scales): codes {-1, 0, +1} int8 [M, K], and float32 scales [R, G], one for each of G equal runs
 of columns in each of R equal runs of rows: [1, 1] where a tensor has one scale, [M, 1] where each row has one, [M, K/g]
-where every g weights of a row have one. Codes under a scale of 0 are 0.
+where every g weights of a row have one. Codes under a scale of 0 are 0; those under a negative scale of a block are
+negated, and the scale is its absolute value.
 
 Comments name the axes of each reshape. Bad bytes raise a FormatError that does not name the tensor.
 """
@@ -42,42 +44,21 @@ BN_BLOCK = 64  # weights of one block of the IQ*_BN types
 SCALE_TAIL = 32  # bytes after the weights of I2_S, TL1 and TL2: a float32 scale and filler
 
 
-def group_scales(codes: Codes, scales: Scales, group: int) -> Scales:
-    """Scales [R, G] -> [M, K/group]; UnsupportedError where a run is shorter than a group."""
-    m, runs = codes.shape[0], codes.shape[1] // group
-    if runs % scales.shape[1]:
-        raise UnsupportedError(
-            f"it has a scale for every {codes.shape[1] // scales.shape[1]} weights of a row; "
-            f"the model's first matrix has one for every {group}"
-        )
-    return scales.repeat(m // scales.shape[0], axis=0).repeat(runs // scales.shape[1], axis=1)
+# ---- TQ2_0: blocks of 256 weights, then a float16 scale ----------------------------------------------------------
 
 
-def one_scale(codes: Codes, scales: Scales) -> float:
-    """The one scale of all runs that hold a weight other than 0; UnsupportedError where they have several."""
-    groups = codes.reshape(scales.shape[0], codes.shape[0] // scales.shape[0], scales.shape[1], -1)
-    used = scales[groups.any(axis=(1, 3))]
-    if used.size and (used != used[0]).any():
-        per = "row" if scales.shape[1] == 1 else f"{groups.shape[3]} weights of a row"
-        raise UnsupportedError(
-            f"it has a scale for every {per}, from {used.min():g} to {used.max():g}; "
-            "only matrices with one scale can be used"
-        )
-    return float(used[0]) if used.size else 0.0
+def pack_tq2_0(codes: Codes, scales: Scales | float) -> Bytes:
+    """Codes [M, K], K % 256 == 0 -> uint8 [M * K / 256 * 66]: 2-bit codes w + 1 low bits first, then the scale.
 
-
-# ---- TQ2_0 and TQ1_0: blocks of 256 weights with a float16 scale -------------------------------------------------
-
-
-def pack_tq2_0(codes: Codes, scale: float) -> Bytes:
-    """Codes [M, K], K % 256 == 0 -> uint8 [M * K / 256 * 66]: 2-bit codes w + 1 low bits first, then the scale."""
-    digits = _tq_digits(codes, "TQ2_0").reshape(-1, 2, 4, 32)
+    scales: one, which float16 rounds, or float32 [M, K/256], each a float16 number.
+    """
+    digits = _digits(codes, TQ_BLOCK, "TQ2_0").reshape(-1, 2, 4, 32)
     packed = digits[:, :, 3] * np.uint8(4)
     for quarter in (2, 1):
         packed += digits[:, :, quarter]
         packed *= 4
     packed += digits[:, :, 0]
-    return np.concatenate([packed.reshape(-1, 64), _tq_scales(codes, scale)], axis=1).reshape(-1)
+    return np.concatenate([packed.reshape(-1, 64), _block_scales(codes, scales, TQ_BLOCK)], axis=1).reshape(-1)
 
 
 def unpack_tq2_0(data: Bytes, m: int, k: int) -> Scaled:
@@ -87,19 +68,45 @@ def unpack_tq2_0(data: Bytes, m: int, k: int) -> Scaled:
     return _scaled(codes.reshape(m, k), blocks[:, :, 64:].copy().view("<f2")[:, :, 0])
 
 
+# ---- TQ1_0 and PTQ1_0: blocks of 256 or 128 weights, five base-3 digits to a byte, then a float16 scale ----------
+
 TQ1_RUNS = ((0, 160, 32), (160, 240, 16), (240, 256, 4))
-"""First element, end, and bytes of the three runs of a TQ1_0 block; the digits of a byte lie `bytes` elements apart."""
+PTQ1_RUNS = ((0, 80, 16), (80, 120, 8), (120, 128, 2))
+"""First element, end, and bytes of the three runs of a block; the digits of a byte lie `bytes` elements apart."""
 
 
-def pack_tq1_0(codes: Codes, scale: float) -> Bytes:
-    """Codes [M, K], K % 256 == 0 -> uint8 [M * K / 256 * 54]: five base-3 digits to a byte, then the scale.
+def pack_tq1_0(codes: Codes, scales: Scales | float) -> Bytes:
+    """Codes [M, K], K % 256 == 0 -> uint8 [M * K / 256 * 54]; scales as in pack_tq2_0."""
+    return _pack_trits(codes, scales, TQ1_RUNS, "TQ1_0")
 
-    A byte is ceil(256 / 243 Q) of the base-3 number Q whose first element is the most significant digit; the last
-    four bytes of a block hold four digits, times three.
+
+def pack_ptq1_0(codes: Codes, scales: Scales) -> Bytes:
+    """Codes [M, K], K % 128 == 0, scales [M, K/128] that float16 holds exactly -> uint8 [M * K / 128 * 28]."""
+    return _pack_trits(codes, scales, PTQ1_RUNS, "PTQ1_0")
+
+
+def unpack_tq1_0(data: Bytes, m: int, k: int) -> Scaled:
+    """TQ1_0 -> codes [m, k], scales [m, k/256]."""
+    return _unpack_trits(data, m, k, TQ1_RUNS, "TQ1_0")
+
+
+def unpack_ptq1_0(data: Bytes, m: int, k: int) -> Scaled:
+    """PTQ1_0 -> codes [m, k], scales [m, k/128]."""
+    return _unpack_trits(data, m, k, PTQ1_RUNS, "PTQ1_0")
+
+
+Runs = tuple[tuple[int, int, int], ...]
+
+
+def _pack_trits(codes: Codes, scales: Scales | float, of: Runs, name: str) -> Bytes:
+    """Blocks of base-3 digits, five to a byte, each followed by its scale.
+
+    A byte is ceil(256 / 243 Q) of the base-3 number Q whose first element is the most significant digit; bytes of the
+    last run hold four digits, times three.
     """
-    digits = _tq_digits(codes, "TQ1_0")
-    runs = []
-    for start, end, width in TQ1_RUNS:
+    block = of[-1][1]
+    digits, runs = _digits(codes, block, name), []
+    for start, end, width in of:
         d = digits[:, start:end].reshape(digits.shape[0], -1, width)
         q = np.zeros((digits.shape[0], width), np.uint16)
         for n in range(5):
@@ -107,36 +114,39 @@ def pack_tq1_0(codes: Codes, scale: float) -> Bytes:
             if n < d.shape[1]:
                 q += d[:, n]
         runs.append(((q * 256 + 242) // 243).astype(np.uint8))
-    return np.concatenate([*runs, _tq_scales(codes, scale)], axis=1).reshape(-1)
+    return np.concatenate([*runs, _block_scales(codes, scales, block)], axis=1).reshape(-1)
 
 
-def unpack_tq1_0(data: Bytes, m: int, k: int) -> Scaled:
-    """TQ1_0 -> codes [m, k], scales [m, k/256]."""
-    blocks = _rows(data, m, k, TQ_BLOCK, 54, "TQ1_0")
-    digits = np.empty((m, k // TQ_BLOCK, TQ_BLOCK), np.uint8)
+def _unpack_trits(data: Bytes, m: int, k: int, of: Runs, name: str) -> Scaled:
+    block, nbytes = of[-1][1], sum(width for *_, width in of)
+    blocks = _rows(data, m, k, block, nbytes + 2, name)
+    digits = np.empty((m, k // block, block), np.uint8)
     byte = 0
-    for start, end, width in TQ1_RUNS:
+    for start, end, width in of:
         rest = blocks[:, :, byte : byte + width].copy()
         for at in range(start, end, width):
             digits[:, :, at : at + width] = _leading_digit(rest)
             rest *= 3  # mod 256: drops the leading digit
         byte += width
-    return _scaled(_signed(digits).reshape(m, k), blocks[:, :, 52:].copy().view("<f2")[:, :, 0])
+    return _scaled(_signed(digits).reshape(m, k), blocks[:, :, nbytes:].copy().view("<f2")[:, :, 0])
 
 
-def _tq_digits(codes: Codes, name: str) -> Bytes:
-    if codes.shape[1] % TQ_BLOCK:
-        raise UnsupportedError(f"{name} needs K to be a multiple of 256, not {codes.shape[1]}: write I2_S instead")
-    return (checked(codes) + np.uint8(1)).reshape(-1, TQ_BLOCK)
+def _digits(codes: Codes, block: int, name: str) -> Bytes:
+    """Codes as digits 0, 1, 2, uint8 [blocks, block]."""
+    if codes.shape[1] % block:
+        raise UnsupportedError(f"{name} needs K to be a multiple of {block}, not {codes.shape[1]}: write I2_S instead")
+    return (checked(codes) + np.uint8(1)).reshape(-1, block)
 
 
-def _tq_scales(codes: Codes, scale: float) -> Bytes:
-    """The float16 scale of each block as bytes [blocks, 2]; 0 for a block of zeros, as other writers do."""
-    used = codes.reshape(-1, TQ_BLOCK).any(axis=1)
-    return np.where(used, np.float16(scale), np.float16(0)).astype("<f2").view(np.uint8).reshape(-1, 2)
+def _block_scales(codes: Codes, scales: Scales | float, block: int) -> Bytes:
+    """The float16 scale of each block as bytes [blocks, 2]. One scale is 0 in blocks of zeros, as others write it."""
+    if isinstance(scales, np.ndarray):
+        return exact_float16(scales).reshape(-1, 1).view(np.uint8)
+    used = codes.reshape(-1, block).any(axis=1)
+    return np.where(used, np.float16(scales), np.float16(0)).astype("<f2").view(np.uint8).reshape(-1, 2)
 
 
-# ---- Q2_0: blocks of 64 (llama.cpp) or 128 weights (Ternary Bonsai's first files) ----------------------------------
+# ---- Q2_0: blocks of 64 (llama.cpp) or 128 weights (Ternary Bonsai's first files, and PQ2_0) -----------------------
 
 
 def pack_q2_0(codes: Codes, scales: Scales) -> Bytes:
@@ -147,15 +157,52 @@ def pack_q2_0(codes: Codes, scales: Scales) -> Bytes:
     return np.concatenate([float16.reshape(-1, 1).view(np.uint8), packed], axis=1).reshape(-1)
 
 
-def unpack_q2_0(data: Bytes, m: int, k: int, group: int) -> Scaled:
+def unpack_q2_0(data: Bytes, m: int, k: int, group: int, name: str = "Q2_0") -> Scaled:
     """Q2_0 in blocks of `group` weights -> codes [m, k], scales [m, k/group].
 
-    A block is its float16 scale, then codes w + 1, weight 4 b + i in bit pair i of byte b. Code 3 is +2 by the type's
-    definition; a ternary tensor does not hold it.
+    A block is its float16 scale, then codes w + 1, weight 4 b + i in bit pair i of byte b. The code 3 is +2 by the
+    type's definition: UnsupportedError, for such a matrix is not ternary.
     """
-    blocks = _rows(data, m, k, group, 2 + group // 4, "Q2_0")
-    codes = _two_bits(blocks[:, :, 2:].reshape(-1, 1), "Q2_0")  # [byte, 4, 1]
+    blocks = _rows(data, m, k, group, 2 + group // 4, name)
+    packed = blocks[:, :, 2:].reshape(-1, 1)
+    fours = int(np.count_nonzero(packed & (packed >> 1) & 0x55))
+    if fours:
+        raise UnsupportedError(
+            f"it uses the fourth code of {name}, +2, in {fours} of {packed.size} bytes: the weights are not ternary, "
+            "and only ternary ones can be used"
+        )
+    codes = _two_bits(packed, name)  # [byte, 4, 1]
     return _scaled(codes.reshape(m, k), blocks[:, :, :2].copy().view("<f2")[:, :, 0])
+
+
+# ---- STQ1_0: blocks of 256 weights, one of every four a zero -------------------------------------------------------
+
+
+def _stq_patterns() -> Codes:
+    """Pattern -> its four weights, int8 [32, 4].
+
+    Of pattern 16 s + 4 z + 2 b + a, weight z is 0; of the others the first is +1, the second is -1 where a is set, the
+    third where b is; and s negates all.
+    """
+    patterns = np.empty((2, 4, 2, 2, 4), np.int8)
+    for s, z, b, a in np.ndindex(patterns.shape[:4]):
+        patterns[s, z, b, a] = np.insert(np.array([1, 1 - 2 * a, 1 - 2 * b]) * (1 - 2 * s), z, 0)
+    return patterns.reshape(32, 4)
+
+
+def unpack_stq1_0(data: Bytes, m: int, k: int) -> Scaled:
+    """STQ1_0 -> codes [m, k], scales [m, k/256].
+
+    A block is 32 bytes of two patterns' low four bits each, low ones first, 8 bytes of their fifth bits, low ones
+    first, and a float16 scale. Patterns are of 64 fours of weights: four 16 c + i is elements 64 c + i + 16 l, l < 4.
+    """
+    blocks = _rows(data, m, k, 256, 42, "STQ1_0")
+    low = blocks[:, :, :32, None] >> np.array([0, 4], np.uint8) & 15
+    high = np.unpackbits(blocks[:, :, 32:40], axis=2, bitorder="little")
+    patterns = low.reshape(high.shape) | high << np.uint8(4)  # [m, block, 64]
+    fours = _stq_patterns()[patterns].reshape(m, -1, 4, 16, 4)  # [m, block, c, i, l]
+    codes = np.ascontiguousarray(fours.swapaxes(3, 4)).reshape(m, k)
+    return _scaled(codes, blocks[:, :, 40:].copy().view("<f2")[:, :, 0])
 
 
 # ---- IQ1_BN, IQ2_BN, IQ2_BN_R4: a scale before each row, then blocks of 64 weights ---------------------------------
@@ -305,7 +352,11 @@ def _signed(digits: Bytes) -> Codes:
 
 
 def _scaled(codes: Codes, scales: npt.NDArray[np.floating[Any]]) -> Scaled:
-    """Codes [m, k] and scales [m, G] as float32; codes under a scale of 0 become 0."""
+    """Codes [m, k] and scales [m, G] as float32 of at least 0, the same weights: a 0 or a sign goes to the codes."""
+    runs = codes.reshape(*scales.shape, -1)
     if not scales.all():
-        codes.reshape(*scales.shape, -1)[scales == 0] = 0
-    return codes, scales.astype(np.float32)
+        runs[scales == 0] = 0
+    negative = np.signbit(scales)
+    if negative.any():
+        runs[negative] *= -1
+    return codes, np.abs(scales.astype(np.float32))

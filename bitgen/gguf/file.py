@@ -22,7 +22,7 @@ import numpy.typing as npt
 from bitgen import data
 from bitgen.errors import FormatError, UnsupportedError, brief, quoted
 from bitgen.gguf.cursor import Cursor, Row
-from bitgen.gguf.types import ALIGNMENT, TENSOR_TYPES, TensorType, type_name
+from bitgen.gguf.types import ALIGNMENT, CONTESTED, TENSOR_TYPES, TensorType, type_name
 from bitgen.spec import round_up
 
 
@@ -88,8 +88,8 @@ class File:
     def _types(self, table: Sequence[Row], data_start: int) -> dict[int, TensorType]:
         """Type id -> the type that it stands for in this file.
 
-        Where it may stand for several, the one whose sizes fill the room of each tensor, which ends at the next tensor
-        or the end of the file, but for padding.
+        Where it may stand for several, or is contested, the one whose sizes fill the room of each tensor, which ends at
+        the next tensor or the end of the file, but for padding.
         """
         starts = sorted({data_start + offset for *_, offset in table})
         ends = dict(pairwise([*starts, self.size]))
@@ -101,7 +101,8 @@ class File:
                 if of == type
             }
             known = TENSOR_TYPES[type]
-            chosen[type] = known[0] if len(known) == 1 else self._fitting(type, rooms)
+            sure = len(known) == 1 and type not in CONTESTED
+            chosen[type] = known[0] if sure else self._fitting(type, rooms)
         return chosen
 
     def _fitting(self, type: int, rooms: dict[str, tuple[int, int, int]]) -> TensorType:
@@ -122,7 +123,9 @@ class File:
         )
         if fitting:
             raise UnsupportedError(f"{where} could be any of {type_name(type)} by their sizes")
-        raise FormatError(f"{where} fit neither {type_name(type)}: the file is cut short or corrupt")
+        raise FormatError(
+            f"{where} do not fit {type_name(type)}: the file is cut short, corrupt, or has another type by this number"
+        )
 
     def _tensor(
         self, name: str, dims: tuple[int, ...], type: int, offset: int, data_start: int, known: TensorType | None

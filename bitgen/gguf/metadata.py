@@ -10,8 +10,9 @@ from bitgen.checkpoints.architectures import ARCHITECTURES, Architecture, archit
 from bitgen.checkpoints.checkpoint import Checkpoint
 from bitgen.errors import FormatError, UnsupportedError, brief, quoted
 from bitgen.gguf.container import Container
+from bitgen.gguf.groups import scale_group
 from bitgen.gguf.rope_keys import rope_fields, rope_keys
-from bitgen.gguf.tensors import GROUPED, TERNARY, Reading
+from bitgen.gguf.tensors import Reading
 from bitgen.spec import Activation, ModelShape
 from bitgen.text.chat_templates import KEY, carried, corrected
 
@@ -34,6 +35,9 @@ SCALE_KEYS = {
 
 GEMMA3_PERIOD, GEMMA3_WINDOW_THETA = 6, 10000.0
 """Defaults for a gemma3 file that has a window and not the other keys, as in llama.cpp."""
+
+HADAMARD = "prism.hadamard."
+"""Keys of models whose activations go through a Hadamard transform before their matrices, which hold its inverse."""
 
 VOCAB_1BITLLM = 32002
 """Tokens of the first BitNet models, whose FFN uses SiLU even where a file has the newer name bitnet-b1.58."""
@@ -62,6 +66,7 @@ class _Keys:
     def shape(self, override: str | None) -> tuple[ModelShape, str]:
         """The shape, and the reason for its activation."""
         self._refuse_variants()
+        self._refuse_hadamard()
         vocab = self._vocab()
         heads, hidden = self.own("attention.head_count", int), self.own("embedding_length", int)
         activation, reason = self._activation(override, vocab)
@@ -84,7 +89,7 @@ class _Keys:
             "rope_interleaved": self.kind.rope_interleaved,
             "input_norms": "blk.0.attn_q_norm_in.weight" in self.tensors,
             "attention_scale": _shortest(self.own("attention.scale", float, 0.0)),
-            "group": self._group(),
+            "group": scale_group(self.container, self.reading),
         }
         rope = rope_fields(self.container, self.own, self.arch, values["head_dim"], values["context"])
         return shape_from(values | self._window() | self._scales() | rope, self.where), reason
@@ -129,18 +134,6 @@ class _Keys:
         if value_dim != dim:
             raise UnsupportedError(f"{self.where}: heads of {dim} and values of {value_dim}; they must be equal")
         return dim
-
-    def _group(self) -> int:
-        """Weights of a Q2_0 block, which share a scale; 0 for other types, and where all blocks have the same scale."""
-        first = self.tensors.get("blk.0.attn_q.weight")
-        if first is None or first.type_name not in GROUPED or len(first.shape) != 2:
-            return 0
-        try:
-            codes, scales = TERNARY[first.type_name](self.container.bytes_of(first), *first.shape, self.reading)
-        except FormatError as error:
-            raise FormatError(f"{self.where}: tensor {first.name}: {error}") from None
-        one = len(np.unique(scales[codes.reshape(*scales.shape, -1).any(axis=2)])) <= 1
-        return 0 if one else codes.shape[1] // scales.shape[1]
 
     def _window(self) -> dict[str, Any]:
         """Fields of the shape about layers with a window; none where every layer is global."""
@@ -198,6 +191,15 @@ class _Keys:
             value = self.values.get(f"{self.arch}.{key}", neutral[0])
             if isinstance(value, list | np.ndarray) or value not in neutral:
                 raise UnsupportedError(f"{self.where}: {self.arch}.{key} = {quoted(value)} is not supported")
+
+    def _refuse_hadamard(self) -> None:
+        """UnsupportedError for any key of the transform; the tensors' types do not tell."""
+        for key in self.values:
+            if key.startswith(HADAMARD):
+                raise UnsupportedError(
+                    f"{self.where}: {brief(key)} says that the model needs a Hadamard transform of its activations, "
+                    "which is not supported yet"
+                )
 
 
 def _shortest(value: float) -> float:

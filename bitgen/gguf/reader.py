@@ -14,14 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from bitgen.checkpoints.checkpoint import ALL, Scale, row_pieces
+from bitgen.checkpoints.groups import group_scales, one_scale
 from bitgen.checkpoints.tensors import is_ternary, tensor_shapes
 from bitgen.errors import FormatError, UnsupportedError, brief
-from bitgen.gguf import blocks
+from bitgen.gguf.blocks import Scaled
 from bitgen.gguf.container import Container
 from bitgen.gguf.file import Tensor
 from bitgen.gguf.metadata import model_shape
 from bitgen.gguf.rope_keys import TABLES
-from bitgen.gguf.tensors import EMBEDDINGS, TERNARY, VECTORS, WHY_NOT, Reading, floats, scale_name
+from bitgen.gguf.tensors import EMBEDDINGS, TERNARY, VECTORS, Reading, floats, scale_name
 from bitgen.gguf.tl_tiles import SCRIPTS, parse_tiles, tile_of
 from bitgen.gguf.types import F32, TENSOR_TYPES
 from bitgen.spec import ModelShape
@@ -76,13 +77,13 @@ class GgufCheckpoint:
         codes, scales = self.scaled(name)
         with self._about(name):
             if self._shape.group:
-                return codes, blocks.group_scales(codes, scales, self._shape.group)
-            scale = blocks.one_scale(codes, scales)
+                return codes, group_scales(codes, scales, self._shape.group)
+            scale = one_scale(codes, scales)
             if scale == 0 and codes.any():
                 raise FormatError("the scale is 0; the file is corrupt")
         return codes, scale
 
-    def scaled(self, name: str) -> blocks.Scaled:
+    def scaled(self, name: str) -> Scaled:
         """Codes {-1, 0, +1} int8 [M, K] and scales float32 [R, G], as blocks.py defines them."""
         tensor, beside = self._tensor(name), self._tensors.get(scale_name(name))
         m, k = tensor.shape
@@ -162,9 +163,8 @@ class GgufCheckpoint:
         type = tensor.type_name
         readable = TERNARY if is_ternary(tensor.name) else EMBEDDINGS if len(tensor.shape) == 2 else VECTORS
         if type not in readable:
-            reason = WHY_NOT.get(type, "which cannot be read here")
             named = type.removeprefix("type ")
-            raise UnsupportedError(f"{self.path}: tensor {tensor.name} is of type {named}: {reason}")
+            raise UnsupportedError(f"{self.path}: tensor {tensor.name} is of type {named}, which cannot be read here")
         if type in SCRIPTS:  # a missing tile is an error when the file opens, not when the tensor is read
             with self._about(tensor.name):
                 m, k = tensor.shape

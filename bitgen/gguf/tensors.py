@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitgen.checkpoints.checkpoint import Floats, row_pieces, ternary_floats, widen_bf16
+from bitgen.checkpoints.groups import float_runs
 from bitgen.errors import FormatError, UnsupportedError
 from bitgen.gguf import blocks
 from bitgen.gguf.blocks import Scaled
@@ -47,6 +48,9 @@ TERNARY: dict[str, Callable[[Bytes, int, int, Reading], Scaled]] = {
     "TQ2_0": lambda raw, m, k, _: blocks.unpack_tq2_0(raw, m, k),
     "Q2_0": lambda raw, m, k, _: blocks.unpack_q2_0(raw, m, k, 64),
     "Q2_0_G128": lambda raw, m, k, _: blocks.unpack_q2_0(raw, m, k, 128),
+    "PQ2_0": lambda raw, m, k, _: blocks.unpack_q2_0(raw, m, k, 128, "PQ2_0"),
+    "PTQ1_0": lambda raw, m, k, _: blocks.unpack_ptq1_0(raw, m, k),
+    "STQ1_0": lambda raw, m, k, _: blocks.unpack_stq1_0(raw, m, k),
     "IQ1_BN": lambda raw, m, k, _: blocks.unpack_iq1_bn(raw, m, k),
     "IQ2_BN": lambda raw, m, k, _: blocks.unpack_iq2_bn(raw, m, k),
     "IQ2_BN_R4": lambda raw, m, k, _: blocks.unpack_iq2_bn_r4(raw, m, k),
@@ -56,13 +60,14 @@ TERNARY: dict[str, Callable[[Bytes, int, int, Reading], Scaled]] = {
 
 
 def _scaled_floats(values: Floats) -> Scaled:
-    """Floats [M, K] in {-s, 0, +s} -> codes int8 [M, K] and scales [1, 1]; FormatError names any other value."""
+    """Floats [M, K] in {-s, 0, +s} -> codes int8 [M, K] and scales: [1, 1], or float_runs' where s is not one for all.
+
+    FormatError: a value is not finite. UnsupportedError: the weights are not ternary.
+    """
     codes, scale, other = ternary_floats(values.shape, values.__getitem__)
     if not np.isfinite(scale):
         raise FormatError("it holds NaN or infinite values")
-    if other is not None:
-        raise FormatError(f"the value {other:g} is none of 0 and ±{scale:g}: the weights are not ternary")
-    return codes, np.array([[scale]])
+    return (codes, np.array([[scale]])) if other is None else float_runs(values.shape, values.__getitem__)
 
 
 # ---- floats --------------------------------------------------------------------------------------------------------
@@ -74,15 +79,12 @@ VECTORS: dict[str, Callable[[Bytes], Floats]] = {
 }
 """Type name -> bytes -> values. F32 and F16 are views of the file."""
 
-GROUPED = ("Q2_0", "Q2_0_G128")
+GROUPED = ("Q2_0", "Q2_0_G128", "PQ2_0", "PTQ1_0", "STQ1_0")
 QUANTISED = ("Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "Q3_K", "TQ2_0", "TQ1_0")
 """Types of embeddings and heads that the gguf package dequantises."""
 
 EMBEDDINGS = (*VECTORS, *QUANTISED, *GROUPED)
 """Types that an embedding or a head may have."""
-
-WHY_NOT = dict.fromkeys(("PQ2_0", "PTQ1_0"), "its activations must go through a Hadamard transform first")
-"""Type name -> why it is not read, where there is a reason."""
 
 
 def floats(type: str, raw: Bytes, shape: tuple[int, ...]) -> Floats:

@@ -1,7 +1,7 @@
 """The tensor types of GGUF files: ids, names and sizes.
 
-An id may stand for several types: bitnet.cpp's TL2 has the id of llama.cpp's MXFP4, and Q2_0 has blocks of 64 or of 128
-weights. The container then takes the one whose sizes fill the room of the tensors.
+An id may stand for several types: bitnet.cpp's TL2 has the id of llama.cpp's MXFP4, Q2_0 has blocks of 64 or of 128
+weights, and STQ1_0 has its id in some files. The container then takes the one whose sizes fill the room of the tensors.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ ALIGNMENT = 32
 """Bytes; tensors begin at multiples of it, unless general.alignment says otherwise."""
 
 F32, F16, Q8_0, Q6_K, BF16, TQ1_0, TQ2_0, I2_S, TL1, TL2, Q2_0 = 0, 1, 8, 14, 30, 34, 35, 36, 38, 39, 42
+STQ1_0, PQ2_0, PTQ1_0 = 43, 142, 143
 IQ1_BN, IQ2_BN, IQ2_BN_R4 = 134, 135, 335
 T5 = 0x62670005
 """bitgen's own type: 'bg' and a number, out of the way of those who count up from 0. Bytes: docs/formats.md."""
@@ -81,7 +82,14 @@ TENSOR_TYPES: dict[int, tuple[TensorType, ...]] = {
         TensorType("TL2", _tl2(spare=32)),
         TensorType("MXFP4", _blocks(32, 17)),  # of llama.cpp
     ),
-    Q2_0: (TensorType("Q2_0", _blocks(64, 18)), TensorType("Q2_0_G128", _blocks(128, 34))),
+    Q2_0: (
+        TensorType("Q2_0", _blocks(64, 18)),
+        TensorType("Q2_0_G128", _blocks(128, 34)),
+        TensorType("STQ1_0", _blocks(256, 42)),
+    ),
+    STQ1_0: (TensorType("STQ1_0", _blocks(256, 42)),),
+    PQ2_0: (TensorType("PQ2_0", _blocks(128, 34)),),
+    PTQ1_0: (TensorType("PTQ1_0", _blocks(128, 28)),),
     IQ1_BN: (TensorType("IQ1_BN", _blocks(64, 13, row=2)),),
     IQ2_BN: (TensorType("IQ2_BN", _blocks(64, 16, row=4)),),
     IQ2_BN_R4: (TensorType("IQ2_BN_R4", _blocks(64, 16, row=4)),),
@@ -89,9 +97,11 @@ TENSOR_TYPES: dict[int, tuple[TensorType, ...]] = {
 }
 """Type id -> the types that it stands for."""
 
+CONTESTED = (STQ1_0, PQ2_0, PTQ1_0)
+"""Ids of one known type by which other engines have meant, or may mean, another: its sizes must fill the room."""
+
 OTHER_NAMES: dict[int, str] = {
     10: "Q2_K", 15: "Q8_K", 20: "IQ4_NL", 23: "IQ4_XS", 28: "F64", 37: "I8_S", 40: "NVFP4", 41: "Q1_0",
-    142: "PQ2_0", 143: "PTQ1_0",
 }  # fmt: skip
 """Type id -> name, of types whose size is not known here."""
 

@@ -24,11 +24,11 @@ from bitgen.gguf.part_file import PartFile
 from bitgen.gguf.reader import GgufCheckpoint
 from bitgen.gguf.rope_keys import TABLE, rope_table
 from bitgen.gguf.tensors import scale_name
-from bitgen.gguf.types import BF16, F16, F32, I2_S, Q2_0, T5, TQ1_0, TQ2_0
+from bitgen.gguf.types import BF16, F16, F32, I2_S, PQ2_0, PTQ1_0, Q2_0, T5, TQ1_0, TQ2_0
 from bitgen.kernels.layout import Bytes, Codes, Scales
 from bitgen.spec import ModelShape, Progress
 
-TernaryType = Literal["i2_s", "tq1_0", "tq2_0", "t5", "q2_0"]
+TernaryType = Literal["i2_s", "tq1_0", "tq2_0", "t5", "q2_0", "pq2_0", "ptq1_0"]
 
 
 @dataclass(frozen=True)
@@ -38,22 +38,34 @@ class FileType:
     id: int  # tensor type id of the matrices
     file_type: int  # general.file_type
     pack: Callable[[Codes, Scales], Bytes]  # codes [M, K], scales [] or [M, K / group] -> the tensor's bytes
-    scale_beside: bool = False  # a tensor blk.N.*.scale follows each matrix, whose blocks hold the scale 1
+    groups: tuple[int, ...] = (0,)  # columns that may share a scale; 0: a matrix has one
+    scale_beside: bool = False  # one scale goes into a tensor blk.N.*.scale behind each matrix, whose blocks hold 1
+
+
+Q2_0_GROUPS = (64, 128)
+"""Weights of a block of Q2_0, in the order of TENSOR_TYPES."""
+
+DEFAULT_TYPE = {0: "i2_s", 64: "q2_0", 128: "q2_0", 256: "tq2_0"}
+"""Columns that share a scale -> the type that is written where none is named."""
+
+
+def _in_blocks(pack: Callable[[Codes, Scales | float], Bytes]) -> Callable[[Codes, Scales], Bytes]:
+    """Scales of groups stand in the blocks; one scale stands beside, and 1 in the blocks."""
+    return lambda codes, scales: pack(codes, scales if scales.ndim else 1.0)
 
 
 FILE_TYPES: dict[str, FileType] = {
     "i2_s": FileType(I2_S, 40, blocks.pack_i2_s_tensor),
-    "tq1_0": FileType(TQ1_0, 36, lambda codes, _: blocks.pack_tq1_0(codes, 1.0), scale_beside=True),
-    "tq2_0": FileType(TQ2_0, 37, lambda codes, _: blocks.pack_tq2_0(codes, 1.0), scale_beside=True),
+    "tq1_0": FileType(TQ1_0, 36, _in_blocks(blocks.pack_tq1_0), groups=(0, 256), scale_beside=True),
+    "tq2_0": FileType(TQ2_0, 37, _in_blocks(blocks.pack_tq2_0), groups=(0, 256), scale_beside=True),
     "t5": FileType(T5, T5, blocks.pack_t5_tensor),
-    "q2_0": FileType(Q2_0, 41, blocks.pack_q2_0),
+    "q2_0": FileType(Q2_0, 41, blocks.pack_q2_0, groups=Q2_0_GROUPS),
+    "pq2_0": FileType(PQ2_0, 141, blocks.pack_q2_0, groups=(128,)),
+    "ptq1_0": FileType(PTQ1_0, 143, blocks.pack_ptq1_0, groups=(128,)),
 }
 """What --type names -> how matrices are written."""
 
 PACKERS = {known.id: known.pack for known in FILE_TYPES.values()}
-
-Q2_0_GROUPS = (64, 128)
-"""Weights of a block of Q2_0, in the order of TENSOR_TYPES."""
 
 
 def write_gguf(
@@ -67,9 +79,11 @@ def write_gguf(
     """Write a checkpoint as a GGUF file, one matrix in memory at a time. The file appears whole or not at all.
 
     type: "i2_s" (the default) for bitnet.cpp, "tq1_0" or "tq2_0" for llama.cpp, "t5", the smallest, for bitgen alone.
-    Models with a scale for every 64 or 128 weights are written as "q2_0" and as nothing else.
-    The scales of TQ blocks are float16 and a model's scale is float32. So the blocks hold 1, and the scale goes beside
-    the matrix, exactly, as blk.N.*.scale (llama.cpp multiplies by it: in bitnet it always did, in llama since 2026).
+    Models with a scale for every 64 or 128 weights are written as "q2_0" (the default) and, where it is 128, as "pq2_0"
+    or "ptq1_0"; with one for every 256 as "tq2_0" (the default) or "tq1_0".
+    The one scale of a matrix is float32, and those of TQ blocks are float16. So the blocks hold 1, and the scale goes
+    beside the matrix, exactly, as blk.N.*.scale (llama.cpp multiplies by it: in bitnet it always did, in llama since
+    2026).
     Norms are F32. Embedding and head are copied as they are stored in a GGUF file; of other checkpoints they are F16
     where it holds every number exactly, else BF16 or F32.
     identity: of the checkpoint's weights. Where it is given, an interrupted run leaves what it wrote (part_file.py),
@@ -82,7 +96,7 @@ def write_gguf(
     not finite.
     """
     path = Path(path)
-    type = type or ("q2_0" if checkpoint.shape.group else "i2_s")
+    type = type or DEFAULT_TYPE.get(checkpoint.shape.group, "q2_0")
     if type not in FILE_TYPES:
         raise UnsupportedError(f"unknown file type {type!r}; known: {', '.join(FILE_TYPES)}")
     entries = tensor_table(checkpoint.shape, type, _dense_types(checkpoint))
@@ -129,7 +143,7 @@ def tensor_table(shape: ModelShape, type: str, dense: Mapping[str, int] = Mappin
         _check_blocks(name, dims, type)
         variant = Q2_0_GROUPS.index(shape.group) if type == "q2_0" else 0
         entries.append(Entry(name, dims, FILE_TYPES[type].id, variant))
-        if FILE_TYPES[type].scale_beside:
+        if FILE_TYPES[type].scale_beside and not shape.group:
             entries.append(Entry(scale_name(name), (1,), F32))
     return entries
 
@@ -144,14 +158,13 @@ def _check_traits(shape: ModelShape) -> None:
 
 
 def _check_group(shape: ModelShape, type: str) -> None:
-    """Q2_0 holds scales of groups of 64 or 128 weights, every other type one scale."""
-    if shape.group in (Q2_0_GROUPS if type == "q2_0" else (0,)):
+    """The type holds scales of such groups; else UnsupportedError names those that do."""
+    if shape.group in FILE_TYPES[type].groups:
         return
     has = f"a scale for every {shape.group} weights" if shape.group else "one scale for each matrix"
-    raise UnsupportedError(
-        f"a model with {has} cannot be written as {type}: q2_0 is for scales of 64 or 128 weights, "
-        "the other types are for one scale"
-    )
+    others = [name for name, known in FILE_TYPES.items() if shape.group in known.groups]
+    instead = f"take {' or '.join(others)}" if others else "no type that is written here holds them"
+    raise UnsupportedError(f"a model with {has} cannot be written as {type}: {instead}")
 
 
 def _check_blocks(name: str, dims: tuple[int, ...], type: str) -> None:
@@ -202,7 +215,10 @@ def _packed(entry: Entry, codes: Codes, scales: Scales) -> Bytes:
     wrong = ~(np.isfinite(scales) & (scales >= 0))
     if wrong.any():
         raise FormatError(f"{entry.name}: the scale is {scales[wrong][0]}; expected a finite number of at least 0")
-    return PACKERS[entry.type](codes, scales)
+    try:
+        return PACKERS[entry.type](codes, scales)
+    except BitgenError as error:
+        raise type(error)(f"{entry.name}: {error}") from None
 
 
 def _converted(entry: Entry, checkpoint: Checkpoint) -> Iterator[npt.NDArray[Any]]:

@@ -25,7 +25,6 @@ from hf_models import (  # noqa: E402
     edit_quantization,
     edit_tensors,
 )
-from safetensors.torch import load_file  # noqa: E402
 
 from bitgen.checkpoints.checkpoint import widen_bf16  # noqa: E402
 from bitgen.convert import HfCheckpoint, convert  # noqa: E402
@@ -339,15 +338,180 @@ def test_windows(config: dict[str, Any], want: tuple[int, int, float], tmp_path:
     assert read_gguf(tmp_path / "m.gguf").shape == shape
 
 
-def test_a_plain_model_must_be_ternary(tmp_path: Path) -> None:
-    """Float weights, and ternary ones with two scales in a matrix, are no model for here."""
-    hf_models.save(replace(LLAMA, plain=True), tmp_path)
-    name = "model.layers.0.self_attn.k_proj.weight"
-    weight = load_file(tmp_path / "model.safetensors")[name]
-    for wrong in (torch.randn(64, 128), torch.cat([weight[:32], 2 * weight[32:]])):
-        edit_tensors(tmp_path, lambda t, wrong=wrong: t.update({name: wrong}))
-        with pytest.raises(UnsupportedError, match="not ternary, or its matrices have several scales"):
-            HfCheckpoint(tmp_path)
+HUNYUAN = replace(LLAMA, architecture="HunYuanDenseV1ForCausalLM", plain=True)
+ALPHA = {"type": "dynamic", "alpha": 1000.0, "factor": 1.0}
+
+
+@pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
+def test_alpha_stretches_the_base_of_rope(key: str, tmp_path: Path) -> None:
+    """10000 * 1000^(64 / 62); and the same shape through a GGUF, where the base stands for both."""
+    hf_models.save(replace(HUNYUAN, extra={key: ALPHA}), tmp_path)
+    shape = HfCheckpoint(tmp_path).shape
+    assert shape.rope_theta == pytest.approx(1e4 * 1000 ** (64 / 62), rel=1e-6) and shape.qk_norm_after_rope
+    convert(tmp_path, tmp_path / "m.gguf")
+    assert read_gguf(tmp_path / "m.gguf").shape == shape
+
+
+MINICPM = replace(LLAMA, architecture="MiniCPMForCausalLM", plain=True)
+MUP = {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 96}
+
+
+def test_the_scales_of_minicpm(tmp_path: Path) -> None:
+    hf_models.save(replace(MINICPM, layers=2, extra=MUP), tmp_path)
+    shape = HfCheckpoint(tmp_path).shape
+    got = (shape.embedding_scale, shape.residual_scale, shape.logit_divisor)
+    assert got == pytest.approx((12, 1.4 / 2**0.5, 128 / 96), rel=1e-6) and shape.rope_interleaved
+    convert(tmp_path, tmp_path / "m.gguf")
+    assert read_gguf(tmp_path / "m.gguf").shape == shape
+
+
+REFUSED_MODELS: dict[str, tuple[Any, dict[str, Any], type[BitgenError], str]] = {
+    "no alpha": (HUNYUAN, {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, FormatError, "alpha is None"),
+    "alpha and a factor": (HUNYUAN, {"rope_scaling": ALPHA | {"factor": 4.0}}, UnsupportedError, "factor beside alpha"),
+    "alpha is text": (HUNYUAN, {"rope_scaling": ALPHA | {"alpha": "x"}}, FormatError, "alpha is 'x'"),
+    "no norms of heads": (HUNYUAN, {"use_qk_norm": False}, UnsupportedError, "use_qk_norm = False"),
+    "shared keys": (HUNYUAN, {"use_cla": True}, UnsupportedError, "use_cla = True"),
+    "alpha elsewhere": (LLAMA, {"rope_scaling": ALPHA}, UnsupportedError, "dynamic"),
+    "sparse": (MINICPM, MUP | {"sparse_config": {"topk": 64}}, UnsupportedError, "sparse_config"),
+    "no scale": (MINICPM, MUP | {"scale_emb": 0}, FormatError, "scale_emb is 0"),
+    "base is text": (MINICPM, MUP | {"dim_model_base": "256"}, FormatError, "dim_model_base is '256'"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_MODELS.values(), ids=REFUSED_MODELS)
+def test_refused_hunyuan_and_minicpm(case: tuple[Any, dict[str, Any], type[BitgenError], str], tmp_path: Path) -> None:
+    tiny, changes, kind, message = case
+    hf_models.save(tiny, tmp_path)
+    edit_config(tmp_path, **changes)
+    with pytest.raises(kind, match=message):
+        HfCheckpoint(tmp_path)
+
+
+# ---- floats with scales of groups ----
+
+PLAIN = replace(LLAMA, plain=True, hidden=256, inter=512, layers=2, head_dim=128)
+K_PROJ = "model.layers.0.self_attn.k_proj.weight"
+LATE = "model.layers.1.mlp.down_proj.weight"
+
+
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Qwen3ForCausalLM"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("group", [64, 128, 256])
+def test_groups_are_found_in_floats(group: int, dtype: torch.dtype, architecture: str, tmp_path: Path) -> None:
+    """Codes times scales are the stored numbers, in the type that is the default for such groups; rows of q and k are
+    turned with their scales."""
+    tiny = replace(PLAIN, architecture=architecture, group=group, dtype=dtype, fused=group == 64)
+    checkpoint = HfCheckpoint(hf_models.save(tiny, tmp_path))
+    assert checkpoint.shape.group == group
+    convert(tmp_path, tmp_path / "m.gguf")
+    copy = read_gguf(tmp_path / "m.gguf")
+    assert copy.shape == checkpoint.shape
+    assert {64: "Q2_0", 128: "Q2_0_G128", 256: "TQ2_0"}[group] == copy.container.tensors[
+        "blk.1.attn_q.weight"
+    ].type_name
+    stored = hf_models.random_tensors(replace(tiny, fused=False)) if not tiny.fused else apart(tiny)
+    for name, (module, heads) in {
+        "blk.0.attn_q": (ATTN_Q, tiny.heads), "blk.0.attn_k": (K_PROJ.removesuffix(".weight"), tiny.kv_heads),
+        "blk.0.ffn_gate": (GATE, 0), "blk.1.ffn_down": (LATE.removesuffix(".weight"), 0),
+    }.items():  # fmt: skip
+        want = stored[f"{module}.weight"].float().numpy()
+        if heads and checkpoint.shape.rope_interleaved:
+            want = want.reshape(heads, 2, tiny.head_dim // 2, -1).swapaxes(1, 2).reshape(want.shape)
+        for of in (checkpoint, copy):
+            codes, scales = of.ternary(f"{name}.weight")
+            assert isinstance(scales, np.ndarray) and scales.shape == (len(want), want.shape[1] // group)
+            assert (codes * scales.repeat(group, axis=1) == want).all(), name
+
+
+def apart(tiny: Any) -> dict[str, torch.Tensor]:
+    """The tensors of a model with its fused matrices taken apart."""
+    tensors, sizes = hf_models.random_tensors(tiny), replace(tiny, fused=False).matrices()
+    for module in tiny.matrices():
+        at, fused = module.rsplit(".", 2)[0], ".".join(module.rsplit(".", 2)[1:])
+        for parts in (hf_models.FUSED[fused],) if fused in hf_models.FUSED else ():
+            rows = [sizes[f"{at}.{part}"][0] for part in parts]
+            pieces = tensors[f"{module}.weight"].split(rows)
+            tensors |= {f"{at}.{part}.weight": piece for part, piece in zip(parts, pieces, strict=True)}
+    return tensors
+
+
+def test_a_scale_for_every_row_is_one_for_every_group(tmp_path: Path) -> None:
+    """As ParetoQ's models have it."""
+    hf_models.save(PLAIN, tmp_path)
+
+    def change(tensors: dict[str, Any]) -> None:
+        for name, weight in tensors.items():
+            if "_proj" in name:
+                tensors[name] = weight.sign() * (torch.arange(1, len(weight) + 1) / 4096)[:, None]
+
+    edit_tensors(tmp_path, change)
+    checkpoint = HfCheckpoint(tmp_path)
+    codes, scales = checkpoint.ternary("blk.0.ffn_gate.weight")
+    assert checkpoint.shape.group == 256
+    assert (np.asarray(scales) == np.arange(1, len(codes) + 1)[:, None] / np.float32(4096)).all()
+
+
+def test_matrices_of_one_scale_among_groups(tmp_path: Path) -> None:
+    hf_models.save(replace(PLAIN, group=128), tmp_path)
+
+    def change(tensors: dict[str, Any]) -> None:
+        for name in (K_PROJ, LATE):
+            tensors[name] = tensors[name].sign() / 64
+
+    edit_tensors(tmp_path, change)
+    checkpoint = HfCheckpoint(tmp_path)
+    assert checkpoint.shape.group == 128
+    for name in ("blk.0.attn_k.weight", "blk.1.ffn_down.weight"):
+        assert (np.asarray(checkpoint.ternary(name)[1]) == 1 / 64).all()
+
+
+NOT_TERNARY: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "noise": (lambda w: torch.randn(w.shape), "within|in 16 columns: the weights are not ternary"),
+    "two in a group": (lambda w: w.sign() * torch.where(torch.arange(256) == 5, 2, 1), "holds ±1 and ±2 in 16 columns"),
+    "groups of 32": (
+        lambda w: w.sign() * (1 + torch.arange(256) // 32),
+        "it has a scale for every 32 weights of a row; supported are scales of 256, 128, 64",
+    ),
+    "groups of 16": (lambda w: w.sign() * (1 + torch.arange(256) // 16), "a scale for every 16 weights of a row"),
+}
+
+
+@pytest.mark.parametrize("case", NOT_TERNARY.values(), ids=NOT_TERNARY)
+def test_a_plain_model_must_be_ternary(case: tuple[Callable[[Any], Any], str], tmp_path: Path) -> None:
+    hf_models.save(PLAIN, tmp_path)
+    edit_tensors(tmp_path, lambda t: t.update({K_PROJ: case[0](t[K_PROJ]).float()}))
+    with pytest.raises(UnsupportedError, match=f"{K_PROJ}.*({case[1]}).*without quantization_config"):
+        HfCheckpoint(tmp_path)
+
+
+def test_groups_must_divide_the_model(tmp_path: Path) -> None:
+    hf_models.save(replace(PLAIN, inter=320, group=64), tmp_path)
+    assert HfCheckpoint(tmp_path).shape.group == 64
+    hf_models.save(replace(PLAIN, inter=96 * 5), tmp_path)
+    edit_tensors(tmp_path, lambda t: t.update({K_PROJ: t[K_PROJ].sign() * (1.0 + torch.arange(256) // 64)}))
+    with pytest.raises(UnsupportedError, match=r"every 64 weights of a row; .* none of 64, 128 and 256 divides all"):
+        HfCheckpoint(tmp_path)
+
+
+@pytest.mark.parametrize("group", [0, 128])
+def test_two_tensors_that_disagree_are_named(group: int, tmp_path: Path) -> None:
+    """A later layer with finer groups than the first one's."""
+    hf_models.save(replace(PLAIN, group=group), tmp_path)
+    edit_tensors(tmp_path, lambda t: t.update({LATE: t[LATE].sign() * (1.0 + torch.arange(512) // 64)}))
+    checkpoint = HfCheckpoint(tmp_path)
+    of = "a scale for every 128 weights of a row" if group else "one scale"
+    with pytest.raises(UnsupportedError, match=rf"{LATE}: .*; but {ATTN_Q}\.weight has {of}, and a model has one kind"):
+        checkpoint.ternary("blk.1.ffn_down.weight")
+    with pytest.raises(UnsupportedError, match=LATE):
+        convert(tmp_path, tmp_path / "m.gguf")
+    assert not (tmp_path / "m.gguf").exists()
+
+
+def test_scales_that_float16_does_not_hold(tmp_path: Path) -> None:
+    hf_models.save(replace(PLAIN, group=128), tmp_path)
+    edit_tensors(tmp_path, lambda t: t.update({LATE: t[LATE] * 1.001}))
+    with pytest.raises(UnsupportedError, match=r"blk\.1\.ffn_down\.weight.* not a finite float16 number"):
+        convert(tmp_path, tmp_path / "m.gguf")
 
 
 def test_1bitllm_must_be_one_bit(tmp_path: Path) -> None:

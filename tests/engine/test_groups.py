@@ -111,9 +111,10 @@ def test_q2_0_comes_back(file: tuple[ModelShape, Path], tmp_path: Path) -> None:
     ("group", "type", "message"),
     [
         (128, "i2_s", "a model with a scale for every 128 weights cannot be written as i2_s"),
-        (128, "tq2_0", "a scale for every 128 weights cannot be written as tq2_0"),
-        (32, None, "a scale for every 32 weights cannot be written as q2_0"),
-        (0, "q2_0", "one scale for each matrix cannot be written as q2_0"),
+        (128, "tq2_0", "every 128 weights cannot be written as tq2_0: take q2_0 or pq2_0 or ptq1_0"),
+        (64, "ptq1_0", "every 64 weights cannot be written as ptq1_0: take q2_0"),
+        (32, None, "every 32 weights cannot be written as q2_0: no type that is written here holds them"),
+        (0, "q2_0", "one scale for each matrix cannot be written as q2_0: take i2_s or tq1_0 or tq2_0 or t5"),
     ],
 )
 def test_types_that_cannot_hold_the_scales_are_refused(

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ternary_bytes as by_hand
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bitgen.checkpoints.groups import group_scales, one_scale
 from bitgen.errors import BitgenError, FormatError, UnsupportedError
 from bitgen.gguf import blocks
 from bitgen.gguf.blocks import Scaled
@@ -31,7 +33,7 @@ def test_bytes_of_ik_llama_cpp(foreign: dict[str, np.ndarray], name: str) -> Non
     trits = foreign["attn_k/trits"]
     codes, scales = getattr(blocks, f"unpack_{name}")(foreign[f"{name}/data"], *trits.shape)
     assert codes.dtype == np.int8 and np.array_equal(codes, trits)
-    assert scales.shape == (len(trits), 1) and blocks.one_scale(codes, scales) == foreign["attn_k/scale"]
+    assert scales.shape == (len(trits), 1) and one_scale(codes, scales) == foreign["attn_k/scale"]
 
 
 @pytest.mark.parametrize("name", ["tl1-256x512", "tl1-512x256", "tl2-256x1024"])
@@ -40,7 +42,7 @@ def test_bytes_of_bitnet_cpp(foreign: dict[str, np.ndarray], name: str) -> None:
     unpack = getattr(blocks, f"unpack_{name[:3]}_tensor")
     codes, scales = unpack(foreign[f"{name}/data"], *trits.shape, *tile)
     assert np.array_equal(codes, trits)
-    assert scales.shape == (1, 1) and blocks.one_scale(codes, scales) == foreign[f"{name}/scale"]
+    assert scales.shape == (1, 1) and one_scale(codes, scales) == foreign[f"{name}/scale"]
 
 
 def test_tl2_in_triples_only(fixtures: Path) -> None:
@@ -54,7 +56,7 @@ def test_bytes_of_the_gguf_package(foreign: dict[str, np.ndarray], name: str) ->
     data, trits, scale = (foreign[f"{name}-192x512/{part}"] for part in ("data", "trits", "scale"))
     assert np.array_equal(getattr(blocks, f"pack_{name}")(trits, float(scale)), data)
     codes, scales = getattr(blocks, f"unpack_{name}")(data, *trits.shape)
-    assert np.array_equal(codes, trits) and blocks.one_scale(codes, scales) == scale
+    assert np.array_equal(codes, trits) and one_scale(codes, scales) == scale
 
 
 @pytest.mark.parametrize("group", [64, 128])
@@ -63,21 +65,10 @@ def test_q2_0_has_a_scale_for_every_group(foreign: dict[str, np.ndarray], group:
     codes, got = blocks.unpack_q2_0(data, *trits.shape, group)
     assert np.array_equal(codes, trits) and np.array_equal(got, scales) and got.dtype == np.float32
     with pytest.raises(UnsupportedError, match=f"a scale for every {group} weights of a row, from 0"):
-        blocks.one_scale(codes, got)
+        one_scale(codes, got)
 
 
 # ---- the definitions, one weight at a time ----
-
-
-def store_q2_0(codes: Codes, scales: np.ndarray) -> bytes:
-    group, out = codes.shape[1] // scales.shape[1], bytearray()
-    for row, of_row in zip(codes, scales, strict=True):
-        for at, scale in enumerate(of_row):
-            packed = bytearray(group // 4)
-            for j, w in enumerate(row[at * group : (at + 1) * group]):
-                packed[j // 4] |= int(w + 1) << 2 * (j % 4)
-            out += np.float16(scale).tobytes() + packed
-    return bytes(out)
 
 
 def store_iq2_bn(codes: Codes, scales: np.ndarray) -> bytes:
@@ -121,8 +112,12 @@ def store_iq1_bn(codes: Codes, scales: np.ndarray) -> bytes:
 
 STORED: dict[str, tuple[Callable[[Codes, np.ndarray], bytes], Callable[..., Scaled], int, int]] = {
     # name: writer, reader, weights to a scale (0: a row), multiple of rows
-    "q2_0 of 64": (store_q2_0, lambda data, m, k: blocks.unpack_q2_0(data, m, k, 64), 64, 1),
-    "q2_0 of 128": (store_q2_0, lambda data, m, k: blocks.unpack_q2_0(data, m, k, 128), 128, 1),
+    "q2_0 of 64": (by_hand.q2_0, lambda data, m, k: blocks.unpack_q2_0(data, m, k, 64), 64, 1),
+    "q2_0 of 128": (by_hand.q2_0, lambda data, m, k: blocks.unpack_q2_0(data, m, k, 128), 128, 1),
+    "ptq1_0": (by_hand.ptq1_0, blocks.unpack_ptq1_0, 128, 1),
+    "tq1_0": (by_hand.tq1_0, blocks.unpack_tq1_0, 256, 1),
+    "tq2_0": (by_hand.tq2_0, blocks.unpack_tq2_0, 256, 1),
+    "stq1_0": (by_hand.stq1_0, blocks.unpack_stq1_0, 256, 1),
     "iq1_bn": (store_iq1_bn, blocks.unpack_iq1_bn, 0, 1),
     "iq2_bn": (store_iq2_bn, blocks.unpack_iq2_bn, 0, 1),
     "iq2_bn_r4": (store_iq2_bn_r4, blocks.unpack_iq2_bn_r4, 0, 4),
@@ -133,7 +128,10 @@ STORED: dict[str, tuple[Callable[[Codes, np.ndarray], bytes], Callable[..., Scal
 @given(rows=st.integers(1, 3), columns=st.integers(1, 3), seed=seeds)
 def test_the_definitions(name: str, rows: int, columns: int, seed: int) -> None:
     store, read, group, multiple = STORED[name]
-    codes, k = ternary(rows * multiple, 128 * columns, seed), 128 * columns
+    k = max(group, 128) * columns
+    codes = ternary(rows * multiple, k, seed)
+    if name == "stq1_0":
+        codes = by_hand.sparse(codes)
     scales = np.random.default_rng(seed).integers(1, 99, (len(codes), k // (group or k))).astype(np.float32) / 64
     got, got_scales = read(np.frombuffer(store(codes, scales), np.uint8), *codes.shape)
     assert np.array_equal(got, codes) and np.array_equal(got_scales, scales)
@@ -146,7 +144,33 @@ def test_tq_round_trips(m: int, count: int, seed: int) -> None:
     for pack, unpack in ((blocks.pack_tq1_0, blocks.unpack_tq1_0), (blocks.pack_tq2_0, blocks.unpack_tq2_0)):
         back, scales = unpack(pack(codes, 0.375), *codes.shape)
         assert np.array_equal(back, codes) and scales.shape == (m, count)
-        assert blocks.one_scale(back, scales) == (0.375 if codes.any() else 0)
+        assert one_scale(back, scales) == (0.375 if codes.any() else 0)
+
+
+@given(m=st.integers(1, 9), count=st.integers(1, 4), seed=seeds)
+def test_scales_of_groups_round_trip(m: int, count: int, seed: int) -> None:
+    """Those of blocks of zeros too."""
+    codes = ternary(m, 256 * count, seed)
+    codes[0, :256] = 0
+    for group, pack, unpack in (
+        (256, blocks.pack_tq1_0, blocks.unpack_tq1_0),
+        (256, blocks.pack_tq2_0, blocks.unpack_tq2_0),
+        (128, blocks.pack_ptq1_0, blocks.unpack_ptq1_0),
+        (128, blocks.pack_q2_0, lambda data, m, k: blocks.unpack_q2_0(data, m, k, 128)),
+        (64, blocks.pack_q2_0, lambda data, m, k: blocks.unpack_q2_0(data, m, k, 64)),
+    ):
+        given_scales = np.random.default_rng(seed).integers(1, 99, (m, 256 * count // group)).astype(np.float32) / 64
+        back, got = unpack(pack(codes, given_scales), *codes.shape)
+        assert np.array_equal(back, codes) and np.array_equal(got, given_scales)
+
+
+def test_a_negative_scale_gives_negated_weights() -> None:
+    codes = ternary(2, 512)
+    signed = np.array([[0.5, -0.25], [-0.0, -1]], np.float32)
+    for store, unpack in ((by_hand.tq2_0, blocks.unpack_tq2_0), (by_hand.tq1_0, blocks.unpack_tq1_0)):
+        got, scales = unpack(np.frombuffer(store(codes, signed), np.uint8), 2, 512)
+        assert not np.signbit(scales).any() and scales.tolist() == [[0.5, 0.25], [0, 1]]
+        assert np.array_equal(got * scales.repeat(256, axis=1), codes * signed.repeat(256, axis=1))
 
 
 def test_i2_s_of_four_rows_to_a_byte() -> None:
@@ -165,17 +189,30 @@ def test_i2_s_of_four_rows_to_a_byte() -> None:
 
 def test_one_scale_ignores_runs_of_zeros() -> None:
     codes = np.array([[0, 0, 1, -1], [0, 0, 0, 0], [1, 0, 0, 1]], np.int8)
-    assert blocks.one_scale(codes, np.array([[0.5], [9.0], [0.5]], np.float32)) == 0.5
-    assert blocks.one_scale(codes, np.array([[7, 0.5], [8, 9], [0.5, 0.5]], np.float32)) == 0.5
-    assert blocks.one_scale(codes, np.array([[0.25]], np.float32)) == 0.25
-    assert blocks.one_scale(codes * 0, np.ones((3, 1), np.float32)) == 0
+    assert one_scale(codes, np.array([[0.5], [9.0], [0.5]], np.float32)) == 0.5
+    assert one_scale(codes, np.array([[7, 0.5], [8, 9], [0.5, 0.5]], np.float32)) == 0.5
+    assert one_scale(codes, np.array([[0.25]], np.float32)) == 0.25
+    assert one_scale(codes * 0, np.ones((3, 1), np.float32)) == 0
+
+
+def test_scales_of_other_runs_than_the_groups() -> None:
+    """Coarser runs repeat their scale. Finer runs must agree within a group, but for those of zeros."""
+    codes = np.array([[1, 0, 0, 0, -1, 1, 0, 1], [0, 0, 0, 0, 1, 0, 1, 1]], np.int8)
+    assert group_scales(codes, np.array([[3]], np.float32), 4).tolist() == [[3, 3], [3, 3]]
+    assert group_scales(codes, np.array([[3], [5]], np.float32), 2).tolist() == [[3] * 4, [5] * 4]
+    fine = np.array([[2, 9, 4, 4], [9, 8, 6, 6]], np.float32)
+    assert group_scales(codes, fine, 4).tolist() == [[2, 4], [0, 6]]
+    with pytest.raises(UnsupportedError, match="every 2 weights of a row, and they differ within groups of 8"):
+        group_scales(codes, fine, 8)
+    with pytest.raises(UnsupportedError, match="they differ within groups of 3"):
+        group_scales(np.ones((1, 12), np.int8), np.ones((1, 6), np.float32), 3)
 
 
 @pytest.mark.parametrize("second", [0.25, 0.5 + 2**-10, np.inf, np.nan])
 def test_scales_that_differ_are_refused(second: float) -> None:
     codes = np.ones((2, 4), np.int8)
     with pytest.raises(UnsupportedError, match="a scale for every row, from"):
-        blocks.one_scale(codes, np.array([[0.5], [second]], np.float32))
+        one_scale(codes, np.array([[0.5], [second]], np.float32))
 
 
 def test_where_the_scale_is_zero_the_weights_are() -> None:
@@ -190,7 +227,9 @@ def test_where_the_scale_is_zero_the_weights_are() -> None:
 
 def test_bad_bytes_are_refused() -> None:
     ff = np.full(1 << 14, 0xFF, np.uint8)
-    for unpack in (blocks.unpack_tq2_0, blocks.unpack_iq2_bn, blocks.unpack_iq2_bn_r4, STORED["q2_0 of 64"][1]):
+    with pytest.raises(UnsupportedError, match=r"the fourth code of Q2_0, .2, in 2048 of 2048 bytes: .* not ternary"):
+        STORED["q2_0 of 64"][1](np.full(2304, 0xFF, np.uint8), 32, 256)
+    for unpack in (blocks.unpack_tq2_0, blocks.unpack_iq2_bn, blocks.unpack_iq2_bn_r4):
         with pytest.raises(FormatError, match="code 3"):
             unpack(ff, 32, 256)
     for name in blocks.I2S_LAYOUTS:

@@ -16,7 +16,7 @@ from gguf_files import TINY, Q, changed, contents, floats, store
 from bitgen.checkpoints import synth
 from bitgen.checkpoints.checkpoint import ternary_floats
 from bitgen.checkpoints.tensors import is_ternary, tensor_shapes
-from bitgen.errors import FormatError, UnsupportedError
+from bitgen.errors import BitgenError, FormatError, UnsupportedError
 from bitgen.gguf import info, types
 from bitgen.gguf.reader import GgufCheckpoint, read_gguf
 from bitgen.gguf.tensors import QUANTISED
@@ -90,23 +90,24 @@ def test_tl_tensors_of_bitnet_cpp(tmp_path: Path, foreign: dict[str, np.ndarray]
 
 @pytest.mark.parametrize("group", [64, 128])
 def test_q2_0_is_told_apart_by_its_size(tmp_path: Path, foreign: dict[str, np.ndarray], group: int) -> None:
-    """One id, blocks of 64 or 128. With one scale the matrix is read; with several it says so, unless the first of the
-    model has several."""
+    """One id, blocks of 64 or 128. With several scales the model has groups, with one it has none."""
     source = f"q2_0-g{group}-96x512"
     data, trits, scales = (foreign[f"{source}/{part}"] for part in ("data", "trits", "group_scales"))
-    shape = dataclasses.replace(TINY, hidden=512, heads=3, kv_heads=3, head_dim=32, layers=1)
-    metadata, tensors = contents(shape)
+    shape = dataclasses.replace(TINY, hidden=512, heads=4, kv_heads=3, head_dim=32, layers=1)
+    metadata, tensors = contents(dataclasses.replace(shape, heads=3))
     second = Q.replace("attn_q", "attn_k")
     tensors[second] = ((96, 512), types.Q2_0, data.tobytes())
+    with pytest.raises(FormatError, match=f"heads x head_dim, 96, is not a multiple of group, {group}"):
+        read_gguf(store(tmp_path / "m.gguf", metadata, tensors))
+    metadata, tensors = contents(dataclasses.replace(shape, heads=12))
+    tensors[second] = ((96, 512), types.Q2_0, data.tobytes())
     checkpoint = read_gguf(store(tmp_path / "m.gguf", metadata, tensors))
-    codes, got = checkpoint.scaled(second)
-    assert np.array_equal(codes, trits) and np.array_equal(got, scales) and checkpoint.shape.group == 0
-    with pytest.raises(UnsupportedError, match=f"attn_k.weight: it has a scale for every {group} weights of a row"):
-        checkpoint.ternary(second)
+    codes, got = checkpoint.ternary(second)
+    assert np.array_equal(codes, trits) and np.array_equal(got, scales) and checkpoint.shape.group == group
     same = data.reshape(-1, 2 + group // 4).copy()
     same[:, :2] = np.array([0.5], "<f2").view(np.uint8)
-    tensors[Q] = ((96, 512), types.Q2_0, same.tobytes())
-    codes, scale = read_gguf(store(tmp_path / "m.gguf", metadata, tensors)).ternary(Q)
+    tensors[second] = ((96, 512), types.Q2_0, same.tobytes())
+    codes, scale = read_gguf(store(tmp_path / "m.gguf", metadata, tensors)).ternary(second)
     assert np.array_equal(codes, trits) and scale == 0.5
 
 
@@ -178,7 +179,7 @@ def test_floats_that_are_not_ternary(tmp_path: Path, odd: float) -> None:
         tensors[Q] = floats(values, types.F32)
 
     checkpoint = read_gguf(changed(tmp_path / "m.gguf", change))
-    with pytest.raises(FormatError, match=r"blk\.0\.attn_q\.weight.*(0\.5|0\.99|NaN)"):
+    with pytest.raises(BitgenError, match=r"blk\.0\.attn_q\.weight.*(±0\.5 and ±1 in 16|0\.99|NaN)"):
         checkpoint.ternary(Q)
 
 

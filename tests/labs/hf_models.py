@@ -40,6 +40,7 @@ class Tiny:
     online: bool = False
     unpacked: bool = False  # packed no more: transformers 4 saved loaded models as one float per code
     plain: bool = False  # no quantization_config: floats that are ternary
+    group: int = 0  # columns of plain floats that share a scale; 0: a matrix has one
     input_norms: bool = False  # master weights and a norm in every linear, as in the embedding models
     fused: bool = False  # qkv_proj and gate_up_proj instead of their parts
     dtype: torch.dtype = torch.float32  # of the scales, norms and master weights on disk
@@ -170,6 +171,10 @@ def random_tensors(tiny: Tiny) -> dict[str, torch.Tensor]:
             codes = torch.randint(-1, 2, (m, k), generator=rng)
             tensors[f"{module}.weight"] = codes.to(tiny.dtype) if tiny.unpacked else pack(codes)
             tensors[f"{module}.weight_scale"] = (scale if tiny.linear == "autobitlinear" else 1 / scale).to(tiny.dtype)
+        elif tiny.group:  # scales that float16 and bfloat16 hold
+            scales = torch.randint(64, 128, (m, k // tiny.group), generator=rng) / 4096
+            codes = torch.randint(-1, 2, (m, k), generator=rng)
+            tensors[f"{module}.weight"] = (codes * scales.repeat_interleave(tiny.group, dim=1)).to(tiny.dtype)
         elif tiny.plain:
             scale = 0.02 + 0.02 * torch.rand(1, generator=rng)
             tensors[f"{module}.weight"] = (torch.randint(-1, 2, (m, k), generator=rng) * scale).to(tiny.dtype)
