@@ -170,7 +170,8 @@ def _patterns(path: Path, source: Mapping[str, Any]) -> tuple[str, ...] | None:
     patterns: list[str] = []
     for step in steps:
         if step["type"] == "Split" and step["behavior"] == "Isolated" and not step.get("invert"):
-            patterns.append(step["pattern"]["Regex"])
+            pattern = str(step["pattern"]["Regex"])  # line ends stand for themselves in some files
+            patterns.append(pattern.replace("\r", r"\r").replace("\n", r"\n"))
         elif step["type"] == "ByteLevel" and not step["add_prefix_space"]:
             patterns += [GPT2] if step.get("use_regex", True) else []
         else:

@@ -20,10 +20,17 @@ from tokenizers import Regex, normalizers, pre_tokenizers
 
 from bitgen import headers
 from bitgen.errors import UnsupportedError
-from bitgen.text.tokenizer import BYTE, BYTE_ALPHABET, GPT2, LLAMA3, QWEN2, Tokenizer, Vocabulary
+from bitgen.text.tokenizer import BYTE, BYTE_ALPHABET, CJK, GPT2, HUNYUAN, LLAMA3, QWEN2, Tokenizer, Vocabulary
 
 HEADER, MAGIC = "text/vocabulary.h", b"BITGENTK"
-CLASSES = {r"\p{L}": "LETTER", r"\p{N}": "NUMBER", r"[\p{P}\$\+<=>\^~\|]": "PUNCTUATION", r"\s": "SPACE"}
+CLASSES = {
+    r"\p{L}": "LETTER",
+    r"\p{N}": "NUMBER",
+    r"[\p{P}\$\+<=>\^~\|]": "PUNCTUATION",
+    r"\s": "SPACE",
+    r"\p{M}": "MARK",
+    r"[\p{P}\p{S}]": "SIGN",
+}
 """Pattern for one character -> `enum character_class`."""
 SPLITS = {
     LLAMA3: "SPLIT_LLAMA3",
@@ -32,6 +39,9 @@ SPLITS = {
     r"[\p{P}\$\+<=>\^~\|]+": "SPLIT_PUNCTUATION",
     r"\p{N}+": "SPLIT_NUMBERS",
     "[0-9][0-9][0-9]": "SPLIT_DIGITS",
+    r"\p{N}{1,3}": "SPLIT_FEW_NUMBERS",
+    CJK: "SPLIT_CJK",
+    HUNYUAN: "SPLIT_HUNYUAN",
 }
 """Pattern that cuts text -> `enum split`: a function of runtime/text/pretokenizer.c."""
 

@@ -56,6 +56,11 @@ LLAMA3 = (
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+HUNYUAN = (
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|"""
+    r" ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+CJK = "[一-龥぀-ゟ゠-ヿ]+"
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
@@ -78,6 +83,7 @@ WORDS: dict[str, Words] = {
     "falcon_e": _LLAMA3,
     "qwen2": Words((QWEN2,), nfc=True),
     "gpt-2": Words((GPT2,)),
+    "hunyuan-dense": Words((r"\p{N}{1,3}", CJK, HUNYUAN)),
     "default": Words((r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
 }
 """tokenizer.ggml.pre -> Words. The names are llama.cpp's; "default" is what it does where there is none."""

@@ -139,10 +139,58 @@ static size_t three_digits(const vocabulary *v, const uint8_t *at, const uint8_t
   return n == 3 ? 3 : 0;
 }
 
+// \p{N}{1,3}
+static size_t few_numbers(const vocabulary *v, const uint8_t *at, const uint8_t *end) {
+  const uint8_t *p = at, *next;
+  for (int few = 3; few && class_at(v, p, end, &next) & NUMBER; few--)
+    p = next;
+  return (size_t)(p - at);
+}
+
+// [\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+
+static size_t cjk(const vocabulary *v, const uint8_t *at, const uint8_t *end) {
+  (void)v;
+  const uint8_t *p = at;
+  for (const uint8_t *next = at; p < end; p = next) {
+    const uint32_t code = utf8_next(&next);
+    if (!(0x4e00 <= code && code <= 0x9fa5) && !(0x3040 <= code && code <= 0x30ff))
+      break;
+  }
+  return (size_t)(p - at);
+}
+
+static int is_ascii_letter(uint8_t c) { return ('a' <= c && c <= 'z') || ('A' <= c && c <= 'Z'); }
+
+// A mark of ASCII, then [A-Za-z]+
+// [^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+
+// [ ]?[\p{P}\p{S}]+[\r\n]*
+// spaces
+static size_t hunyuan(const vocabulary *v, const uint8_t *at, const uint8_t *end) {
+  const uint8_t *next, *stop, *p = at + 1;
+  const uint32_t first = class_at(v, at, end, &next);
+  if (*at < 128 && first & SIGN) {
+    while (p < end && is_ascii_letter(*p))
+      p++;
+    if (p > at + 1)
+      return (size_t)(p - at);
+  }
+  p = first & (LETTER | MARK | SIGN) || is_line_end(*at) ? at : next;
+  if ((stop = skip(v, p, end, LETTER | MARK)) > p)
+    return (size_t)(stop - at);
+  p = *at == ' ' ? at + 1 : at;
+  if ((stop = skip(v, p, end, SIGN)) > p) {
+    while (stop < end && is_line_end(*stop))
+      stop++;
+    return (size_t)(stop - at);
+  }
+  return spaces(v, at, end, 1);
+}
+
 typedef size_t matcher(const vocabulary *v, const uint8_t *at, const uint8_t *end);
 static matcher *const matchers[SPLITS] = {
     [SPLIT_LLAMA3] = llama3,           [SPLIT_QWEN2] = qwen2,     [SPLIT_GPT2] = gpt2,
     [SPLIT_PUNCTUATION] = punctuation, [SPLIT_NUMBERS] = numbers, [SPLIT_DIGITS] = three_digits,
+    [SPLIT_FEW_NUMBERS] = few_numbers, [SPLIT_CJK] = cjk,         [SPLIT_HUNYUAN] = hunyuan,
 };
 
 // Cut by the first pattern; its matches and what lies between them are cut by the next one, each by itself.

@@ -32,7 +32,15 @@ enum section {
 enum flag { BYTE_LEVEL = 1, WHOLE_WORDS = 2, NFC = 4, SPACE_PREFIX = 8, ADD_BOS = 16, BYTE_FALLBACK = 32 };
 
 // OTHER is not in the file: no letter, number or space.
-enum character_class { LETTER = 1, NUMBER = 2, PUNCTUATION = 4, SPACE = 8, OTHER = 16 };
+enum character_class {
+  LETTER = 1,
+  NUMBER = 2,
+  PUNCTUATION = 4,
+  SPACE = 8,
+  OTHER = 16,
+  MARK = 32,
+  SIGN = 64 // Unicode's punctuation and symbols
+};
 
 // Patterns of the pre-tokenizer.
 enum split {
@@ -43,11 +51,14 @@ enum split {
   SPLIT_PUNCTUATION,
   SPLIT_NUMBERS,
   SPLIT_DIGITS,
+  SPLIT_FEW_NUMBERS,
+  SPLIT_CJK,
+  SPLIT_HUNYUAN,
   SPLITS
 };
 
 enum vocabulary_file {
-  VOCABULARY_VERSION = 1,
+  VOCABULARY_VERSION = 2,
   SECTION_ALIGN = 64,
   MAX_SPLITS = 8,
   MAX_DECOMPOSED = 8, // code points that one decomposes to

@@ -39,12 +39,15 @@ TEXTS = [
 ]
 
 
-def byte_level(pattern: str = LLAMA3, ignore_merges: bool = True, nfc: bool = False, size: int = 600) -> Backend:
+def byte_level(
+    pattern: str | tuple[str, ...] = LLAMA3, ignore_merges: bool = True, nfc: bool = False, size: int = 600
+) -> Backend:
     """A small byte-level BPE trained on the text of a test, with specials at the end."""
+    patterns = (pattern,) if isinstance(pattern, str) else pattern
     tokenizer = Backend(models.BPE(ignore_merges=ignore_merges))
-    split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    splits = [pre_tokenizers.Split(Regex(each), behavior="isolated") for each in patterns]
     spell = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, spell])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, spell])
     tokenizer.decoder = decoders.ByteLevel()
     if nfc:
         tokenizer.normalizer = normalizers.NFC()

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer as Backend
 from bitgen.checkpoints import synth
 from bitgen.convert.hf_tokenizer import metadata_from_hf
 from bitgen.errors import BitgenError, FormatError, UnsupportedError
-from bitgen.text.tokenizer import GPT2, LLAMA3, QWEN2, TextStream, Tokenizer
+from bitgen.text.tokenizer import CJK, GPT2, HUNYUAN, LLAMA3, QWEN2, WORDS, TextStream, Tokenizer
 
 # ---- byte-level BPE ----
 
@@ -63,10 +63,17 @@ def test_llama3_special_tokens(llama3: Tokenizer) -> None:
 
 @pytest.mark.parametrize(
     ("pattern", "pre", "ignore_merges", "nfc"),
-    [(LLAMA3, "llama-bpe", True, False), (QWEN2, "qwen2", False, True), (GPT2, "gpt-2", False, False)],
+    [
+        (LLAMA3, "llama-bpe", True, False),
+        (QWEN2, "qwen2", False, True),
+        (GPT2, "gpt-2", False, False),
+        (WORDS["hunyuan-dense"].patterns, "hunyuan-dense", False, False),
+        # line ends may stand for themselves
+        ((r"\p{N}{1,3}", CJK, HUNYUAN.replace(r"\r\n", "\r\n")), "hunyuan-dense", False, False),
+    ],
 )
 def test_hugging_face_tokenizers_keep_their_ids(
-    tmp_path: Path, pattern: str, pre: str, ignore_merges: bool, nfc: bool
+    tmp_path: Path, pattern: str | tuple[str, ...], pre: str, ignore_merges: bool, nfc: bool
 ) -> None:
     original = byte_level(pattern, ignore_merges, nfc)
     keys = metadata_from_hf(saved(tmp_path, original))
