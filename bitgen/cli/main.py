@@ -14,6 +14,7 @@ import click
 from bitgen import __version__
 from bitgen.cli import mappings, streams
 from bitgen.cli.build import build, gen, tune
+from bitgen.cli.completion import complete_values, completion
 from bitgen.cli.console import say
 from bitgen.cli.doctor import doctor
 from bitgen.cli.local import cache, list_, pull, rm
@@ -27,7 +28,7 @@ from bitgen.errors import BitgenError
 
 COMMANDS = [
     run, embed, chat, tokenize, verify, perplexity, tune, build, synth, convert, bench, gen, info, doctor,
-    pull, list_, rm, cache,
+    pull, list_, rm, cache, completion,
 ]  # fmt: skip
 
 
@@ -116,3 +117,6 @@ class Group(click.Group):
 def main() -> None:
     """Run ternary (BitNet b1.58) language models on CPUs, with kernels generated and tuned for this one."""
     mappings.guard()
+
+
+complete_values(COMMANDS)
