@@ -89,6 +89,14 @@ def test_what_the_wheel_says_of_itself(wheel: Path) -> None:
     assert clang.startswith("ziglang") and low in clang and high in clang  # what the first run would fetch
 
 
+def test_an_editable_installation_is_the_checkout_alone(tmp_path: Path) -> None:
+    """No file of it lies in site-packages/bitgen, where it would stand before the package, and grow stale."""
+    builder = pytest.importorskip("hatchling.builders.wheel").WheelBuilder(str(REPO))
+    (built,) = builder.build(directory=str(tmp_path), versions=["editable"])
+    names = [name for name in zipfile.ZipFile(built).namelist() if ".dist-info/" not in name]
+    assert len(names) == 1 and names[0].endswith(".pth")
+
+
 OPTIONAL = {"lm_eval", "matplotlib", "tqdm", "torch", "transformers", "llama_cpp", "litespark_inference"}
 """What is imported only where an extra or another engine is asked for."""
 NAMES = {"yaml": "pyyaml"}

@@ -47,11 +47,26 @@ def version_of(program: Path) -> str:
 
 
 def installer() -> list[str] | None:
-    """The command that installs packages for this Python, without its arguments; None where there is none."""
+    """The command that installs packages, without its arguments; None where there is none.
+
+    Any pip will do, since the package is the same for every Python 3: ours, one on the PATH, the one inside ensurepip.
+    """
     if sys.executable and importlib.util.find_spec("pip"):
         return [sys.executable, "-m", "pip", "install", "--no-input"]
-    uv = shutil.which("uv")
-    return [uv, "pip", "install", "--python", sys.executable] if uv and sys.executable else None
+    if sys.executable and (uv := shutil.which("uv")):
+        return [uv, "pip", "install", "--python", sys.executable]
+    if pip := shutil.which("pip3") or shutil.which("pip"):
+        return [pip, "install", "--no-input"]
+    wheel = next(_pip_wheels(), None) if sys.executable else None
+    return [sys.executable, str(wheel / "pip"), "install", "--no-input"] if wheel else None
+
+
+def _pip_wheels() -> Iterator[Path]:
+    """The pip with which Python makes environments: within ensurepip, or where the distribution keeps it."""
+    found = importlib.util.find_spec("ensurepip")
+    if found and found.origin:
+        yield from (Path(found.origin).parent / "_bundled").glob("pip-*.whl")
+        yield from Path(sysconfig.get_config_var("WHEEL_PKG_DIR") or "/nowhere").glob("pip-*.whl")
 
 
 def offline() -> str | None:
@@ -66,7 +81,7 @@ def why_not() -> str | None:
     asked = offline()
     if asked:
         return f"{asked} asks for no network"
-    return None if installer() else "this Python has no pip, and uv is not there"
+    return None if installer() else "there is neither pip nor uv"
 
 
 def fetch() -> None:
@@ -101,7 +116,7 @@ def _is_sound(place: Path) -> bool:
 def _install(place: Path) -> None:
     """Have it installed in a work folder, which becomes its place."""
     command = installer() or []
-    tool = "uv" if command[1] == "pip" else "pip"
+    tool = "uv" if "--python" in command else "pip"
     _tell(f"there is no C compiler here: {tool} fetches {REQUIREMENT} once, {SIZE}, into {place}")
     try:
         with store.work_folder(place.parent) as work:

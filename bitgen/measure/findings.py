@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from bitgen.compile import ziglang
+from bitgen.compile.compiler import NoCompilerError
 from bitgen.errors import BitgenError, brief
 from bitgen.spec import ModelShape
 
@@ -35,7 +37,9 @@ def readable(models: Models) -> Iterator[tuple[str, ModelShape]]:
 
 
 def unknown(check: str, error: BitgenError) -> Finding:
-    """What cannot be told for a reason that has a line of its own."""
+    """What cannot be told for a reason that has a line of its own: that is well where a compiler will come."""
+    if isinstance(error, NoCompilerError) and not ziglang.why_not():
+        return Finding(check, "ok", "not known before there is a compiler")
     return Finding(
         check,
         "warning",

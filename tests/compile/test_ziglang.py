@@ -176,7 +176,21 @@ def test_one_that_does_not_work(tmp_path: Path, runs: list[list[str]]) -> None:
 
 def test_no_pip_and_no_uv(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)
-    refused("this Python has no pip, and uv is not there")
+    refused("there is neither pip nor uv")
+
+
+def test_other_pips_where_this_python_has_none(
+    runs: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Environments of uv and pipx have none: the one inside ensurepip serves, but one on the PATH comes first."""
+    find_spec = importlib.util.find_spec
+    there = find_spec("ensurepip")
+    if not list(ziglang._pip_wheels()):
+        pytest.skip("this Python has no ensurepip")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: there if name == "ensurepip" else None)
+    assert compiler.find_compiler(HOST).zig and runs[0][1].endswith("whl/pip")
+    monkeypatch.setattr(shutil, "which", lambda name, **_: "/some/pip3" if name == "pip3" else None)
+    assert ziglang.installer() == ["/some/pip3", "install", "--no-input"]
 
 
 def test_uv_where_there_is_no_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

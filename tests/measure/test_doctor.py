@@ -368,13 +368,15 @@ def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr(ziglang, "installer", lambda: ["pip"])
     assert one("compiler").state == "warning" and "the first run fetches ziglang" in one("compiler").advice
+    for name in ("level", "plan"):
+        assert one(name).state == "ok" and one(name).fact == "not known before there is a compiler"
     monkeypatch.setenv("BITGEN_OFFLINE", "1")
     finding = one("compiler")
     assert finding.state == "problem" and "clang does not serve: no headers\nnone can be fetched" in finding.fact
     assert "BITGEN_OFFLINE" in finding.fact and "install clang" in finding.advice
     monkeypatch.delenv("BITGEN_OFFLINE")
     monkeypatch.setattr(ziglang, "installer", lambda: None)
-    assert one("compiler").state == "problem" and "no pip" in one("compiler").fact
+    assert one("compiler").state == "problem" and "neither pip nor uv" in one("compiler").fact
     for name in ("level", "plan"):
         assert one(name).state == "warning" and one(name).fact.startswith("not known: ")
 
