@@ -16,8 +16,10 @@ import click
 import places
 import pytest
 from click.testing import CliRunner
+from hub_server import Hub
 
 from bitgen import cli, data
+from bitgen.checkpoints import presets
 
 DOCS = places.REPO / "docs"
 PAGES = [places.REPO / "README.md", DOCS / "index.md", *sorted((DOCS / "guide").glob("*.md"))]
@@ -76,7 +78,7 @@ def test_every_option_exists(line: str) -> None:
 
 ELSEWHERE = {
     r"--remote": "needs a device: tests/tune/test_remote.py",
-    r"hf:|pull|list|rm |cache|-m 2B4T|doctor": "needs the Hub, or shows this machine: tests/convert, tests/cli",
+    r"hf:|pull|list|rm |cache|-m 2B4T|doctor": "needs the Hub, or shows this machine: below, tests/convert, tests/cli",
     r"^bitgen (bench|verify)|synth 2B4T|--os|neoverse|--reset": "takes long: tests/measure, tests/compile, tests/tune",
     r"^bitgen chat|convert (DIR|folder)": "tests/cli/test_chat.py, tests/convert",
     r"--model 2B4T$|--plan|gen SYMBOL": "tests/tune, tests/kernels",
@@ -107,6 +109,23 @@ def test_the_commands_work(line: str, desk: Path, monkeypatch: pytest.MonkeyPatc
     done = CliRunner().invoke(cli.main, words)
     assert done.exit_code == 0, done.output
     assert done.output.strip()
+
+
+HUB = [line for line in COMMANDS if re.search(r"bitgen (pull|list|rm|cache|chat -m 2B4T)", line)]
+
+
+def test_the_commands_that_need_the_hub_work(tmp_path: Path) -> None:
+    """In the order of the pages, against a server of our own that has a tiny model under the preset's name."""
+    hf_models = pytest.importorskip("hf_models", reason="the checkpoint is made with PyTorch")
+    folder = hf_models.save(hf_models.BITNET, tmp_path / "there")
+    (folder / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[-1]['content'] }}")
+    with Hub(str(presets.hub_id("2B4T")), folder).serve() as hub:
+        environment = hub.environment(tmp_path / "home", BITGEN_CACHE=str(tmp_path / "cache"))
+        for line in sorted(HUB, key=lambda line: "pull" not in line):
+            words = shlex.split(line)[1:] + ["--yes"] * line.startswith("bitgen pull")
+            command = [sys.executable, "-m", "bitgen", *words]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, input="abc\n")
+            assert done.returncode == 0 and (done.stdout + done.stderr).strip(), (line, done.stderr)
 
 
 def test_most_commands_are_tried() -> None:
