@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import click
 from rich.console import Console
@@ -18,12 +19,28 @@ from bitgen.cli import progress
 from bitgen.spec import Listener
 
 
+@contextmanager
+def naming(stream: str) -> Iterator[None]:
+    """Errors of writing to a standard stream name it: "standard output", which has no file's name."""
+    try:
+        yield
+    except OSError as e:
+        e.filename = e.filename or stream
+        raise
+
+
 class _Console(Console):
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As the base class; errors name the stream."""
+        with naming(STDERR if self.stderr else STDOUT):
+            super().print(*objects, **options)
+
     def on_broken_pipe(self) -> None:
         """Leave it to main.sentences, which ends any command alike."""
         raise BrokenPipeError
 
 
+STDOUT, STDERR = "standard output", "standard error"
 ERR = _Console(stderr=True, markup=False, emoji=False)
 # A table in a file or a pipe is not squeezed. Where standard output is closed, it is None.
 OUT = _Console(width=None if sys.stdout and sys.stdout.isatty() else 160, markup=False, emoji=False)
@@ -46,12 +63,14 @@ def _spelt(found: re.Match[str]) -> str:
 
 def say(text: object = "", *, err: bool = False, nl: bool = True) -> None:
     """Print a line, or several."""
-    click.echo(printable(text), err=err, nl=nl)
+    with naming(STDERR if err else STDOUT):
+        click.echo(printable(text), err=err, nl=nl)
 
 
 def stream(piece: str) -> None:
     """Print a piece of a model's text: as it is, but on a terminal without control characters."""
-    click.echo(spelt_controls(piece) if sys.stdout.isatty() else piece, nl=False, color=True)
+    with naming(STDOUT):
+        click.echo(spelt_controls(piece) if sys.stdout.isatty() else piece, nl=False, color=True)
 
 
 def spelt_controls(text: str) -> str:

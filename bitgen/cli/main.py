@@ -15,7 +15,7 @@ from bitgen import __version__
 from bitgen.cli import mappings, streams
 from bitgen.cli.build import build, gen, tune
 from bitgen.cli.completion import complete_values, completion
-from bitgen.cli.console import say
+from bitgen.cli.console import STDOUT, naming, say
 from bitgen.cli.doctor import doctor
 from bitgen.cli.local import cache, list_, pull, rm
 from bitgen.cli.measure import bench, verify
@@ -69,7 +69,7 @@ def sentences() -> Iterator[None]:
         streams.discard(sys.stdout, sys.stderr)
         sys.exit(0)
     except OSError as e:  # a full disk, a missing permission
-        _end(f"{e.filename or _unnamed()}: {e.strerror or e}", 1)
+        _end(f"{_place(e)}: {e.strerror or e}", 1)
 
 
 def _end(text: str, code: int) -> NoReturn:
@@ -81,14 +81,16 @@ def _end(text: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _unnamed() -> str:
-    """What an error on a file without a name was about."""
+def _place(error: OSError) -> str:
+    """What could not be read or written."""
     try:
         sys.stdout.flush()
-    except OSError:
+    except OSError:  # or Python's exit would try it once more
         streams.discard(sys.stdout)
-        return "standard output"
-    return f"writing the output or a file (the cache is {cache_root()}; BITGEN_CACHE names another)"
+        return str(error.filename or STDOUT)
+    return str(
+        error.filename or f"writing the output or a file (the cache is {cache_root()}; BITGEN_CACHE names another)"
+    )
 
 
 class Group(click.Group):
@@ -96,7 +98,7 @@ class Group(click.Group):
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:
         streams.prepare()
-        with sentences():
+        with sentences(), naming(STDOUT):  # the help
             return super().make_context(*args, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:

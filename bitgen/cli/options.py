@@ -44,9 +44,12 @@ THREADS = Count(1, 1024)
 
 
 class Text(click.ParamType):  # type: ignore[type-arg]
-    """Any UTF-8 text, the empty one too."""
+    """A UTF-8 text, where `empty` the empty one too."""
 
     name = "text"
+
+    def __init__(self, empty: bool = True) -> None:
+        self.empty = empty
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         return utf8(value, param.get_error_hint(ctx) if param and ctx else "the text")
@@ -121,11 +124,12 @@ def _uncrowded(_: click.Context, __: click.Parameter, value: int | None) -> int 
 
 
 def check_given(ctx: click.Context, args: list[str]) -> None:
-    """UsageError where the arguments of a command give an option twice, or something empty that is no `Text`."""
+    """UsageError where the arguments of a command give an option twice, or something empty that is no such `Text`."""
     values, _, given = ctx.command.make_parser(ctx).parse_args(list(args))
     for param in given:
         value = values.get(str(param.name))
-        if "" in (value if isinstance(value, (list, tuple)) else [value]) and not isinstance(param.type, Text):
+        may_be_empty = isinstance(param.type, Text) and param.type.empty
+        if "" in (value if isinstance(value, (list, tuple)) else [value]) and not may_be_empty:
             raise click.BadParameter("it is empty", ctx, param)
         if isinstance(param, click.Option) and not param.multiple and given.count(param) > 1:
             raise click.BadParameter("it is given more than once", ctx, param)

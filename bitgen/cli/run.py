@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,30 +13,43 @@ from typing import Any
 import click
 
 from bitgen import Model, api
-from bitgen.cli import tables, terminal
-from bitgen.cli.console import progress_bar, say, stream, warn
+from bitgen.cli import terminal
+from bitgen.cli.console import progress_bar, say, warn
+from bitgen.cli.continuing import Run
 from bitgen.cli.located import chat_model_option, model_option
 from bitgen.cli.options import (
     COUNT,
     MOST,
+    READING,
     TEXT_FILE,
     Renamed,
     Text,
     cache_option,
+    given,
     head_option,
     isa_option,
+    json_option,
     quiet_option,
     reading_options,
+    refuse,
     sampling_options,
     threads_option,
 )
 from bitgen.cli.streams import STDIN, read_text
+from bitgen.engine.arguments import MOST_PLACES
+from bitgen.engine.chat import template_of
 from bitgen.engine.embed import POOLINGS
 from bitgen.engine.prompt_lookup import LOOKUP
 from bitgen.text.chat_templates import NAMED
 
 Given = Mapping[str, Any]
 """Fields of Sampling that are given."""
+
+template_option = click.option(
+    "--chat-template",
+    metavar="NAME|FILE",
+    help=f"{', '.join(NAMED)}, one that the model's file names, or a Jinja file. [default: the model's own]",
+)
 
 
 def _load(model: str | None, **options: Any) -> Model:
@@ -46,13 +60,50 @@ def _load(model: str | None, **options: Any) -> Model:
     return loaded
 
 
+def _without_conflicts(command: Callable[..., None]) -> Callable[..., None]:
+    """`run`, which refuses what cannot be done together before anything is downloaded."""
+
+    @functools.wraps(command)
+    def refusing(**options: Any) -> None:
+        _check_run(options)
+        command(**options)
+
+    return refusing
+
+
+def _check_run(options: Mapping[str, Any]) -> None:
+    sources = [name for name in ("prompt", "file", "batch") if options[name] is not None]
+    alone = given("prompt_lookup", "prompt_cache", "logprobs", "as_json")
+    refuse(
+        (len(sources) != 1, f"give one of --prompt, --file and --batch{', not several' if sources else ''}"),
+        (sources == ["batch"] and bool(alone), f"--batch goes without {', '.join(alone)}; each of its results is JSON"),
+        (sources != ["batch"] and bool(given("parallel")), "--parallel goes with --batch"),
+        (
+            bool(options["stop"]) and options["ignore_eos"],
+            "give --stop or --ignore-eos: with --stop the model's stop tokens count too",
+        ),
+    )
+
+
 @click.command()
-@click.option("-p", "--prompt", type=Text(), required=True, help="Text to continue; - reads it from standard input.")
+@_without_conflicts
+@click.option("-p", "--prompt", type=Text(), help="Text to continue; - reads it from standard input.")
+@click.option("-f", "--file", type=TEXT_FILE, help="Continue the text of this file; -: of standard input.")
+@click.option("--batch", type=TEXT_FILE, metavar="FILE",
+              help='Continue many: each line is like {"prompt": "...", "id": "a", "max_tokens": 9, "temperature": 0}, '
+              "and gives a line of JSON.")  # fmt: skip
+@click.option("--parallel", type=click.IntRange(1, MOST_PLACES), default=8, show_default=True,
+              help="Texts of --batch at once.")  # fmt: skip
+@click.option("--system", type=Text(), metavar="TEXT",
+              help="Take the prompt for a user's message, and tell the model this before it.")  # fmt: skip
+@template_option
 @model_option
-@click.option("-n", "--max-tokens", type=COUNT, default=256, show_default=True)
+@click.option("-n", "--max-tokens", type=COUNT, default=256, show_default=True, help="Most tokens to add.")
+@click.option("--stop", type=Text(empty=False), multiple=True, metavar="TEXT", help="End before this text; repeatable.")
+@click.option("--ignore-eos", is_flag=True, help="Go on after the model's stop tokens.")
+@click.option("--context", type=click.IntRange(1, MOST), help="Most tokens of prompt and text. [default: the model's]")
 @threads_option
 @sampling_options
-@click.option("--ignore-eos", is_flag=True, help="Go on after the model's stop tokens.")
 @click.option(
     "--prompt-lookup",
     type=COUNT,
@@ -63,30 +114,38 @@ def _load(model: str | None, **options: Any) -> Model:
     help="Guess up to N tokens at once, those that came next where the last few stood before, and keep those guesses "
     f"that come true: the same text, sooner where it repeats itself or the prompt. Without N: {LOOKUP}.",
 )
+@click.option("--prompt-cache", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="Take from this file what was computed of the prompt's beginning before, and keep there what is "
+              "computed now: the same text, sooner.")  # fmt: skip
 @click.option("--logprobs", type=COUNT, metavar="K",
               help="After the text, each token's log probability and the K likeliest, on stderr.")  # fmt: skip
+@click.option("-q", "--quiet", is_flag=True, envvar="BITGEN_QUIET", help="Show no timing and no progress.")
+@json_option
 @isa_option
 @head_option
 @cache_option
 @reading_options
-def run(prompt: str, model: str | None, max_tokens: int, threads: int | None, sampling: Given, ignore_eos: bool,
-        prompt_lookup: int, logprobs: int | None, isa: str | None, head: Any, cache: Any,
-        **reading: Any) -> None:  # fmt: skip
-    """Continue a prompt. Text goes to stdout as it comes, timing to stderr."""
-    text = read_text(STDIN) if prompt == STDIN else prompt
+def run(model: str | None, threads: int | None, isa: str | None, head: Any, **options: Any) -> None:
+    """Continue a prompt. Text goes to stdout as it comes, timing to stderr.
+
+    Give one of --prompt, --file and --batch.
+    """
+    reading = {name: options[name] for name in READING}
+    kept, system, chosen = options["prompt_cache"], options["system"], options["chat_template"]
+    prompt = options["prompt"]
+    if options["batch"] is None:
+        prompt = read_text(options["file"] or STDIN) if prompt in (None, STDIN) else prompt
+    api.check_output(kept, model)
     loaded = _load(model, threads=threads, isa=isa, head=head, **reading)
-    generation = api.generate(loaded, text, max_tokens, stop=not ignore_eos,
-                              sampling=loaded.sampling.given(None, sampling), cache=cache,
-                              prompt_lookup=prompt_lookup, logprobs=logprobs)  # fmt: skip
-    try:
-        stream(text)
-        for piece in generation:
-            stream(piece)
-        say()
-    finally:
-        for line in tables.logprobs(loaded.tokenizer, generation.choices):
-            say(line, err=True)
-        say(f"{generation.timing} | {loaded.about}, seed {sampling['seed']}", err=True)
+    asked = Run(
+        loaded, loaded.sampling.given(None, options["sampling"]), options["max_tokens"],
+        list(options["stop"]) or not options["ignore_eos"], options["context"], options["cache"], system,
+        None if system is None and chosen is None else template_of(loaded, chosen, {}),
+    )  # fmt: skip
+    if options["batch"] is None:
+        asked.one(prompt, options["prompt_lookup"], options["logprobs"], kept, options["as_json"])
+    elif not asked.many(options["batch"], options["parallel"]):
+        click.get_current_context().exit(1)
 
 
 @click.command()
@@ -133,11 +192,7 @@ def embed(texts: tuple[str, ...], model: str | None, file: str | None, pooling: 
 @chat_model_option
 @click.option("--system", type=Text(), metavar="TEXT", help="What the model is told before the conversation.")
 @click.option("-n", "--max-tokens", type=click.IntRange(1, MOST), default=1024, show_default=True, help="Of an answer.")
-@click.option(
-    "--chat-template",
-    metavar="NAME|FILE",
-    help=f"{', '.join(NAMED)}, one that its file names, or a Jinja file. [default: its own]",
-)
+@template_option
 @click.option("--context", type=click.IntRange(16, MOST), help="Tokens to remember. [default: the model's]")
 @click.option("--plain", is_flag=True, help="Show answers as the model writes them, not as Markdown.")
 @click.option("--no-history", is_flag=True, help="Keep no history of what is typed; or set BITGEN_NO_HISTORY.")

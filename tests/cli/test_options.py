@@ -145,7 +145,7 @@ CONTRADICTIONS = [
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["run"], "Missing option '-p' / '--prompt'"),
+        (["run"], "give one of --prompt, --file and --batch"),
         (["run", "-p", "x", "--nonsense"], "--nonsense"),
         (["run", "-p", "x", "more"], "(more)"),
         (["nonsense"], "nonsense"),

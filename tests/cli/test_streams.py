@@ -18,11 +18,11 @@ CHAT = ("chat", "--chat-template", "chatml", "-n", "4", "--temp", "0")
 
 
 def bitgen(
-    *args: str | bytes, redirect: str = "", stdin: bytes = b"", encoding: str = "utf-8"
+    *args: str | bytes, redirect: str = "", stdin: bytes = b"", encoding: str = "utf-8", unbuffered: bool = False
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run a command in a shell that redirects its streams, with output buffered as users have it."""
-    env = {**os.environ, "PYTHONIOENCODING": encoding}
-    env.pop("PYTHONUNBUFFERED", None)
+    """Run a command in a shell that redirects its streams, with output buffered as users have it, or unbuffered as
+    containers do."""
+    env = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUNBUFFERED": "1" * unbuffered}
     command = ["sh", "-c", f'exec "$@" {redirect}', "sh", *BITGEN, *args]
     out = subprocess.run(command, input=stdin, capture_output=True, timeout=300, env=env)
     assert b"Traceback" not in out.stderr and b"Exception ignored" not in out.stderr, out.stderr.decode()
@@ -95,9 +95,13 @@ def test_a_character_that_the_output_lacks_is_a_question_mark() -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-@pytest.mark.parametrize("args", [("--help",), ("gen", "--model", "stories")])
-def test_a_full_output_is_a_sentence(args: tuple[str, ...]) -> None:
-    assert_sentence(bitgen(*args, redirect=">/dev/full"), "standard output: No space left on device")
+@pytest.mark.parametrize(
+    "args", [("--help",), ("gen", "--model", "stories"), ("run", "-p", "One", "-n", "2"), ("tokenize", "--decode", "1")]
+)
+@pytest.mark.parametrize("unbuffered", [False, True])
+def test_a_full_output_is_a_sentence(args: tuple[str, ...], unbuffered: bool) -> None:
+    out = bitgen(*args, redirect=">/dev/full", unbuffered=unbuffered)
+    assert_sentence(out, "standard output: No space left on device")
 
 
 @pytest.mark.parametrize(
