@@ -99,7 +99,7 @@ def test_an_editable_installation_is_the_checkout_alone(tmp_path: Path) -> None:
 
 OPTIONAL = {"lm_eval", "matplotlib", "tqdm", "torch", "transformers", "llama_cpp", "litespark_inference"}
 """What is imported only where an extra or another engine is asked for."""
-NAMES = {"yaml": "pyyaml"}
+NAMES = {"markdown_it": "markdown-it-py", "yaml": "pyyaml"}
 """Module -> package, where it has another name."""
 
 

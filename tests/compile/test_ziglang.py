@@ -85,6 +85,8 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
     def counted(command: list[str], **more: Any) -> Any:
         if "install" in command:
+            assert {more["env"][name] for name in ("PIP_USER", "PIP_REQUIRE_VIRTUALENV")} == {"0"}
+            assert more["env"]["PIP_BREAK_SYSTEM_PACKAGES"] == "1"  # it goes into a folder of ours
             seen.append(command)
         return run(command, **more)
 

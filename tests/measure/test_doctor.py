@@ -90,6 +90,7 @@ def test_json_is_for_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not [key for key in keys(report) if not re.fullmatch(r"[\w.-]+", key)]
     memory = next(f["values"] for f in report["findings"] if f["check"] == "memory" and "model" in f["values"])
     assert memory["kv_f16_bytes"] == 30 * 5 * 4096 * 2 * 128 * 2 and memory["context_tokens"] == 4096
+    assert memory["kv_int8_bytes"] == 30 * 5 * 4096 * 2 * (128 + 4)
 
 
 def test_lines_are_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -455,6 +456,10 @@ def test_the_hub_and_a_token(a_hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Non
     assert TOKEN not in repr(finding)
 
 
+def unreachable() -> None:
+    raise OSError("no route to http://user:secret@host/x")
+
+
 def test_a_hub_that_is_broken_away_or_not_wanted(a_hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
@@ -467,6 +472,10 @@ def test_a_hub_that_is_broken_away_or_not_wanted(a_hub: Hub, monkeypatch: pytest
         finding = one("hub")
     assert finding.state == "warning" and "cannot be reached" in finding.fact and "secret" not in repr(finding)
     assert finding.values["endpoint"] == f"http://127.0.0.1:{port}/x"
+    monkeypatch.setattr(constants, "ENDPOINT", "http://user:secret@host/x")
+    with monkeypatch.context() as patch:
+        patch.setattr("huggingface_hub.get_session", unreachable)
+        assert one("hub").fact == "http://host/x cannot be reached: OSError: no route to http://host/x"
     monkeypatch.setattr(constants, "ENDPOINT", "not a url")
     assert one("hub").state == "warning"
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
