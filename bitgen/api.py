@@ -23,6 +23,7 @@ from bitgen.api_files import convert as convert
 from bitgen.api_files import find as find
 from bitgen.api_files import hide_bars as hide_bars
 from bitgen.api_files import info as info
+from bitgen.api_files import model_names as model_names
 from bitgen.api_files import models as models
 from bitgen.api_files import open_source as open_source
 from bitgen.api_files import prune_cache as prune_cache

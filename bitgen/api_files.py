@@ -141,6 +141,7 @@ def pull(what: Wanted, *, progress: Watch = None) -> Path:
 
 
 models = _shelf.shelf
+model_names = _shelf.names
 chatting = _shelf.chatting
 removal = _shelf.removal
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -10,9 +11,16 @@ from itertools import product
 from pathlib import Path
 
 import click
-from click.shell_completion import CompletionItem, ShellComplete, get_completion_class
+from click.shell_completion import (
+    BashComplete,
+    CompletionItem,
+    ShellComplete,
+    add_completion_class,
+    get_completion_class,
+    split_arg_string,
+)
 
-from bitgen import targets
+from bitgen import api, targets
 from bitgen.checkpoints import presets
 from bitgen.cli.console import say
 from bitgen.errors import BitgenError
@@ -21,27 +29,28 @@ from bitgen.text.chat_templates import NAMED
 
 SHELLS = ("bash", "zsh", "fish")
 
+_PLAIN = re.compile(r"[\w./~+@%=:-]+")
 
 Values = Callable[[str], Iterable[str]]
 """What has been typed of a value -> values that may be meant; the shell is given those that begin so."""
 
 
-def presets_and_files(incomplete: str) -> list[str]:
-    """Names of presets, of which one ships, and model files of the folder that is named so far."""
-    return [*presets.names(), *model_files(incomplete)]
+def models(incomplete: str) -> list[str]:
+    """Presets, models that are here, and model files of the folder that is named so far."""
+    try:
+        here = api.model_names()
+    except (BitgenError, OSError):  # a cache that cannot be read
+        here = []
+    return list(dict.fromkeys([*presets.names(), *here, *model_files(incomplete)]))
 
 
 def model_files(incomplete: str) -> list[str]:
-    """GGUF files of the folder that is named so far, as the user writes it.
-
-    Without those that a shell would split or expand: it completes and quotes them by itself.
-    """
+    """GGUF files of the folder that is named so far, as the user writes it."""
     prefix = incomplete[: incomplete.rfind("/") + 1]
     try:
-        names = sorted(prefix + path.name for path in Path(prefix or ".").expanduser().glob("*.gguf"))
+        return sorted(prefix + path.name for path in Path(prefix or ".").expanduser().glob("*.gguf"))
     except (OSError, RuntimeError):  # no such folder, no such user
         return []
-    return [name for name in names if re.fullmatch(r"[\w./~+@%=-]+", name)]
 
 
 def symbols(_: str) -> Iterator[str]:
@@ -53,9 +62,10 @@ def symbols(_: str) -> Iterator[str]:
 
 
 VALUES: dict[str, tuple[Values, bool]] = {
-    "MODEL": (presets_and_files, True),
-    "FILE": (model_files, True),
-    "SOURCE": (presets_and_files, True),
+    "MODEL": (models, True),
+    "FILE": (models, True),
+    "NAME": (models, True),
+    "SOURCE": (models, True),
     "PRESET": (lambda _: presets.names(), False),
     "LEVEL": (lambda _: targets.TARGETS, False),
     "SYMBOL": (symbols, False),
@@ -69,14 +79,61 @@ def complete_values(commands: Iterable[click.Command]) -> None:
     for param in (param for command in commands for param in command.params):
         argument = isinstance(param, click.Argument)
         kind = param.metavar or (str(param.name).upper() if argument else "")
-        if kind in VALUES and (kind != "FILE" or argument or param.name == "model"):  # other files hold no models
+        if kind in VALUES and (argument or kind not in ("FILE", "NAME")):  # files that hold no models, names of CPUs
             param.shell_complete = partial(_complete, *VALUES[kind])  # type: ignore[method-assign]
 
 
 def _complete(values: Values, files: bool, _: click.Context, incomplete: str) -> list[CompletionItem]:
-    """Values that begin so. Where no name does, bash completes files; zsh and fish offer both."""
-    named = [CompletionItem(value) for value in values(incomplete) if value.lower().startswith(incomplete.lower())]
+    """Values that begin so. Where no name does, bash completes files; zsh and fish offer both.
+
+    What a shell would split or expand is left out: a file's name is anybody's, and the shell quotes those by itself.
+    """
+    begun = (value for value in values(incomplete) if value.lower().startswith(incomplete.lower()))
+    named = [CompletionItem(value) for value in begun if _PLAIN.fullmatch(value)]
     return [*([CompletionItem(incomplete, type="file")] if files else []), *named]
+
+
+@add_completion_class
+class Bash(BashComplete):
+    """bash, also macOS's 3.2, which can neither keep an order nor be told of files midway.
+
+    click splits words where bash does, at colons too, which names of models have. So the line is split here, and bash
+    is given what follows the last colon.
+    """
+
+    source_template = """\
+%(complete_func)s() {
+    local IFS=$'\\n' line type value
+    COMPREPLY=()
+    for line in $(env COMP_LINE="${COMP_LINE:0:$COMP_POINT}" COMP_WORDBREAKS="$COMP_WORDBREAKS" \\
+        %(complete_var)s=bash_complete "$1"); do
+        IFS=, read -r type value <<< "$line"
+        case $type in
+            dir) compopt -o dirnames 2>/dev/null ;;
+            file) compopt -o default 2>/dev/null ;;
+            plain) COMPREPLY+=("$value") ;;
+        esac
+    done
+}
+complete -o nosort -F %(complete_func)s %(prog_name)s 2>/dev/null ||
+    complete -o default -F %(complete_func)s %(prog_name)s
+"""
+
+    def source(self) -> str:
+        """The script; click's own asks first whether bash is new enough."""
+        return ShellComplete.source(self)
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        """The words before the one that is typed, and that."""
+        line = os.environ.get("COMP_LINE", "")
+        words = split_arg_string(line)
+        self._typed = words.pop() if words and not line.endswith(" ") else ""
+        return words[1:], self._typed
+
+    def format_completion(self, item: CompletionItem) -> str:
+        """A line for the script."""
+        known = self._typed.rfind(":") + 1 if ":" in os.environ.get("COMP_WORDBREAKS", ":") else 0
+        return f"{item.type},{item.value[known:] if item.type == 'plain' else item.value}"
 
 
 @click.command()
@@ -92,12 +149,4 @@ def completion(shell: str) -> None:
     found = get_completion_class(shell)
     assert found is not None  # click has all of SHELLS
     root = click.get_current_context().find_root().command
-    script = ShellComplete.source(found(root, {}, "bitgen", "_BITGEN_COMPLETE"))
-    say(_for_old_bash(script) if shell == "bash" else script, nl=False)
-
-
-def _for_old_bash(script: str) -> str:
-    """The script without what macOS's bash 3.2 complains of: that keeps the order, and that lets files follow."""
-    quiet = re.sub(r"^( *compopt .*)$", r"\1 2>/dev/null", script, flags=re.M)
-    setup = r"^( *)complete -o nosort (.*)$", r"\1complete -o nosort \2 2>/dev/null || complete -o default \2"
-    return re.sub(*setup, quiet, flags=re.M)
+    say(found(root, {}, "bitgen", "_BITGEN_COMPLETE").source(), nl=False)

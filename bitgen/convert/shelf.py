@@ -78,6 +78,11 @@ def shelf() -> Shelf:
     return Shelf(models, _interrupted(), tuple(_presets(repos)), _cache())
 
 
+def names() -> list[str]:
+    """Names of what may be models here; none is opened, so that it takes a moment only."""
+    return [name for name, *_ in _found()]
+
+
 def chatting() -> list[str]:
     """Names of the models that are here and carry a chat template."""
     return [each.name for each in _models() if each.chats]

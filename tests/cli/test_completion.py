@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import select
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,9 +15,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from bitgen import cli, targets
+from bitgen import api, cli, targets
 from bitgen.checkpoints import presets
 from bitgen.cli.completion import SHELLS
+from bitgen.errors import BitgenError
 from bitgen.spec import KernelSpec
 
 WAIT_S = 60
@@ -36,9 +38,8 @@ START = {
 
 
 def complete(monkeypatch: pytest.MonkeyPatch, *words: str) -> list[str]:
-    """What is offered for the last word: the protocol that all three scripts speak, as bash does."""
-    monkeypatch.setenv("COMP_WORDS", " ".join(["bitgen", *words]))
-    monkeypatch.setenv("COMP_CWORD", str(len(words)))
+    """What is offered for the last word, as bash asks."""
+    monkeypatch.setenv("COMP_LINE", shlex.join(["bitgen", *words[:-1]]) + f" {words[-1]}")
     result = CliRunner().invoke(
         cli.main, [], env={"_BITGEN_COMPLETE": "bash_complete"}, prog_name="bitgen", standalone_mode=True
     )
@@ -72,12 +73,32 @@ def test_files_of_models_or_any(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     for name in ("a.gguf", "b.gguf", "two words.gguf", "$(id).gguf", "*.gguf", "\x1b[2J.gguf", "a.txt"):
         (tmp_path / name).write_text("")
     monkeypatch.chdir(tmp_path)
-    assert complete(monkeypatch, "run", "-m", "") == ["file,", "plain,a.gguf", "plain,b.gguf"]
+    offered = complete(monkeypatch, "run", "-m", "")
+    assert [line for line in offered if "gguf" in line] == ["plain,a.gguf", "plain,b.gguf"] and offered[0] == "file,"
     assert complete(monkeypatch, "info", "a") == ["file,a", "plain,a.gguf"]
     assert complete(monkeypatch, "info", f"{tmp_path}/b") == [f"file,{tmp_path}/b", f"plain,{tmp_path}/b.gguf"]
     assert complete(monkeypatch, "perplexity", "-f", "a") == ["file,a"]
     for nowhere in ("no/such/", "~nobody-of-this-name/"):
         assert complete(monkeypatch, "run", "-m", nowhere) == [f"file,{nowhere}"]
+
+
+def test_models_that_are_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bash is given what follows the last colon, where it ends a word; what would be expanded is left out."""
+    here = ["stories", "hf:owner/name", "hf:owner/more:TQ2_0.gguf", "hf:owner/evil:$(id).gguf", "hf:a b/c"]
+    monkeypatch.setattr(api, "model_names", lambda: here)
+    monkeypatch.setenv("COMP_WORDBREAKS", " =:")
+    assert complete(monkeypatch, "rm", "hf:ow") == ["file,hf:ow", "plain,owner/name", "plain,owner/more:TQ2_0.gguf"]
+    assert complete(monkeypatch, "rm", "hf:owner/more:t") == ["file,hf:owner/more:t", "plain,TQ2_0.gguf"]
+    monkeypatch.setenv("COMP_WORDBREAKS", " =")
+    assert complete(monkeypatch, "chat", "-m", "hf:owner/n")[1:] == ["plain,hf:owner/name"]
+
+
+def test_a_cache_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise BitgenError("no")
+
+    monkeypatch.setattr(api, "model_names", broken)
+    assert complete(monkeypatch, "rm", "2B") == ["file,2B", "plain,2B4T"]
 
 
 def test_kernels_that_can_be_printed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,11 +123,15 @@ def test_in_a_shell(shell: str, command: Path, tmp_path: Path) -> None:
     """On a pseudo terminal: a value of an option that only bitgen knows, and the name of a command."""
     if not shutil.which(shell):
         pytest.skip(f"{shell} is not installed")
+    snapshot = tmp_path / "huggingface" / "hub" / "models--owner--tiny" / "snapshots" / ("c" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "tiny.gguf").write_bytes(b"GGUF")
     with Terminal(START[shell][0], command, tmp_path) as terminal:
         terminal.type(f"{START[shell][1]}; echo rea''dy\r", "ready")
         terminal.type("bitgen tune --model BitNet-embedding-2\t", r"BitNet-embedding-270M")
         terminal.type("--isa avx512vb\t", r"--isa avx512vbmi")
         terminal.type("\x15bitgen perp\t", r"bitgen perplexity")  # ^U: another line
+        terminal.type("\x15bitgen rm hf:ow\t", r"hf:owner/tiny@?")
 
 
 OLD_BASH = """
@@ -117,8 +142,8 @@ complete() {
 compopt() { echo "compopt: command not found" >&2; return 127; }
 eval "$(bitgen completion bash)"
 complete -p bitgen
-COMP_WORDS=(bitgen synth stor) COMP_CWORD=2; _bitgen_completion bitgen; echo "${COMPREPLY[@]}"
-COMP_WORDS=(bitgen info x) COMP_CWORD=2; _bitgen_completion bitgen
+COMP_LINE="bitgen synth stor"; COMP_POINT=17; _bitgen_completion bitgen; echo "${COMPREPLY[@]}"
+COMP_LINE="bitgen info x"; COMP_POINT=13; _bitgen_completion bitgen
 """
 
 
@@ -144,6 +169,7 @@ class Terminal:
         environment = {
             **kept, "PATH": f"{command}{os.pathsep}{os.environ['PATH']}", "HOME": str(home), "TERM": "xterm",
             "PS1": "$ ", "COLUMNS": "200", "LINES": "50", "XDG_CONFIG_HOME": str(home), "XDG_DATA_HOME": str(home),
+            "HF_HOME": str(home / "huggingface"),
         }  # fmt: skip
         self._process = subprocess.Popen(
             arguments, stdin=there, stdout=there, stderr=there, env=environment, cwd=home, start_new_session=True,
