@@ -270,6 +270,30 @@ def test_attention_over_a_block(ops: Ops, cache: Cache, d: int, rows: int) -> No
         assert_same(y, (out / total[..., None])[r, 0])
 
 
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("d", [2, 24, 100, 128])
+def test_positions_out_of_a_cache_and_into_another(ops: Ops, cache: Cache, d: int) -> None:
+    """A position's row is what the definition says, in whatever layout the level has it; both caches are the same."""
+    rng = np.random.default_rng(d)
+    attention = getattr(ops.ops, f"attention_{cache.replace('int', 'i')}")
+    k, v = rng.normal(0, 1, (260, d)).astype(F32), rng.normal(0, 9, (260, d)).astype(F32)
+    sizes = [512 * (n * attention.width + attention.beside) for n in (-(-d // 4) * 4, -(-d // 16) * 16)]
+    (kc, vc), (other_k, other_v) = ([np.zeros(size, np.uint8) for size in sizes] for _ in range(2))
+    row = np.full(2 * (d * attention.width + attention.beside) + 1, 0xAB, np.uint8)
+    for i in (0, 1, 15, 16, 255, 256, 259):
+        attention.write(ops.at(k[i]), ops.at(v[i]), d, i, ops.at(kc, "void *"), ops.at(vc, "void *"))
+        attention.copy(ops.at(row, "uint8_t *"), 0, d, i, ops.at(kc, "void *"), ops.at(vc, "void *"))
+        if cache == "int8":
+            codes, scales = zip(*(lab.rounded(x[i], lab.COARSE) for x in (k, v)), strict=True)
+            want = b"".join([*(c.astype(np.int8).tobytes() for c in codes), *(F32(s).tobytes() for s in scales)])
+        else:
+            want = b"".join((lab.half(x[i]) if cache == "f16" else x[i]).tobytes() for x in (k, v))
+        assert row[:-1].tobytes() == want and row[-1] == 0xAB
+        attention.copy(ops.at(row, "uint8_t *"), 1, d, i, ops.at(other_k, "void *"), ops.at(other_v, "void *"))
+        assert row[:-1].tobytes() == want
+    assert np.array_equal(kc, other_k) and np.array_equal(vc, other_v)
+
+
 def test_integer_attention_is_attention(ops: Ops) -> None:
     """The int8 cache's block against plain attention in double precision over what the cache holds."""
     d, rng, attention = 128, np.random.default_rng(0), ops.ops.attention_i8
