@@ -62,6 +62,7 @@ static int is_named(const option *o, const char *name, size_t n) {
 }
 
 int options_parse(const option *options, int n, int argc, char **argv, option_error *error) {
+  uint64_t seen = 0;
   for (int i = 1; i < argc; i++) {
     const char *equals = strncmp(argv[i], "--", 2) == 0 ? strchr(argv[i], '=') : NULL;
     const size_t length = equals ? (size_t)(equals - argv[i]) : strlen(argv[i]);
@@ -70,6 +71,11 @@ int options_parse(const option *options, int n, int argc, char **argv, option_er
       o++;
     if (o == end)
       return refuse(error, argv[i], "no such option; --help lists them");
+    if (o->kind == OPTION_ABSENT)
+      return refuse(error, o->name, o->help);
+    if (seen >> (o - options) & 1)
+      return refuse(error, o->name, "is given more than once");
+    seen |= UINT64_C(1) << (o - options);
     if (o->kind == OPTION_SWITCH) {
       if (equals)
         return refuse(error, o->name, "takes no value");
@@ -87,5 +93,6 @@ int options_parse(const option *options, int n, int argc, char **argv, option_er
 
 void options_print(const option *options, int n) {
   for (const option *o = options; o < options + n; o++)
-    printf("  %2s %-17s%s\n", o->letter, o->name, o->help);
+    if (o->kind != OPTION_ABSENT)
+      printf("  %2s %-17s%s\n", o->letter, o->name, o->help);
 }

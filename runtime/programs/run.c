@@ -1,7 +1,7 @@
 // run.c: a program that continues a prompt, with no Python: text on stdout, speed on stderr.
 //
-// Its weights lie in PROGRAM.bgpk, or behind the program in the same file. Options and text are those of
-// `bitgen run`.
+// Its weights lie in PROGRAM.bgpk, or behind the program in the same file. The options that it has, their
+// defaults and the text are those of `bitgen run`.
 #include <float.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -33,6 +33,11 @@ static struct {
     .repeat_penalty = -1,
 };
 
+#define ELSEWHERE "this program has not got it; `bitgen run` has"
+#define BUILT_IN "is decided when the program is written: `bitgen build --standalone` has it"
+#define ABSENT(name, letter, why)                                                                            \
+  { name, letter, OPTION_ABSENT, NULL, 0, 0, why }
+
 static const option options[] = {
     {"--prompt", "-p", OPTION_TEXT, &o.prompt, 0, 0, "text to continue; - reads it from standard input"},
     {"--max-tokens", "-n", OPTION_COUNT, &o.max_tokens, 0, INT32_MAX, "tokens to add at most [256]"},
@@ -44,7 +49,7 @@ static const option options[] = {
      "keep the likeliest tokens of this probability; 1: all [the model's]"},
     {"--min-p", "", OPTION_NUMBER, &o.min_p, 0, 1,
      "drop tokens below this share of the likeliest one's [the model's]"},
-    {"--repeat-penalty", "", OPTION_NUMBER, &o.repeat_penalty, FLT_MIN, FLT_MAX,
+    {"--repeat-penalty", "", OPTION_NUMBER, &o.repeat_penalty, 1e-30, 1e30,
      "over the last 64 tokens; 1: off [the model's, which --info shows]"},
     {"--seed", "", OPTION_SEED, &o.seed, 0, 0, "same seed, same text [random]"},
     {"--ignore-eos", "", OPTION_SWITCH, &o.ignore_eos, 0, 0, "go on after the model's stop tokens"},
@@ -55,6 +60,22 @@ static const option options[] = {
     {"--model", "-m", OPTION_TEXT, &o.model, 0, 0, "weights that `bitgen build --standalone` wrote"},
     {"--info", "", OPTION_SWITCH, &o.info, 0, 0, "what this program and its model are"},
     {"--help", "-h", OPTION_SWITCH, &o.help, 0, 0, "this text"},
+    ABSENT("--file", "-f", ELSEWHERE),
+    ABSENT("--batch", "", ELSEWHERE),
+    ABSENT("--parallel", "", ELSEWHERE),
+    ABSENT("--system", "", ELSEWHERE),
+    ABSENT("--chat-template", "", ELSEWHERE),
+    ABSENT("--stop", "", ELSEWHERE),
+    ABSENT("--prompt-lookup", "", ELSEWHERE),
+    ABSENT("--prompt-cache", "", ELSEWHERE),
+    ABSENT("--logprobs", "", ELSEWHERE),
+    ABSENT("--quiet", "-q", ELSEWHERE),
+    ABSENT("--json", "", ELSEWHERE),
+    ABSENT("--yes", "-y", ELSEWHERE),
+    ABSENT("--head", "", BUILT_IN),
+    ABSENT("--activation", "", BUILT_IN),
+    ABSENT("--tl-tiles", "", BUILT_IN),
+    ABSENT("--i2s-layout", "", BUILT_IN),
 };
 enum { OPTIONS = sizeof options / sizeof *options };
 
@@ -216,6 +237,7 @@ static int32_t encode_prompt(const char *text, size_t bytes, int32_t context, in
 typedef struct {
   int32_t prompt_tokens, tokens;
   double prefill_s, decode_s;
+  const char *stopped; // why the text ended, in the words of `bitgen run`
 } progress;
 
 // Choose up to `limit` tokens after the n in history, which has room for them, and print each as it comes.
@@ -224,13 +246,18 @@ static int32_t generate(bg_session *s, int32_t *history, int32_t n, int32_t limi
   text_stream stream = {.n = 0};
   int32_t code = BG_OK, id;
   p->prompt_tokens = limit ? n : 0;
+  p->stopped = limit < (int32_t)o.max_tokens ? "context full" : "length";
   for (int32_t step = 0; step < limit; step++) {
     const double started = now();
     const int32_t fresh = step ? 1 : n; // tokens that the model has not seen
     code = bg_next(s, history + n + step - fresh, fresh, sampling, history, n + step, (uint64_t)step, &id, 1);
     *(step ? &p->decode_s : &p->prefill_s) += now() - started;
-    if (code != BG_OK || (!o.ignore_eos && is_stop(&tokens, id)))
+    if (code != BG_OK)
       break;
+    if (!o.ignore_eos && is_stop(&tokens, id)) {
+      p->stopped = "stop token";
+      break;
+    }
     history[n + step] = id;
     p->tokens++;
     tokenizer_decode(&tokens, id, &stream, stdout);
@@ -241,20 +268,30 @@ static int32_t generate(bg_session *s, int32_t *history, int32_t n, int32_t limi
   return code;
 }
 
-static double rate(int32_t count, double seconds) { return count / (seconds > 1e-9 ? seconds : 1e-9); }
+// " at 12.5 tok/s", or nothing where no time was measured.
+static void print_rate(int32_t count, double seconds, int digits) {
+  if (count > 0 && seconds > 0)
+    fprintf(stderr, " at %.*f tok/s", digits, count / seconds);
+}
 
 static void print_speed(const progress *p, double load_s, int32_t threads, uint64_t seed) {
-  fprintf(stderr, "load %.2f s | prefill %d tokens at %.0f tok/s | decode %d tokens at %.1f tok/s | ", load_s,
-          p->prompt_tokens, rate(p->prompt_tokens, p->prefill_s), p->tokens,
-          rate(p->tokens > 1 ? p->tokens - 1 : 0, p->decode_s));
-  fprintf(stderr, "%s on %s, %s head, %d threads, seed %llu\n", program, bg_isa_name(isa), head_name(),
-          threads, (unsigned long long)seed);
+  fprintf(stderr, "load %.2f s | prefill %d tokens", load_s, p->prompt_tokens);
+  print_rate(p->prompt_tokens, p->prefill_s, 0);
+  fprintf(stderr, " | decode %d tokens", p->tokens);
+  print_rate(p->tokens - 1, p->decode_s, 1);
+  fprintf(stderr, " | stopped: %s | %s on %s, %s head, %d threads, seed %llu\n", p->stopped, program,
+          bg_isa_name(isa), head_name(), threads, (unsigned long long)seed);
 }
 
 static int continue_text(const char *text, size_t bytes, double load_s) {
   const bg_sampling sampling = sampling_asked();
   const int32_t threads = o.threads ? (int32_t)o.threads : os_cpus();
-  const int32_t context = o.context ? min((int32_t)o.context, bg_context(model)) : bg_context(model);
+  const int32_t context = o.context ? (int32_t)o.context : bg_context(model);
+  if (context > bg_context(model)) {
+    fprintf(stderr, "%s: --context: must be a whole number from 1 to %d, for which the model was made\n",
+            program, bg_context(model));
+    return 1;
+  }
   int32_t *history = NULL;
   const int32_t n = encode_prompt(text, bytes, context, &history);
   if (n < 0)

@@ -477,9 +477,29 @@ def test_the_prompt_from_standard_input(story: tuple[list[str], Path]) -> None:
 def test_timing_goes_to_stderr(story: tuple[list[str], Path]) -> None:
     line = run(story[0], "-p", "Once", "-n", "4", "--seed", "9", "-t", "2").stderr.decode()
     parts = [part.split()[0] for part in line.split(" | ")]
-    assert parts == ["load", "prefill", "decode", "stories"] and line.endswith("certified head, 2 threads, seed 9\n")
+    assert parts == ["load", "prefill", "decode", "stopped:", "stories"] and line.endswith(
+        "certified head, 2 threads, seed 9\n"
+    )
     first, second = (text_of(story[0], "-p", "Once", "--temp", "5", "--top-k", "0", "-n", "12") for _ in range(2))
     assert first != second  # seeds differ
+
+
+def test_why_a_text_ended_is_said_as_python_says_it(story: tuple[list[str], Path]) -> None:
+    for options in (["-n", "3"], ["-n", "0"], ["--context", "9"], ["-n", "400"]):
+        arguments = ["-p", "Once", "--temp", "0", *options]
+        said = run(story[0], *arguments).stderr.decode().split(" | ")
+        expected = click.testing.CliRunner().invoke(cli.main, ["run", *arguments]).stderr.split(" | ")
+        assert said[3] == expected[3] and said[3].startswith("stopped: ")
+
+
+def test_every_option_of_run_is_there_or_refused_by_name(story: tuple[list[str], Path]) -> None:
+    has = text_of(story[0], "--help")
+    for param in cli.main.commands["run"].params:  # type: ignore[attr-defined]
+        if f" {param.opts[-1]} " not in has:
+            for name in param.opts:
+                done = run(story[0], "-p", "a", name, "1")
+                assert done.returncode == 2 and done.stderr.startswith(f"stories: {param.opts[-1]}: ".encode()), name
+                assert b"`bitgen run` has" in done.stderr or b"`bitgen build --standalone` has it" in done.stderr
 
 
 WRONG = [
@@ -500,6 +520,9 @@ WRONG = [
     (["-p", "a", "--cache", "f64"], 2, "--cache: must be f16 or int8"),
     (["-p"], 2, "--prompt: its value is missing"),
     (["-p", "a", "--info=1"], 2, "--info: takes no value"),
+    (["-p", "a", "--prompt", "b"], 2, "--prompt: is given more than once"),
+    (["-p", "a", "--repeat-penalty", "1e31"], 2, "--repeat-penalty: must be a number from 1e-30 to 1e+30"),
+    (["-p", "a", "--context", "513"], 1, "--context: must be a whole number from 1 to 512, for which the model"),
     (["-p", "a", ""], 2, ": no such option"),
     (["--frob"], 2, "--frob: no such option; --help lists them"),
     (["-p", "a", "--isa", "sse9"], 1, "sse9: no such ISA level"),
