@@ -25,7 +25,7 @@ from bitgen.engine import arguments
 from bitgen.engine.model import Model
 from bitgen.engine.sampling import from_metadata as sampling_of
 from bitgen.errors import BitgenError, UnsupportedError
-from bitgen.gguf import i2s_layout, split
+from bitgen.gguf import doubts, split
 from bitgen.gguf import info as _info
 from bitgen.gguf.container import Container
 from bitgen.gguf.reader import GgufCheckpoint, read_gguf
@@ -94,8 +94,8 @@ def convert(
 
 
 def warning(checkpoint: _source.Source) -> str | None:
-    """Why a file may have been read by the wrong I2_S layout, or which tokens of a folder are left out; else None."""
-    return i2s_layout.warning(checkpoint) if isinstance(checkpoint, GgufCheckpoint) else checkpoint.warning
+    """What a file seems to have wrong (gguf/doubts.py), or which tokens of a folder are left out; else None."""
+    return doubts.warning(checkpoint) if isinstance(checkpoint, GgufCheckpoint) else checkpoint.warning
 
 
 @watched

@@ -32,7 +32,7 @@ from bitgen.engine.score import Score, score
 from bitgen.engine.session import Session
 from bitgen.engine.stops import Stop
 from bitgen.errors import ArgumentError, EngineError
-from bitgen.gguf.i2s_layout import warning as i2s_warning
+from bitgen.gguf.doubts import warning as doubt
 from bitgen.gguf.metadata import HIDDEN_ACTIVATIONS
 from bitgen.gguf.reader import I2sLayout, read_gguf
 from bitgen.kernels import plan as plans
@@ -158,7 +158,7 @@ class Model(Uncopied):
         open_packed = partial(cls, source, checkpoint.shape, tokenizer, plan, artefact, packed, head, threads)
         model = _opened(open_packed, packed, pack_once)
         model.sampling, passed_over = from_metadata(checkpoint.metadata)
-        model.warning = "; ".join(filter(None, (i2s_warning(checkpoint) if made else None, passed_over))) or None
+        model.warning = "; ".join(filter(None, (doubt(checkpoint) if made else None, passed_over))) or None
         model.chat_templates = chat_templates
         model.pooling = pooling_of(checkpoint.metadata)
         model.load_s = time.perf_counter() - started

@@ -9,7 +9,7 @@ from typing import Any
 from bitgen.checkpoints.architectures import ARCHITECTURES, SCALES
 from bitgen.checkpoints.tensors import is_ternary
 from bitgen.errors import BitgenError, UnsupportedError
-from bitgen.gguf import i2s_layout
+from bitgen.gguf import doubts
 from bitgen.gguf.container import Container
 from bitgen.gguf.reader import GgufCheckpoint
 from bitgen.spec import ModelShape, RopeScaling
@@ -32,9 +32,10 @@ def describe(path: str | Path) -> dict[str, Any]:
     }
     try:
         checkpoint = GgufCheckpoint(container)
+        warning = doubts.warning(checkpoint)
     except UnsupportedError as error:
         return facts | {"unsupported": str(error)}
-    if warning := i2s_layout.warning(checkpoint):
+    if warning:
         facts["warning"] = warning
     facts |= _shape(checkpoint.shape, checkpoint.activation_reason)
     return facts | _weights(container) | _tokenizer(container)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from bitgen.checkpoints import reference, synth
 from bitgen.checkpoints.tensors import is_ternary, tensor_shapes
 from bitgen.cli.facts import lines
 from bitgen.errors import FormatError, UnsupportedError
-from bitgen.gguf import info, types
+from bitgen.gguf import doubts, info, types
 from bitgen.gguf.reader import GgufCheckpoint, read_gguf
 from bitgen.gguf.writer import FILE_TYPES, write_gguf
 from bitgen.spec import ModelShape
@@ -295,3 +296,27 @@ def test_an_embedding_keeps_its_bytes_where_its_number_tells_its_type(tmp_path: 
     name = "token_embd.weight"
     assert copy.tensors[name].type == types.PTQ1_0
     assert np.array_equal(copy.bytes_of(copy.tensors[name]), source.bytes_of(source.tensors[name]))
+
+
+@pytest.mark.parametrize("type", ["Q2_0", "Q2_0 of 128", "TQ2_0"])
+def test_a_model_that_was_only_rounded_is_doubted(tmp_path: Path, type: str) -> None:
+    """As tools do it: a weight becomes the nearest of -d, 0 and d, where d is the greatest of its block."""
+    id, block, writer = by_hand.WRITERS[type]
+
+    def change(metadata: dict, tensors: dict) -> None:
+        for name in filter(is_ternary, tensors):
+            m, k = tensors[name][0]
+            weights = np.random.default_rng(1).standard_normal((m, k // block, block))
+            scales = np.abs(weights).max(axis=2).astype(np.float16).astype(np.float64)
+            codes = np.rint(weights / scales[:, :, None]).astype(np.int8).reshape(m, k)
+            tensors[name] = ((m, k), id, writer(codes, scales))
+
+    path = changed(tmp_path / "m.gguf", change)
+    said = doubts.warning(read_gguf(path))
+    assert said is not None and re.search(r"(7[5-9]|8\d)% of the weights of blk\.1\.ffn_gate\.weight are 0", said)
+    assert info.describe(path)["warning"] == said
+
+
+@pytest.mark.parametrize("type", PUBLISHED)
+def test_ternary_models_are_not_doubted(tmp_path: Path, type: str) -> None:
+    assert doubts.warning(read_gguf(published(tmp_path / "m.gguf", type)[0])) is None
