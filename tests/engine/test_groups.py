@@ -29,6 +29,7 @@ from bitgen.spec import ModelShape
 
 QWEN3 = {"architecture": "qwen3", "vocab": 320, "context": 64}
 SHAPES = [dataclasses.replace(lab.SHAPES[name], **QWEN3) for name in ("bonsai", "bonsai-64")]
+SHAPES.append(dataclasses.replace(lab.SHAPES["bitcpm"], **QWEN3 | {"architecture": "minicpm"}))
 TOKENS = [1, 17, 300, 299, 5, 4, 100, 1, 17]
 each_group = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: str(s.group))
 
@@ -92,7 +93,11 @@ def file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return request.param, path
 
 
-def test_q2_0_comes_back(file: tuple[ModelShape, Path], tmp_path: Path) -> None:
+STORED = {64: (types.Q2_0, 18), 128: (types.Q2_0, 34), 256: (types.TQ2_0, 66)}
+"""Group -> type id and bytes of a block, where no type is named."""
+
+
+def test_scales_of_groups_come_back(file: tuple[ModelShape, Path], tmp_path: Path) -> None:
     """Also through a copy. Blocks of 64 and 128 have one id and their own size."""
     shape, path = file
     write_gguf(tmp_path / "copy.gguf", read_gguf(path))
@@ -103,8 +108,8 @@ def test_q2_0_comes_back(file: tuple[ModelShape, Path], tmp_path: Path) -> None:
         (codes, scales), (want, want_scales) = back.ternary(name), original.ternary(name)
         assert np.array_equal(codes, want) and np.array_equal(scales, want_scales)
         tensor = Container(path).tensors[name]
-        assert tensor.type == types.Q2_0
-        assert tensor.nbytes == codes.size // shape.group * (2 + shape.group // 4)
+        id, block = STORED[shape.group]
+        assert (tensor.type, tensor.nbytes) == (id, codes.size // shape.group * block)
 
 
 @pytest.mark.parametrize(
@@ -135,6 +140,7 @@ def test_the_engine_runs_the_file(file: tuple[ModelShape, Path]) -> None:
 # ---- PyTorch ----
 
 
+@pytest.mark.parametrize("file", SHAPES[:2], indirect=True, ids=lambda s: str(s.group))
 def test_logits_of_transformers(file: tuple[ModelShape, Path]) -> None:
     """Qwen3 in float32 with the weights as floats, and activations rounded per group before each linear.
 
