@@ -178,10 +178,10 @@ def test_a_head_that_lies_is_no_model(hub: Hub, make: Callable[[Hub], None]) -> 
         taken()
 
 
-@pytest.mark.parametrize("size", [10, 10**12])
-def test_a_size_that_is_not_the_listed_one(hub: Hub, size: int) -> None:
+@pytest.mark.parametrize(("size", "ranges"), [(10, True), (10**12, True), (10**12, False)])
+def test_a_size_that_is_not_the_listed_one(hub: Hub, size: int, ranges: bool) -> None:
     write(hub, "m-I2_S.gguf")
-    hub.listed["m-I2_S.gguf"] = size
+    hub.listed["m-I2_S.gguf"], hub.no_ranges = size, not ranges
     with pytest.raises(BitgenError, match=rf"m-I2_S.gguf is not as large as the Hub lists it \({size} bytes\)"):
         taken()
 
