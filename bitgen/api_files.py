@@ -125,7 +125,12 @@ def tokenizer(model: Model | str | Path | None = None) -> Tokenizer:
 # ---- models by name -------------------------------------------------------------------------------------------
 
 absent = _local.absent
-wanted = _local.wanted_of
+
+
+@watched
+def wanted(name: str | Path | None, *, progress: Watch = None) -> Wanted:
+    """What a download would bring for a name, as the Hub has it now. BitgenError says why nothing can be had."""
+    return _local.wanted_of(name, progress)
 
 
 @watched

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import click
 
 from bitgen import api
-from bitgen.cli.console import say
+from bitgen.cli.console import progress_bar, say
 from bitgen.cli.located import agreed, is_terminal, pulled
 from bitgen.cli.options import json_option, quiet_option
 from bitgen.errors import BitgenError, size
@@ -34,7 +34,9 @@ def pull(name: str, yes: bool) -> None:
 @json_option
 def list_(as_json: bool) -> None:
     """Show the models on this machine, the presets, and what bitgen's cache holds."""
-    shelf = api.models()
+    with progress_bar() as listen:
+        listen("looking at what is here", 0, 0)
+        shelf = api.models()
     if as_json:
         say(json.dumps(shelf.to_json(), indent=1))
         return

@@ -50,7 +50,8 @@ def late_bar() -> Iterator[Listener]:
 
 def pulled(name: str, ask: bool) -> Path:
     """Download a model, or what is missing of it. ask: whether the user agrees first."""
-    what = api.wanted(name)
+    with progress_bar() as listen:
+        what = api.wanted(name, progress=listen)
     missing, note = what.missing, f" ({what.note})" if what.note else ""
     if ask and missing and not agreed(f"{what.what}{note}: {size(missing)}, download?"):
         raise BitgenError(f"{name} was not downloaded")

@@ -24,7 +24,7 @@ from bitgen.gguf.cursor import MAGIC
 from bitgen.gguf.file import Tensor
 from bitgen.gguf.reader import GgufCheckpoint
 from bitgen.gguf.tensors import GROUPED, TERNARY, VECTORS
-from bitgen.spec import ModelShape
+from bitgen.spec import Listener, ModelShape
 
 HEADS = tuple(1 << n for n in (20, 22, 24, 26))
 """Bytes of a head that are read, and if it is longer, read next. A vocabulary of 262,144 tokens takes some 10 MB."""
@@ -171,10 +171,11 @@ def here(folder: Path) -> Look:
     return lambda candidate: _judged(candidate, folder / candidate.name)
 
 
-def there(of: Listing) -> Look:
+def there(of: Listing, progress: Listener = lambda *_: None) -> Look:
     """Looks at files of the Hub, by reading their heads."""
 
     def look(candidate: Candidate) -> Found:
+        progress(f"reading the head of {candidate.name}", 0, 0)
         raw = [b""] * len(candidate.parts)
         for step in HEADS:
             for i, part in enumerate(candidate.parts):

@@ -215,7 +215,7 @@ def _fetch_large(of: Listing, file: RemoteFile, sha256: str, progress: Listener)
                 url, out, resume_size=here, headers=headers, expected_size=file.size, displayed_filename=file.name,
                 tqdm_class=_bar(progress),
             )  # fmt: skip
-        if sha256_of(part) != sha256:
+        if sha256_of(part, partial(progress, "checking the download")) != sha256:
             part.unlink()
             raise BitgenError(f"{file.name} came damaged and was removed; the same command fetches it again")
         store.publish(part, place)

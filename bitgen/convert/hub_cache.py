@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -66,11 +67,13 @@ def begun(repo: str, sha256: str | None, size: int) -> int:
     return min(max((part.lstat().st_size for part in parts_of(blob(repo, sha256))), default=0), size)
 
 
-def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
+def sha256_of(path: Path, progress: Callable[[int, int], object] = lambda *_: None) -> str:
+    """The hash of a file, in hex digits. progress: told of bytes done, and of bytes in all."""
+    digest, whole = hashlib.sha256(), path.stat().st_size
     with path.open("rb") as file:
         while piece := file.read(_CHUNK):
             digest.update(piece)
+            progress(file.tell(), whole)
     return digest.hexdigest()
 
 

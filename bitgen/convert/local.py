@@ -41,7 +41,7 @@ def located(name: str | Path | None, download: bool = False, progress: Listener 
         return found
     if not download:
         raise absent(name)
-    return pull(wanted_of(name), progress)
+    return pull(wanted_of(name, progress), progress)
 
 
 def absent(name: object) -> BitgenError:
@@ -69,12 +69,12 @@ def _cached(name: HubName) -> Path | None:
     return folder / best.candidate.name
 
 
-def wanted_of(name: str | Path | None) -> Wanted:
+def wanted_of(name: str | Path | None, progress: Listener = lambda *_: None) -> Wanted:
     """What to download for a name, as the Hub has it now; BitgenError also where the name is none on the Hub."""
     meant = shipped_path() if name is None else meaning(name)
     if not isinstance(meant, HubName):
         raise BitgenError(f"{meant} is on this machine: there is nothing to download")
-    return wanted(meant)
+    return wanted(meant, progress=progress)
 
 
 def pull(what: Wanted, progress: Listener = lambda *_: None) -> Path:
@@ -106,15 +106,20 @@ class Made:
         return str(HubName(self.origin["repo"], None if revision == "main" else revision))
 
 
+def records() -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The cache's folders of what was converted, or was begun to be, and from what."""
+    for record in sorted(data.cached(CONVERTED).glob(f"*/{ORIGIN}")):
+        with suppress(OSError, ValueError, AttributeError):
+            origin = json.loads(record.read_text(encoding="utf-8"))
+            if {"repo", "revision", "commit"} <= origin.keys() or "folder" in origin:
+                yield record.parent, origin
+
+
 def converted() -> Iterator[Made]:
     """The files that were converted into the cache."""
-    with suppress(OSError):
-        for record in sorted(data.cached(CONVERTED).glob(f"*/{ORIGIN}")):
-            with suppress(OSError, ValueError, TypeError):
-                origin = json.loads(record.read_text(encoding="utf-8"))
-                whole = {"repo", "revision", "commit"} <= origin.keys() or "folder" in origin
-                for path in record.parent.glob("*.gguf") if whole else ():
-                    yield Made(path, origin)
+    for folder, origin in records():
+        for path in sorted(folder.glob("[!.]*.gguf")):
+            yield Made(path, origin)
 
 
 def _converted(name: HubName, snapshot: Path | None) -> Path | None:

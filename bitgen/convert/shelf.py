@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -211,8 +212,7 @@ def removal(name: str) -> Removal:
     if isinstance(meant, HubName):
         found = _of_hub(meant)
     elif meant.is_dir():
-        made = [each for each in local.converted() if each.origin.get("folder") == str(meant.resolve())]
-        found = Removal(name, (), tuple(each.path.parent for each in made), tuple(each.path for each in made))
+        found = _removal(name, {}, lambda origin: origin.get("folder") == str(meant.resolve()))
     else:
         raise BitgenError(f"{meant} is a file of yours, and no name of a model that bitgen brought: remove it yourself")
     found = _with_packed(found)
@@ -227,20 +227,23 @@ def removal(name: str) -> Removal:
 
 def _of_hub(name: HubName) -> Removal:
     """All revisions of a repository, or one, with what was converted from them."""
-    commits = {folder.name: (folder, refs) for repo, folder, refs in _snapshots() if repo == name.repo}
-    if name.revision:
-        commits = {c: (f, refs) for c, (f, refs) in commits.items() if name.revision == c or name.revision in refs}
-    models = [folder / each.name for folder, _ in commits.values() for each in wanted.candidates(folder)]
-    _require_whole(name, [each for folder, _ in commits.values() for each in wanted.candidates(folder)])
-    made = [
-        each
-        for each in local.converted()
-        if each.origin.get("repo") == name.repo
-        and name.revision in (None, each.origin.get("revision"), each.origin.get("commit"))
-    ]
-    parts = () if name.revision else tuple(hub_cache.interrupted(name.repo))
-    paths = (*parts, *(each.path.parent for each in made))
-    return Removal(str(name), tuple(commits), paths, (*models, *(each.path for each in made)))
+    commits = {folder.name: folder for repo, folder, refs in _snapshots()
+               if repo == name.repo and name.revision in (None, folder.name, *refs)}  # fmt: skip
+    _require_whole(name, [each for folder in commits.values() for each in wanted.candidates(folder)])
+    found = _removal(
+        str(name), commits, lambda origin: origin.get("repo") == name.repo
+        and name.revision in (None, origin.get("revision"), origin.get("commit"))
+    )  # fmt: skip
+    left = () if name.revision else tuple(hub_cache.interrupted(name.repo))
+    return replace(found, paths=(*left, *found.paths))
+
+
+def _removal(name: str, commits: dict[str, Path], is_of: Callable[[dict[str, Any]], bool]) -> Removal:
+    """Snapshots, by commit, and the folders of what was converted from what `is_of` says."""
+    folders = tuple(folder for folder, origin in local.records() if is_of(origin))
+    ggufs = [folder / each.name for folder in commits.values() for each in wanted.candidates(folder)]
+    made = [path for folder in folders for path in folder.glob("[!.]*.gguf")]
+    return Removal(name, tuple(commits), folders, (*ggufs, *made))
 
 
 def _require_whole(name: HubName, among: list[Candidate]) -> None:
@@ -258,8 +261,11 @@ def _with_packed(found: Removal) -> Removal:
 
 
 def stale() -> Iterator[tuple[Path, str]]:
-    """Folders of what was converted from a folder that is gone or was changed, and why they may go."""
-    for made in local.converted():
-        folder = made.origin.get("folder")
-        if folder is not None and made.path.parent.name != local.key_of(Path(str(folder))):
-            yield made.path.parent, f"{store.slug(Path(str(folder)).name)} is gone, or was changed"
+    """Folders of the cache's conversions that may go, and why: their source is gone or was changed, or they were
+    interrupted and nobody has gone on for a day."""
+    for path, origin in local.records():
+        folder = origin.get("folder")
+        if folder is not None and path.name != local.key_of(Path(str(folder))):
+            yield path, f"{store.slug(Path(str(folder)).name)} is gone, or was changed"
+        elif not any(path.glob("[!.]*.gguf")) and time.time() - path.stat().st_mtime > store.ABANDONED_S:
+            yield path, "a conversion that was interrupted"

@@ -46,17 +46,18 @@ class Wanted:
         return f"{replace(self.name, pick=None)}: {file}"
 
 
-def wanted(name: HubName, checkpoint_first: bool = False) -> Wanted:
+def wanted(name: HubName, checkpoint_first: bool = False, progress: Listener = lambda *_: None) -> Wanted:
     """What to download for a name, as the Hub has it now; BitgenError as of hub.listing and choice.choose.
 
     Without a pick: a GGUF file whose numbers are all exact, else the checkpoint, else a GGUF file whose embedding or
     head is rounded. checkpoint_first: the checkpoint wherever there is one.
     """
+    progress("asking the Hub what there is", 0, 0)
     of = hub.listing(name)
     if checkpoint_first and of.checkpoint and not name.pick:
         return Wanted(name, of, None)
     among = choice.candidates(of.files)
-    best = choice.choose(name, among, choice.there(of)) if among or name.pick else None
+    best = choice.choose(name, among, choice.there(of, progress)) if among or name.pick else None
     if of.checkpoint and not name.pick and (best is None or best.rank > 0):
         return Wanted(name, of, None)
     if best is None:

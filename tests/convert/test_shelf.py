@@ -221,6 +221,12 @@ def test_a_conversion_that_was_interrupted_goes_on(hub: Hub, checkpoint: Path) -
     with pytest.raises(KeyboardInterrupt):
         local.pull(local.wanted_of(NAME), stop)
     assert local.find(NAME) is None and names() == ["stories"]
+    (folder,) = (data.cached(local.CONVERTED)).iterdir()
+    assert api.removal(NAME).paths == (folder,) and not list(shelf.stale())
+    before = folder.stat()
+    os.utime(folder, (1e9, 1e9))
+    assert list(shelf.stale()) == [(folder, "a conversion that was interrupted")]
+    os.utime(folder, (before.st_atime, before.st_mtime))
     assert pull().is_file() and len(names()) == 2
 
 
