@@ -160,9 +160,13 @@ def _presets(repos: set[str]) -> Iterator[Preset]:
 
 
 def _cache() -> dict[str, tuple[int, int]]:
+    """Folder of bitgen's cache -> entries, bytes. A note is none by itself."""
     kinds = ("packed", local.CONVERTED, "build", "plans", "objects", "headers", "peers")
     folders = {kind: data.cached(kind) for kind in kinds}
-    return {kind: (len(list(folder.glob("[!.]*"))), prune.measured(folder)) for kind, folder in folders.items()}
+    counts = {
+        kind: len(list(folder.glob("[!.]*.bgpk" if kind == "packed" else "[!.]*"))) for kind, folder in folders.items()
+    }
+    return {kind: (counts[kind], prune.measured(folder)) for kind, folder in folders.items()}
 
 
 def _size(path: Path) -> int:
