@@ -212,7 +212,7 @@ def verify(
 def doctor(model: str | Path | None = None, *, progress: Watch = None) -> _doctor.Report:
     """What bitgen finds on this machine, what is missing and what to do; nothing is raised for it.
 
-    model: a GGUF file or a preset, which is to run here; None: the one that ships, and 2B4T by its numbers.
+    model: a preset, or a model that is here, which is to run; None: the one that ships, and 2B4T by its numbers.
     """
     asked: dict[str, str | Path] = {SHIPPED: shipped_path(), "2B4T": "2B4T"} if model is None else {str(model): model}
     shapes: dict[str, Callable[[], ModelShape]] = {name: partial(shape_of, each) for name, each in asked.items()}

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from bitgen import api
 from bitgen.cli.console import OUT, printable, progress_bar, say
+from bitgen.cli.options import json_option, quiet_option
 from bitgen.measure.doctor import Report
 
 STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
@@ -20,9 +21,10 @@ STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
     "-m",
     "--model",
     metavar="MODEL",
-    help="A GGUF file or a preset's name, which is to run here. [default: the model that ships, and 2B4T]",
+    help="A preset, a GGUF file or a model that is here, which is to run. [default: the one that ships, and 2B4T]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@json_option
+@quiet_option
 def doctor(model: str | None, as_json: bool) -> None:
     """Look whether all is well here: CPU, memory, compiler, caches, plans, network. It says what to do where not.
 

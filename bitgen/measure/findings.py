@@ -46,8 +46,3 @@ def unknown(check: str, error: BitgenError) -> Finding:
         f"not known: {brief(str(error) or 'there is no compiler')}",
         "mend what the lines above say first",
     )
-
-
-def size(count: int) -> str:
-    """Bytes in GB or MB of ten's powers."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

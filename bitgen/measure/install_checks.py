@@ -14,9 +14,9 @@ from typing import Any
 
 from bitgen import data, store, targets
 from bitgen.compile import compiler, library, ziglang
-from bitgen.errors import BitgenError, CompileError
+from bitgen.errors import BitgenError, CompileError, size
 from bitgen.kernels import plan
-from bitgen.measure.findings import Finding, Models, readable, size, unknown
+from bitgen.measure.findings import Finding, Models, readable, unknown
 
 LITTLE_BYTES = 2_000_000_000
 """Of free space; the packed file of a model of two billion parameters has half of it."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitgen.cgroups import MemoryLimit, memory_limit
-from bitgen.kernels.plan import cpu_name
+from bitgen.kernels.plan import cpu_name, cpu_title
 from bitgen.spec import Target
 
 ROOT = Path("/")
@@ -28,7 +28,7 @@ _CPUINFO_NAMES = {
 
 
 def cpu_brand(root: Path = ROOT) -> str:
-    """The name under which the CPU is sold, or that of the board; without both the one by which plans are kept.
+    """The name under which the CPU is sold, and that of the board where it has one.
 
     root: of the file system that has /proc and /sys.
     """
@@ -43,9 +43,9 @@ def cpu_brand(root: Path = ROOT) -> str:
         with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, r"HARDWARE\DESCRIPTION\System\CentralProcessor\0") as key:
             return str(winreg.QueryValueEx(key, "ProcessorNameString")[0]).strip()
     cpuinfo = _text(root / "proc/cpuinfo")
-    found = re.search(r"^(?:model name|Model|cpu model)\s*:\s*(\S.*)$", cpuinfo, re.M)
-    board = _text(root / "proc/device-tree/model").strip("\0\n ")
-    return found[1].strip() if found else board or cpu_name(cpuinfo)
+    title, found = cpu_title(cpu_name(cpuinfo)), re.search(r"^Model\s*:\s*(\S.*)$", cpuinfo, re.M)
+    board = found[1].strip() if found else _text(root / "proc/device-tree/model").strip("\0\n ")
+    return f"{title} ({board})" if board else title
 
 
 def instructions(root: Path = ROOT) -> frozenset[str]:

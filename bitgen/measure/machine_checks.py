@@ -11,11 +11,11 @@ import bitgen
 from bitgen import targets
 from bitgen.cgroups import cpu_quota
 from bitgen.compile import compiler, library
-from bitgen.errors import BitgenError
+from bitgen.errors import BitgenError, size
 from bitgen.kernels import space
 from bitgen.kernels.formats import FORMATS
 from bitgen.measure import machine
-from bitgen.measure.findings import Finding, Models, readable, size, unknown
+from bitgen.measure.findings import Finding, Models, readable, unknown
 from bitgen.spec import ModelShape, round_up
 
 

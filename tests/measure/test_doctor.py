@@ -164,6 +164,7 @@ def test_where_everything_is_broken(tmp_path: Path) -> None:
 # ---- the machine --------------------------------------------------------------------------------------------------
 
 CPUINFO = "processor : 0\nmodel name\t: Some CPU 9000\nflags\t\t: {}\n\nprocessor : 1\nflags\t\t: {} extra\n"
+ARM = "CPU implementer : 0x41\nCPU part : 0xd0b\n"
 VNNI = "fma f16c avx2 avx512f avx512bw avx512dq avx512vl avx512_vnni"
 
 
@@ -177,10 +178,10 @@ def root(folder: Path, files: dict[str, str]) -> Path:
 @pytest.mark.parametrize(
     ("files", "name"),
     [
-        ({"proc/cpuinfo": CPUINFO}, "Some CPU 9000"),
-        ({"proc/cpuinfo": "processor: 0\nCPU part : 0xd0b\nModel\t: Raspberry Pi 5\n"}, "Raspberry Pi 5"),
-        ({"proc/cpuinfo": "CPU part : 0xd0b\n", "proc/device-tree/model": "Some Board\0"}, "Some Board"),
-        ({"proc/cpuinfo": "CPU implementer : 0x41\nCPU part : 0xd0b\n"}, "0x41 0xd0b"),
+        ({"proc/cpuinfo": f"cpu family : 6\nmodel : 1\n{CPUINFO}"}, "Some CPU 9000"),
+        ({"proc/cpuinfo": f"{ARM}Model\t: Raspberry Pi 5\n"}, "Cortex-A76 (Raspberry Pi 5)"),
+        ({"proc/cpuinfo": ARM, "proc/device-tree/model": "Some Board\0"}, "Cortex-A76 (Some Board)"),
+        ({"proc/cpuinfo": "CPU implementer : 0x7a\nCPU part : 0x1\n"}, "0x7a 0x1"),
         ({}, "unknown CPU"),
     ],
 )  # fmt: skip
