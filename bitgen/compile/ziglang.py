@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -147,7 +148,9 @@ def _run(command: list[str], work: Path) -> None:
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
         wrong = next((line for line in lines if line.lower().startswith("error")), lines[-1])
-        raise CompileError(f"`{shlex.join(command)}` failed: {brief(wrong)}")
+        broken = re.findall(r"connection broken by '(.*)'", done.stderr)  # without a network pip finds no version
+        cause = f" ({brief(broken[-1])})" if broken else ""
+        raise CompileError(f"`{shlex.join(command)}` failed: {brief(wrong)}{cause}")
 
 
 def _tell(text: str) -> None:

@@ -170,6 +170,13 @@ def test_an_index_without_it(bare: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert not list((bare / "ziglang").iterdir())
 
 
+def test_an_index_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"NO_INDEX": "0", "FIND_LINKS": "", "INDEX_URL": "http://127.0.0.1:9", "RETRIES": "1"}.items():
+        monkeypatch.setenv(f"PIP_{name}", value)
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
+    refused("failed: ERROR:", "Connection refused")
+
+
 def test_one_that_does_not_work(tmp_path: Path, runs: list[list[str]]) -> None:
     index(tmp_path / "index", "#!/bin/sh\nexit 3\n")
     refused("the one in the cache does not work", "does not serve")
