@@ -171,6 +171,7 @@ class Chat(Uncopied):
             arguments.text("system", self.system)
         for i, message in enumerate(arguments.items("messages", self.messages, "messages")):
             _check_message(f"messages[{i}]", message, ("user", "assistant"))
+        self.messages = list(self.messages)  # not the caller's, which would grow
         self._template = template_of(self.model, self.template, {})
         self._session = Session(self.model, context=self.context, cache=self.cache)
 
@@ -221,11 +222,11 @@ class Chat(Uncopied):
 
     def room(self, max_tokens: int) -> int:
         """Tokens that a conversation and its next message may have, so that an answer has room."""
-        return self.capacity - min(max_tokens, self.capacity // 4)
+        return self.capacity - min(arguments.checked("max_tokens", max_tokens), self.capacity // 4)
 
     def forgets(self, text: str, max_tokens: int = 1024) -> int:
         """Turns that a message would push out of the context. BitgenError where it cannot be answered at all."""
-        return self._fit({"role": "user", "content": text}, max_tokens)[2] - self.dropped
+        return self._fit({"role": "user", "content": arguments.text("text", text)}, max_tokens)[2] - self.dropped
 
     def clear(self) -> None:
         """Forget all turns; the system message stays."""

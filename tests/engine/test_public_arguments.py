@@ -42,6 +42,7 @@ WRONG: dict[str, list[Any]] = {
     "i2s_layout": ["arm64", "", None, 5],
     "activation": ["relu", "", 5, b"silu"],
     "tl_tiles": [None, 5, b""],
+    "download": NOT_FLAG,
     "progress": [5, "bar", ["bar"]],
     "context": whole(1, 10**6, none=True),
     "cache": ["f64", "", None, 5],
@@ -153,6 +154,8 @@ def calls(model: bitgen.Model, of: dict[str, Any]) -> dict[str, tuple[Callable[.
         "Batch.cancel": (batch.cancel, {"request": None}),
         "Chat": (bitgen.Chat, {"model": model, "template": "llama3", "context": 64}),
         "Chat.say": (chat.say, {"text": "a"}),
+        "Chat.room": (chat.room, {"max_tokens": 1}),
+        "Chat.forgets": (chat.forgets, {"text": "a"}),
         "AsyncGeneration": (bitgen.AsyncGeneration, {"generation": model.generate("a")}),
         "Generation": (bitgen.Generation, {"model": model, "prompt": "a"}),
         "Choice": (bitgen.Choice, {"sampling": greedy, "history": [1], "step": 0}),
@@ -174,7 +177,8 @@ NAMES = [
     "Model.load", "Model.session", "Model.logits", "Model.embed", "Model.score", "Model.generate", "Model.agenerate",
     "Model.chat", "Model.generate_many", "Session", "Session.append", "Session.forward", "Session.next",
     "Session.sample", "Session.rewind", "Session.share", "Session.profile", "Session.save", "Session.restore", "Batch",
-    "Batch.submit", "Batch.cancel", "Chat", "Chat.say", "AsyncGeneration", "Generation", "Choice", "Sampling",
+    "Batch.submit", "Batch.cancel", "Chat", "Chat.say", "Chat.room", "Chat.forgets", "AsyncGeneration", "Generation",
+    "Choice", "Sampling",
     "forward_batch", "next_batch", "api.load", "api.generate", "api.chat", "api.embed", "api.perplexity",
 ]  # fmt: skip
 
