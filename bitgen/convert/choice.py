@@ -35,7 +35,9 @@ _BESIDE = re.compile(r"(?:^|[^a-z])(?:mmproj|imatrix|mtp|lora|adapter)(?:[^a-z]|
 """Names of files beside a model that are none."""
 _OTHER = re.compile(r"(?:^|[-._/])(?P<type>I?Q[1-8]_(?:K|[01]|XXS|XS|S|M|NL)(?:_[A-Z]+)?|MXFP4|NVFP4)(?=[-._]|$)", re.I)
 """Types in names of files that are not ternary, such as Q4_K_M. Q2_0 is."""
-_TYPE = re.compile(r"(?:^|[-._/])(?:I2_S|TL[12]|TQ[12]_0|Q2_0|IQ[12]_BN(?:_R4)?|B?F16|F32|T5)(?=[-._/]|$)", re.I)
+_TYPE = re.compile(
+    r"(?:^|[-._/])(?:I2_S|TL[12]|[PS]?TQ[12]_0|P?Q2_0(?:_g\d+)?|IQ[12]_BN(?:_R4)?|B?F16|F32|T5)(?=[-._/]|$)", re.I
+)
 _FLOATS = ("F32", "F16", "BF16")
 
 
@@ -111,7 +113,7 @@ def choose(name: HubName, among: Sequence[Candidate], look: Look) -> Found | Non
     if not fits and name.pick:
         raise UnsupportedError(f"{name}: {looked[0].candidate.name}: {looked[0].refused}")
     best = [each for each in fits if each.rank == min(fit.rank for fit in fits)]
-    models = {(each.candidate.model, replace(each.shape, name="")) for each in best if each.shape}
+    models = {(each.candidate.model, replace(each.shape, name="", group=0)) for each in best if each.shape}
     if len(models) > 1:
         raise BitgenError(f"{name} could mean {_listed([each.candidate for each in best])}: {_how(name, best[0])}")
     return min(best, key=lambda each: (each.candidate.size, each.candidate.name)) if best else None
@@ -210,6 +212,7 @@ def _with_hole(candidate: Candidate, raw: Sequence[bytes]) -> Found | None:
         ]
         if not whole and any(start > len(head) for start, head in zip(starts, raw, strict=True)):
             return None
+        container.complete = whole
         return _judged(candidate, paths[0], container)
 
 

@@ -31,6 +31,7 @@ class Container:
         self._parts = split.together(File(self.path))
         self.files = tuple(part.path for part in self._parts)
         self.size = sum(part.size for part in self._parts)
+        self.complete = True  # False: the tensors' bytes are not there, and are not to be read
         self.metadata: dict[str, Any] = self._parts[0].metadata
         self.tensors: dict[str, Tensor] = {
             name: replace(tensor, part=i) for i, part in enumerate(self._parts) for name, tensor in part.tensors.items()

@@ -35,11 +35,13 @@ SAMPLE_ROWS = 64
 def scale_group(container: Container, reading: Reading) -> int:
     """Columns of a row that share a scale, by the matrix that has the most scales; 0 where each matrix has one.
 
+    0 also where the file is not complete, since no weights are read then.
+
     Of types with scales in their blocks all matrices count. Of floats, whose weights must be read for it, the first
     rows of those of the first layer do.
     FormatError, UnsupportedError: a matrix that was read for it is not ternary; both name the file and the tensor.
     """
-    return _Groups(container, reading).finest()
+    return _Groups(container, reading).finest() if container.complete else 0
 
 
 class _Groups:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import gguf_files
 import pytest
-from gguf_files import TINY, contents, store
+from gguf_files import SHAPES, TINY, contents, store
 from hub_files import q4, rounded, split, write
 from hub_server import Hub
 
@@ -15,6 +15,7 @@ from bitgen.convert import choice
 from bitgen.convert.names import HubName
 from bitgen.convert.wanted import wanted
 from bitgen.errors import BitgenError, UnsupportedError
+from bitgen.gguf import groups
 
 NAME = HubName("owner/tiny")
 
@@ -34,6 +35,20 @@ def test_the_smallest_that_bitgen_runs_and_that_rounds_nothing(hub: Hub) -> None
     assert taken() == "tiny-TQ1_0.gguf"
     assert hub.fetched() == {f"tiny-{type}.gguf" for type in ("I2_S", "TQ2_0", "TQ1_0", "TQ1_0-q8")}
     assert hub.tokens_elsewhere == 0
+
+
+def test_files_of_one_model_with_scales_of_groups(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the names of published ones. Of a head no weights are read: they are a hole."""
+    shape = replace(SHAPES["qwen3"], vocab=3000, hidden=512, layers=3, tied=True)
+    for name, type, group in (
+        ("Q2_0", "q2_0", 128), ("Q2_0_g64", "q2_0", 64), ("PQ2_0", "pq2_0", 128), ("PTQ1_0", "ptq1_0", 128),
+    ):  # fmt: skip
+        write(hub, f"tiny-{name}.gguf", type, replace(shape, group=group))
+    assert taken() == "tiny-PTQ1_0.gguf"
+    assert (taken("Q2_0_g64"), taken("PQ2_0")) == ("tiny-Q2_0_g64.gguf", "tiny-PQ2_0.gguf")
+    monkeypatch.setattr(choice, "HEADS", (1 << 18,))
+    monkeypatch.setattr(groups, "blocks_differ", None)
+    assert taken() == "tiny-PTQ1_0.gguf"
 
 
 def test_a_file_of_another_type_by_its_content_is_not_taken(hub: Hub) -> None:
