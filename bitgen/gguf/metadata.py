@@ -158,6 +158,12 @@ class _Keys:
     def _scales(self) -> dict[str, float]:
         """The fields of architectures.SCALES; UnsupportedError: a model of an architecture without them has them."""
         if self.kind.own_scales:
+            for key in SCALE_KEYS.values():
+                if f"{self.arch}.{key}" not in self.values:
+                    raise FormatError(
+                        f"{self.where}: the key {self.arch}.{key} is missing, as converters of 2024 left it out: "
+                        "convert the model again"
+                    )
             return {field: _shortest(self.own(key, float)) for field, key in SCALE_KEYS.items()}
         for key in SCALE_KEYS.values():
             value = self.own(key, float, 1.0)

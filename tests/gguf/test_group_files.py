@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import ternary_bytes as by_hand
@@ -17,7 +18,7 @@ from bitgen.checkpoints import reference, synth
 from bitgen.checkpoints.tensors import is_ternary, tensor_shapes
 from bitgen.cli.facts import lines
 from bitgen.errors import FormatError, UnsupportedError
-from bitgen.gguf import doubts, info, types
+from bitgen.gguf import blocks, doubts, info, types
 from bitgen.gguf.reader import GgufCheckpoint, read_gguf
 from bitgen.gguf.writer import FILE_TYPES, write_gguf
 from bitgen.spec import ModelShape
@@ -320,3 +321,18 @@ def test_a_model_that_was_only_rounded_is_doubted(tmp_path: Path, type: str) -> 
 @pytest.mark.parametrize("type", PUBLISHED)
 def test_ternary_models_are_not_doubted(tmp_path: Path, type: str) -> None:
     assert doubts.warning(read_gguf(published(tmp_path / "m.gguf", type)[0])) is None
+
+
+@pytest.mark.parametrize("type", ["TQ1_0", "TQ2_0"])
+def test_the_gguf_package_makes_the_same_blocks(type: str) -> None:
+    """Its quantiser finds the scales again, and what it dequantises are the weights."""
+    rng, (_, block, writer) = np.random.default_rng(2), by_hand.WRITERS[type]
+    codes = rng.integers(-1, 2, (5, 3 * block)).astype(np.int8)
+    scales = (rng.integers(64, 192, (5, 3)) / 2048).astype(np.float32)
+    values = codes * scales.repeat(block, axis=1)
+    kind = gguf.GGMLQuantizationType[type]
+    theirs = gguf.quants.quantize(values, kind)
+    got, got_scales = getattr(blocks, f"unpack_{type.lower()}")(theirs.reshape(-1), *codes.shape)
+    assert np.array_equal(got, codes) and np.array_equal(got_scales, scales)
+    ours = np.frombuffer(writer(codes, scales), np.uint8).reshape(theirs.shape)
+    assert np.array_equal(gguf.quants.dequantize(ours, kind), values)
