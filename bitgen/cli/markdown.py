@@ -17,7 +17,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.markdown import CodeBlock, Heading, Markdown, TableElement
 from rich.padding import Padding
-from rich.segment import Segment, SegmentLines
+from rich.segment import ControlType, Segment, SegmentLines
 from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
@@ -33,6 +33,8 @@ REDRAW_S = 0.08
 """Seconds between two drawings."""
 NARROW = 20
 """Columns below which text is only folded."""
+_CLIP, _WRAP = (Segment(f"\x1b[?7{mode}", control=[(ControlType.CARRIAGE_RETURN,)]) for mode in "lh")
+"""What tells a terminal to clip lines at its edge, and to wrap them again."""
 
 
 class _Fence(CodeBlock):
@@ -169,7 +171,10 @@ class Answer:
             if complete.strip():
                 self._console.print(SegmentLines(self._spaced(rendered(self._console, complete)), new_lines=True))
                 self._printed = True
-            self._live.update(SegmentLines([*above, *tail][-room:], new_lines=True), refresh=True)
+            # Clipped: a line that is wider on the terminal than here, as some emoji are, would take two rows, and what
+            # is to be drawn over would not be where it is thought to be.
+            lines = [[_CLIP, *line, _WRAP] for line in [*above, *tail][-room:]]
+            self._live.update(SegmentLines(lines, new_lines=True), refresh=True)
 
     def _spaced(self, lines: Iterable[list[Segment]]) -> Iterator[list[Segment]]:
         """Lines with an empty one between them and what was printed before."""

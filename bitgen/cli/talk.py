@@ -29,6 +29,8 @@ ANOTHER_SEED = 1_000_003
 SETTINGS = {option.removeprefix("--"): (field, type) for option, field, type, *_ in SAMPLING}
 """What /set changes, named as the options are -> the field of Sampling and its type; and MAX_TOKENS."""
 MAX_TOKENS = "max-tokens"
+FIELDS = {field.replace("_", "-"): name for name, (field, _) in SETTINGS.items()}
+"""Fields of Sampling, which /set takes for the options too."""
 KEYS = '''Enter sends; Alt-Enter (or Esc, then Enter) begins another line; a paste is one message; Tab completes.
 A message within """ and """ may have several lines, and is never a command.
 Ctrl-C stops an answer, or empties the line; Ctrl-D leaves; up and down walk through what was typed.'''
@@ -101,12 +103,14 @@ class Talk:
 
     def set(self, rest: str) -> None:
         """Change one parameter of the answers to come, or show all."""
-        name, _, value = rest.partition(" ")
         if not rest:
             say("\n".join(f"{name:<14}  {value}" for name, value in self._settings()), err=True)
             return
+        typed, _, value = rest.partition(" ")
+        name = typed.replace("_", "-")
+        name = FIELDS.get(name, name)
         if name not in (*SETTINGS, MAX_TOKENS):
-            raise BitgenError(f"/set: there is no {name!r}; there are {', '.join([*SETTINGS, MAX_TOKENS])}")
+            raise BitgenError(f"/set: there is no {typed!r}; there are {', '.join([*SETTINGS, MAX_TOKENS])}")
         field, type = SETTINGS.get(name, ("max_tokens", int))
         try:
             number: Any = type(value.strip())

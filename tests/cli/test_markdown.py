@@ -9,7 +9,9 @@ import pyte
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.cells import cell_len
 from rich.console import Console
+from wcwidth import wcwidth
 
 from bitgen.cli.markdown import Answer, last_block, rendered
 
@@ -144,6 +146,17 @@ def test_a_block_that_is_complete_is_printed_and_the_last_one_drawn_anew(monkeyp
         answer.push("\n" + "\n".join("abcdefgh") + "\n")  # higher than the screen: its end shows
         assert screen.text.endswith("g\nh") and "three" not in screen.text.splitlines()[-4:]
     assert screen.text == "one two\n\nthree\n" + "\n".join("abcdefgh")
+
+
+def test_glyphs_that_a_terminal_thinks_wider_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitgen.cli.markdown.REDRAW_S", 0)
+    screen, wide = Screen(), next(c for c in map(chr, range(0x18000, 0x19000)) if wcwidth(c) > cell_len(c))
+    with Answer(screen.console) as answer:
+        answer.push("before\n\n")
+        for _ in range(50):
+            answer.push(f"{wide} ")
+            assert screen.text.startswith("before\n") and screen.text.count(wide) <= 50
+    assert screen.text.count("before") == 1 and screen.text.count(wide) == 50
 
 
 def test_a_window_that_changes_its_width_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,6 +142,7 @@ def test_retry_edit_and_settings(talker: Path, tmp_path: Path) -> None:
         terminal.prompt()
         assert len(messages(terminal, tmp_path / "c")) == 2
         assert "temp is 0.0" in terminal.say("/set temp 0")
+        assert "top-k is 7" in terminal.say("/set top_k 7") and "temp is 0.0" in terminal.say("/set temperature 0")
         assert "every seed gives the same answer" in terminal.say("/retry")
         assert "repeat-penalty  1.1" in terminal.say("/set")
         assert "temperature" in terminal.say("/set temp -1") and "'x' is no number" in terminal.say("/set top-k x")
