@@ -16,6 +16,8 @@ from prompt_toolkit.enums import DEFAULT_BUFFER
 from prompt_toolkit.filters import has_focus
 from prompt_toolkit.history import History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.output import create_output
+from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.shortcuts import CompleteStyle
 
 from bitgen import data, store
@@ -97,8 +99,12 @@ class Line:
     """Reads messages at a terminal."""
 
     def __init__(self, kept: bool, candidates: Callable[[list[str], str], Iterable[str]]) -> None:
+        output = create_output()
+        if isinstance(output, Vt100_Output):
+            output.enable_cpr = False  # nothing here needs the cursor's row, and not every terminal answers when asked
         self._session: PromptSession[str] = PromptSession(
             PROMPT,
+            output=output,
             history=history(kept),
             multiline=True,
             prompt_continuation=MORE,

@@ -57,6 +57,19 @@ def test_wide_and_combined_characters(talker: Path, tmp_path: Path) -> None:
         assert messages(terminal, tmp_path / "c") == [["user", text], ["assistant", text]]
 
 
+def test_what_is_typed_is_edited_by_characters_and_must_be_text(talker: Path, tmp_path: Path) -> None:
+    with chat(talker) as terminal:
+        terminal.prompt()
+        terminal.process.send(b"bad \xff\r")
+        terminal.wait("bitgen: the message is not UTF-8 text (invalid start byte at byte 4)")
+        terminal.prompt()
+        terminal.send("漢字x\x7f\x7f")
+        terminal.wait(lambda: terminal.line == ">>> 漢")
+        terminal.say("\x1b[D字")
+        assert messages(terminal, tmp_path / "c")[0] == ["user", "字漢"]
+        assert b"\x1b[6n" not in terminal.raw
+
+
 def test_the_history_of_another_run(talker: Path) -> None:
     with chat(talker) as terminal:
         terminal.prompt()
