@@ -19,9 +19,9 @@ from bitgen.cli.continuing import Run
 from bitgen.cli.located import chat_model_option, model_option
 from bitgen.cli.options import (
     COUNT,
-    MOST,
     READING,
     TEXT_FILE,
+    Count,
     Renamed,
     Text,
     cache_option,
@@ -92,7 +92,7 @@ def _check_run(options: Mapping[str, Any]) -> None:
 @click.option("--batch", type=TEXT_FILE, metavar="FILE",
               help='Continue many: each line is like {"prompt": "...", "id": "a", "max_tokens": 9, "temperature": 0}, '
               "and gives a line of JSON.")  # fmt: skip
-@click.option("--parallel", type=click.IntRange(1, MOST_PLACES), default=8, show_default=True,
+@click.option("--parallel", type=Count(1, MOST_PLACES), default=8, show_default=True,
               help="Texts of --batch at once.")  # fmt: skip
 @click.option("--system", type=Text(), metavar="TEXT",
               help="Take the prompt for a user's message, and tell the model this before it.")  # fmt: skip
@@ -101,7 +101,7 @@ def _check_run(options: Mapping[str, Any]) -> None:
 @click.option("-n", "--max-tokens", type=COUNT, default=256, show_default=True, help="Most tokens to add.")
 @click.option("--stop", type=Text(empty=False), multiple=True, metavar="TEXT", help="End before this text; repeatable.")
 @click.option("--ignore-eos", is_flag=True, help="Go on after the model's stop tokens.")
-@click.option("--context", type=click.IntRange(1, MOST), help="Most tokens of prompt and text. [default: the model's]")
+@click.option("--context", type=Count(1), help="Most tokens of prompt and text. [default: the model's]")
 @threads_option
 @sampling_options
 @click.option(
@@ -191,9 +191,10 @@ def embed(texts: tuple[str, ...], model: str | None, file: str | None, pooling: 
 @click.command()
 @chat_model_option
 @click.option("--system", type=Text(), metavar="TEXT", help="What the model is told before the conversation.")
-@click.option("-n", "--max-tokens", type=click.IntRange(1, MOST), default=1024, show_default=True, help="Of an answer.")
+@click.option("-n", "--max-tokens", type=Count(1), default=1024, show_default=True,
+              help="Most tokens of an answer.")  # fmt: skip
 @template_option
-@click.option("--context", type=click.IntRange(16, MOST), help="Tokens to remember. [default: the model's]")
+@click.option("--context", type=Count(16), help="Tokens to remember. [default: the model's]")
 @click.option("--plain", is_flag=True, help="Show answers as the model writes them, not as Markdown.")
 @click.option("--no-history", is_flag=True, help="Keep no history of what is typed; or set BITGEN_NO_HISTORY.")
 @sampling_options
