@@ -105,6 +105,13 @@ def test_ctrl_c_while_a_message_is_read_leaves_the_conversation_as_it_was(talker
         assert "(stopped)" in said and "^C" not in said and "tok/s" not in said and "...(" not in said
         assert messages(terminal, tmp_path / "c") == []
         assert "Yes." in terminal.say("Hello")
+        terminal.send("/retry\r")
+        terminal.wait(lambda: terminal.line == "...")
+        terminal.send("\x03")
+        terminal.wait(lambda: terminal.text.count("(stopped)") == 2)
+        terminal.prompt()
+        assert messages(terminal, tmp_path / "c") == [["user", "Hello"], ["assistant", "Yes."]]
+        assert b"^C" not in terminal.raw
 
 
 def test_ctrl_c_in_an_answer_and_what_is_typed_meanwhile(talker: Path, tmp_path: Path) -> None:
@@ -116,7 +123,8 @@ def test_ctrl_c_in_an_answer_and_what_is_typed_meanwhile(talker: Path, tmp_path:
         terminal.paste("\npasted\nahead")
         terminal.send("\x03")
         terminal.wait("... ahead")
-        assert "(stopped)\n" in terminal.text and "^C" not in terminal.text
+        assert "(stopped)\n" in terminal.text and b"^C" not in terminal.raw
+        assert terminal.raw.count(b"typed ahead") == 1  # not while it was typed
         assert terminal.text.count("typed ahead") == 1
         terminal.say("")
         found = messages(terminal, tmp_path / "c")
