@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import click
 
 from bitgen import api
 from bitgen.cli import tables
-from bitgen.cli.console import OUT, progress_bar, say, warn
+from bitgen.cli.console import OUT, progress_bar, say, say_json, warn
 from bitgen.cli.located import located
 from bitgen.cli.options import (
     READING,
@@ -84,7 +83,7 @@ def tune(model: str, threads: int | None, quick: bool, isa: str | None, reset: b
             how: dict[str, Any] = {"threads": threads, "reset": reset, "remote": remote, "ssh": ssh}
             report = api.tune(model, progress=listen, **how, **common)
     if as_json:
-        say(json.dumps(report.to_json(), indent=1))
+        say_json(report.to_json())
     else:
         _show_plan(report)
 
@@ -158,7 +157,7 @@ def build(model: str, yes: bool, arch: str, system: str | None, isa: str | None,
     if standalone:
         warn(made.warning)
     if as_json:
-        say(json.dumps((made if standalone else artefact).to_json(), indent=1))
+        say_json((made if standalone else artefact).to_json())
     elif standalone:
         say("\n".join(map(str, made.files)))
         say(made.about, err=True)
@@ -196,11 +195,11 @@ def gen(symbol: str | None, model: str | None, isa: str | None, asm: bool, mca: 
         else:
             listen("compiling the kernel", 0, 0)
             text = api.gen(str(symbol), asm=asm)
-    if model is not None:
-        say(json.dumps({"kernels": listed}, indent=1) if as_json else "\n".join(listed))
-    elif mca is None:
-        say(text, nl=False)
-    elif as_json:
-        say(json.dumps(found.to_json(), indent=1))
-    else:
+    if as_json:
+        say_json({"kernels": listed} if model is not None else found.to_json())
+    elif model is not None:
+        say("\n".join(listed))
+    elif mca is not None:
         OUT.print(tables.cost(found))
+    else:
+        say(text, nl=False)

@@ -6,9 +6,12 @@ through `say`, `stream` and the tables of tables.py, which spell such characters
 
 from __future__ import annotations
 
+import json
+import math
+import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,9 +44,12 @@ class _Console(Console):
 
 
 STDOUT, STDERR = "standard output", "standard error"
-ERR = _Console(stderr=True, markup=False, emoji=False)
-# A table in a file or a pipe is not squeezed. Where standard output is closed, it is None.
-OUT = _Console(width=None if sys.stdout and sys.stdout.isatty() else 160, markup=False, emoji=False)
+# Pseudo-terminals of containers say that they have no columns.
+_SURROUNDINGS = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES") or value != "0"}
+ERR = _Console(stderr=True, markup=False, emoji=False, _environ=_SURROUNDINGS)
+# A table in a file or a pipe is not squeezed, unless COLUMNS says so. Where standard output is closed, it is None.
+_NARROW = "COLUMNS" in _SURROUNDINGS or (sys.stdout and sys.stdout.isatty())
+OUT = _Console(width=None if _NARROW else 160, markup=False, emoji=False, _environ=_SURROUNDINGS)
 
 CONTROLS = r"\x00-\x08\x0b-\x1f\x7f-\x9f"
 """C0 but tab and newline, DEL, C1."""
@@ -65,6 +71,19 @@ def say(text: object = "", *, err: bool = False, nl: bool = True) -> None:
     """Print a line, or several."""
     with naming(STDERR if err else STDOUT):
         click.echo(printable(text), err=err, nl=nl)
+
+
+def say_json(value: object) -> None:
+    """Print what --json asks for, on standard output: as JSON has no word for a number that is none, that is null."""
+    say(json.dumps(_finite(value), indent=1, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def stream(piece: str) -> None:

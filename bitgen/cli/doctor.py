@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 from rich.table import Table
 from rich.text import Text
 
 from bitgen import api
-from bitgen.cli.console import OUT, printable, progress_bar, say
+from bitgen.cli.console import OUT, printable, progress_bar, say_json
 from bitgen.cli.options import json_option, quiet_option
 from bitgen.measure.doctor import Report
 
@@ -33,7 +31,7 @@ def doctor(model: str | None, as_json: bool) -> None:
     with progress_bar() as listen:
         report = api.doctor(model, progress=listen)
     if as_json:
-        say(json.dumps(report.to_json(), indent=1))
+        say_json(report.to_json())
     else:
         OUT.print(_lines(report))
     if not report.ok:

@@ -10,7 +10,7 @@ import click
 
 from bitgen import api, data
 from bitgen.cli import tables
-from bitgen.cli.console import OUT, progress_bar, say
+from bitgen.cli.console import OUT, progress_bar, say, say_json
 from bitgen.cli.located import model_option
 from bitgen.cli.options import (
     COUNT,
@@ -86,7 +86,7 @@ def bench(model: str | None, threads: list[int], prompt: list[int], gen: int, co
             head=head, profile=profile, vs=vs, energy=energy, plot=plot, progress=listen,
         )  # fmt: skip
     if as_json:
-        say(json.dumps(report.to_json(), indent=1))
+        say_json(report.to_json())
         return
     OUT.print(tables.rates(report))
     for line in tables.limits(report):
@@ -115,7 +115,7 @@ def verify(model: str | None, against: str | None, output: Path | None, as_json:
     with progress_bar() as listen:
         receipt = api.verify(model, against=against, progress=listen, **reading)
     if as_json:
-        say(json.dumps(receipt.to_json(), indent=1))
+        say_json(receipt.to_json())
     else:
         OUT.print(tables.receipt(receipt))
     if output:

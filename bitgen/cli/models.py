@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
 from bitgen import api
-from bitgen.cli.console import progress_bar, say, warn
+from bitgen.cli.console import progress_bar, say, say_json, warn
 from bitgen.cli.facts import lines
 from bitgen.cli.options import READING, Count, given, json_option, quiet_option, reading_options, refuse, type_option
 
@@ -71,7 +70,7 @@ def info(file: str, as_json: bool) -> None:
     with progress_bar() as listen:
         facts = api.info(file, progress=listen)
     if as_json:
-        say(json.dumps(facts, indent=1))
+        say_json(facts)
         return
     warn(facts.get("warning"))
     for line in lines(facts):

@@ -114,7 +114,7 @@ def warn_crowded(threads: Iterable[int]) -> None:
     if most := [count for count in threads if count > cpus]:
         warn(
             f"{max(most)} threads on {cpus} CPU{'s' * (cpus != 1)}, which is what this process may use: "
-            f"threads without one hold up the others; {cpus} or fewer are faster"
+            f"threads without one hold up the others; -t {cpus} is faster"
         )
 
 

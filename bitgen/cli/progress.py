@@ -129,8 +129,8 @@ class _Line(Progress):
         return row
 
     def _room(self, stage: str, rest: list[str]) -> int:
-        """Columns that the words leave; each has a blank before it."""
-        return self.console.width - cell_len(stage) - sum(1 + cell_len(word) for word in rest if word)
+        """Columns that the words leave, each after a blank; the last stays free, as some terminals wrap there."""
+        return self.console.width - 1 - cell_len(stage) - sum(1 + cell_len(word) for word in rest if word)
 
 
 def _words(task: Task, elapsed: str) -> list[str]:

@@ -107,6 +107,7 @@ def build(
     except NoCompilerError:
         if found := _built_before(root, store.slug(name), inputs):
             return found
+        tell("fetching a C compiler", 0, 0)
         compiler = find_compiler(platform)
     if options.program and compiler.zig and platform.system.name == "linux":
         platform = platform_of(platform.arch, "musl")  # zig cannot link glibc statically

@@ -134,6 +134,20 @@ def test_perplexity_and_embed(tmp_path: Path) -> None:
         check(as_json(*args))
 
 
+def test_what_is_no_number_is_null(monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = {"name": "m", "share": float("nan"), "rows": [{"rate": float("inf")}, 1.5], "pair": (float("-inf"), 2)}
+    monkeypatch.setattr(api, "info", lambda _, **__: odd)
+    found = CliRunner().invoke(cli.main, ["info", "m.gguf", "--json"])
+    json.loads(found.stdout, parse_constant=pytest.fail)
+    assert json.loads(found.stdout) == {"name": "m", "share": None, "rows": [{"rate": None}, 1.5], "pair": [None, 2]}
+
+
+def test_nothing_else_is_on_standard_output(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    reports(monkeypatch)
+    for args in (["bench", "--profile", "--energy", "--plot", str(tmp_path / "p.png")], ["tune", "-m", "2B4T"]):
+        json.loads(CliRunner().invoke(cli.main, [*args, "--json", "-t", "1"]).stdout)
+
+
 def commands_with_json() -> Sequence[str]:
     return [str(c.name) for c in COMMANDS if any("--json" in param.opts for param in c.params)]
 

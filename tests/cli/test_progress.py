@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pty
+import re
 import subprocess
 import sys
 import termios
@@ -98,7 +99,7 @@ def test_an_hour_has_hours() -> None:
 def drawn(width: int, script: str, **environment: str) -> tuple[pyte.Screen, bytes]:
     """The screen of a terminal after a Python script, and the bytes that it was sent."""
     master, slave = pty.openpty()
-    termios.tcsetwinsize(slave, (24, width))
+    termios.tcsetwinsize(slave, (24 if width else 0, width))
     variables = {"TERM": "xterm-256color", "PYTHONPATH": os.pathsep.join(sys.path), **environment}
     kept = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR", "FORCE_COLOR")}
     child = subprocess.Popen([sys.executable, "-c", script], stdout=slave, stderr=slave, env=kept | variables)
@@ -114,7 +115,7 @@ def drawn(width: int, script: str, **environment: str) -> tuple[pyte.Screen, byt
         sent += piece
     os.close(master)
     assert child.wait() == 0, sent
-    screen = pyte.Screen(width, 24)
+    screen = pyte.Screen(width or 80, 24)
     pyte.ByteStream(screen).feed(sent)
     return screen, sent
 
@@ -134,7 +135,7 @@ for done in range(4):
 @pytest.mark.parametrize(
     ("width", "line"),
     [
-        (44, "3840x2560 (2 of 4): timing 34 decode k… 1:20"),
+        (44, "3840x2560 (2 of 4): timing 34 decode … 1:20"),
         (60, f"{STAGE} 3 of 7 1:20"),
         (80, f"{STAGE} 3 of 7 1:20 about 1:46 left"),
         (160, f"{STAGE} {'━' * 17}╺{'━' * 22} 3 of 7 1:20 about 1:46 left"),
@@ -144,6 +145,45 @@ def test_the_line_of_a_terminal(width: int, line: str) -> None:
     screen, _ = drawn(width, HALFWAY)
     shown = [row.rstrip() for row in screen.display if row.strip()]
     assert shown == [line]
+
+
+def test_a_terminal_without_columns_is_taken_for_one_of_80() -> None:
+    for environment in ({}, {"COLUMNS": "0", "LINES": "0"}):
+        _, sent = drawn(0, HALFWAY, **environment)
+        assert f"{STAGE} 3 of 7 1:20 about 1:46 left".encode() in re.sub(rb"\x1b\[[\d;]*m", b"", sent)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_an_encoding_without_bars_has_others(encoding: str) -> None:
+    script = "from bitgen.cli import streams\nstreams.prepare()\n" + HALFWAY
+    screen, _ = drawn(120, script, PYTHONIOENCODING=encoding)
+    assert screen.display[0].startswith(STAGE) and "3 of 7 1:20" in screen.display[0]
+
+
+@pytest.mark.parametrize(("signal", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_gives_the_cursor_back(signal: str, code: int, tmp_path: Path) -> None:
+    script = f"""
+import os, signal, sys, threading
+from bitgen import api, cli
+from bitgen.cli import progress
+progress.PATIENCE_S, progress.TICK_S, drawn, tick = 0.0, 0.001, threading.Event(), progress.Wait.tick
+def shown(self):
+    tick(self)
+    drawn.set()
+def info(file, progress):
+    progress("reading", 0, 0)
+    drawn.wait(60)
+    os.kill(os.getpid(), signal.{signal})
+    threading.Event().wait(60)
+progress.Wait.tick, api.info = shown, info
+try:
+    cli.main(["info", "m.gguf"])
+except SystemExit as end:
+    assert end.code == {code}, end.code
+"""
+    screen, sent = drawn(80, script)
+    assert b"reading" in sent and sent.rindex(b"\x1b[?25h") > sent.rindex(b"\x1b[?25l")
+    assert not any("reading" in line for line in screen.display)
 
 
 def test_nothing_stays_on_a_terminal_and_its_cursor_comes_back() -> None:
@@ -159,7 +199,7 @@ def test_a_short_wait_draws_nothing() -> None:
 def test_a_total_that_is_not_known_moves_all_the_same() -> None:
     once = HALFWAY.replace("done, 7", "0, 0")
     screen, _ = drawn(80, once)
-    assert f"{STAGE} {'━' * 30} 1:20" == screen.display[0].rstrip()
+    assert f"{STAGE} {'━' * 29} 1:20" == screen.display[0].rstrip()
     assert "left" not in screen.display[0] and "%" not in screen.display[0]
 
 
@@ -227,9 +267,13 @@ def test_quiet_is_quiet(slow: None) -> None:
     assert CliRunner(env={"BITGEN_QUIET": "x"}).invoke(cli.main, ["info", "m.gguf"]).exit_code == 2
 
 
-def test_every_command_that_waits_can_be_quiet() -> None:
-    without = {command.name for command in COMMANDS if "--quiet" not in [o for p in command.params for o in p.opts]}
-    assert without <= {"run"}, without
+@pytest.mark.parametrize(
+    "name",
+    ["bench", "build", "chat", "convert", "doctor", "embed", "gen", "info", "perplexity", "synth", "tune", "verify"],
+)
+def test_a_command_that_waits_can_be_quiet(name: str) -> None:
+    command = next(command for command in COMMANDS if command.name == name)
+    assert "--quiet" in [option for param in command.params for option in param.opts]
 
 
 def test_an_error_ends_the_line_and_the_thread(slow: None, monkeypatch: pytest.MonkeyPatch) -> None:

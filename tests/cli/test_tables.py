@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -112,6 +116,17 @@ def test_the_least_important_goes_first() -> None:
 
 def test_a_pipe_is_not_squeezed() -> None:
     assert not left_out(printed(tables.rates(bench_report()), 160))
+
+
+@pytest.mark.parametrize(("columns", "dropped"), [("0", False), ("60", True), (None, False)])
+def test_columns_of_a_pipe_are_those_that_the_surroundings_say(columns: str | None, dropped: bool) -> None:
+    script = "from test_tables import *\nfrom bitgen.cli.console import OUT\nOUT.print(tables.rates(bench_report()))"
+    surroundings = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
+    variables = {**surroundings, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    if columns:
+        variables["COLUMNS"] = columns
+    found = subprocess.run([sys.executable, "-c", script], env=variables, capture_output=True, text=True, check=True)
+    assert bool(left_out(found.stdout)) is dropped and "12345.7" in found.stdout
 
 
 def test_words_fold_where_they_must() -> None:
