@@ -11,7 +11,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -105,6 +105,17 @@ def progress_bar() -> Iterator[Listener]:
         return
     with progress.shown(progress.Wait(ERR, is_live(), lambda line: say(line, err=True))) as listen:
         yield lambda stage, done, total: listen(printable(stage), done, total)
+
+
+def awaited(stage: str, pieces: Iterable[str]) -> Iterator[str]:
+    """The pieces of a text, the first one when it is asked for: until it is there, a stage says what is waited for."""
+    rest = iter(pieces)
+    with progress_bar() as listen:
+        listen(stage, 0, 0)
+        first = next(rest, None)
+    if first is not None:
+        yield first
+        yield from rest
 
 
 def is_live() -> bool:

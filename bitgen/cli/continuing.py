@@ -12,7 +12,7 @@ from typing import Any
 
 from bitgen import Generation, Model, Sampling, Session
 from bitgen.cli import batch, tables
-from bitgen.cli.console import is_quiet, progress_bar, say, stream
+from bitgen.cli.console import awaited, is_quiet, progress_bar, say, stream
 from bitgen.engine.chat import ChatTemplate
 from bitgen.engine.opened import Cache
 from bitgen.engine.stops import Stop
@@ -50,17 +50,26 @@ class Run:
             )  # fmt: skip
             try:
                 if as_json:
-                    _ = list(generation)
+                    self._wait(generation)
                 else:
                     self._print(prompt, generation)
             finally:
                 for line in [self._json(generation)] if as_json else self._report(generation):
                     say(line, err=not as_json)
 
+    def _wait(self, generation: Generation) -> None:
+        """Until the text is complete."""
+        with progress_bar() as listen:
+            listen("reading the prompt", 0, 0)
+            for _ in generation:
+                listen("continuing the text", generation.timing.tokens, self.max_tokens)
+
     def _print(self, prompt: str, generation: Generation) -> None:
         """The text as it comes, behind the prompt where it goes on from there."""
-        stream("" if self.template else prompt)
-        for piece in generation:
+        pieces = awaited("reading the prompt", generation)
+        first = next(pieces, "")  # nothing stands on the line yet that a stage would overwrite
+        stream(("" if self.template else prompt) + first)
+        for piece in pieces:
             stream(piece)
         say()
 

@@ -6,13 +6,14 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from bitgen.cli import transcripts
-from bitgen.cli.console import ERR, say, stream
+from bitgen.cli.console import ERR, awaited, say, stream
 from bitgen.cli.options import SAMPLING
 from bitgen.engine.arguments import checked
 from bitgen.engine.chat import Chat, Message
@@ -232,12 +233,14 @@ class Talk:
                 say(line, err=True)
 
     def _show(self, answer: Iterable[str]) -> None:
+        pieces = awaited("reading the message", answer)
+        first = next(pieces, "")
         if self.draw:
             with self.draw() as shown:
-                for piece in answer:
+                for piece in chain([first], pieces):
                     shown.push(piece)
         else:
-            for piece in answer:
+            for piece in chain([first], pieces):
                 stream(piece)
             say()
 

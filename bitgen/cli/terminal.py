@@ -36,7 +36,7 @@ def run(chat: Chat, max_tokens: int, sampling: Sampling, *, plain: bool = False,
         editor = Line(history, candidates)
         read, talk.resting, talk.on_line = editor.read, editor.resting, True
         if not plain and os.environ.get("TERM") != "dumb":
-            talk.draw = partial(Answer, OUT, "...")
+            talk.draw = partial(Answer, OUT)
     answered = True
     while True:
         try:

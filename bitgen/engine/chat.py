@@ -222,7 +222,8 @@ class Chat(Uncopied):
 
     def room(self, max_tokens: int) -> int:
         """Tokens that a conversation and its next message may have, so that an answer has room."""
-        return self.capacity - min(arguments.checked("max_tokens", max_tokens), self.capacity // 4)
+        most: int = arguments.checked("max_tokens", max_tokens)
+        return self.capacity - min(most, self.capacity // 4)
 
     def forgets(self, text: str, max_tokens: int = 1024) -> int:
         """Turns that a message would push out of the context. BitgenError where it cannot be answered at all."""

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import termios
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyte
@@ -303,3 +303,31 @@ def test_a_closed_standard_error_is_no_matter_for_the_watcher() -> None:
             for thread in watchers():
                 thread.join(60)
             assert not watchers()
+
+
+# ---- the first piece of a text -------------------------------------------------------------------------------------
+
+
+def test_a_text_comes_whole_and_its_wait_is_named_before(slow: None, capsys: pytest.CaptureFixture[str]) -> None:
+    def text() -> Iterator[str]:
+        seen = threading.Event()
+        threading.Timer(0.05, seen.set).start()
+        assert seen.wait(60)
+        yield "Once"
+        yield " upon"
+
+    pieces = console.awaited("reading the prompt", text())
+    assert next(pieces) == "Once"
+    assert "bitgen: reading the prompt, 0:00" in capsys.readouterr().err
+    assert list(pieces) == [" upon"] and not watchers()
+    assert list(console.awaited("reading the prompt", [])) == []
+
+
+def test_an_interrupt_while_a_prompt_is_read_leaves_nothing(slow: None) -> None:
+    def text() -> Iterator[str]:
+        raise KeyboardInterrupt
+        yield ""
+
+    with pytest.raises(KeyboardInterrupt):
+        list(console.awaited("reading the prompt", text()))
+    assert not watchers()
