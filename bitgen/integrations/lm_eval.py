@@ -47,7 +47,8 @@ WITHOUT_EFFECT = {"num_beams": 1, "num_return_sequences": 1, "use_cache": True}
 class BitgenLM(TemplateLM):  # type: ignore[misc]
     """A GGUF file as the harness sees it.
 
-    pretrained: the file (default: the shipped model). threads, isa, cache: as in `Model.load` and `Model.session`.
+    pretrained: a file or a name (default: the shipped model). threads, isa, cache: as in `Model.load` and
+        `Model.session`.
     max_length: context in tokens (default: the model's). max_gen_toks: limit of generated tokens where a task has none.
     """
 
