@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import re
 import runpy
@@ -33,6 +34,10 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     reference = (tmp_path / "api" / "index.html").read_text(encoding="utf-8")
     assert "agenerate" in reference and "generate_many" in reference
+    page = (tmp_path / "guide" / "python" / "index.html").read_text(encoding="utf-8")
+    shown = html.unescape(re.sub("<[^>]*>", "", page))
+    for example in EXAMPLES:
+        assert example.read_text(encoding="utf-8").strip().splitlines()[-1] in shown, example
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
