@@ -170,7 +170,7 @@ PROFILE = (
     Column("of bandwidth", spare=1),
     Column("GOP/s", spare=3),
     Column("of peak ops", spare=1),
-    Column("bar", spare=5),
+    Column("bar", spare=5, words=True),
 )
 
 
@@ -189,7 +189,7 @@ def _step(step: Step) -> tuple[str, ...]:
         _number(step.bandwidth_share, "{:.0%}"),
         _number(step.gop_s, "{:.0f}"),
         _number(step.ops_share, "{:.0%}"),
-        ("█" * round(step.share * BAR)).ljust(BAR),
+        "█" * round(step.share * BAR),
     )
 
 

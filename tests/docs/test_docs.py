@@ -98,7 +98,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("desk")
     shutil.copy(data.shipped_path(), folder / "model.gguf")
     (folder / "prompt.txt").write_text("Once upon a time")
-    (folder / "text").write_text("Once upon a time there was a little girl named Lily. " * 20)
+    (folder / "text").write_text("Once upon a time there was a little girl named Lily. " * 60)
     (folder / "prompts.jsonl").write_text(
         '{"prompt": "Once", "max_tokens": 4}\n{"prompt": "One day", "max_tokens": 4}\n'
     )
