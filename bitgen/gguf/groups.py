@@ -45,6 +45,8 @@ def scale_group(container: Container, reading: Reading) -> int:
 
 
 class _Groups:
+    """The ternary matrices of a file, and the scales that each has."""
+
     def __init__(self, container: Container, reading: Reading) -> None:
         self.container, self.reading = container, reading
         self.matrices = [t for t in container.tensors.values() if is_ternary(t.name) and len(t.shape) == 2]
