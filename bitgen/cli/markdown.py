@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.markdown import CodeBlock, Heading, Markdown, TableElement
@@ -72,7 +73,7 @@ class _Table(TableElement):
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         for part in super().__rich_console__(console, options):
             if isinstance(part, Table):
-                part.show_edge = False
+                part.box, part.show_edge, part.pad_edge, part.collapse_padding = box.SIMPLE, False, False, True
                 for column in part.columns:
                     column.overflow = "fold"
             yield part
@@ -120,15 +121,14 @@ def last_block(text: str) -> int:
 class Answer:
     """Text that is drawn as it comes: `push` the pieces; the end of the context prints what is left."""
 
-    def __init__(self, console: Console, waiting: str = "") -> None:
+    def __init__(self, console: Console) -> None:
         self._console, self._text, self._printed = console, "", False
-        self._waiting, self._drawn = waiting, 0.0
+        self._drawn = 0.0
         self._live = self._new()
 
     def __enter__(self) -> Answer:
         try:
             self._begin()
-            self._live.update(Text(self._waiting, style="dim"), refresh=True)
         except BaseException:  # Ctrl-C
             self._live.stop()
             raise

@@ -106,7 +106,7 @@ def test_ctrl_c_while_a_message_is_read_leaves_the_conversation_as_it_was(talker
         assert messages(terminal, tmp_path / "c") == []
         assert "Yes." in terminal.say("Hello")
         terminal.send("/retry\r")
-        terminal.wait(lambda: terminal.line == "...")
+        terminal.wait(lambda: terminal.line.startswith("reading the message"))
         terminal.send("\x03")
         terminal.wait(lambda: terminal.text.count("(stopped)") == 2)
         terminal.prompt()
