@@ -2,7 +2,7 @@
 // random tokens to sequences that share, in steps of random length, takes their keys and values out of the cache
 // and into it again, and prints how many logits had other bits than those of a session of its own, how many
 // tokens were chosen that those logits would not have chosen, and how many sessions with a wrong request had
-// another code than theirs or did not stay as they were.
+// another code than theirs or did not stay as they were. In the end it continues from positions of any bytes.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -164,6 +164,33 @@ static int32_t step(int32_t vocab) {
   return result;
 }
 
+// Continue from positions of any bytes: 300 random ones, then of one byte alone. What the logits are does not
+// matter, nor whether they are numbers.
+static int32_t continue_nonsense(bg_session *session, int32_t vocab) {
+  static const int fills[] = {-1, 0x00, 0x7f, 0x80, 0xff}; // -1: random
+  const bg_sampling greedy = {.top_p = 1, .repeat_penalty = 1};
+  const int32_t n = 300, tokens[3] = {0, 1, 2};
+  const size_t bytes = (size_t)bg_position_bytes(session) * n;
+  uint8_t *positions = malloc(bytes);
+  float *logits = malloc((size_t)vocab * 3 * sizeof *logits);
+  int32_t code = positions && logits ? BG_OK : BG_E_MEMORY, chosen;
+  for (size_t kind = 0; kind < sizeof fills / sizeof *fills && code == BG_OK; kind++) {
+    for (size_t i = 0; i < bytes; i++)
+      positions[i] = (uint8_t)(fills[kind] < 0 ? below(256) : fills[kind]);
+    bg_rewind(session, 0);
+    code = bg_session_load(session, n, positions);
+    if (code == BG_OK)
+      code = bg_forward(session, tokens, 3, logits, 1);
+    if (code == BG_OK)
+      code = bg_next(session, tokens, 1, &greedy, tokens, 1, 0, &chosen, 1);
+    if (code == BG_E_VALUE)
+      code = BG_OK;
+  }
+  free(positions);
+  free(logits);
+  return code;
+}
+
 int main(int argc, char **argv) {
   bg_model *model = NULL;
   int32_t result = argc == 4 ? bg_open(argv[1], -1, &model) : BG_E_ARGUMENT;
@@ -176,6 +203,8 @@ int main(int argc, char **argv) {
   }
   for (int32_t i = 0; i < STEPS && result == BG_OK; i++)
     result = step(bg_vocab(model));
+  if (result == BG_OK)
+    result = continue_nonsense(together[0], bg_vocab(model));
   for (int32_t i = 0; i < SEQUENCES; i++) {
     bg_session_close(together[i]);
     bg_session_close(alone[i]);
