@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from bitgen.engine import arguments
-from bitgen.errors import ArgumentError, ArgumentTypeError, brief
+from bitgen.errors import ArgumentError, ArgumentTypeError, brief, quoted
 
 KEYS: dict[str, str] = {
     "temp": "temperature",
@@ -22,6 +24,8 @@ KEYS: dict[str, str] = {
     "penalty_last_n": "repeat_last",
 }
 """What follows general.sampling. in a GGUF -> field of Sampling."""
+OTHERS = ("mirostat", "xtc_probability")
+"""Ways to choose that are not computed here, and off where the value is 0."""
 
 
 @dataclass(frozen=True)
@@ -79,5 +83,9 @@ def from_metadata(metadata: Mapping[str, Any]) -> tuple[Sampling, str | None]:
                 fields[field] = arguments.checked(field, metadata[name])
             except ArgumentError as error:
                 wrong.append(f"{name}: {error}")
+    for key in OTHERS:
+        value = metadata.get(f"general.sampling.{key}", 0)
+        if isinstance(value, list | np.ndarray) or value != 0:
+            wrong.append(f"general.sampling.{key} is {quoted(value)}, which is not computed here")
     found = brief("; ".join(wrong))
     return Sampling(**fields), f"sampling defaults of the file are passed over ({found})" if wrong else None

@@ -124,6 +124,20 @@ def test_values_that_make_no_sense_are_passed_over_with_a_warning(key: str, valu
     assert warning is not None and f"general.sampling.{key}" in warning and "must be" in warning and len(warning) < 300
 
 
+@pytest.mark.parametrize("value", [2, 0.5, "on", [1], np.ones(2)])
+def test_ways_to_choose_that_are_not_there(value: Any) -> None:
+    for key in ("mirostat", "xtc_probability"):
+        found, warning = from_metadata({f"general.sampling.{key}": value, "general.sampling.top_k": 7})
+        assert found == Sampling(top_k=7) and f"general.sampling.{key} is" in str(warning)
+        assert "which is not computed here" in str(warning) and len(str(warning)) < 300
+    off = {
+        "general.sampling.mirostat": 0,
+        "general.sampling.xtc_probability": 0.0,
+        "general.sampling.mirostat_tau": 5.0,
+    }
+    assert from_metadata(off) == (Sampling(), None)
+
+
 def test_the_warning_is_said(tmp_path: Path) -> None:
     write_gguf(file := tmp_path / "m.gguf", Renamed({"general.sampling.top_p": 7.0}))  # type: ignore[arg-type]
     model = bitgen.Model.load(file)
