@@ -51,7 +51,9 @@ def list_(as_json: bool) -> None:
             for p in shelf.presets]  # fmt: skip
     _columns(rows)
     say("\ncache")
-    _columns([(kind, size(nbytes), f"{n} {'entry' if n == 1 else 'entries'}") for kind, (n, nbytes) in shelf.cache.items()])
+    _columns(
+        [(kind, size(nbytes), f"{n} {'entry' if n == 1 else 'entries'}") for kind, (n, nbytes) in shelf.cache.items()]
+    )
 
 
 @click.command()
