@@ -30,7 +30,7 @@ class Column:
 
 
 class Grid:
-    """A title, columns and rows of text. The last of `about` stands below; `more` says who has the columns left out."""
+    """A title, columns, rows of text, and a line `about` below. more: where the columns are that are left out."""
 
     def __init__(
         self, title: str, columns: Sequence[Column], rows: Iterable[Sequence[str]], about: str = "",

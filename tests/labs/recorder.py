@@ -23,6 +23,8 @@ import pyte
 PROMPT = ">>>"
 STILL_S = 2
 """Seconds that a screen may stand still: it is looked at once a second, and drawn twice."""
+STARTING_S = 10
+"""Seconds in which a screen may be empty: the interpreter starts in one, but not beside other tests."""
 SHOWING = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "BITGEN_QUIET")
 """Variables by which the surroundings of the tests would change what is shown."""
 
@@ -42,8 +44,8 @@ class Recording:
         still = []
         for second in range(STILL_S, len(self.seconds)):
             shown = self.seconds[second]
-            waits = shown and shown[-1].startswith(PROMPT)
-            if all(shown == before for before in self.seconds[second - STILL_S : second]) and not waits:
+            excused = shown[-1].startswith(PROMPT) if shown else second < STARTING_S
+            if all(shown == before for before in self.seconds[second - STILL_S : second]) and not excused:
                 still.append(f"second {second + 1} of {' '.join(self.command)}: {shown[-1] if shown else '(empty)'}")
         return still
 
