@@ -13,7 +13,7 @@ from rich.text import Text
 
 from bitgen.cli.console import printable
 
-FOLDED = 24
+FOLDED = 20
 """Columns of the screen that a column of words is left, where it must fold."""
 
 
