@@ -83,7 +83,7 @@ def test_what_the_wheel_says_of_itself(wheel: Path) -> None:
     said = metadata(wheel)
     assert said["Name"] == "bitgen" and said["Version"] == __version__ and said["Requires-Python"] == ">=3.10"
     assert read(wheel, "entry_points.txt").split() == ["[console_scripts]", "bitgen", "=", "bitgen.cli:main"]
-    assert set(said.get_all("Provides-Extra")) == {*EXTRAS, "clang", "test", "train"}
+    assert set(said.get_all("Provides-Extra")) == {*EXTRAS, "clang", "docs", "test", "train"}
     (clang,) = [need for need in said.get_all("Requires-Dist") if "'clang'" in need]
     low, high = (f"{op}{version}" for op, version in ((">=", ziglang.OLDEST), ("<", ziglang.BELOW)))
     assert clang.startswith("ziglang") and low in clang and high in clang  # what the first run would fetch
