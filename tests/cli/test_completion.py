@@ -46,6 +46,12 @@ def complete(monkeypatch: pytest.MonkeyPatch, *words: str) -> list[str]:
     return result.output.splitlines()
 
 
+@pytest.fixture(autouse=True)
+def no_models_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever other tests have downloaded."""
+    monkeypatch.setattr(api, "model_names", list)
+
+
 PRESETS = [f"plain,{name}" for name in presets.names()]
 
 
@@ -192,7 +198,7 @@ class Terminal:
         while not re.search(expected, shown):
             assert time.monotonic() < end, repr(shown)
             if select.select([self._here], [], [], 0.2)[0]:
-                shown += re.sub(r"\x1b(\[[0-?]*[ -/]*[@-~]|\].*?(\x07|\x1b\\)|[()]B|[=>])|\r", "", self._read())
+                shown += re.sub(r"\x1b(\[[0-?]*[ -/]*[@-~]|\].*?(\x07|\x1b\\)|[()]B|[=>])|[\r\x07]", "", self._read())
 
     def _read(self) -> str:
         return os.read(self._here, 1 << 16).decode(errors="replace")
