@@ -184,7 +184,8 @@ class Model(Uncopied):
     @property
     def about(self) -> str:
         """One line: the model, the ISA it runs on, the head, the threads."""
-        return f"{self.shape.name} on {self.plan.isa}, {self.head} head, {self.threads} threads"
+        threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
+        return f"{self.shape.name} on {self.plan.isa}, {self.head} head, {threads}"
 
     @property
     def ternary_weights(self) -> int:

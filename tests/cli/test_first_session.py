@@ -32,14 +32,22 @@ def stages(found: Recording) -> str:
     return "\n".join(line for second in found.seconds for line in second)
 
 
+PASTED = "\x1b[200~Tell me\nof a cat\x1b[201~\r"
+"""Two lines, as a terminal sends what is pasted, and Enter."""
+UP = "\x1b[A"
+
+
 @pytest.mark.slow
 def test_every_second_of_a_first_session_is_explained(cache: Path) -> None:
     first = command(cache, "run", "-p", "Once upon a time", "-n", "60", "--seed", "3")
     assert "compiling kernels" in stages(first) and "tok/s" in " ".join(first.last)
     again = command(cache, "run", "-p", "Once upon a time", "-n", "60", "--seed", "3")
     assert len(again.seconds) < len(first.seconds) and "compiling" not in stages(again)
-    talk = command(cache, "chat", "--chat-template", "chatml", "-n", "8", typed=[(">>>", "Hello\r"), (">>>", "/bye\r")])
-    assert "Hello" in "\n".join(talk.last)
+    talking = ("chat", "--chat-template", "chatml", "-n", "8")
+    talk = command(cache, *talking, typed=[(">>>", PASTED), (">>>", "/bye\r")])
+    assert "of a cat" in "\n".join(talk.last) and "\n".join(talk.last).count("tok/s") == 2  # of one answer
+    later = command(cache, *talking, typed=[(">>>", UP + UP + "\r"), (">>>", "/bye\r")])
+    assert "of a cat" in "\n".join(later.last)  # from the history of the session before
     measured = command(cache, "bench")
     assert "prefill 128" in "\n".join(measured.last) and "no room for" in "\n".join(measured.last)
     tuned = command(cache, "tune", "-m", "stories")
