@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +60,22 @@ def note(packed: Path, sources: Sequence[Path], build: Path) -> None:
     with suppress(BitgenError), data.replacing(path, parents=True) as part:
         part.write_text(text, encoding="utf-8")
     return None
+
+
+@contextmanager
+def noted(packed: Path, sources: Sequence[Path], build: Path) -> Iterator[None]:
+    """Note that a packed model is used, also while it is being made here: nobody then takes its build away.
+
+    Where it is not made in the end, nothing stays.
+    """
+    note(packed, sources, build)
+    try:
+        yield
+    except BaseException:
+        if not packed.exists():
+            note_of(packed).unlink(missing_ok=True)
+        raise
+    note(packed, sources, build)  # another process that gave up may have removed it
 
 
 def notes() -> Iterator[Note]:

@@ -149,9 +149,9 @@ class Model(Uncopied):
         plan = plans.of_model(checkpoint.shape, library.host_isa(report) if level is None else level)
         artefact = library.for_model(checkpoint.shape, [plan], BuildOptions(listener=report))
         packed = pack.path_for(checkpoint.files, plan, head, f"{checkpoint.shape} {checkpoint.reading}")
-        uses.note(packed, checkpoint.files, artefact.folder)
         pack_once = partial(_pack_once, packed, checkpoint, plan, head, report)
-        made = pack_once()
+        with uses.noted(packed, checkpoint.files, artefact.folder):
+            made = pack_once()
         report("reading the vocabulary", 0, 0)
         tokenizer = Tokenizer.from_metadata(checkpoint.metadata)
         _give_back_memory()

@@ -22,6 +22,7 @@ from bitgen import data, targets
 from bitgen.checkpoints import synth
 from bitgen.checkpoints.checkpoint import ALL
 from bitgen.compile import clang, library, pack, standalone
+from bitgen.engine.sampling import Sampling
 from bitgen.errors import BitgenError
 from bitgen.gguf.reader import read_gguf
 from bitgen.kernels import plan, space
@@ -114,7 +115,7 @@ def _packed_models() -> list[bytes]:
         def packed(model: synth.SynthCheckpoint, head: pack.Head, tokens: bytes = b"") -> bytes:
             pack.write(path, model, _model_plan(), head)
             if tokens:
-                standalone._append(path, None, tokens)
+                standalone._append(path, None, tokens, vars(Sampling()))
             return path.read_bytes()
 
         heads: tuple[pack.Head, ...] = ("f16", "int8", "certified")

@@ -9,19 +9,20 @@ import places
 import pytest
 import runtime_lab as lab
 
-from bitgen import data, targets
+from bitgen import data, headers, targets
 from bitgen.compile import library
 from bitgen.compile.clang import COMMON_FLAGS, find_compiler
 
 
-@pytest.mark.parametrize("driver", ["threads_lab.c", "batch_lab.c"])
-def test_no_data_races(driver: str) -> None:
+@pytest.mark.parametrize(("driver", "more"), [("threads_lab.c", ()), ("batch_lab.c", ("BG_CACHE_F16",))])
+def test_no_data_races(driver: str, more: tuple[str, ...]) -> None:
     """Callers in threads of their own, each with sessions of four threads; sequences together; prompts and decoding."""
     if find_compiler(targets.platform_of()).zig:
         pytest.skip("zig has no ThreadSanitizer runtime; install clang")
     bench = lab.bench("wide-heads", 0, "certified", library.host_isas()[:1])
     program = lab.sanitized(bench.artefact.folder, library.host_isas()[0], places.LABS / driver, "thread")
-    done = subprocess.run([program, bench.packed[0], "4"], capture_output=True, text=True, timeout=300)
+    numbers = [str(headers.constants("bitgen.h", "bg_cache")[name]) for name in more]
+    done = subprocess.run([program, bench.packed[0], "4", *numbers], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
 
 
