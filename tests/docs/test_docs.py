@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import os
 import re
 import runpy
 import shlex
@@ -47,14 +46,6 @@ def test_the_scripts_run(example: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert shown.strip() and "False" not in shown
 
 
-def test_the_scripts_are_typed(tmp_path: Path) -> None:
-    """As a user sees the package: by its py.typed, under mypy --strict."""
-    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path), *map(str, EXAMPLES)]
-    path = {"MYPYPATH": str(places.REPO)}
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | path)
-    assert done.returncode == 0, done.stdout
-
-
 # ---- commands -----------------------------------------------------------------------------------------------
 
 
@@ -84,7 +75,7 @@ def test_every_option_exists(line: str) -> None:
 ELSEWHERE = {
     r"--remote": "needs a device: tests/tune/test_remote.py",
     r"hf:|pull|list|rm |cache|-m 2B4T|doctor": "needs the Hub, or shows this machine: below, tests/convert, tests/cli",
-    r"^bitgen (bench|verify)|synth 2B4T|--os|neoverse|--reset": "takes long: tests/measure, tests/compile, tests/tune",
+    r"^bitgen (bench|verify)|synth 2B4T|--os|neoverse|--reset|build --arch arm64$": "takes long: tests/measure, tests/compile, tests/tune",
     r"^bitgen chat|convert (DIR|folder)": "tests/cli/test_chat.py, tests/convert",
     r"--model 2B4T$|--plan|gen SYMBOL": "tests/tune, tests/kernels",
 }

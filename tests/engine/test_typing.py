@@ -13,6 +13,7 @@ import pytest
 import bitgen
 
 SCRIPT = Path(__file__).with_name("user_script.py")
+EXAMPLES = sorted(map(str, (places.REPO / "docs" / "examples").glob("*.py")))
 
 
 def test_the_script_runs(tmp_path: Path) -> None:
@@ -27,7 +28,7 @@ def test_the_script_has_every_public_name() -> None:
     assert (places.REPO / "bitgen" / "py.typed").is_file()
 
 
-def test_the_script_is_typed(tmp_path: Path, pytestconfig: pytest.Config) -> None:
+def test_the_scripts_are_typed(tmp_path: Path, pytestconfig: pytest.Config) -> None:
     """And a wrong one is not: the package says its types to others."""
     pytest.importorskip("mypy")
     wrong = tmp_path / "wrong.py"
@@ -43,9 +44,14 @@ def test_the_script_is_typed(tmp_path: Path, pytestconfig: pytest.Config) -> Non
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file", "", "--cache-dir", str(cache)]
     environment = {"MYPYPATH": str(places.REPO), "PATH": ""}
     done = subprocess.run(
-        [*command, str(SCRIPT), str(wrong)], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=600
+        [*command, str(SCRIPT), *EXAMPLES, str(wrong)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        timeout=600,
     )
     said = done.stdout.splitlines()
-    assert not [line for line in said if "user_script.py" in line], done.stdout
+    assert not [line for line in said if ": error:" in line and "wrong.py" not in line], done.stdout
     for number in (2, 3, 4, 5):
         assert any(line.startswith(f"wrong.py:{number}: error:") for line in said), done.stdout + done.stderr
