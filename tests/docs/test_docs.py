@@ -75,7 +75,8 @@ def test_every_option_exists(line: str) -> None:
 ELSEWHERE = {
     r"--remote": "needs a device: tests/tune/test_remote.py",
     r"hf:|pull|list|rm |cache|-m 2B4T|doctor": "needs the Hub, or shows this machine: below, tests/convert, tests/cli",
-    r"^bitgen (bench|verify)|synth 2B4T|--os|neoverse|--reset|build --arch arm64$": "takes long: tests/measure, tests/compile, tests/tune",
+    r"^bitgen (bench|verify)|synth 2B4T|--os|neoverse|--reset": "takes long: tests/measure, tests/compile, tests/tune",
+    r"build --arch arm64$": "takes long: tests/compile",
     r"^bitgen chat|convert (DIR|folder)": "tests/cli/test_chat.py, tests/convert",
     r"--model 2B4T$|--plan|gen SYMBOL": "tests/tune, tests/kernels",
 }
