@@ -134,7 +134,8 @@ class AutoTokenizer:
 
     def around(self, text: str) -> tuple[list[int], list[int]]:
         """Ids that the post-processor puts before and after a text. UnsupportedError: it does something else."""
-        plain, full = self.backend.encode(text, add_special_tokens=False).ids, self.backend.encode(text).ids
+        with refusals(f"{self.path}"):  # an unknown token that the vocabulary lacks is noticed here
+            plain, full = self.backend.encode(text, add_special_tokens=False).ids, self.backend.encode(text).ids
         for at in range(len(full) - len(plain) + 1):
             if full[at : at + len(plain)] == plain:
                 return full[:at], full[at + len(plain) :]

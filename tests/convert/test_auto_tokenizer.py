@@ -268,6 +268,11 @@ REFUSED: dict[str, tuple[Files, Callable[[Backend], None] | None, str]] = {
     "specials are spelt out": (settings(split_special_tokens=True), None, "split_special_tokens"),
     "another file": (settings(fast_tokenizer_files=["tokenizer.4.json"]), None, "fast_tokenizer_files"),
     "a class of other models": (settings(tokenizer_class="RobertaTokenizer"), None, "'RobertaTokenizer'"),
+    "a class whose unknown token is not there": (
+        settings(tokenizer_class="GemmaTokenizerFast"),
+        None,
+        "tokenizer.json: cannot be read as a tokenizer: .*<unk>",
+    ),
     "tokens are a list": (settings(added_tokens_decoder=[1]), None, "tokenizer_config.json: the added tokens"),
     "a token is a number": (settings(added_tokens_decoder={"603": 1}), None, "tokenizer_config.json: the added tokens"),
     "a flag is a text": (settings(added_tokens_decoder={"603": START | {"special": "no"}}), None, "not understood"),
