@@ -176,7 +176,7 @@ def download(name: HubName, of: Listing | None, progress: Listener = lambda *_: 
         return Path(
             snapshot_download(
                 name.repo, revision=name.revision, allow_patterns=FILES, ignore_patterns=IGNORED,
-                local_files_only=of is None,
+                local_files_only=of is None, tqdm_class=_no_bar(),
             )
         )  # fmt: skip
 
@@ -245,6 +245,17 @@ def _bar(progress: Listener) -> type[Any]:
             return bool(super().update(n))
 
     return Bar
+
+
+def _no_bar() -> type[Any]:
+    """A bar that is not drawn: of small files the library's are still there when a model's text comes."""
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+
+    class NoBar(tqdm):  # type: ignore[misc]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "disable": True})  # type: ignore[no-untyped-call]
+
+    return NoBar
 
 
 def _require_room(of: Listing, files: Iterable[RemoteFile]) -> None:
