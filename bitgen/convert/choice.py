@@ -21,7 +21,6 @@ from bitgen.errors import BitgenError, UnsupportedError, brief, size
 from bitgen.gguf import split
 from bitgen.gguf.container import Container
 from bitgen.gguf.cursor import MAGIC
-from bitgen.gguf.file import Tensor
 from bitgen.gguf.reader import GgufCheckpoint
 from bitgen.gguf.tensors import GROUPED, TERNARY, VECTORS
 from bitgen.spec import Listener, ModelShape
@@ -214,14 +213,6 @@ def _with_hole(candidate: Candidate, raw: Sequence[bytes]) -> Found | None:
             return None
         container.complete = whole
         return _judged(candidate, paths[0], container)
-
-
-def _first_tensors(container: Container) -> list[Tensor]:
-    """The first tensor of each part: what is before it is the head."""
-    first: dict[int, Tensor] = {}
-    for tensor in sorted(container.tensors.values(), key=lambda tensor: tensor.offset):
-        first.setdefault(tensor.part, tensor)
-    return list(first.values())
 
 
 def _judged(candidate: Candidate, path: Path, container: Container | None = None) -> Found:
