@@ -22,6 +22,9 @@ Stretch = Literal["linear", "yarn", "table"]
 ROLES = ("qkv", "o", "gate_up", "down")
 """The four fused matrices of one transformer layer, in the order in which they run."""
 
+DELTA_ROLES = {"qkv": "delta_in", "o": "delta_out"}
+"""Role of an attending layer -> the matrix that stands there in a layer with Gated DeltaNet."""
+
 APART: dict[str, tuple[str, ...]] = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
 """Fused role -> roles of its parts, which are matrices of their own in models with input norms."""
 
@@ -73,6 +76,44 @@ class RopeScaling:
 
 
 @dataclass(frozen=True)
+class DeltaShape:
+    """Gated DeltaNet, which stands in for attention in all but every period-th layer (Yang et al. 2024).
+
+    Value head h reads key head h % key_heads. A head's state is [key_dim, value_dim], whatever the position.
+    """
+
+    period: int  # every period-th layer attends
+    key_heads: int  # of queries and of keys
+    value_heads: int
+    key_dim: int  # elements of a query or key head
+    value_dim: int  # elements of a value head
+    taps: int  # positions that the causal convolution spans, the last its own
+
+    @property
+    def channels(self) -> int:
+        """Rows that the convolution runs over: queries, keys, values."""
+        return 2 * self.key_heads * self.key_dim + self.inner
+
+    @property
+    def inner(self) -> int:
+        """Elements of all value heads."""
+        return self.value_heads * self.value_dim
+
+
+@dataclass(frozen=True)
+class Hadamard:
+    """A rotation of what every ternary matrix multiplies, the head too: x becomes H (s x), block by block of columns.
+
+    H is the Sylvester-Walsh-Hadamard matrix [block, block] over sqrt(block), s a vector of signs for each width. The
+    matrices hold the inverse, and so do the embedding's rows z: what they stand for is s (H z).
+    """
+
+    block: int  # columns: a power of four, so that the scaling is exact
+    signed: bool  # s is the checkpoint's hadamard_signs.WIDTH, float32 [WIDTH] of 1 and -1; else s is 1
+    regrouped: bool  # ssm_out's input goes from value head (rep, key head) to (key head, rep) before
+
+
+@dataclass(frozen=True)
 class ModelShape:
     """What the kernels and the runtime need to know of a model besides its weights."""
 
@@ -106,6 +147,9 @@ class ModelShape:
     group: int = 0  # columns of a row that share a scale; 0: one scale for each part of a matrix
     rope_dims: int = 0  # elements of a head that RoPE turns, from its first; 0: all
     rope_scaling: RopeScaling | None = None  # in layers without a window
+    attention_gate: bool = False  # each query head has a gate behind it: sigmoid(gate) multiplies the head's context
+    delta: DeltaShape | None = None  # of the layers that do not attend; None: all do
+    hadamard: Hadamard | None = None
 
     @property
     def rotary(self) -> int:
@@ -116,12 +160,14 @@ class ModelShape:
     def segments(self) -> dict[str, tuple[int, ...]]:
         """Role -> rows of each part of that matrix; every part has its own scale."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        fused = {
-            "qkv": (q, kv, kv),
+        fused: dict[str, tuple[int, ...]] = {
+            "qkv": (q * (1 + self.attention_gate), kv, kv),
             "o": (self.hidden,),
             "gate_up": (self.intermediate, self.intermediate),
             "down": (self.hidden,),
         }
+        if self.delta:
+            fused |= {"delta_in": (self.delta.channels, self.delta.inner), "delta_out": (self.hidden,)}
         if not self.input_norms:
             return fused
         return {
@@ -132,11 +178,32 @@ class ModelShape:
 
     @property
     def matrices(self) -> dict[str, GemmShape]:
-        """Role -> shape of each matrix of a layer: four, parts that share an input fused; with input norms seven."""
+        """Role -> shape of each matrix of a layer: four, parts that share an input fused; with input norms seven.
+
+        Where some layers have Gated DeltaNet these are the matrices of both kinds, of which a layer has
+        `layer_roles`.
+        """
         k = {"o": self.heads * self.head_dim, "down": self.intermediate}
+        if self.delta:
+            k["delta_out"] = self.delta.inner
         return {
             role: GemmShape(sum(parts), k.get(role, self.hidden), self.group) for role, parts in self.segments.items()
         }
+
+    def attends(self, layer: int) -> bool:
+        """Whether a layer has attention; else it has Gated DeltaNet."""
+        return self.delta is None or (layer + 1) % self.delta.period == 0
+
+    def layer_roles(self, layer: int) -> list[str]:
+        """The roles of `matrices` that a layer has, in the order in which they run."""
+        if self.delta is None:
+            return list(self.matrices)
+        attends = self.attends(layer)
+        return [role if attends else DELTA_ROLES.get(role, role) for role in ROLES]
+
+    def layers_with(self, role: str) -> int:
+        """How many layers have a matrix."""
+        return sum(role in self.layer_roles(layer) for layer in range(self.layers))
 
     def matrices_of(self, stage: str) -> dict[str, GemmShape]:
         """The matrices of one stage of a layer, named by the fused role: that matrix, or its parts."""
@@ -144,7 +211,7 @@ class ModelShape:
 
     @property
     def norms(self) -> dict[str, int]:
-        """The norms of a layer: GGUF name -> length, in the order of the packed file (runtime/core/model.c)."""
+        """The norms of a layer that attends: GGUF name -> length, in the packed file's order (runtime/core/model.c)."""
         attention = self.heads * self.head_dim
         table = (
             ("attn_norm", self.hidden, True),
@@ -164,6 +231,12 @@ class ModelShape:
             ("post_ffw_norm", self.hidden, self.post_norms),
         )
         return {name: length for name, length, has in table if has}
+
+    def layer_norms(self, layer: int) -> dict[str, int]:
+        """The norms of one layer: those of `norms`, or of a layer with Gated DeltaNet."""
+        if self.delta is None or self.attends(layer):
+            return self.norms
+        return {"attn_norm": self.hidden, "ssm_norm": self.delta.value_dim, "ffn_norm": self.hidden}
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ FUSED: dict[str, tuple[str, ...]] = {
     "o": ("attn_output",),
     "gate_up": ("ffn_gate", "ffn_up"),
     "down": ("ffn_down",),
+    "delta_in": ("attn_qkv", "attn_gate"),
+    "delta_out": ("ssm_out",),
     "q": ("attn_q",),
     "k": ("attn_k",),
     "v": ("attn_v",),
