@@ -1,24 +1,23 @@
 """Readers of Hugging Face folders on files that nobody meant: each is read, or refused by a BitgenError in one line.
 
-BITGEN_FUZZ_MINUTES=n tries other files for about n minutes a test; the default is a second or two of the same ones.
+A few seconds; BITGEN_FUZZ_MINUTES=60 goes on for an hour.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("torch", reason="the checkpoint is made with PyTorch")
 
 import hf_models
+from fuzzing import fuzz
 
 from bitgen.convert import HfCheckpoint
 from bitgen.convert.auto_tokenizer import NAMED
@@ -28,18 +27,8 @@ from bitgen.convert.hf_tokenizer import metadata_from_hf
 from bitgen.convert.safetensors import INDEX, SINGLE, open_directory
 from bitgen.errors import BitgenError
 
-MINUTES = float(os.environ.get("BITGEN_FUZZ_MINUTES", "0"))
-
-
-def examples(a_second: int) -> settings:
-    """So many examples that the test takes two seconds, or the minutes that were asked for."""
-    return settings(
-        max_examples=max(1, int(a_second * (MINUTES * 60 or 2))),
-        derandomize=not MINUTES,
-        database=None,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-    )
+TESTS = 6
+"""They share the minutes."""
 
 
 def read_or_refused(read: Callable[[], Any], folder: Path) -> None:
@@ -187,57 +176,62 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     return Folder(hf_models.save(hf_models.BITNET, tmp_path_factory.mktemp("fuzz") / "model"))
 
 
-@examples(80)
-@given(changes=CONFIGS)
-def test_keys_of_config(folder: Folder, changes: dict[str, Any]) -> None:
-    path = folder.change({"config.json": folder.json("config.json") | changes})
-    read_or_refused(lambda: HfCheckpoint(path), path)
+def test_keys_of_config(folder: Folder) -> None:
+    def attempt(changes: dict[str, Any]) -> None:
+        path = folder.change({"config.json": folder.json("config.json") | changes})
+        read_or_refused(lambda: HfCheckpoint(path), path)
+
+    fuzz(attempt, CONFIGS, 160, 1 / TESTS)
 
 
-@examples(25)
-@given(files=FILES)
-def test_files_beside_the_tokenizer(folder: Folder, files: dict[str, Any]) -> None:
-    path = folder.change(files)
-    read_or_refused(lambda: HfCheckpoint(path).metadata, path)
+def test_files_beside_the_tokenizer(folder: Folder) -> None:
+    def attempt(files: dict[str, Any]) -> None:
+        path = folder.change(files)
+        read_or_refused(lambda: HfCheckpoint(path).metadata, path)
+
+    fuzz(attempt, FILES, 50, 1 / TESTS)
 
 
-@examples(25)
-@given(data=st.data())
-def test_edited_tokenizers(folder: Folder, data: st.DataObject) -> None:
-    path = folder.change({"tokenizer.json": edited(folder.json("tokenizer.json"), data)})
-    read_or_refused(lambda: metadata_from_hf(path), path)
+def test_edited_tokenizers(folder: Folder) -> None:
+    def attempt(data: st.DataObject) -> None:
+        path = folder.change({"tokenizer.json": edited(folder.json("tokenizer.json"), data)})
+        read_or_refused(lambda: metadata_from_hf(path), path)
+
+    fuzz(attempt, st.data(), 50, 1 / TESTS)
 
 
-@examples(25)
-@given(data=st.data(), name=st.sampled_from(["config.json", "tokenizer.json", "tokenizer_config.json"]))
-def test_damaged_json(folder: Folder, data: st.DataObject, name: str) -> None:
-    path = folder.change({name: damaged(folder.sound[name], data)})
-    read_or_refused(lambda: HfCheckpoint(path).metadata, path)
+def test_damaged_json(folder: Folder) -> None:
+    def attempt(data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(["config.json", "tokenizer.json", "tokenizer_config.json"]))
+        path = folder.change({name: damaged(folder.sound[name], data)})
+        read_or_refused(lambda: HfCheckpoint(path).metadata, path)
+
+    fuzz(attempt, st.data(), 50, 1 / TESTS)
 
 
-@examples(100)
-@given(data=st.data(), raw=st.booleans())
-def test_headers_of_safetensors(folder: Folder, data: st.DataObject, raw: bool) -> None:
+def test_headers_of_safetensors(folder: Folder) -> None:
     """Edited as JSON, or damaged as bytes; and what is read of a file that opens."""
     sound = folder.sound[SINGLE]
     end = 8 + int.from_bytes(sound[:8], "little")
-    header = damaged(sound[:end], data) if raw else json.dumps(edited(json.loads(sound[8:end]), data)).encode()
-    content = (header if raw else len(header).to_bytes(8, "little") + header) + sound[end:]
-    path = folder.change({SINGLE: content})
 
-    def read() -> None:
-        for tensor in open_directory(path).values():
-            tensor.read()
+    def attempt(data: st.DataObject) -> None:
+        raw = data.draw(st.booleans())
+        header = damaged(sound[:end], data) if raw else json.dumps(edited(json.loads(sound[8:end]), data)).encode()
+        content = (header if raw else len(header).to_bytes(8, "little") + header) + sound[end:]
+        path = folder.change({SINGLE: content})
+        read_or_refused(lambda: [tensor.read() for tensor in open_directory(path).values()], path)
 
-    read_or_refused(read, path)
+    fuzz(attempt, st.data(), 200, 1 / TESTS)
 
 
-@examples(100)
-@given(values=st.one_of(VALUES, st.fixed_dictionaries({"weight_map": st.dictionaries(TEXTS, TEXTS, max_size=4)})))
-def test_indexes(folder: Folder, values: Any) -> None:
-    path = folder.change({INDEX: values})
-    (path / SINGLE).unlink()
-    try:
-        read_or_refused(lambda: open_directory(path), path)
-    finally:
-        (path / SINGLE).write_bytes(folder.sound[SINGLE])
+def test_indexes(folder: Folder) -> None:
+    def attempt(values: Any) -> None:
+        path = folder.change({INDEX: values})
+        (path / SINGLE).unlink()
+        try:
+            read_or_refused(lambda: open_directory(path), path)
+        finally:
+            (path / SINGLE).write_bytes(folder.sound[SINGLE])
+
+    weights = st.fixed_dictionaries({"weight_map": st.dictionaries(TEXTS, TEXTS, max_size=4)})
+    fuzz(attempt, st.one_of(VALUES, weights), 200, 1 / TESTS)
