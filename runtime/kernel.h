@@ -14,7 +14,7 @@
 //
 // A kernel with groups has the scales of its weights in its matrix, takes rows of q that go on with
 // the float steps [k / group] of the activations, and gives floats: y = W x, every operation
-// defined (run.c.j2 of i2_g).
+// defined (run.c.j2 of i2_g). `unpack_row` gives a row of its matrix: scale times code, exactly.
 typedef struct {
   const char *symbol;
   int32_t m, k, m_pad;
@@ -29,11 +29,12 @@ typedef struct {
   size_t scratch_bytes; // 64-byte aligned, of each thread
   void (*run)(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1,
               void *scratch);
+  void (*unpack_row)(const uint8_t *w, int32_t row, float *out); // out [k]; NULL without groups
 } bg_kernel;
 
 // The matrices of a layer. q, k and v are one matrix, and so are gate and up, unless each has an
-// input of its own.
-enum { BG_QKV, BG_O, BG_GATE_UP, BG_DOWN, BG_Q, BG_K, BG_V, BG_GATE, BG_UP, BG_ROLES };
+// input of its own. Then the head, where embedding or head are ternary.
+enum { BG_QKV, BG_O, BG_GATE_UP, BG_DOWN, BG_Q, BG_K, BG_V, BG_GATE, BG_UP, BG_HEAD, BG_ROLES };
 
 typedef struct bg_ops bg_ops; // the float operations compiled for one ISA: ops.h
 

@@ -154,6 +154,30 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
   }
 }
 
+// A row as floats, scale times code: exactly, as a code is -1, 0 or 1.
+static void unpack_row(const uint8_t *w, int32_t row, float *out) {
+  typedef uint8_t bytes __attribute__((vector_size(4)));
+  typedef int32_t four __attribute__((vector_size(16)));
+  typedef float quad __attribute__((vector_size(16)));
+  const int32_t r = row % BM;
+  const uint8_t *scales = w + (size_t)(row / BM) * PANEL_BYTES, *at = scales + PANEL_SCALES + r * STEP / 4;
+  for (int32_t g = 0; g < GROUPS; g++) {
+    const floats of_rows = widen(scales + (g * BM + r / ROWS * ROWS) * 2);
+    const float scale = of_rows[r % ROWS];
+    for (int32_t i = 0; i < GROUP; i += STEP, at += BM * STEP / 4, out += STEP) {
+      bytes packed;
+      memcpy(&packed, at, sizeof packed);
+      const four codes = __builtin_convertvector(packed, four);
+#pragma clang loop unroll(full)
+      for (int quarter = 0; quarter < 4; quarter++) {
+        const four code = (codes >> (6 - 2 * quarter) & 3) - 1;
+        const quad values = __builtin_convertvector(code, quad) * scale;
+        memcpy(out + 4 * quarter, &values, sizeof values);
+      }
+    }
+  }
+}
+
 const bg_kernel bg_i2_g_gemm_m127_k128_s64_bm64_bk64_nr2__avx2 = {
     .symbol = "bg_i2_g_gemm_m127_k128_s64_bm64_bk64_nr2__avx2",
     .m = M,
@@ -166,4 +190,5 @@ const bg_kernel bg_i2_g_gemm_m127_k128_s64_bm64_bk64_nr2__avx2 = {
     .operand_bytes = OPERAND_BYTES,
     .pack_activations = pack_activations,
     .run = run,
+    .unpack_row = unpack_row,
 };

@@ -144,6 +144,26 @@ def test_kernels_equal_the_oracle(format: str, isa: str) -> None:
     assert len(answers) >= 20
 
 
+@pytest.mark.parametrize(
+    ("format", "isa"),
+    [
+        pytest.param(format, isa, marks=[pytest.mark.qemu] * (TARGETS[isa].arch == "arm64"), id=f"{format}-{isa}")
+        for format, isa in space.TEMPLATES
+        if FORMATS[format].grouped
+    ],
+)
+def test_rows_come_out_as_they_were_packed(format: str, isa: str) -> None:
+    """Scale times code, exactly: of every row, with scales of every size."""
+    jobs = [_job(spec) for spec in _specs(format, isa)]
+    try:
+        rows = kernel_lab.unpacked(isa, jobs)
+    except kernel_lab.Unavailable as e:
+        pytest.skip(str(e))
+    for job, found in zip(jobs, rows, strict=True):
+        assert job.scales is not None
+        assert np.array_equal(found, job.codes * np.repeat(job.scales, job.spec.shape.group, axis=1)), job.spec.symbol
+
+
 def _kinds(isa: str) -> list[KernelSpec]:
     """For each format that this level has a template for: decode, and prefill with tables of sums and without."""
     found = []

@@ -4,6 +4,7 @@
 //   probe   exits with 0 when the ISA's probe gives 1 (a CPU without the ISA may die of SIGILL instead)
 //   run     jobs until end of file: int32 kernel, runs; packed weights; and for each run int32 n, splits and
 //           rows of q [n]. Answer: int32 y [n][m_pad] of each run.
+//   unpack  jobs: int32 kernel; packed weights. Answer: the kernel's rows as floats [m][k].
 //
 // Every buffer that a kernel sees ends at an inaccessible page, and every range of panels runs on a y of its
 // own that must be written within the range's rows and nowhere else.
@@ -96,14 +97,41 @@ static void run_job(const bg_kernel *k, int32_t runs) {
   release(w, k->weight_bytes, w_mapped);
 }
 
+// All rows, each alone at the end of a page.
+static void unpack(const bg_kernel *k) {
+  size_t w_mapped, row_mapped;
+  const size_t row_bytes = (size_t)k->k * sizeof(float);
+  uint8_t *w = guarded(k->weight_bytes, &w_mapped);
+  float *out = guarded(row_bytes, &row_mapped);
+  fetch(w, k->weight_bytes);
+  for (int32_t row = 0; row < k->m; row++) {
+    memset(out, 0xa5, row_bytes);
+    k->unpack_row(w, row, out);
+    fwrite(out, 1, row_bytes, stdout);
+  }
+  release(out, row_bytes, row_mapped);
+  release(w, k->weight_bytes, w_mapped);
+}
+
+static void check(int32_t kernel) {
+  if (kernel < 0 || kernel >= lab_count)
+    die("no such kernel", "lab");
+}
+
 int main(int argc, char **argv) {
   const int32_t probed = lab_probe(); // which also asks the system for the level's registers, where it must
   if (argc == 2 && strcmp(argv[1], "probe") == 0)
     return probed == 1 ? 0 : 1;
   int32_t head[2];
+  if (argc == 2 && strcmp(argv[1], "unpack") == 0) {
+    while (fread(head, sizeof *head, 1, stdin) == 1) {
+      check(head[0]);
+      unpack(lab_kernels[head[0]]);
+    }
+    return 0;
+  }
   while (fread(head, sizeof head, 1, stdin) == 1) {
-    if (head[0] < 0 || head[0] >= lab_count)
-      die("no such kernel", "lab");
+    check(head[0]);
     run_job(lab_kernels[head[0]], head[1]);
   }
   return 0;

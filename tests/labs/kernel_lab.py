@@ -94,6 +94,21 @@ def answers(
     return found
 
 
+def unpacked(isa: str, jobs: Sequence[Job]) -> list[npt.NDArray[np.float32]]:
+    """float32 [m, k] of every job with groups: what its kernel makes of each row of its matrix."""
+    specs, out = tuple(dict.fromkeys(job.spec for job in jobs)), list[npt.NDArray[np.float32]]()
+    words = b"".join(struct.pack("<i", specs.index(job.spec)) + _packed(job).tobytes() for job in jobs)
+    done = subprocess.run([*command(isa, specs), "unpack"], input=words, capture_output=True)
+    if done.returncode:
+        raise AssertionError(f"the kernels of {isa} failed ({done.returncode}): {done.stderr.decode()}")
+    rows = np.frombuffer(done.stdout, np.float32)
+    for job in jobs:
+        out.append(rows[: job.codes.size].reshape(job.codes.shape))
+        rows = rows[job.codes.size :]
+    assert rows.size == 0
+    return out
+
+
 def run_any_weights(program: Path, specs: Sequence[KernelSpec], tokens: int) -> str:
     """What a program of these kernels complains of when all weights and activations are random bytes."""
     rng, words = np.random.default_rng(0), list[bytes]()
@@ -110,9 +125,13 @@ def _words(jobs: Iterable[Job], specs: Sequence[KernelSpec]) -> Iterable[bytes]:
     """The input of kernel_lab.c."""
     for job in jobs:
         yield struct.pack("<2i", specs.index(job.spec), len(job.runs))
-        yield FORMATS[job.spec.layout.format].pack(job.codes, job.spec.layout, job.scales).tobytes()
+        yield _packed(job).tobytes()
         for each in job.runs:
             yield struct.pack("<2i", len(each.q), each.splits) + each.rows.tobytes()
+
+
+def _packed(job: Job) -> npt.NDArray[np.uint8]:
+    return FORMATS[job.spec.layout.format].pack(job.codes, job.spec.layout, job.scales)
 
 
 def command(isa: str, specs: Sequence[KernelSpec]) -> list[str]:
