@@ -244,7 +244,7 @@ def tune(
     shape = shape_of(model)
     site = Host(progress) if remote is None else Device(remote, arch, ssh, progress)
     isa, threads = isa or site.isas[0], site.cpus if threads is None else arguments.checked("threads", threads)
-    path, gemms = output or plan.path_of(site.cpu, isa), shape.matrices
+    path, gemms = output or plan.path_of(site.cpu, isa), shape.all_matrices
     dropped = plan.forget(path, gemms.values()) if reset else set()
     made = _tune.tune(list(gemms.values()), isa, threads, effort, progress, site, path)
     command = ["bitgen", "build", "--model", str(model), "--arch", site.arch, "--plan", str(path)]
@@ -269,7 +269,7 @@ def estimate(
     shape, arch = shape_of(model), targets.target(isa).arch if isa else arch or targets.host_arch()
     core = cost_model.Core.find(arch, cpu)
     isa = isa or cost_model.level(arch, cpu)
-    made = cost_model.estimate_plan(list(shape.matrices.values()), isa, core, effort, bytes_per_cycle, progress)
+    made = cost_model.estimate_plan(list(shape.all_matrices.values()), isa, core, effort, bytes_per_cycle, progress)
     path = output or plan.path_of(f"estimated {cpu}", isa)
     plan.save(made, path)
     build = shlex.join(["bitgen", "build", "--model", str(model), "--arch", arch, "--plan", str(path)])
@@ -347,7 +347,7 @@ def kernels(model: str | Path, *, isa: str | None = None, progress: Watch = None
     """Symbols of the kernels that a model would run with."""
     shape, isa = shape_of(model), isa or library.host_isa(progress)
     matrices = plan.of_model(shape, isa).matrices
-    return list(dict.fromkeys(s.symbol for role, p in matrices.items() for s in p.specs(shape.matrices[role], isa)))
+    return list(dict.fromkeys(s.symbol for role, p in matrices.items() for s in p.specs(shape.all_matrices[role], isa)))
 
 
 def gen(symbol: str, *, asm: bool = False) -> str:

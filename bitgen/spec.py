@@ -25,6 +25,9 @@ ROLES = ("qkv", "o", "gate_up", "down")
 DELTA_ROLES = {"qkv": "delta_in", "o": "delta_out"}
 """Role of an attending layer -> the matrix that stands there in a layer with Gated DeltaNet."""
 
+HEAD_ROLE = "head"
+"""Role of the head, where it is a ternary matrix; the embedding then lies as it does, and is read row by row."""
+
 APART: dict[str, tuple[str, ...]] = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
 """Fused role -> roles of its parts, which are matrices of their own in models with input norms."""
 
@@ -150,6 +153,8 @@ class ModelShape:
     attention_gate: bool = False  # each query head has a gate behind it: sigmoid(gate) multiplies the head's context
     delta: DeltaShape | None = None  # of the layers that do not attend; None: all do
     hadamard: Hadamard | None = None
+    ternary_embedding: bool = False  # the embedding is codes and scales of groups, as the matrices of layers are
+    ternary_head: bool = False  # so is the head, which is the embedding where tied
 
     @property
     def rotary(self) -> int:
@@ -189,6 +194,13 @@ class ModelShape:
         return {
             role: GemmShape(sum(parts), k.get(role, self.hidden), self.group) for role, parts in self.segments.items()
         }
+
+    @property
+    def all_matrices(self) -> dict[str, GemmShape]:
+        """Role -> shape of everything that has kernels: `matrices`, and "head" where embedding or head are ternary."""
+        if not (self.ternary_embedding or self.ternary_head):
+            return self.matrices
+        return self.matrices | {HEAD_ROLE: GemmShape(self.vocab, self.hidden, self.group)}
 
     def attends(self, layer: int) -> bool:
         """Whether a layer has attention; else it has Gated DeltaNet."""

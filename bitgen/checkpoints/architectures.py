@@ -81,7 +81,7 @@ OPTIONAL_FLOATS: dict[str, tuple[float, float]] = {
     "window_theta": (1.0, 1e12),
     **SCALES,
 }
-OPTIONAL_FLAGS = ("input_norms",)
+OPTIONAL_FLAGS = ("input_norms", "ternary_embedding", "ternary_head")
 OPTIONAL = (*OPTIONAL_INTEGERS, *OPTIONAL_FLOATS, *OPTIONAL_FLAGS, "rope_scaling")
 """Fields that few models need; absent, they have ModelShape's default. All others follow from the architecture."""
 
@@ -175,6 +175,11 @@ def _check_fit(values: Mapping[str, Any], where: str) -> None:
         "heads x head_dim": values["heads"] * values["head_dim"],
         "intermediate": values["intermediate"],
     }
+    ends = values.get("ternary_embedding", False), values.get("ternary_head", False)
+    if any(ends) and not group:
+        raise FormatError(f"{where}: embedding or head are ternary, and group is 0; their scales are those of groups")
+    if values["tied"] and ends[0] != ends[1]:
+        raise FormatError(f"{where}: ternary_embedding and ternary_head differ, and the head is the embedding")
     for field, k in columns.items() if group else ():
         if k % group:
             raise FormatError(f"{where}: {field}, {k}, is not a multiple of group, {group}")

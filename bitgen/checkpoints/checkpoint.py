@@ -18,7 +18,8 @@ from bitgen.spec import ModelShape
 
 Codes = npt.NDArray[np.int8]
 Floats = npt.NDArray[np.floating[Any]]
-Scale = float | npt.NDArray[np.float32]
+Scales = npt.NDArray[np.float32]
+Scale = float | Scales
 
 ALL = slice(None)
 DenseType = Literal["f16", "bf16", "f32"]
@@ -77,6 +78,12 @@ class Checkpoint(Protocol):
         """Codes {-1, 0, +1} int8 [M, K] and the scale: W = scale * codes.
 
         Where the shape has a group, the scales are float32 [M, K / group], one for each group of a row.
+        """
+
+    def ternary_rows(self, name: str, rows: slice) -> tuple[Codes, Scales]:
+        """Rows of an embedding or head that the shape says is ternary: codes int8 [n, K], scales [n, K / group].
+
+        `dense` gives the same numbers as floats.
         """
 
     def dense(self, name: str, rows: slice = ALL) -> Floats:

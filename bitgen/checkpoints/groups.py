@@ -9,12 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import numpy as np
-import numpy.typing as npt
 
-from bitgen.checkpoints.checkpoint import Codes, Floats, row_pieces
+from bitgen.checkpoints.checkpoint import Codes, Floats, Scales, row_pieces
 from bitgen.errors import UnsupportedError
-
-Scales = npt.NDArray[np.float32]
 
 GROUPS = (256, 128, 64)
 """Columns that share a scale in files."""
@@ -81,6 +78,21 @@ def float_runs(shape: tuple[int, ...], read: Callable[[slice], Floats]) -> tuple
             raise UnsupportedError(f"its row {rows.start + row} holds {pair}: the weights are not ternary")
         codes[rows] = np.sign(values)
     return codes, scales
+
+
+def floats_in_groups(values: Floats, group: int) -> tuple[Codes, Scales] | None:
+    """Floats [n, K] that are -s, 0 and +s in every group of columns -> codes int8 [n, K], scales float32 [n, K/group].
+
+    None where they are not, or some s is no float16 number.
+    """
+    values = values.astype(np.float32)
+    sizes = np.abs(values).reshape(len(values), -1, group)
+    scales: Scales = sizes.max(axis=2)
+    with np.errstate(over="ignore"):
+        exact = np.array_equal(scales.astype(np.float16), scales)
+    if not exact or ((sizes != 0) & (sizes != scales[:, :, None])).any():
+        return None
+    return np.sign(values).astype(np.int8), scales
 
 
 def _used(codes: Codes, scales: Scales) -> Scales:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bitgen.checkpoints.checkpoint import ALL, Checkpoint
+from bitgen.checkpoints.checkpoint import ALL, Checkpoint, Codes, Scales
 from bitgen.checkpoints.rope import frequencies
 from bitgen.spec import Activation
 
@@ -189,12 +189,16 @@ class Cached:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.shape, self.metadata = checkpoint.shape, checkpoint.metadata
-        self.ternary = functools.cache(checkpoint.ternary)
+        self._whole, self.ternary = checkpoint, functools.cache(checkpoint.ternary)
         self._dense = functools.cache(checkpoint.dense)
 
     def dense(self, name: str, rows: slice = ALL) -> npt.NDArray[np.floating[Any]]:
         """Rows of a float tensor, which is read whole."""
         return self._dense(name)[rows]
+
+    def ternary_rows(self, name: str, rows: slice) -> tuple[Codes, Scales]:
+        """Rows of a ternary embedding or head."""
+        return self._whole.ternary_rows(name, rows)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitgen.checkpoints.checkpoint import ALL, Scale
-from bitgen.checkpoints.tensors import is_ternary, tensor_shapes
+from bitgen.checkpoints.tensors import is_ternary, tensor_shapes, ternary_ends
 from bitgen.errors import FormatError
 from bitgen.spec import ModelShape
 from bitgen.text.tokenizer import BYTE_ALPHABET
@@ -40,7 +40,7 @@ class SynthCheckpoint:
     def __init__(self, shape: ModelShape, seed: int = 0) -> None:
         self._shape, self._seed = shape, seed
         self._tensors = tensor_shapes(shape)
-        self._reading = ("", 0, np.random.SFC64())  # a tensor's name, draws made of it, its generator after those
+        self._reading: dict[str, tuple[int, np.random.SFC64]] = {}  # name -> draws made, its generator after them
 
     @property
     def shape(self) -> ModelShape:
@@ -72,10 +72,27 @@ class SynthCheckpoint:
         scales = (np.float32(0.5) + noise.astype(np.float32) / np.float32(255)) / usual
         return codes.reshape(m, k), scales.astype(np.float16).astype(np.float32)
 
+    def ternary_rows(self, name: str, rows: slice) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+        """Random codes int8 [n, hidden], and scales float32 [n, hidden / group] that float16 holds, each 0.5 to 1.5
+        times the one that gives logits LOGIT_SPREAD."""
+        (vocab, k), group = self._dims(name), self._shape.group
+        start, stop, _ = rows.indices(vocab)
+        n, groups = stop - start, k // group
+        codes = _CODE_OF_BYTE[self._noise(f"{name} codes", start * k // 2, n * k // 2).view(np.uint8)].reshape(n, k)
+        noise = self._noise(f"{name} scale", start * groups, n * groups).reshape(n, groups)
+        usual = np.float32(LOGIT_SPREAD / ((1 - ZERO / 256) * k) ** 0.5)
+        scales = (1 + noise.astype(np.float32) / np.float32(65536)) * usual
+        return codes, scales.astype(np.float16).astype(np.float32)
+
     def dense(self, name: str, rows: slice = ALL) -> npt.NDArray[np.floating[Any]]:
-        """Norms: float32 [n] in 1 ± 0.1. Embedding and head: rows of float16 [vocab, hidden], uniform around 0."""
+        """Norms: float32 [n] in 1 ± 0.1. Embedding and head: rows of float16 [vocab, hidden], uniform around 0, or
+        those of `ternary_rows`."""
         dims = self._dims(name)
         start, stop, _ = rows.indices(dims[0])
+        if name in ternary_ends(self._shape):
+            codes, scales = self.ternary_rows(name, slice(start, stop))
+            halves = np.repeat(scales, self._shape.group, axis=1).astype(np.float16)
+            return np.multiply(codes, halves, dtype=np.float16)
         if len(dims) == 1:
             noise = _bytes(self._bits(name), 2 * dims[0]).view("<i2")[start:stop]
             return (1 + noise.astype(np.float32) / np.float32(327680)).astype(np.float32)
@@ -101,12 +118,12 @@ class SynthCheckpoint:
         Reading on where the last call ended draws nothing twice.
         """
         first, last = start // 4, -(-(start + count) // 4)
-        reading, drawn, bits = self._reading
-        if reading != name or drawn > first:
+        drawn, bits = self._reading.get(name, (1, None))
+        if bits is None or drawn > first:
             drawn, bits = 0, self._bits(name)
         bits.random_raw(first - drawn, output=False)
         raw = _bytes(bits, 8 * (last - first)).view("<i2")
-        self._reading = (name, last, bits)
+        self._reading[name] = last, bits
         return raw[start % 4 :][:count]
 
     def _uniform(self, name: str) -> float:

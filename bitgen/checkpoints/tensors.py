@@ -51,6 +51,17 @@ def tensor_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
     return shapes | {f"blk.{n}.{name}.weight": dims for n in range(shape.layers) for name, dims in layer.items()}
 
 
+def head_name(shape: ModelShape) -> str:
+    """The name of the matrix that gives logits."""
+    return "token_embd.weight" if shape.tied else "output.weight"
+
+
+def ternary_ends(shape: ModelShape) -> tuple[str, ...]:
+    """The names of embedding and head, as far as they are ternary: `Checkpoint.ternary_rows` reads them."""
+    found = (("token_embd.weight", shape.ternary_embedding), (head_name(shape), shape.ternary_head))
+    return tuple(dict.fromkeys(name for name, has in found if has))
+
+
 def is_ternary(name: str) -> bool:
     """Whether a tensor is one of the ternary matrices of a layer."""
     parts = name.split(".")

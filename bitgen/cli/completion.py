@@ -55,7 +55,7 @@ def model_files(incomplete: str) -> list[str]:
 
 def symbols(_: str) -> Iterator[str]:
     """Kernels that the presets have by default on this architecture: those that need neither a compiler nor a plan."""
-    shapes = dict.fromkeys(gemm for name in presets.names() for gemm in presets.load(name).matrices.values())
+    shapes = dict.fromkeys(gemm for name in presets.names() for gemm in presets.load(name).all_matrices.values())
     for gemm, target in product(shapes, targets.levels(targets.platform_of())):
         with contextlib.suppress(BitgenError):  # no format of this level takes the shape
             yield from (spec.symbol for spec in space.default_plan(gemm, target.isa).specs(gemm, target.isa))

@@ -14,7 +14,7 @@ WORDED: dict[str, Callable[[Facts], str]] = {
     "activation": lambda f: f"{f['activation']} ({f['activation_reason']})",
     "layer_norms": lambda f: ", ".join(f["layer_norms"]),
     "qk_norm_after_rope": lambda f: "after RoPE",
-    "head_tied": lambda f: "tied to the embedding" if f["head_tied"] else "its own",
+    "head_tied": lambda f: head(f),
     "window": lambda f: f"{f['window']} positions, all in every {f['window_period']}th layer",
     "rope_theta": lambda f: rope(f),
     "scale_group": lambda f: (
@@ -44,10 +44,19 @@ WITHIN = {
     "rope_interleaved",
     "rope_dims",
     "rope_scaling",
+    "ternary_embedding",
+    "ternary_head",
     "tokenizer_error",
     "warning",
 }
 """Keys that another one's text includes, or that is said elsewhere."""
+
+
+def head(f: Facts) -> str:
+    """Whose matrix gives logits, and whether it and the embedding are ternary."""
+    whose = "tied to the embedding" if f["head_tied"] else "its own"
+    kinds = {(True, True): ", ternary", (True, False): "; the embedding is ternary", (False, True): ", ternary"}
+    return whose + kinds.get((f["ternary_embedding"], f["ternary_head"]), "")
 
 
 STRETCHED = {

@@ -63,7 +63,7 @@ def _threads(count: int) -> str:
 
 def _kernels(report: TuneReport) -> Iterator[tuple[tuple[str, ...], GemmShape, Decode | Prefill | Cost]]:
     """The columns KERNEL, the matrix and the kernel's evidence, for each matrix and phase."""
-    for role, gemm in report.model.matrices.items():
+    for role, gemm in report.model.all_matrices.items():
         decision = report.plan.decisions[gemm]
         assert decision.evidence is not None  # it was just made
         evidence = decision.evidence.gemv, decision.evidence.gemm

@@ -46,7 +46,7 @@ class Level:
     @classmethod
     def of_model(cls, shape: ModelShape, plan: ModelPlan) -> Level:
         """The level with the kernels that a plan gives to a model."""
-        roles = {role: plan.matrices[role].specs(gemm, plan.isa) for role, gemm in shape.matrices.items()}
+        roles = {role: plan.matrices[role].specs(gemm, plan.isa) for role, gemm in shape.all_matrices.items()}
         kernels = tuple(dict.fromkeys(spec for pair in roles.values() for spec in pair))
         return cls(plan.isa, kernels, roles, plan.layout_key)
 

@@ -16,15 +16,24 @@ import numpy as np
 import numpy.typing as npt
 
 from bitgen import data, store
-from bitgen.checkpoints.checkpoint import NARROW, Checkpoint, DenseType, Floats, dense_type, row_pieces
+from bitgen.checkpoints.checkpoint import (
+    NARROW,
+    Checkpoint,
+    Codes,
+    DenseType,
+    Floats,
+    Scales,
+    dense_type,
+    row_pieces,
+)
 from bitgen.checkpoints.rope import frequencies
-from bitgen.checkpoints.tensors import FUSED
+from bitgen.checkpoints.tensors import FUSED, head_name, ternary_ends
 from bitgen.compile import checksum
 from bitgen.errors import BitgenError, UnsupportedError
 from bitgen.headers import capacity, constants, declared, record
 from bitgen.kernels.formats import FORMATS, Format
 from bitgen.kernels.plan import ModelPlan
-from bitgen.spec import Layout, Progress, round_up
+from bitgen.spec import HEAD_ROLE, Layout, ModelShape, Progress, round_up
 
 Head = Literal["certified", "f16", "int8"]
 
@@ -38,6 +47,8 @@ _HEAD = {  # (head, tied) -> enum bg_head of runtime/core/model.h
     ("int8", False): "HEAD_I8",
     ("certified", True): "HEAD_TIED_CERTIFIED",
     ("certified", False): "HEAD_OWN_CERTIFIED",
+    ("ternary", True): "HEAD_TIED_TERNARY",
+    ("ternary", False): "HEAD_OWN_TERNARY",
 }
 
 
@@ -63,9 +74,9 @@ def header(
         "rope_magnitude": shape.rope_scaling.magnitude if shape.rope_scaling else 1.0,
         "file_bytes": file_bytes,
         "activation": _model_h("bg_activation")[f"ACTIVATION_{shape.activation.upper()}"],
-        "head": _model_h("bg_head")[_HEAD[head, shape.tied]],
-        "embedding": _dense_type(dense["token_embd.weight"]),
-        "output": _dense_type(dense[_output(checkpoint)]),
+        "head": _model_h("bg_head")[_HEAD["ternary" if is_ternary(shape, head) else head, shape.tied]],
+        "embedding": _row_type(dense.get("token_embd.weight")),
+        "output": _dense_type(dense.get(head_name(shape), "f16")),
         "layout": plan.layout_key.encode(),
         "checksum": bytes(capacity("core/model.h", "bg_header", "checksum")),
     }
@@ -76,20 +87,36 @@ def _dense_type(type: DenseType) -> int:
     return constants("simd/ops.h", "bg_dense_type")[f"DENSE_{type.upper()}"]
 
 
-def _output(checkpoint: Checkpoint) -> str:
-    """The name of the matrix that gives logits."""
-    return "token_embd.weight" if checkpoint.shape.tied else "output.weight"
+def _row_type(type: DenseType | None) -> int:
+    """The type of embedding rows; None: they are ternary."""
+    return _model_h("bg_embedding")["EMBEDDING_TERNARY"] if type is None else _dense_type(type)
 
 
-def _dense_types(checkpoint: Checkpoint) -> dict[str, DenseType]:
-    """Name -> type of the embedding and of the output matrix."""
+def is_ternary(shape: ModelShape, head: Head) -> bool:
+    """Whether the head is packed as codes and scales of groups, which choose tokens with certainty too."""
+    return head == "certified" and shape.ternary_head
+
+
+def check_head(shape: ModelShape, head: Head) -> None:
+    """UnsupportedError where a head cannot be kept so."""
+    if head == "int8" and shape.ternary_head:
+        raise UnsupportedError(
+            f"the head of {shape.name} is ternary: int8 codes would round it and take four times its bytes; "
+            "take --head certified, which reads it as it is"
+        )
+
+
+def _dense_types(checkpoint: Checkpoint, head: Head) -> dict[str, DenseType]:
+    """Name -> type of the embedding and of the output matrix, as far as they are packed as floats."""
     s = checkpoint.shape
-    names = dict.fromkeys(("token_embd.weight", _output(checkpoint)))
-    return {name: dense_type(checkpoint, name, (s.vocab, s.hidden)) for name in names}
+    names = dict.fromkeys(("token_embd.weight", head_name(s)))
+    ternary = ternary_ends(s) if head == "certified" else ()
+    return {name: dense_type(checkpoint, name, (s.vocab, s.hidden)) for name in names if name not in ternary}
 
 
 def head_row_bytes(packed: Path, head: Head) -> int:
-    """Bytes of a row of the output matrix that are read to choose a token; certified: of the many rows that lose."""
+    """Bytes of a row of an output matrix that is not ternary which are read to choose a token; certified: of the many
+    rows that lose."""
     with packed.open("rb") as file:
         start = declared("core/model.h").from_buffer("bg_header *", file.read(_model_h("bg_packed")["PACKED_HEADER"]))
     screen, hidden = constants("simd/ops.h", "bg_screen"), int(start.hidden)
@@ -125,9 +152,11 @@ def write(
     if len(plan.layout_key) >= capacity("core/model.h", "bg_header", "layout"):  # it ends in a NUL
         raise UnsupportedError(f"the layout key {plan.layout_key!r} is longer than a packed header holds")
     shape = checkpoint.shape
-    sections_of_head = {"certified": 6, "f16": 0, "int8": 2}[head] + (head != "int8" and not shape.tied)
+    check_head(shape, head)
+    certificate = 1 if is_ternary(shape, head) else 6
+    sections_of_head = {"certified": certificate, "f16": 0, "int8": 2}[head] + (head != "int8" and not shape.tied)
     total = 3 + bool(shape.window) + shape.layers * (len(shape.norms) + len(shape.matrices) + 1) + sections_of_head
-    dense = _dense_types(checkpoint)
+    dense = _dense_types(checkpoint, head)
     with data.replacing(path, parents=True) as part, part.open("w+b") as f:
         f.write(bytes(_model_h("bg_packed")["PACKED_HEADER"]))
         digest = checksum.new()
@@ -155,8 +184,8 @@ def _write_section(f: BinaryIO, section: Section, digest: hashlib.blake2b) -> No
 
 def _sections(checkpoint: Checkpoint, plan: ModelPlan, head: Head, dense: Mapping[str, DenseType]) -> Iterator[Section]:
     """Every section of the file, in the order that the runtime walks it. Each is to be read before the next."""
-    s = checkpoint.shape
-    yield _dense_matrix(checkpoint, "token_embd.weight", dense)
+    s, norms = checkpoint.shape, RowNorms(checkpoint.shape.vocab)
+    yield _rows(checkpoint, "token_embd.weight", plan, dense, norms)
     yield [_norm(checkpoint, "output_norm.weight", s.hidden)]
     for windowed in (False, True) if s.window else (False,):
         yield [_whole_vectors(frequencies(s, windowed)[None])]
@@ -167,10 +196,12 @@ def _sections(checkpoint: Checkpoint, plan: ModelPlan, head: Head, dense: Mappin
         for role in s.matrices:
             yield _fused(checkpoint, n, role, plan.matrices[role].layout, scales)
         yield [np.array(scales, np.float32), np.zeros(_model_h("bg_parts")["SCALES"] - len(scales), np.float32)]
-    name = _output(checkpoint)
+    name = head_name(s)
     if head != "int8" and not s.tied:
-        yield _dense_matrix(checkpoint, name, dense)
-    if head != "f16":
+        yield _rows(checkpoint, name, plan, dense, norms)
+    if is_ternary(s, head):
+        yield [norms.of_rows]
+    elif head != "f16":
         yield from _int8_matrix(checkpoint, name, certified=head == "certified")
 
 
@@ -213,6 +244,44 @@ def _packed(
         return form.packer(codes, layout.bm, layout.bk, *([scales] if form.grouped else []))
     except BitgenError as error:
         raise type(error)(f"tensor {tensor}: {error}") from None
+
+
+class RowNorms:
+    """Norms of the rows of a ternary matrix, float32 [p(rows)], rounded up: runtime/core/ternary_head.c.
+
+    A row's is at most sqrt(hidden) times the greatest float16 number, so it is finite.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.of_rows = np.zeros(round_up(rows, LANES), np.float32)
+
+    def add(self, rows: slice, codes: Codes, scales: Scales) -> None:
+        """Some rows: codes int8 [n, K], scales float32 [n, G]."""
+        weights = np.count_nonzero(codes.reshape(*scales.shape, -1), axis=2)
+        self.of_rows[rows] = np.sqrt((weights * scales.astype(np.float64) ** 2).sum(axis=1)) * (1 + 2.0**-20) + TINY
+
+
+def _rows(
+    checkpoint: Checkpoint, name: str, plan: ModelPlan, types: Mapping[str, DenseType], norms: RowNorms
+) -> Section:
+    """Embedding or head: floats in their type, or panels of a ternary matrix, the norms of whose rows are kept."""
+    if name in types:
+        return _dense_matrix(checkpoint, name, types)
+    return _ternary_matrix(checkpoint, name, plan.matrices[HEAD_ROLE].layout, norms)
+
+
+def _ternary_matrix(checkpoint: Checkpoint, name: str, layout: Layout, norms: RowNorms) -> Section:
+    """Whole panels, some rows at a time."""
+    shape, form = checkpoint.shape, FORMATS[layout.format]
+    panel = layout.bm if form.by_panels else shape.vocab
+    step = max(panel, PIECE // shape.hidden // panel * panel)
+    for start in range(0, shape.vocab, step):
+        rows = slice(start, min(start + step, shape.vocab))
+        codes, scales = checkpoint.ternary_rows(name, rows)
+        _expect(name, codes, (rows.stop - start, shape.hidden))
+        _expect(f"{name}'s scales", scales, (rows.stop - start, shape.hidden // shape.group))
+        yield _packed(name, form, layout, codes, scales)
+        norms.add(rows, codes, scales)
 
 
 def _dense(checkpoint: Checkpoint, name: str) -> Iterator[tuple[slice, Floats]]:

@@ -75,6 +75,7 @@ def write(
     sampling: how tokens are chosen where nobody says, the fields of `bg_trailer` by name.
     inputs: files that must not be replaced, those that the checkpoint is read from.
     """
+    pack.check_head(checkpoint.shape, head)
     program = folder / f"{store.slug(name)}{platform.system.suffix}"
     weights = program.with_name(f"{program.name}.bgpk")
     for file in (program, weights):
@@ -147,7 +148,7 @@ def shared_layout(
 def _with_layouts(shape: ModelShape, known: ModelPlan, layouts: dict[str, Layout]) -> ModelPlan | None:
     """A level's plan with these layouts of the roles, or None where it has no such kernels."""
     matrices = {}
-    for role, matrix in shape.matrices.items():
+    for role, matrix in shape.all_matrices.items():
         layout = layouts[role]
         matched = known.matrices[role] if known.matrices[role].layout == layout else _plan(matrix, known.isa, layout)
         if matched is None:

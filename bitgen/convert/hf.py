@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitgen.checkpoints.checkpoint import ALL, Scale, row_pieces, ternary_floats
-from bitgen.checkpoints.groups import coarsest_group, float_runs, group_scales
+from bitgen.checkpoints.groups import coarsest_group, float_runs, floats_in_groups, group_scales
 from bitgen.checkpoints.tensors import MATRICES, is_ternary, tensor_shapes
 from bitgen.convert.generation_config import sampling_keys
 from bitgen.convert.hf_config import Config, Storage
@@ -94,6 +94,7 @@ class HfCheckpoint:
         self._group_from = ""  # the tensor that decided the group
         if self._storage == "values":  # a model that is not ternary is refused now, not halfway
             self._find_group()
+            self._find_ternary_ends()
 
     @property
     def shape(self) -> ModelShape:
@@ -154,6 +155,26 @@ class HfCheckpoint:
             if found and (found < self._shape.group or not self._shape.group):
                 self._shape, self._group_from = replace(self._shape, group=found), name
             self._group_from = self._group_from or name
+
+    def _find_ternary_ends(self) -> None:
+        """Whether embedding and head are ternary in the groups of the layers; such rows are all read."""
+        shape = self._shape
+        embedding = self._in_groups("token_embd.weight")
+        head = embedding if shape.tied else self._in_groups("output.weight")
+        self._shape = replace(shape, ternary_embedding=embedding, ternary_head=head)
+
+    def _in_groups(self, name: str) -> bool:
+        weight, group = self._tensor(name, ternary=False), self._shape.group
+        if not group:
+            return False
+        return all(floats_in_groups(finite(weight, rows), group) for rows in row_pieces(weight.shape))
+
+    def ternary_rows(self, name: str, rows: slice) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+        """Rows of a ternary embedding or head: codes int8 [n, K] and scales float32 [n, K / group]."""
+        found = floats_in_groups(self.dense(name, rows), self._shape.group)
+        if found is None:
+            raise FormatError(f"{self.directory}: {name} has changed while it was read")
+        return found
 
     def _scaled(self, weight: StoredTensor) -> tuple[npt.NDArray[np.int8], Scale]:
         """A matrix of floats in the model's groups; UnsupportedError names two tensors that disagree about them."""

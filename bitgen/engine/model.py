@@ -38,7 +38,7 @@ from bitgen.gguf.reader import I2sLayout, read_gguf
 from bitgen.kernels import plan as plans
 from bitgen.kernels.formats import FORMATS
 from bitgen.progress import Watch, watched
-from bitgen.spec import Listener, ModelShape
+from bitgen.spec import HEAD_ROLE, Listener, ModelShape
 from bitgen.targets import default_threads
 from bitgen.text.chat_templates import carried
 from bitgen.text.tokenizer import Tokenizer
@@ -125,7 +125,8 @@ class Model(Uncopied):
         head: "certified" chooses tokens from int8 codes of the head, of most rows only six bits, and exact rows for
             those that can win: the same tokens as "f16", at 3/8 of the bytes per token. "f16" saves the codes' room on
             disk; rows that float16 does not hold exactly are bfloat16 or float32. "int8" has codes alone: logits within
-            their rounding.
+            their rounding. A head that is ternary with scales of groups is its own code: "certified" keeps embedding
+            and head as they are, with the same tokens and logits; "f16" widens them; "int8" is refused.
         i2s_layout, activation, tl_tiles: what the file does not say, or says wrongly; as in read_gguf.
         progress: of compiling and packing: True draws a bar on stderr; or a function of (stage, done, total), total 0
             where it is not known; or tqdm.
@@ -145,6 +146,7 @@ class Model(Uncopied):
         report("reading the model", 0, 0)
         source = located(path, download, report)
         checkpoint = read_gguf(source, i2s_layout, activation, tl_tiles)
+        pack.check_head(checkpoint.shape, head)
         chat_templates = carried(checkpoint.metadata)
         plan = plans.of_model(checkpoint.shape, library.host_isa(report) if level is None else level)
         artefact = library.for_model(checkpoint.shape, [plan], BuildOptions(listener=report))
@@ -185,7 +187,13 @@ class Model(Uncopied):
     def about(self) -> str:
         """One line: the model, the ISA it runs on, the head, the threads."""
         threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
-        return f"{self.shape.name} on {self.plan.isa}, {self.head} head, {threads}"
+        head = f"{self.head} ternary" if self.has_ternary_head else self.head
+        return f"{self.shape.name} on {self.plan.isa}, {head} head, {threads}"
+
+    @property
+    def has_ternary_head(self) -> bool:
+        """Whether the head is multiplied as ternary codes and scales of groups."""
+        return pack.is_ternary(self.shape, self.head)
 
     @property
     def ternary_weights(self) -> int:
@@ -195,16 +203,18 @@ class Model(Uncopied):
     @property
     def weight_bytes(self) -> int:
         """Packed ternary bytes that one token reads."""
-        matrices = self.plan.matrices.items()
-        layer = sum(
-            FORMATS[p.layout.format].geometry(self.shape.matrices[r], p.layout).weight_bytes for r, p in matrices
-        )
-        return self.shape.layers * layer
+        layouts = {role: self.plan.matrices[role].layout for role in self.shape.matrices}
+        sizes = {r: FORMATS[at.format].geometry(self.shape.matrices[r], at).weight_bytes for r, at in layouts.items()}
+        return self.shape.layers * sum(sizes.values())
 
     @property
     def head_bytes(self) -> int:
         """Bytes of the LM head read to choose up to sixteen tokens (certified: besides the few rows that may win)."""
-        return self.shape.vocab * pack.head_row_bytes(self.packed, self.head)
+        if not self.has_ternary_head:
+            return self.shape.vocab * pack.head_row_bytes(self.packed, self.head)
+        layout = self.plan.matrices[HEAD_ROLE].layout
+        packed = FORMATS[layout.format].geometry(self.shape.all_matrices[HEAD_ROLE], layout)
+        return packed.weight_bytes + 4 * self.shape.vocab  # with a norm for each row
 
     def session(self, threads: int | None = None, context: int | None = None, cache: Cache = "f16") -> Session:
         """A new conversation of at most `context` tokens (default: all the model was made for).

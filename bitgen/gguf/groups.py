@@ -44,6 +44,11 @@ def scale_group(container: Container, reading: Reading) -> int:
     return _Groups(container, reading).finest() if container.complete else 0
 
 
+def has_groups(tensor: Tensor | None, group: int) -> bool:
+    """Whether an embedding or head is of a ternary type whose blocks have scales for whole groups of a model."""
+    return tensor is not None and group > 0 and SCALED_BLOCKS.get(tensor.type_name, (1,))[0] % group == 0
+
+
 class _Groups:
     """The ternary matrices of a file, and the scales that each has."""
 

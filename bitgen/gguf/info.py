@@ -63,6 +63,8 @@ def _shape(s: ModelShape, why: str) -> dict[str, Any]:
         "layer_norms": list(s.norms),
         **({"qk_norm_after_rope": True} if s.qk_norm_after_rope else {}),
         "head_tied": s.tied,
+        "ternary_embedding": s.ternary_embedding,
+        "ternary_head": s.ternary_head,
         **({field: getattr(s, field) for field in SCALES} if ARCHITECTURES[s.architecture].own_scales else {}),
         **({"window": s.window, "window_period": s.window_period} if s.window else {}),
         "rope_interleaved": s.rope_interleaved,

@@ -10,7 +10,7 @@ from bitgen.checkpoints.architectures import ARCHITECTURES, Architecture, archit
 from bitgen.checkpoints.checkpoint import Checkpoint
 from bitgen.errors import FormatError, UnsupportedError, brief, quoted
 from bitgen.gguf.container import Container
-from bitgen.gguf.groups import scale_group
+from bitgen.gguf.groups import has_groups, scale_group
 from bitgen.gguf.rope_keys import rope_fields, rope_keys
 from bitgen.gguf.tensors import Reading
 from bitgen.spec import Activation, ModelShape
@@ -91,6 +91,9 @@ class _Keys:
             "attention_scale": _shortest(self.own("attention.scale", float, 0.0)),
             "group": scale_group(self.container, self.reading),
         }
+        embedding = self.tensors.get("token_embd.weight")
+        values["ternary_embedding"] = has_groups(embedding, values["group"])
+        values["ternary_head"] = has_groups(self.tensors.get("output.weight", embedding), values["group"])
         rope = rope_fields(self.container, self.own, self.arch, values["head_dim"], values["context"])
         return shape_from(values | self._window() | self._scales() | rope, self.where), reason
 

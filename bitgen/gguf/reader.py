@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from bitgen.checkpoints.checkpoint import ALL, Scale, row_pieces
+from bitgen.checkpoints.checkpoint import ALL, Scale, Scales, row_pieces
 from bitgen.checkpoints.groups import group_scales, one_scale
 from bitgen.checkpoints.tensors import is_ternary, tensor_shapes
 from bitgen.errors import FormatError, UnsupportedError, brief
@@ -91,10 +91,15 @@ class GgufCheckpoint:
             codes, scales = TERNARY[tensor.type_name](self.container.bytes_of(tensor), m, k, self.reading)
             if beside is not None:
                 scales = scales * self._floats(beside, ALL)
-            wrong = ~(np.isfinite(scales) & (scales >= 0))
-            if wrong.any():
-                raise FormatError(f"the scale is {scales[wrong][0]}; the file is corrupt")
-        return codes, scales
+            return codes, _sound(scales)
+
+    def ternary_rows(self, name: str, rows: slice) -> Scaled:
+        """Rows of a ternary embedding or head: codes int8 [n, K] and scales float32 [n, K / group]."""
+        tensor = self._tensor(name)
+        raw = self.container.bytes_of(tensor).reshape(tensor.shape[0], -1)[rows]
+        with self._about(name):
+            codes, scales = TERNARY[tensor.type_name](raw.reshape(-1), len(raw), tensor.shape[1], self.reading)
+            return codes, group_scales(codes, _sound(scales), self._shape.group)
 
     def dense(self, name: str, rows: slice = ALL) -> npt.NDArray[np.floating[Any]]:
         """Rows of a float tensor, float16 where it is stored so, else float32. FormatError: a value is not finite."""
@@ -169,3 +174,11 @@ class GgufCheckpoint:
             with self._about(tensor.name):
                 m, k = tensor.shape
                 tile_of(type, m, k, self.reading.tiles)
+
+
+def _sound(scales: Scales) -> Scales:
+    """Scales as they are, once they are known to be finite and not negative."""
+    wrong = ~(np.isfinite(scales) & (scales >= 0))
+    if wrong.any():
+        raise FormatError(f"the scale is {scales[wrong][0]}; the file is corrupt")
+    return scales

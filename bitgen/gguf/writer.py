@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from bitgen.checkpoints.architectures import ARCHITECTURES
 from bitgen.checkpoints.checkpoint import NARROW, Checkpoint, DenseType, Scale, dense_type, row_pieces
-from bitgen.checkpoints.tensors import is_ternary, tensor_shapes
+from bitgen.checkpoints.tensors import is_ternary, tensor_shapes, ternary_ends
 from bitgen.errors import BitgenError, FormatError, UnsupportedError
 from bitgen.gguf import blocks
 from bitgen.gguf.container import Entry, aligned, head
@@ -84,8 +84,9 @@ def write_gguf(
     The one scale of a matrix is float32, and those of TQ blocks are float16. So the blocks hold 1, and the scale goes
     beside the matrix, exactly, as blk.N.*.scale (llama.cpp multiplies by it: in bitnet it always did, in llama since
     2026).
-    Norms are F32. Embedding and head are copied as they are stored in a GGUF file; of other checkpoints they are F16
-    where it holds every number exactly, else BF16 or F32.
+    Norms are F32. Embedding and head are copied as they are stored in a GGUF file; of other checkpoints they are of the
+    matrices' type where they are ternary with such scales, else F16 where it holds every number exactly, else BF16 or
+    F32.
     identity: of the checkpoint's weights. Where it is given, an interrupted run leaves what it wrote (part_file.py),
     and the next run with the same metadata, type and identity goes on from there.
     progress: called with (bytes done, bytes in all).
@@ -120,24 +121,26 @@ _DENSE: dict[DenseType, int] = {"f16": F16, "bf16": BF16, "f32": F32}
 
 
 def _dense_types(checkpoint: Checkpoint) -> Mapping[str, int]:
-    """Name -> type id of the embedding and the head: as stored, or the smallest that is exact."""
+    """Name -> type id of embedding and head: as stored, or the smallest that is exact; none for ternary ones."""
     stored = checkpoint.stored_types if isinstance(checkpoint, GgufCheckpoint) else {}
     dims = tensor_shapes(checkpoint.shape)
-    names = [name for name, size in dims.items() if len(size) == 2 and not is_ternary(name) and name not in stored]
+    ternary = {*ternary_ends(checkpoint.shape), *stored, *filter(is_ternary, dims)}
+    names = [name for name, size in dims.items() if len(size) == 2 and name not in ternary]
     return {**stored, **{name: _DENSE[dense_type(checkpoint, name, dims[name])] for name in names}}
 
 
 def tensor_table(shape: ModelShape, type: str, dense: Mapping[str, int] = MappingProxyType({})) -> list[Entry]:
     """The tensors of a file, in order; UnsupportedError where the type or the architecture cannot express the shape.
 
-    dense: name -> type id of embedding and head, where they are not F16.
+    dense: name -> type id of embedding and head, where they are neither F16 nor of the type of a ternary one.
     """
     _check_traits(shape)
     _check_group(shape, type)
     table = rope_table(shape)
     entries = [Entry(TABLE, table.shape, F32)] if len(table) else []
     for name, dims in tensor_shapes(shape).items():
-        if not is_ternary(name):
+        ternary = is_ternary(name) or (name in ternary_ends(shape) and name not in dense)
+        if not ternary:
             entries.append(Entry(name, dims, F32 if len(dims) == 1 else dense.get(name, F16)))
             continue
         _check_blocks(name, dims, type)
@@ -193,6 +196,10 @@ def _write_tensors(part: PartFile, checkpoint: Checkpoint, entries: Sequence[Ent
 
 def payload(checkpoint: Checkpoint, entry: Entry, scales: dict[str, Scale]) -> Iterable[npt.NDArray[Any]]:
     """A tensor's bytes: a matrix in one piece, floats in several. `scales` carries scales to the tensors beside."""
+    if isinstance(checkpoint, GgufCheckpoint) and entry.name in checkpoint.stored_types:
+        return checkpoint.stored(entry.name)
+    if entry.name in ternary_ends(checkpoint.shape):
+        return _ternary_rows(checkpoint, entry)
     if entry.type in PACKERS:
         codes, scale = checkpoint.ternary(entry.name)
         scales[scale_name(entry.name)] = scale
@@ -203,15 +210,26 @@ def payload(checkpoint: Checkpoint, entry: Entry, scales: dict[str, Scale]) -> I
         if entry.name not in scales:  # an earlier run wrote the matrix
             scales[entry.name] = checkpoint.ternary(entry.name.removesuffix("scale") + "weight")[1]
         return [np.array([scales[entry.name]], "<f4")]
-    if isinstance(checkpoint, GgufCheckpoint) and entry.name in checkpoint.stored_types:
-        return checkpoint.stored(entry.name)
     return _converted(entry, checkpoint)
+
+
+def _ternary_rows(checkpoint: Checkpoint, entry: Entry) -> Iterator[Bytes]:
+    """An embedding or head in the matrices' type, some rows at a time: rows are whole blocks."""
+    for rows in row_pieces(entry.shape):
+        codes, scales = checkpoint.ternary_rows(entry.name, rows)
+        if codes.shape != (rows.stop - rows.start, entry.shape[1]):
+            raise _misshapen(entry, codes)
+        yield _in_type(entry, codes, scales)
 
 
 def _packed(entry: Entry, codes: Codes, scales: Scales) -> Bytes:
     """A matrix in its tensor type. The packers check the codes."""
     if codes.shape != entry.shape:
         raise _misshapen(entry, codes)
+    return _in_type(entry, codes, scales)
+
+
+def _in_type(entry: Entry, codes: Codes, scales: Scales) -> Bytes:
     wrong = ~(np.isfinite(scales) & (scales >= 0))
     if wrong.any():
         raise FormatError(f"{entry.name}: the scale is {scales[wrong][0]}; expected a finite number of at least 0")

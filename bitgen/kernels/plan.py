@@ -200,7 +200,7 @@ def for_build(file: Path, shape: ModelShape, isas: Sequence[str]) -> Plan:
         raise BitgenError(f"there is no plan at {file}; bitgen tune -o {file} makes one")
     if plan.isa not in isas:
         raise BitgenError(f"{file} is a plan for {plan.isa}, which is not built here; only {', '.join(isas)}")
-    known = plan.decisions.keys() & set(shape.matrices.values())
+    known = plan.decisions.keys() & set(shape.all_matrices.values())
     if plan.decisions and not known:
         raise BitgenError(f"{file} decides no matrix of {shape.name}; tune for this model")
     if not known or not all(plan.decisions[gemm].is_current(gemm, plan.isa) for gemm in known):
@@ -215,10 +215,10 @@ def of_model(shape: ModelShape, isa: str, given: Sequence[Plan] = ()) -> ModelPl
     shipped = next((found for level in targets.fallbacks(isa) if (found := load(folder / f"{level}.json"))), None)
     tables = [(plan, f"given, {plan.basis}") for plan in given if plan.isa == isa]
     tables += [(plan, source) for plan, source in ((host, "tuned on this host"), (shipped, "shipped")) if plan]
-    decided = {role: _decided(gemm, isa, tables, shipped) for role, gemm in shape.matrices.items()}
+    decided = {role: _decided(gemm, isa, tables, shipped) for role, gemm in shape.all_matrices.items()}
     matrices = {role: matrix for role, (matrix, _) in decided.items()}
     sources = {role: source for role, (_, source) in decided.items()}
-    tuned = [host.decisions[g] for r, g in shape.matrices.items() if host and sources[r] == "tuned on this host"]
+    tuned = [host.decisions[g] for r, g in shape.all_matrices.items() if host and sources[r] == "tuned on this host"]
     return ModelPlan(isa, matrices, sources, best_threads(tuned))
 
 

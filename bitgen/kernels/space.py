@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from bitgen.errors import UnsupportedError
@@ -43,6 +43,8 @@ LUT_ROWS, MIXED_LUT_ROWS = 2560, 4096
 STRIP_ROWS = 80
 # Rows of the micro-kernel that runs beside look-ups: four vectors of 16 sums.
 MIXED_ROWS = 64
+# A matrix with more rows is tried on some of its rows, in whole panels of every format.
+MOST_TRIED_ROWS, TRIED_WEIGHTS, TRIED_ROWS = 1 << 16, 1 << 26, 960
 # Rows for which it pays a thread to build the tables of its tokens.
 TABLE_ROWS = 1280
 
@@ -147,6 +149,17 @@ def _group_reason(shape: GemmShape, layout: Layout) -> str | None:
             f"{layout.format}: bk must be the group of {shape.group} columns, not {layout.bk}, and divide K={shape.k}"
         )
     return None
+
+
+def trial_shape(shape: GemmShape) -> GemmShape:
+    """The matrix on whose kernels those of a matrix are tried: itself, or its first rows where it has very many.
+
+    Only the head has so many. Kernels walk panel by panel, whatever their number, and a fraction of its rows exceeds
+    every cache; all of them, with the oracle's copies, would take gigabytes.
+    """
+    if shape.m <= MOST_TRIED_ROWS:
+        return shape
+    return replace(shape, m=max(TRIED_WEIGHTS // shape.k // TRIED_ROWS, 1) * TRIED_ROWS)
 
 
 def template_row(spec: KernelSpec) -> Template:

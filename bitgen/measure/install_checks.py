@@ -138,7 +138,7 @@ def plans(models: Models) -> Iterator[Finding]:
     for name, shape in readable(models):
         planned = plan.of_model(shape, isa)
         decided = host.decisions if host else {}
-        stale = [r for r, g in shape.matrices.items() if g in decided and not decided[g].is_current(g, isa)]
+        stale = [r for r, g in shape.all_matrices.items() if g in decided and not decided[g].is_current(g, isa)]
         counts = Counter(planned.sources.values())
         fact = f"{name} on {isa}: " + ", ".join(f"{n} matrices {source}" for source, n in counts.items())
         values = {

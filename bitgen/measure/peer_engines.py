@@ -84,6 +84,10 @@ class _ForLlama:
         """As it is."""
         return self._inner.ternary(name)
 
+    def ternary_rows(self, name: str, rows: slice) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+        """As they are."""
+        return self._inner.ternary_rows(name, rows)
+
     def dense(self, name: str, rows: slice = ALL) -> npt.NDArray[np.floating[Any]]:
         """As it is."""
         return self._inner.dense(name, rows)

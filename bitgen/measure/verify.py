@@ -116,12 +116,16 @@ def _file(path: Path, sound: bool, detail: str) -> Check:
 
 
 def _kernels(shape: ModelShape, plans: Sequence[ModelPlan], listener: Listener) -> Iterator[Check]:
-    """Every kernel of the plans, and the first legal plan of every other format, at every level."""
-    matrices = list(dict.fromkeys(shape.matrices.values()))
+    """Every kernel of the plans, and the first legal plan of every other format, at every level.
+
+    Of a head those of its `space.trial_shape`.
+    """
+    roles = {role: space.trial_shape(gemm) for role, gemm in shape.all_matrices.items()}
+    matrices = list(dict.fromkeys(roles.values()))
     rng = np.random.default_rng(0)
     codes = {m: rng.integers(-1, 2, (m.m, m.k), np.int8) for m in matrices}
     for at in plans:
-        planned = [s for role, p in at.matrices.items() for s in p.specs(shape.matrices[role], at.isa)]
+        planned = [s for role, p in at.matrices.items() for s in p.specs(roles[role], at.isa)]
         others = [s for m in matrices for p in _formats(m, at.isa) for s in p.specs(m, at.isa)]
         specs = list(dict.fromkeys([*planned, *others]))
         options = BuildOptions(listener=listener, stage=f"compiling {at.isa} kernels")
@@ -168,6 +172,10 @@ class Cut:
         """As the whole checkpoint has it."""
         return self._whole.ternary(name)
 
+    def ternary_rows(self, name: str, rows: slice) -> tuple[Ints, npt.NDArray[np.float32]]:
+        """The first rows of embedding and head."""
+        return self._whole.ternary_rows(name, slice(*rows.indices(self.shape.vocab)))
+
     def dense(self, name: str, rows: slice = ALL) -> npt.NDArray[np.floating[Any]]:
         """As the whole checkpoint has it; of embedding and head the first rows."""
         if name in ("token_embd.weight", "output.weight"):
@@ -213,11 +221,11 @@ def _plans_to_check(shape: ModelShape, at: ModelPlan) -> Iterator[tuple[str, Mod
     """The plan of a level, then one for each format that all matrices can take."""
     yield "as planned", at
     roles: dict[str, dict[str, MatrixPlan]] = {}
-    for role, matrix in shape.matrices.items():
+    for role, matrix in shape.all_matrices.items():
         for choice in _formats(matrix, at.isa):
             roles.setdefault(choice.layout.format, {})[role] = choice
     for name, matrices in roles.items():
-        if len(matrices) == len(shape.matrices):
+        if len(matrices) == len(shape.all_matrices):
             yield name, replace(at, matrices=matrices)
 
 

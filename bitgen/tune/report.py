@@ -52,7 +52,7 @@ class TuneReport:
         return notebook.table(title, self._records())
 
     def _records(self) -> Iterator[dict[str, object]]:
-        for role, gemm in self.model.matrices.items():
+        for role, gemm in self.model.all_matrices.items():
             decision = self.plan.decisions[gemm]
             kernels = decision.plan.specs(gemm, self.isa)
             found = decision.evidence
@@ -63,7 +63,7 @@ class TuneReport:
     @property
     def disturbed(self) -> list[str]:
         """The matrices that were measured while the machine had other work."""
-        evidence = {role: self.plan.decisions[gemm].evidence for role, gemm in self.model.matrices.items()}
+        evidence = {role: self.plan.decisions[gemm].evidence for role, gemm in self.model.all_matrices.items()}
         return [role for role, found in evidence.items() if isinstance(found, Measured) and found.disturbed]
 
     def to_json(self) -> dict[str, Any]:
@@ -80,11 +80,11 @@ class TuneReport:
             "build_command": self.build or None,
             "forgotten": list(self.forgotten),
             "disturbed": self.disturbed,
-            "matrices": [self._matrix(role) for role in self.model.matrices],
+            "matrices": [self._matrix(role) for role in self.model.all_matrices],
         }
 
     def _matrix(self, role: str) -> dict[str, Any]:
-        gemm = self.model.matrices[role]
+        gemm = self.model.all_matrices[role]
         decision = self.plan.decisions[gemm]
         decode, prefill = decision.plan.specs(gemm, self.isa)
         return {

@@ -149,8 +149,9 @@ def candidates(shape: GemmShape, isa: str, effort: Effort) -> list[KernelSpec]:
 
 
 def decide(shape: GemmShape, isa: str, threads: int, effort: Effort, listener: Listener, site: Site) -> Decision:
-    """Verify and time the candidates of one shape; the decision with its evidence."""
-    specs = candidates(shape, isa, effort)
+    """Verify and time the candidates of one shape, as its `space.trial_shape`; the decision with its evidence."""
+    tried = candidates(space.trial_shape(shape), isa, effort)
+    specs = [spec for spec in tried if space.legal(replace(spec, shape=shape)) is None]
     with closing(site.lab(isa, specs, threads, listener)) as lab:
         for done, spec in enumerate(specs):
             listener("verifying kernels", done, len(specs))

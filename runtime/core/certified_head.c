@@ -18,17 +18,22 @@
 // alone is a rounding of h too, with another step, for half the products. The interval is wider then; a row
 // is left out as soon as k others lie above all of it, and of the few that stay all bits are multiplied by
 // both digits at once.
+//
+// A head of ternary codes is screened as it is, by the kernel that multiplies it (ternary_head.c).
 #include "core/certified_head.h"
 
 #include <math.h>
 #include <string.h>
 
 #include "algorithms/search.h"
+#include "core/candidates.h"
+#include "core/ternary_head.h"
 
 enum { SCREEN_ROWS = 64 };        // that are screened in one call
 enum { FEW = 2 };                 // choices whose digits are both multiplied with all rows
 enum { CENTRE = 128 };            // what codes are kept with
 enum { DIGIT = 127, BASE = 255 }; // the greatest digit; what the high one counts
+#define MOST_NORM 0x1p100f        // of a state, so that no bound is infinite
 
 // A hidden state rounded to multiples of step.
 typedef struct {
@@ -47,6 +52,7 @@ typedef struct {
   rounding coarse, fine; // by the high digit alone, by both
   int both_digits;       // are multiplied with all rows
   float margin;          // how far below the k-th lower bound a logit may still decide
+  float reach;           // of a ternary head: ternary_operand
 } query;
 
 // The choices of one pass over the output matrix.
@@ -56,49 +62,6 @@ typedef struct {
   query queries[CHOICES];
   token_logits *found; // [n]
 } search;
-
-// ---- candidates -----------------------------------------------------------------------------------------
-
-#define HEAP_OF float
-#define HEAP_ABOVE(a, b) ((a) < (b))
-#include "algorithms/heap.h"
-
-// A heap of the k greatest values, the least of them first: a greater value replaces it.
-static void heap_replace_least(float *heap, int32_t k, float value) {
-  if (value > heap[0])
-    heap_sink(heap, (size_t)k, 0, value);
-}
-
-static candidates *candidates_of(const state *s, int32_t thread, int32_t t) {
-  return s->choosing.found + (size_t)thread * CHOICES + t;
-}
-
-static void clear(candidates *c, int32_t k) {
-  c->n = 0;
-  c->threshold = -INFINITY;
-  for (int32_t i = 0; i < k; i++)
-    c->top_k_lower[i] = -INFINITY;
-}
-
-// Where nearly all stay the search is given up: n = -1.
-static void drop_below_threshold(candidates *c) {
-  int32_t n = 0;
-  for (int32_t i = 0; i < c->n; i++)
-    if (!(c->upper[i] < c->threshold)) {
-      c->upper[n] = c->upper[i];
-      c->ids[n++] = c->ids[i];
-    }
-  c->n = n > MAX_CANDIDATES / 4 * 3 ? -1 : n;
-}
-
-static void add_candidate(candidates *c, int32_t id, float upper) {
-  if (c->n == MAX_CANDIDATES)
-    drop_below_threshold(c);
-  if (c->n >= 0) {
-    c->ids[c->n] = id;
-    c->upper[c->n++] = upper;
-  }
-}
 
 // ---- the screen -----------------------------------------------------------------------------------------
 
@@ -113,10 +76,7 @@ static void refine_row(const state *s, const query *q, int32_t id, candidates *c
   const int64_t product = (int64_t)BASE * (sums[0] - CENTRE * q->high_sum) + (sums[1] - CENTRE * q->low_sum);
   const float middle = (float)product * (m->head_scales[id] * q->fine.step);
   const float radius = m->head_residuals[id] * q->norm + m->head_norms[id] * q->fine.error;
-  heap_replace_least(c->top_k_lower, q->k, middle - radius);
-  c->threshold = c->top_k_lower[0] - q->margin;
-  if (!(middle + radius < c->threshold))
-    add_candidate(c, id, middle + radius);
+  candidates_add(c, id, middle - radius, middle + radius);
 }
 
 // 4 upper + 3/2 - CENTRE is what upper bits say of a code: its product with a digit, exactly.
@@ -163,7 +123,7 @@ static void screen_task(void *arg, int32_t thread, int32_t threads) {
     low_of[t] = q->both_digits ? n : -1;
     if (q->both_digits)
       digits[n++] = q->low;
-    clear(candidates_of(s, thread, t), q->k);
+    candidates_clear(candidates_of(s, thread, t), q->k, q->margin);
   }
   for (int32_t row = range_begin(vocab, thread, threads); row < end; row += SCREEN_ROWS) {
     const int32_t rows = end - row < SCREEN_ROWS ? end - row : SCREEN_ROWS;
@@ -187,15 +147,20 @@ static float error_of(const float *h, int32_t n, const int8_t *high, const int8_
   return (float)(sqrt(error) * (1 + 0x1p-20));
 }
 
+// |h|, rounded up
+static float norm_of(const float *h, int32_t n) {
+  double norm = 0;
+  for (int32_t i = 0; i < n; i++)
+    norm += (double)h[i] * (double)h[i];
+  return (float)(sqrt(norm) * (1 + 0x1p-20));
+}
+
 // Round h to two digits.
 static void round_state(const float *h, int32_t n, int8_t *high, int8_t *low, query *q) {
   const int32_t most = BASE * DIGIT;
-  double norm = 0;
   float top = 0;
-  for (int32_t i = 0; i < n; i++) {
+  for (int32_t i = 0; i < n; i++)
     top = fabsf(h[i]) > top ? fabsf(h[i]) : top;
-    norm += (double)h[i] * (double)h[i];
-  }
   q->fine.step = top / (float)most;
   q->coarse.step = BASE * q->fine.step;
   for (int32_t i = 0; i < n; i++) {
@@ -206,7 +171,6 @@ static void round_state(const float *h, int32_t n, int8_t *high, int8_t *low, qu
     q->high_sum += high[i];
     q->low_sum += low[i];
   }
-  q->norm = (float)(sqrt(norm) * (1 + 0x1p-20));
   q->coarse.error = error_of(h, n, high, NULL, q->coarse.step);
   q->fine.error = error_of(h, n, high, low, q->fine.step);
 }
@@ -224,14 +188,15 @@ static int32_t top_k_of(const state *s, const choice *c) {
   const bg_sampling *sampling = c->request->sampling;
   const int32_t most = MAX_TOP_K < s->model->config.vocab ? MAX_TOP_K : 0;
   const int64_t k = (int64_t)(sampling->temperature == 0 ? 1 : sampling->top_k) + penalised(c);
-  if (!s->model->head_residuals || s->choosing.screen_row > SCREENED ||
-      (sampling->temperature != 0 && !sampling->top_k))
+  const int certified =
+      s->model->ternary_head || (s->model->head_residuals && s->choosing.screen_row <= SCREENED);
+  if (!certified || (sampling->temperature != 0 && !sampling->top_k))
     return 0;
   return k < most ? (int32_t)k : 0;
 }
 
-// The t-th query of a pass: choice i of the chunk.
-static query query_for(const state *s, int32_t i, int32_t t) {
+// The t-th of the n queries of a pass: choice i of the chunk.
+static query query_for(const state *s, int32_t i, int32_t t, int32_t n) {
   const choice *c = &s->chunk.choices[i];
   const int32_t row = s->choosing.screen_row;
   int8_t *high = s->choosing.hidden_digits + (size_t)2 * t * row, *low = high + row;
@@ -243,11 +208,18 @@ static query query_for(const state *s, int32_t i, int32_t t) {
              .margin = 1e-4f * c->request->sampling->temperature};
   if (!q.k)
     return q;
+  q.norm = norm_of(q.h, s->hidden_row);
+  if (!(q.norm < MOST_NORM)) {
+    q.k = 0;
+    return q;
+  }
+  if (s->model->ternary_head) {
+    q.reach = ternary_operand(s, n, t, q.h, q.norm);
+    return q;
+  }
   round_state(q.h, s->hidden_row, high, low, &q);
   // For few choices reading takes longer than multiplying; and too many rows may need the low digit.
   q.both_digits = s->chunk.n_states <= FEW || q.coarse.error > q.norm * (1.0f / 32);
-  if (!(q.norm < INFINITY))
-    q.k = 0;
   return q;
 }
 
@@ -271,47 +243,44 @@ static int32_t add_penalised(const state *s, const query *q, int32_t *ids, int32
   return n;
 }
 
-// ids = the rows, rising, whose interval reaches the k-th greatest lower bound of all threads' rows, and
-// those that a penalty may move; their number, or -1: too many. A candidate may lie a little below that
-// bound: the sampler ranks probabilities, and two logits this close may have the same.
-static int32_t merge_candidates(const state *s, const query *q, int32_t t, int32_t *ids) {
-  const int32_t threads = pool_threads(s->pool), vocab = s->model->config.vocab;
-  float *top = candidates_of(s, 0, t)->top_k_lower;
-  int32_t n = 0;
-  for (int32_t thread = 1; thread < threads; thread++)
-    for (int32_t i = 0; i < q->k; i++)
-      heap_replace_least(top, q->k, candidates_of(s, thread, t)->top_k_lower[i]);
-  const float threshold = top[0] - q->margin;
-  for (int32_t thread = 0; thread < threads; thread++) {
-    const candidates *c = candidates_of(s, thread, t);
-    if (c->n < 0)
-      return -1;
-    for (int32_t i = 0; i < c->n; i++)
-      if (!(c->upper[i] < threshold)) {
-        if (n == MAX_CANDIDATES)
-          return -1;
-        ids[n++] = c->ids[i];
-      }
-  }
-  n = add_penalised(s, q, ids, n);
-  return n <= vocab / 8 && threshold > -INFINITY ? n : -1;
+// ids = the candidates of the t-th query and the tokens that a penalty may move, rising; their number, or -1: too
+// many. A candidate may lie a little below the k-th lower bound: the sampler ranks probabilities, and two logits
+// this close may have the same.
+static int32_t rescored_ids(const state *s, const query *q, int32_t t, int32_t *ids) {
+  int32_t n = candidates_merge(s, t, ids);
+  if (n >= 0)
+    n = add_penalised(s, q, ids, n);
+  return n <= s->model->config.vocab / 8 ? n : -1;
 }
 
 // Each thread computes the logits of its range of every query's candidates.
 static void rescore_task(void *arg, int32_t thread, int32_t threads) {
   const search *w = arg;
   const state *s = w->state;
-  const int32_t k = s->hidden_row;
-  const bg_dense *rows = &s->model->output;
-  const bg_dense_ops *ops = &s->ops->dense[rows->type];
   for (int32_t t = 0; t < w->n; t++) {
     const token_logits *of = &w->found[t];
     float *logits = s->choosing.candidate_logits + (size_t)t * MAX_CANDIDATES;
     const int32_t end = of->ids ? range_begin(of->n, thread + 1, threads) : 0;
     for (int32_t i = range_begin(of->n, thread, threads); i < end; i++)
-      ops->multiply(rows->rows + (size_t)of->ids[i] * (size_t)k * ops->width, k, 0, 1, w->queries[t].h, 1,
-                    logits + i, 0);
+      logits[i] = output_logit(s, thread, of->ids[i], w->queries[t].h);
   }
+}
+
+// The candidates of every query.
+static void screen(search *w) {
+  state *s = w->state;
+  if (!s->model->ternary_head) {
+    pool_run(s->pool, screen_task, w);
+    return;
+  }
+  ternary_screen of = {.state = s, .n = w->n};
+  for (int32_t t = 0; t < w->n; t++) {
+    const query *q = &w->queries[t];
+    of.reach[t] = q->reach;
+    for (int32_t thread = 0; thread < pool_threads(s->pool); thread++)
+      candidates_clear(candidates_of(s, thread, t), q->k, q->margin);
+  }
+  pool_run(s->pool, ternary_screen_task, &of);
 }
 
 // Logits of the candidates where they are few enough, of all tokens otherwise.
@@ -319,11 +288,11 @@ static void search_candidates(search *w) {
   state *s = w->state;
   choosing *c = &s->choosing;
   const int32_t vocab = s->model->config.vocab;
-  pool_run(s->pool, screen_task, w);
+  screen(w);
   for (int32_t t = 0; t < w->n; t++) {
     const query *q = &w->queries[t];
     int32_t *ids = c->candidate_ids + (size_t)t * MAX_CANDIDATES;
-    const int32_t n = merge_candidates(s, q, t, ids);
+    const int32_t n = rescored_ids(s, q, t, ids);
     if (n >= 0) {
       w->found[t] = (token_logits){c->candidate_logits + (size_t)t * MAX_CANDIDATES, ids, n};
     } else {
@@ -350,7 +319,7 @@ void decisive_logits(state *s, int32_t first, int32_t n, token_logits *found) {
   search w = {.state = s, .n = n, .found = found};
   int all = 0;
   for (int32_t t = 0; t < n; t++) {
-    w.queries[t] = query_for(s, first + t, t);
+    w.queries[t] = query_for(s, first + t, t, n);
     all |= !w.queries[t].k;
   }
   if (all)

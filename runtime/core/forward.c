@@ -14,6 +14,7 @@
 #include "core/product.h"
 #include "core/rope.h"
 #include "core/sampler.h"
+#include "core/ternary_head.h"
 
 // ---- rows of buffers ------------------------------------------------------------------------------------
 
@@ -92,10 +93,7 @@ static void embed(state *s, int32_t t, int32_t thread) {
   const bg_header *c = &s->model->config;
   const int32_t d = c->head_dim, pairs = c->rope_dims / 2;
   const run *r = run_of(s, t);
-  const bg_dense *rows = &s->model->embedding;
-  const bg_dense_ops *ops = &s->ops->dense[rows->type];
-  const size_t row = (size_t)r->tokens[t - r->row0] * (size_t)s->hidden_row;
-  ops->widen(rows->rows + row * ops->width, s->hidden_row, c->embedding_scale, x_of(s, t));
+  embedding_row(s, r->tokens[t - r->row0], x_of(s, t));
   for (int32_t windowed = 0; windowed < (c->window ? 2 : 1); windowed++) {
     const float *frequency = s->model->rope_frequency[windowed], by = windowed ? 1 : c->rope_magnitude;
     float *cos = s->cos + t * d + windowed * d / 2, *sin = s->sin + t * d + windowed * d / 2;
@@ -113,13 +111,12 @@ static void normalise(const state *s, int norm, const float *x, int32_t n, float
     s->ops->rmsnorm(x, layer(s)->norms[norm], n, s->model->config.norm_eps, y);
 }
 
-// The same for a kernel with groups, whose factors are in the row of q and in the matrix: 1 remains.
-static float quantise_groups(const state *s, const bg_kernel *k, const float *x, int8_t *q) {
-  uint8_t *steps = (uint8_t *)q + k->k;
-  for (int32_t i = 0; i < k->k; i += k->group, steps += sizeof(float)) {
-    const float step = 1.0f / s->ops->quantise(x + i, k->group, q + i);
-    memcpy(steps, &step, sizeof step);
-  }
+// q = x rounded as a kernel reads it; returns what its products are to be divided by: the factors of a kernel
+// with groups are in the row of q and in the matrix, and 1 remains.
+static float quantise(const state *s, const bg_kernel *k, const float *x, int8_t *q) {
+  if (!k->group)
+    return s->ops->quantise(x, k->k, q);
+  quantise_groups(s->ops, k, x, q);
   return 1.0f;
 }
 
@@ -137,8 +134,7 @@ static void quantise_for(state *s, int stage, int32_t t, int32_t thread, const f
       normalise(s, norm, row, k->k, normed);
       input = normed;
     }
-    s->input_scale[t * BG_ROLES + role] =
-        k->group ? quantise_groups(s, k, input, q) : s->ops->quantise(input, k->k, q);
+    s->input_scale[t * BG_ROLES + role] = quantise(s, k, input, q);
     k->pack_activations(q, 1, operand_of(s, role, t));
   }
 }

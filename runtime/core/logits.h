@@ -14,4 +14,7 @@ typedef struct {
 // logits [n][vocab] of hidden states x [n][hidden_row].
 void output_logits(state *s, const float *x, int32_t n, float *logits);
 
+// The logit of one row of a float or ternary output matrix, as of all: by one of the threads.
+float output_logit(const state *s, int32_t thread, int32_t row, const float *x);
+
 #endif

@@ -5,8 +5,10 @@
 //   per layer: the norms that it has in the order of NORM_*, its matrices stage by stage, scales;
 //   then the head: nothing when tied, or rows of floats; or float scales and int8 rows;
 //   and behind what a certified head has in floats: upper residuals, residuals, norms, scales, upper bits of
-//   codes, lower bits of codes.
-// The bytes of a packed matrix are the bound kernel's own business: its weight_bytes.
+//   codes, lower bits of codes;
+//   or, of a ternary head, its packed matrix unless tied, and norms of its rows.
+// The bytes of a packed matrix, and of a ternary embedding, are the bound kernel's own business: its
+// weight_bytes.
 #include "core/model.h"
 
 #include <stdlib.h>
@@ -45,7 +47,7 @@ static int header_is_sane(const bg_header *c, uint64_t bytes) {
          between(c->window, 0, MAX_CONTEXT) && between(c->window_period, 1, MAX_CONTEXT) &&
          c->embedding_scale > 0 && is_finite(c->embedding_scale) && c->attention_scale >= 0 &&
          is_finite(c->attention_scale) && c->rope_magnitude > 0 && is_finite(c->rope_magnitude) &&
-         between(c->embedding, 0, DENSE_TYPES - 1) && between(c->output, 0, DENSE_TYPES - 1) &&
+         between(c->embedding, 0, EMBEDDING_TERNARY) && between(c->output, 0, DENSE_TYPES - 1) &&
          memchr(c->layout, 0, sizeof c->layout) && between(c->qk_norm_after_rope, 0, c->qk_norm) &&
          c->residual_scale > 0 && is_finite(c->residual_scale) && c->logit_divisor > 0 &&
          is_finite(c->logit_divisor);
@@ -65,6 +67,19 @@ static int kernels_fit(const bg_isa *isa, int32_t role, int32_t m, int32_t k) {
   return one && many && one->m == m && one->k == k && many->m == m && many->k == k &&
          one->weight_bytes == many->weight_bytes && isa->gemv[BG_O] && one->group == isa->gemv[BG_O]->group &&
          many->group == one->group;
+}
+
+static int has_ternary_head(const bg_header *c) {
+  return c->head == HEAD_TIED_TERNARY || c->head == HEAD_OWN_TERNARY;
+}
+
+// Where embedding or head are ternary there are kernels for them, which give whole vectors of a row.
+static int head_kernels_fit(const bg_model *m) {
+  const bg_header *c = &m->config;
+  if (c->embedding != EMBEDDING_TERNARY && !has_ternary_head(c))
+    return 1;
+  return kernels_fit(m->isa, BG_HEAD, c->vocab, c->hidden) && m->isa->gemv[BG_HEAD]->unpack_row &&
+         c->hidden == padded(c->hidden);
 }
 
 // Places the parts of every matrix of a layer, and sees that there are kernels for it.
@@ -87,7 +102,7 @@ static int32_t find_parts(bg_model *m) {
         return BG_E_NO_KERNEL;
     }
   }
-  return BG_OK;
+  return head_kernels_fit(m) ? BG_OK : BG_E_NO_KERNEL;
 }
 
 // A walk over the sections; `bytes` becomes 0 for good when one does not fit.
@@ -115,6 +130,11 @@ static const float *take_floats(cursor *c, int64_t n) {
 static bg_dense take_dense(cursor *c, const bg_model *m, int32_t type) {
   const uint64_t numbers = (uint64_t)m->config.vocab * (uint64_t)padded(m->config.hidden);
   return (bg_dense){take(c, numbers * m->isa->ops->dense[type].width), type};
+}
+
+// The embedding, or the head that is not tied to it, as kernels read it.
+static const uint8_t *take_ternary(cursor *c, const bg_model *m) {
+  return take(c, m->isa->gemv[BG_HEAD]->weight_bytes);
 }
 
 static int32_t find_layer(cursor *at, const bg_model *m, bg_layer *l) {
@@ -168,8 +188,19 @@ static int32_t find_certificate(cursor *at, bg_model *m) {
              : BG_E_VALUE;
 }
 
+static int32_t find_ternary_head(cursor *at, bg_model *m) {
+  const int32_t vocab = m->config.vocab;
+  m->ternary_head = m->config.head == HEAD_TIED_TERNARY ? m->ternary_embedding : take_ternary(at, m);
+  m->head_norms = take_floats(at, vocab);
+  if (!m->ternary_head || !m->head_norms)
+    return BG_E_FORMAT;
+  return finite(m->head_norms, vocab) ? BG_OK : BG_E_VALUE;
+}
+
 static int32_t find_head(cursor *at, bg_model *m) {
   const int32_t kind = m->config.head, vocab = m->config.vocab;
+  if (has_ternary_head(&m->config))
+    return find_ternary_head(at, m);
   if (kind == HEAD_TIED || kind == HEAD_TIED_CERTIFIED)
     m->output = m->embedding;
   if (kind == HEAD_OWN || kind == HEAD_OWN_CERTIFIED)
@@ -201,7 +232,10 @@ static int32_t find_frequencies(cursor *at, bg_model *m, const float **frequenci
 static int32_t find_sections(bg_model *m) {
   const bg_header *c = &m->config;
   cursor at = {m->packed + sizeof *c, m->packed_bytes - sizeof *c};
-  m->embedding = take_dense(&at, m, c->embedding);
+  if (c->embedding == EMBEDDING_TERNARY)
+    m->ternary_embedding = take_ternary(&at, m);
+  else
+    m->embedding = take_dense(&at, m, c->embedding);
   m->output_norm = take_floats(&at, c->hidden);
   if (!m->output_norm)
     return BG_E_FORMAT;

@@ -11,9 +11,19 @@
 
 // bitgen/compile/pack.py and standalone.py write files by what stands between these two lines.
 // <cdef>
-enum bg_packed { PACKED_VERSION = 6, PACKED_HEADER = 512, PACKED_ALIGN = 64 }; // bytes; of sections
+enum bg_packed { PACKED_VERSION = 7, PACKED_HEADER = 512, PACKED_ALIGN = 64 }; // bytes; of sections
 enum bg_activation { ACTIVATION_SILU, ACTIVATION_RELU2, ACTIVATION_GELU_TANH };
-enum bg_head { HEAD_TIED, HEAD_OWN, HEAD_I8, HEAD_TIED_CERTIFIED, HEAD_OWN_CERTIFIED, HEAD_KINDS };
+enum bg_head {
+  HEAD_TIED,
+  HEAD_OWN,
+  HEAD_I8,
+  HEAD_TIED_CERTIFIED,
+  HEAD_OWN_CERTIFIED,
+  HEAD_TIED_TERNARY,
+  HEAD_OWN_TERNARY,
+  HEAD_KINDS
+};
+enum bg_embedding { EMBEDDING_TERNARY = 3 }; // beside the types of floats
 enum bg_parts { PART_Q, PART_K, PART_V, PART_O, PART_GATE, PART_UP, PART_DOWN, PARTS, SCALES = 8 };
 
 // The first 512 bytes of the file. Little-endian; the sections that follow are listed in model.c.
@@ -37,8 +47,8 @@ typedef struct {
   float embedding_scale;    // what embedding rows are multiplied by
   float attention_scale;    // what q k is multiplied by; 0: 1 / sqrt(head_dim)
   float rope_magnitude;     // what cos and sin are multiplied by, but in layers with a window
-  int32_t embedding;        // DENSE_*, the type of its rows
-  int32_t output;           // DENSE_*, that of the output matrix: the embedding's where tied
+  int32_t embedding;        // DENSE_*, the type of its rows, or EMBEDDING_TERNARY
+  int32_t output;           // DENSE_*, that of the output matrix: the embedding's where tied; 0 where ternary
   char layout[256];         // NUL-terminated key of the packed matrices
   uint8_t checksum[32];     // of all bytes and of some: bitgen/compile/checksum.py makes and checks it
   int32_t qk_norm_after_rope; // 0, 1: the norm of each head of q and k comes after RoPE
@@ -60,6 +70,7 @@ typedef struct {
 } bg_trailer;
 // </cdef>
 _Static_assert(sizeof(bg_header) == PACKED_HEADER && sizeof(bg_trailer) == 64, "the file as written");
+_Static_assert((int)EMBEDDING_TERNARY == (int)DENSE_TYPES, "no type of floats");
 
 // The norms that a layer can have, in the order of the file.
 enum {
@@ -110,14 +121,17 @@ typedef struct {
 struct bg_model {
   bg_header config;
   const bg_isa *isa;
-  bg_dense embedding;
+  bg_dense embedding;                     // no rows where ternary
+  const uint8_t *ternary_embedding;       // packed as kernels of BG_HEAD read it, or NULL
   const float *output_norm;               // [p(hidden)]
   bg_layer *layers;                       // [layers]
-  bg_dense output;                        // the embedding where tied; no rows where int8
+  bg_dense output;                        // the embedding where tied; no rows where int8 or ternary
+  const uint8_t *ternary_head;            // the ternary embedding where tied, or NULL
   const int8_t *head_i8;                  // int8 [vocab][p(hidden)], or NULL
   const float *head_scales;               // [p(vocab)] of the int8 rows, or of the codes
   const uint8_t *head_upper, *head_lower; // [vocab][..] a certified head's codes (ops.h), or NULL
-  const float *head_upper_residuals, *head_residuals, *head_norms; // [p(vocab)] of these: certified_head.c
+  const float *head_upper_residuals, *head_residuals, *head_norms; // [p(vocab)] of these: certified_head.c;
+                                                                   // norms of a ternary head: ternary_head.c
   bg_part parts[PARTS];
   float attention_scale;
   const float *rope_frequency[2]; // [rope_dims / 2], of layers that see all and of those with a window

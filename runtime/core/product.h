@@ -4,6 +4,16 @@
 
 #include "core/pool.h"
 #include "kernel.h"
+#include "simd/ops.h"
+
+// A row of q for a kernel with groups: x float [k] rounded group by group, each with its step behind them.
+static inline void quantise_groups(const bg_ops *ops, const bg_kernel *k, const float *x, int8_t *q) {
+  uint8_t *steps = (uint8_t *)q + k->k;
+  for (int32_t i = 0; i < k->k; i += k->group, steps += sizeof(float)) {
+    const float step = 1.0f / ops->quantise(x + i, k->group, q + i);
+    memcpy(steps, &step, sizeof step);
+  }
+}
 
 typedef struct {
   const bg_kernel *kernel;

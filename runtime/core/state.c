@@ -54,6 +54,9 @@ static stage_size place_products(state *s) {
     all.products = max_size(all.products, products);
     all.operand = max_size(all.operand, operand);
   }
+  if (s->model->ternary_head)
+    all.scratch = max_size(all.scratch, max_size(s->model->isa->gemv[BG_HEAD]->scratch_bytes,
+                                                 s->model->isa->gemm[BG_HEAD]->scratch_bytes));
   return all;
 }
 
@@ -80,6 +83,16 @@ static void allocate_layers(state *s) {
   s->attend_scratch = zeros(a, (uint64_t)threads * 2 * ATTEND_ROWS, partial_floats(d) * sizeof(float));
 }
 
+static void allocate_ternary_head(state *s) {
+  const bg_kernel *one = s->model->isa->gemv[BG_HEAD], *many = s->model->isa->gemm[BG_HEAD];
+  choosing *c = &s->choosing;
+  arena *a = &s->arena;
+  c->quantised = zeros(a, 1, bg_row_bytes(one));
+  c->operand = zeros(a, CHOICES, max_size(one->operand_bytes, many->operand_bytes));
+  c->screened = zeros(a, CHOICES, (uint64_t)max_i32(one->m_pad, many->m_pad) * sizeof *c->screened);
+  c->rows = zeros(a, (uint64_t)pool_threads(s->pool) * UNPACKED_ROWS, s->hidden_row * sizeof *c->rows);
+}
+
 static void allocate_choosing(state *s) {
   const int32_t vocab = s->model->config.vocab;
   choosing *c = &s->choosing;
@@ -92,6 +105,8 @@ static void allocate_choosing(state *s) {
   c->all_logits = zeros(a, CHOICES, vocab * sizeof *c->all_logits);
   c->scores = zeros(a, vocab, sizeof *c->scores);
   c->order = zeros(a, vocab, sizeof *c->order);
+  if (s->model->ternary_head)
+    allocate_ternary_head(s);
 }
 
 // Sizes are bounded by what bg_open admits: no product here overflows 64 bits.

@@ -20,10 +20,11 @@ enum { ATTEND_ROWS = 16 };      // query rows that share one pass over keys and 
 enum { SPREAD = 8 };            // tokens of a sequence whose attention is divided by blocks of positions too
 enum { MAX_TOP_K = 320 };       // of the greatest logits; a choice that depends on more takes all
 enum { MAX_CANDIDATES = 4096 }; // of one choice, for each thread and in the end
+enum { UNPACKED_ROWS = 8 };     // of a ternary head, as floats: they stay in the second-level cache
 
 // Allocations that live and die together.
 typedef struct {
-  void *owned[24];
+  void *owned[32];
   int32_t n;
 } arena;
 
@@ -79,6 +80,8 @@ typedef struct {
 
 // What one thread has found for one choice: rows of the output matrix whose logit may be great enough.
 typedef struct {
+  int32_t k;       // of the greatest lower bounds are tracked
+  float margin;    // how far below the k-th of them a logit may still decide
   float threshold; // what upper bounds must reach
   int32_t n;       // candidates, ids rising; -1: too many
   int32_t ids[MAX_CANDIDATES];
@@ -95,6 +98,10 @@ typedef struct {
   float *candidate_logits; // [CHOICES][MAX_CANDIDATES]
   float *all_logits;       // [CHOICES][vocab], where a choice needs them
   int64_t rescored;        // rows of floats read so far
+  int8_t *quantised;       // a final state as the kernels of a ternary head take it
+  uint8_t *operand;        // [CHOICES] such states as the kernels read them
+  int32_t *screened;       // [CHOICES][m_pad] their products
+  float *rows;             // [threads][UNPACKED_ROWS][hidden_row] rows of a ternary head
   float *scores;           // [vocab] the sampler's logits after penalties, then probabilities
   uint64_t *order;         // [vocab] the sampler's tokens by probability
 } choosing;

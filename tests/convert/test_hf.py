@@ -451,6 +451,44 @@ def test_a_scale_for_every_row_is_one_for_every_group(tmp_path: Path) -> None:
     assert (np.asarray(scales) == np.arange(1, len(codes) + 1)[:, None] / np.float32(4096)).all()
 
 
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+@pytest.mark.parametrize(
+    ("ternary", "spoilt"),
+    [((EMBEDDING, HEAD), ""), ((HEAD,), ""), ((EMBEDDING,), ""), ((EMBEDDING, HEAD), HEAD), ((), "")],
+)
+def test_an_embedding_and_a_head_in_groups(ternary: tuple[str, ...], spoilt: str, tmp_path: Path) -> None:
+    """They are found as they are, and written in the matrices' type. One number that fits no group, in the last row,
+    makes floats of them, and so does a scale that float16 does not hold."""
+    hf_models.save(replace(PLAIN, group=128, tied=False), tmp_path)
+
+    def change(tensors: dict[str, Any]) -> None:
+        for name in ternary:
+            codes = torch.arange(tensors[name].numel()).reshape(tensors[name].shape) % 7 % 3 - 1
+            scales = torch.arange(1, codes.shape[1] // 128 + 1).repeat_interleave(128) / 1024
+            tensors[name] = codes * scales
+        if spoilt:
+            tensors[spoilt][-1, -1] = 0.7
+
+    edit_tensors(tmp_path, change)
+    checkpoint = HfCheckpoint(tmp_path)
+    convert(tmp_path, tmp_path / "m.gguf")
+    copy = read_gguf(tmp_path / "m.gguf")
+    assert copy.shape == checkpoint.shape
+    for name, flag, stored in (
+        ("token_embd.weight", checkpoint.shape.ternary_embedding, EMBEDDING),
+        ("output.weight", checkpoint.shape.ternary_head, HEAD),
+    ):
+        assert flag == (stored in ternary and stored != spoilt)
+        assert (copy.container.tensors[name].type_name == "Q2_0_G128") == flag
+        want = checkpoint.dense(name)
+        assert np.array_equal(copy.dense(name), want)
+        for of in (checkpoint, copy) if flag else ():
+            codes, scales = of.ternary_rows(name, slice(1, 9))
+            assert np.array_equal(codes * scales.repeat(128, axis=1), want[1:9])
+
+
 def test_matrices_of_one_scale_among_groups(tmp_path: Path) -> None:
     hf_models.save(replace(PLAIN, group=128), tmp_path)
 

@@ -16,7 +16,7 @@ from bitgen import targets
 from bitgen.checkpoints import reference
 from bitgen.checkpoints.architectures import shape_from
 from bitgen.checkpoints.synth import SynthCheckpoint
-from bitgen.checkpoints.tensors import is_ternary, tensor_shapes
+from bitgen.checkpoints.tensors import is_ternary, tensor_shapes, ternary_ends
 from bitgen.compile import library, pack
 from bitgen.compile.clang import BuildOptions
 from bitgen.errors import FormatError, UnsupportedError
@@ -30,8 +30,12 @@ from bitgen.spec import ModelShape
 QWEN3 = {"architecture": "qwen3", "vocab": 320, "context": 64}
 SHAPES = [dataclasses.replace(lab.SHAPES[name], **QWEN3) for name in ("bonsai", "bonsai-64")]
 SHAPES.append(dataclasses.replace(lab.SHAPES["bitcpm"], **QWEN3 | {"architecture": "minicpm"}))
+SHAPES += [
+    dataclasses.replace(shape, name=f"{shape.name}-ternary", ternary_embedding=True, ternary_head=True)
+    for shape in SHAPES
+]
 TOKENS = [1, 17, 300, 299, 5, 4, 100, 1, 17]
-each_group = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: str(s.group))
+each_group = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: s.name)
 
 
 # ---- the definition ----
@@ -86,7 +90,7 @@ def test_groups_are_whole(change: dict[str, int], message: str) -> None:
 # ---- files ----
 
 
-@pytest.fixture(scope="module", params=SHAPES, ids=lambda s: str(s.group))
+@pytest.fixture(scope="module", params=SHAPES, ids=lambda s: s.name)
 def file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelShape, Path]:
     path = tmp_path_factory.mktemp("groups") / "m.gguf"
     write_gguf(path, SynthCheckpoint(request.param, 3))
@@ -104,8 +108,13 @@ def test_scales_of_groups_come_back(file: tuple[ModelShape, Path], tmp_path: Pat
     assert (tmp_path / "copy.gguf").read_bytes() == path.read_bytes()
     original, back = SynthCheckpoint(shape, 3), read_gguf(path)
     assert back.shape == shape
-    for name in filter(is_ternary, tensor_shapes(shape)):
-        (codes, scales), (want, want_scales) = back.ternary(name), original.ternary(name)
+    ends = ternary_ends(shape)
+    for name in [*filter(is_ternary, tensor_shapes(shape)), *ends]:
+        if name in ends:
+            (codes, scales), (want, want_scales) = (c.ternary_rows(name, slice(None)) for c in (back, original))
+            assert np.array_equal(back.dense(name), original.dense(name))
+        else:
+            (codes, scales), (want, want_scales) = back.ternary(name), original.ternary(name)
         assert np.array_equal(codes, want) and np.array_equal(scales, want_scales)
         tensor = Container(path).tensors[name]
         id, block = STORED[shape.group]
@@ -140,7 +149,7 @@ def test_the_engine_runs_the_file(file: tuple[ModelShape, Path]) -> None:
 # ---- PyTorch ----
 
 
-@pytest.mark.parametrize("file", SHAPES[:2], indirect=True, ids=lambda s: str(s.group))
+@pytest.mark.parametrize("file", [*SHAPES[:2], SHAPES[3]], indirect=True, ids=lambda s: s.name)
 def test_logits_of_transformers(file: tuple[ModelShape, Path]) -> None:
     """Qwen3 in float32 with the weights as floats, and activations rounded per group before each linear.
 
@@ -215,16 +224,22 @@ def test_arm64_gives_the_same_bits(shape: ModelShape, tmp_path: Path) -> None:
     if qemu is None:
         pytest.skip("qemu-aarch64-static is not installed (Debian: qemu-user-static)")
     checkpoint = SynthCheckpoint(shape, 3)
-    want = lab.logits(checkpoint, TOKENS)
+    want, text = lab.logits(checkpoint, TOKENS), list(TOKENS)
+    for _ in range(3):
+        text.append(int(lab.logits(checkpoint, text)[-1].argmax()))
     platform = targets.platform_of("arm64")
     levels = targets.levels(platform)
     lookups = [plan.of_model(shape, level.isa) for level in levels]
     program = library.for_model(shape, lookups, BuildOptions(platform, "runner.c", tmp_path / "build")).path
     for found in lookups:
-        pack.write(tmp_path / f"{found.isa}.bgpk", checkpoint, found)
+        pack.write(tmp_path / f"{found.isa}.bgpk", checkpoint, found, "certified" if shape.ternary_head else "f16")
         for chunk in ("1", "4", "9"):
             command = [qemu, "-cpu", "max", str(program), "logits", str(tmp_path / f"{found.isa}.bgpk"), "--isa"]
             command += [found.isa, "--chunk", chunk, "--threads", "2"]
             out = subprocess.run(command, input=" ".join(map(str, TOKENS)).encode(), capture_output=True, timeout=300)
             assert out.returncode == 0, out.stderr.decode()
             assert np.array_equal(np.frombuffer(out.stdout, np.float32).reshape(want.shape), want), found.isa
+        command = [*command[: command.index("logits")], "generate", str(tmp_path / f"{found.isa}.bgpk"), "3"]
+        command += ["--isa", found.isa, "--threads", "2"]
+        out = subprocess.run(command, input=" ".join(map(str, TOKENS)).encode(), capture_output=True, timeout=300)
+        assert [int(token) for token in out.stdout.split()] == text[-3:], (found.isa, out.stderr.decode())

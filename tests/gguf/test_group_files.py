@@ -68,7 +68,9 @@ def published(path: Path, type: str) -> tuple[Path, ModelShape, Weights]:
             scales = np.full((shape.vocab, shape.hidden // block), 0.0625, np.float32)
             tensors[name] = (codes.shape, id, writer(codes, scales))
             weights[name] = codes, scales
-    return store(path, metadata, tensors), dataclasses.replace(shape, group=block), weights
+    ternary = "token_embd.weight" in weights
+    shape = dataclasses.replace(shape, group=block, ternary_embedding=ternary, ternary_head=ternary)
+    return store(path, metadata, tensors), shape, weights
 
 
 class Plain(synth.SynthCheckpoint):
@@ -112,6 +114,8 @@ def assert_weights(checkpoint: GgufCheckpoint, weights: Weights) -> None:
         else:
             values = codes * scales.repeat(codes.shape[1] // scales.shape[1], axis=1)
             assert np.array_equal(checkpoint.dense(name), values)
+            got, got_scales = checkpoint.ternary_rows(name, slice(3, 20))
+            assert np.array_equal(got, codes[3:20]) and np.array_equal(got_scales, scales[3:20])
 
 
 @pytest.mark.parametrize("type", PUBLISHED)

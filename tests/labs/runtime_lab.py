@@ -300,8 +300,8 @@ SHAPES = {
 
 def lookup(model: ModelShape, isa: str, choice: int = 0) -> plan.ModelPlan:
     """A plan of a model: the default (0), or a layout of another format or another of its own, with other tiles."""
-    matrices = {role: space.default_plan(gemm, isa) for role, gemm in model.matrices.items()}
-    for role, gemm in model.matrices.items() if choice else ():
+    matrices = {role: space.default_plan(gemm, isa) for role, gemm in model.all_matrices.items()}
+    for role, gemm in model.all_matrices.items() if choice else ():
         last = list({layout.format: layout for layout in space.candidate_layouts(gemm, isa, True)}.values())
         layout = last[-choice % len(last)]
         tiles = [space.candidate_tiles(op, gemm, isa, layout, True)[-1] for op in ("gemv", "gemm")]
