@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from math import log
+from math import log, prod
 from pathlib import Path
 
 import pytest
 
 from bitgen import data
 from bitgen.checkpoints import presets
+from bitgen.checkpoints.tensors import tensor_shapes
 from bitgen.errors import BitgenError, FormatError, UnsupportedError
+from bitgen.gguf.writer import tensor_table
 from bitgen.spec import RopeScaling
 
 FACTS = {  # hidden, intermediate, layers, heads, kv heads, head_dim, vocab, context, theta, eps
@@ -23,6 +25,12 @@ FACTS = {  # hidden, intermediate, layers, heads, kv heads, head_dim, vocab, con
     "Falcon3-3B": (3072, 9216, 22, 12, 4, 256, 131072, 4096, 1000042, 1e-6),
     "Falcon3-7B": (3072, 23040, 28, 12, 4, 256, 131072, 8192, 1000042, 1e-6),
     "Falcon3-10B": (3072, 23040, 40, 12, 4, 256, 131072, 32768, 1000042, 1e-6),
+    "Falcon-E-1B": (2048, 9216, 24, 16, 2, 128, 32768, 32768, 1000042, 1e-6),
+    "Falcon-E-3B": (2048, 13312, 32, 16, 2, 128, 32768, 32768, 1000042, 1e-6),
+    "BitCPM4-0.5B": (1024, 4096, 24, 16, 2, 64, 73448, 32768, 1e4, 1e-5),
+    "BitCPM4-1B": (2048, 6144, 28, 16, 2, 128, 73448, 32768, 1e4, 1e-5),
+    "BitCPM4-3B": (2560, 10240, 32, 32, 2, 128, 73448, 32768, 1e4, 1e-5),
+    "BitCPM4-8B": (4096, 16384, 32, 32, 2, 128, 73448, 32768, 1e4, 1e-5),
     "BitNet-embedding-0.6B": (1024, 3072, 28, 16, 8, 128, 151936, 32768, 1e6, 1e-6),
     "BitNet-embedding-270M": (640, 2048, 18, 4, 1, 256, 262144, 32768, 1e6, 1e-6),
     "Bonsai-1.7B": (2048, 6144, 28, 16, 8, 128, 151936, 32768, 1e6, 1e-6),
@@ -43,21 +51,48 @@ def test_preset_holds_the_published_facts(name: str) -> None:
     assert s.name == name
     assert (s.hidden, s.intermediate, s.layers, s.heads, s.kv_heads, s.head_dim) == FACTS[name][:6]
     assert (s.vocab, s.context, s.rope_theta, s.norm_eps) == FACTS[name][6:]
-    llama, embedding = name.startswith(("Llama", "Falcon")), name.startswith("BitNet-embedding")
-    bonsai = name.startswith("Bonsai")
-    assert s.group == 128 * bonsai
-    if embedding or bonsai:
+    bonsai, bitcpm, embedding = (name.startswith(each) for each in ("Bonsai", "BitCPM4", "BitNet-embedding"))
+    mup = name in ("BitCPM4-0.5B", "BitCPM4-8B")
+    llama = name.startswith(("Llama", "Falcon")) or bitcpm
+    assert s.group == 128 * bonsai + 256 * bitcpm
+    if mup:
+        assert (s.architecture, s.embedding_scale, s.logit_divisor) == ("minicpm", 12.0, s.hidden / 256)
+        assert s.residual_scale == 1.4 / s.layers**0.5
+    elif embedding or bonsai:
         assert (s.architecture, s.activation) == (("gemma3", "gelu_tanh") if s.hidden == 640 else ("qwen3", "silu"))
     else:
         assert s.architecture == ("llama" if llama else "bitnet-b1.58" if s.activation == "relu2" else "bitnet")
         assert s.activation == ("relu2" if name in ("2B4T", "stories") else "silu")
     assert s.sub_norms == (not llama and not embedding and not bonsai)
-    assert (s.tied, s.rope_interleaved) == (not llama and name != "Bonsai-8B", llama)
+    assert (s.tied, s.rope_interleaved) == (
+        name == "BitCPM4-0.5B" or not (llama or name == "Bonsai-8B" or name == "BitCPM4-8B"),
+        llama or mup,
+    )
     assert (s.input_norms, s.qk_norm, s.post_norms) == (embedding, embedding or bonsai, s.architecture == "gemma3")
-    assert (s.embedding_scale, s.window) == ((640**0.5, 512) if s.architecture == "gemma3" else (1.0, 0))
-    assert s.rope_scaling == (RopeScaling("yarn", 4.0, s.context // 4, magnitude=1 + 0.1 * log(4)) if bonsai else None)
+    assert (s.embedding_scale, s.window) == ((640**0.5, 512) if s.architecture == "gemma3" else (12.0 if mup else 1, 0))
+    if bitcpm:
+        assert s.rope_scaling and (s.rope_scaling.kind, s.rope_scaling.magnitude) == ("table", 1.0)
+        assert list(s.rope_scaling.divisors) == sorted(s.rope_scaling.divisors)
+    else:
+        yarn = RopeScaling("yarn", 4.0, s.context // 4, magnitude=1 + 0.1 * log(4))
+        assert s.rope_scaling == (yarn if bonsai else None)
     plain = [f for f in dataclasses.fields(s) if f.name != "activation" and f.default is not None]
     assert all(type(getattr(s, f.name)).__name__ == f.type for f in plain)
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("Falcon-E-1B", 665.2), ("Falcon-E-3B", 998.8)],  # the published I2_S files have 666.3 and 999, with vocabularies
+)
+def test_falcon_e_has_the_size_of_its_published_files(name: str, millions: float) -> None:
+    found = sum(entry.nbytes for entry in tensor_table(presets.load(name), "i2_s")) / 1e6
+    assert found == pytest.approx(millions, abs=0.1)
+
+
+@pytest.mark.parametrize(("name", "billions"), [("0.5B", 0.434), ("1B", 1.62), ("3B", 3.61), ("8B", 8.18)])
+def test_bitcpm4_has_as_many_parameters_as_its_models(name: str, billions: float) -> None:
+    weights = sum(prod(dims) for dims in tensor_shapes(presets.load(f"BitCPM4-{name}")).values())
+    assert weights / 1e9 == pytest.approx(billions, rel=0.005)
 
 
 @pytest.mark.parametrize(
