@@ -58,12 +58,15 @@ from bitgen.kernels.evidence import Effort
 from bitgen.measure import bench as _bench
 from bitgen.measure import doctor as _doctor
 from bitgen.measure import energy as _energy
+from bitgen.measure import ladder as _ladder
+from bitgen.measure import ladder_plot as _ladder_plot
 from bitgen.measure import peers
 from bitgen.measure import plot as _plot
 from bitgen.measure import profile as _profile
 from bitgen.measure import verify as _verify
 from bitgen.measure.receipt import Receipt
 from bitgen.measure.report import BenchReport
+from bitgen.measure.rungs import LadderReport
 from bitgen.progress import Watch, watched
 from bitgen.spec import KernelSpec, ModelShape, Platform
 from bitgen.tune import cost_model
@@ -197,6 +200,38 @@ def bench(
         report = replace(report, energy=_energy.energy(opened, report, progress))
     if plot:
         _plot.draw(report, plot)
+    return report
+
+
+@watched
+def ladder(
+    sizes: Sequence[str] = (),
+    *,
+    threads: Sequence[int] = (),
+    prompt: Sequence[int] = (),
+    gen: int = 64,
+    isa: str | None = None,
+    head: pack.Head = "certified",
+    cache: Cache = "f16",
+    output: Path | None = None,
+    plot: Path | None = None,
+    progress: Watch = None,
+) -> LadderReport:
+    """Measure models of 125M to 100B random weights, one after the other; each is made, packed, measured, removed.
+
+    sizes: like "7B"; none: all that fit. threads, prompt, gen: as of `bench`. output: the file of results, to which
+    they are added and whose rungs are not measured again; None: one in the cache. plot: as of `bench`.
+    """
+    arguments.one_of("head", head, get_args(pack.Head))
+    for path in filter(None, (output, plot)):
+        check_output(path, None)
+    if plot:
+        _plot.require(plot)
+    report = _ladder.climb(
+        sizes, threads, prompt, gen, isa=isa, head=head, cache=cache, results=output, listener=progress
+    )
+    if plot:
+        _ladder_plot.draw(report, plot)
     return report
 
 

@@ -106,7 +106,7 @@ def _unneeded(older_than: float | None, now: float) -> Iterator[tuple[Path, str]
         for path in sorted(data.cached(kind).glob("[!.]*")):
             if _is_old(path, days, now):
                 yield path, _unused(days)
-    for kind in ("build", "packed", *REBUILT):
+    for kind in ("build", "packed", "ladder", *REBUILT):
         for work in store.abandoned(data.cached(kind)):
             yield work, "left by a process that ended"
 

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from bitgen import data
+from bitgen.checkpoints import ladder
 from bitgen.checkpoints.architectures import FLAGS, FLOATS, INTEGERS, OPTIONAL, TEXTS, shape_from
 from bitgen.errors import FormatError, UnsupportedError, quoted
 from bitgen.spec import ModelShape
@@ -24,12 +25,17 @@ def names() -> list[str]:
 
 
 def load(name: str) -> ModelShape:
-    """The shape of a preset, by its name or its Hugging Face id, in upper or lower case."""
+    """The shape of a preset, by its name or its Hugging Face id, in upper or lower case; or of a rung (ladder.py)."""
+    if ladder.is_rung(name):
+        return ladder.load(name)
     return read(_folder() / f"{_named(name)}.yaml")
 
 
 def hub_id(name: str) -> str | None:
     """The id of a preset on the Hugging Face Hub, "owner/name"; None where it is not there."""
+    if ladder.is_rung(name):
+        ladder.load(name)
+        return None
     return _table()[_named(name)]
 
 

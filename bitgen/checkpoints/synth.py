@@ -23,9 +23,10 @@ from bitgen.text.tokenizer import BYTE_ALPHABET
 MINUS, ZERO, PLUS = 77, 107, 72
 """How many of 256 weights are -1, 0 and +1: 30, 42 and 28 %, about as in trained models."""
 
-_CODE_OF_BYTE = np.repeat(np.array([-1, 0, 1], np.int8), [MINUS, ZERO, PLUS])
 _CHUNK = 1 << 24
-"""Elements that are generated at a time."""
+"""Floats that are generated at a time."""
+_CODES = 1 << 19
+"""Codes that are generated at a time: their bytes stay in the cache."""
 
 LOGIT_SPREAD = 2.0
 """Standard deviation of the logits, about a trained model's."""
@@ -61,9 +62,9 @@ class SynthCheckpoint:
         m, k = self._dims(name, 2)
         codes = np.empty(m * k, np.int8)
         bits = self._bits(name)
-        for at in range(0, codes.size, _CHUNK):
-            piece = codes[at : at + _CHUNK]
-            np.take(_CODE_OF_BYTE, _bytes(bits, piece.size), out=piece)
+        for at in range(0, codes.size, _CODES):
+            piece = codes[at : at + _CODES]
+            _draw_codes(_bytes(bits, piece.size), piece)
         usual = np.float32(((1 - ZERO / 256) * k) ** 0.5)
         if not self._shape.group:
             return codes.reshape(m, k), float(np.float32(0.9 + 0.2 * self._uniform(f"{name} scale")) / usual)
@@ -78,7 +79,8 @@ class SynthCheckpoint:
         (vocab, k), group = self._dims(name), self._shape.group
         start, stop, _ = rows.indices(vocab)
         n, groups = stop - start, k // group
-        codes = _CODE_OF_BYTE[self._noise(f"{name} codes", start * k // 2, n * k // 2).view(np.uint8)].reshape(n, k)
+        codes = np.empty((n, k), np.int8)
+        _draw_codes(self._noise(f"{name} codes", start * k // 2, n * k // 2).view(np.uint8), codes.reshape(-1))
         noise = self._noise(f"{name} scale", start * groups, n * groups).reshape(n, groups)
         usual = np.float32(LOGIT_SPREAD / ((1 - ZERO / 256) * k) ** 0.5)
         scales = (1 + noise.astype(np.float32) / np.float32(65536)) * usual
@@ -156,6 +158,11 @@ def vocabulary(size: int) -> dict[str, Any]:
         "tokenizer.ggml.merges": [],
         **special,
     }
+
+
+def _draw_codes(noise: npt.NDArray[np.uint8], out: npt.NDArray[np.int8]) -> None:
+    """Codes of random bytes: -1 for those below MINUS, +1 for those from MINUS + ZERO on."""
+    np.subtract((noise >= MINUS + ZERO).view(np.int8), (noise < MINUS).view(np.int8), out=out)
 
 
 def _bytes(bits: np.random.SFC64, count: int) -> npt.NDArray[np.uint8]:

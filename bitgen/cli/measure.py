@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from bitgen import api, data
+from bitgen.checkpoints import ladder as rungs
 from bitgen.cli import tables
 from bitgen.cli.console import OUT, progress_bar, say, say_json
 from bitgen.cli.located import model_option
@@ -28,6 +29,9 @@ from bitgen.cli.options import (
 from bitgen.errors import BitgenError
 from bitgen.measure.peers import PEERS
 from bitgen.targets import default_threads
+
+NOT_OF_RUNGS = ("model", "context", "batch", "profile", "vs", "energy")
+"""Options of bench that are not for --ladder, which counts energy where it can."""
 
 
 def _uncrowded(_: click.Context, __: click.Parameter, value: list[int]) -> list[int]:
@@ -65,14 +69,40 @@ def _uncrowded(_: click.Context, __: click.Parameter, value: list[int]) -> list[
 @click.option(
     "--energy", is_flag=True, help="Also joules per token, where the processor's counters (RAPL) can be read."
 )
+@click.option("--ladder", is_flag=True,
+              help="Measure models of 125M to 100B random weights instead, one by one, each removed afterwards. "
+              "What was measured before is not measured again.")  # fmt: skip
+@click.option("--sizes", metavar="SIZE,...", help=f"With --ladder: only these of {', '.join(rungs.sizes())}.")
+@click.option("-o", "--output", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path),
+              help="With --ladder: the file of results, which they are added to. [default: in the cache]")  # fmt: skip
 @click.option("--plot", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path),
               help="Draw the results to this file (.png, .svg, .pdf).")  # fmt: skip
 @json_option
 @quiet_option
 def bench(model: str | None, threads: list[int], prompt: list[int], gen: int, context: list[int], batch: list[int],
           isa: str | None, head: Any, cache: Any, profile: bool, vs: tuple[str, ...], energy: bool,
-          plot: Path | None, as_json: bool) -> None:  # fmt: skip
+          ladder: bool, sizes: str | None, output: Path | None, plot: Path | None, as_json: bool) -> None:  # fmt: skip
     """Measure prefill and decode, beside the machine's own limits measured in the same run."""
+    others, own = given(*NOT_OF_RUNGS), given("sizes", "output")
+    refuse(
+        (ladder and bool(others), f"--ladder measures models and cases of its own: leave out {', '.join(others)}"),
+        (not ladder and bool(own), f"{', '.join(own)}: only with --ladder"),
+    )  # fmt: skip
+    if ladder:
+        prompt = prompt if given("prompt") else []
+        _climb(
+            sizes,
+            plot,
+            as_json,
+            threads=threads,
+            prompt=prompt,
+            gen=gen,
+            isa=isa,
+            head=head,
+            cache=cache,
+            output=output,
+        )
+        return
     plain = 1 in batch and 0 in context
     refuse(
         (not any(prompt) and not gen, "--prompt 0 and --gen 0 leave nothing to measure"),
@@ -93,6 +123,24 @@ def bench(model: str | None, threads: list[int], prompt: list[int], gen: int, co
         say(line)
     for extra in tables.extras(report):
         OUT.print(extra)
+    if plot:
+        say(f"plot: {plot}")
+
+
+def _climb(sizes: str | None, plot: Path | None, as_json: bool, **how: Any) -> None:
+    """bench --ladder."""
+    refuse((not any(how["prompt"]) and not how["gen"], "--gen 0 without --prompt leaves nothing to measure"))
+    with progress_bar() as listen:
+        report = api.ladder(sizes.split(",") if sizes else (), plot=plot, progress=listen, **how)
+    if as_json:
+        say_json(report.to_json())
+        return
+    OUT.print(tables.ladder(report))
+    for misfit in report.misfits:
+        say(misfit)
+    if report.no_energy:
+        say(f"no energy: {report.no_energy}")
+    say(f"results: {report.file}; a rung in there is not measured again")
     if plot:
         say(f"plot: {plot}")
 

@@ -12,6 +12,7 @@ from bitgen.kernels.evidence import Cost, Decode, Prefill
 from bitgen.kernels.plan import cpu_title
 from bitgen.measure.receipt import Receipt
 from bitgen.measure.report import BenchReport, Energy, PeerRow, Profile, Rate, Step
+from bitgen.measure.rungs import READING, LadderReport, RungRate
 from bitgen.spec import GemmShape
 from bitgen.text.tokenizer import Tokenizer
 from bitgen.tune import cost_model
@@ -227,6 +228,49 @@ def _energy(energy: Energy) -> RenderableType:
     )
     columns = (Column("test", words=True), Column("threads"), Column("J/token"), Column("W"))
     return Grid(f"energy of {', '.join(energy.zones)}", columns, rows)
+
+
+# ---- ladder ---------------------------------------------------------------------------------------------------
+
+RUNGS = (
+    Column("size", words=True),
+    Column("weights", spare=5),
+    Column("test", spare=1, words=True),
+    Column("threads", spare=2),
+    Column("tok/s"),
+    Column("min - max", spare=4),
+    Column("MB/token", spare=3),
+    Column("GB/s", spare=6),
+    Column("of bandwidth"),
+    Column("bits/weight", spare=7),
+    Column("J/token"),
+)
+
+
+def ladder(report: LadderReport) -> Grid:
+    """A row for each rung and case, the smallest rung first."""
+    counted = any(rate.joules_per_token is not None for rate in report.rates)
+    columns = RUNGS if counted else RUNGS[:-1]
+    about = f"people read {READING[0]:.0f} to {READING[1]:.0f} tokens a second"
+    kinds = dict.fromkeys((rate.isa, rate.head, rate.cache, rate.cpu) for rate in report.rates)
+    title = "; ".join(f"on {isa}, {head} head, {cache} cache; {cpu}" for isa, head, cache, cpu in kinds)
+    return Grid(f"the ladder {title}".strip(), columns, (_rung(rate)[: len(columns)] for rate in report.rates), about)
+
+
+def _rung(rate: RungRate) -> tuple[str, ...]:
+    return (
+        rate.size,
+        f"{rate.parameters / 1e9:.2f}e9",
+        f"{rate.kind} {rate.tokens}",
+        str(rate.threads),
+        f"{rate.tok_s:.2f}" if rate.tok_s < 10 else f"{rate.tok_s:.1f}",
+        f"{rate.tok_s_min:.2f} - {rate.tok_s_max:.2f}",
+        f"{rate.bytes_per_token / 1e6:,.0f}",
+        f"{rate.bytes_per_token * rate.tok_s / 1e9:.1f}",
+        f"{rate.bandwidth_share:.0%}",
+        f"{rate.bits:.2f}",
+        _number(rate.joules_per_token, "{:.2f}"),
+    )
 
 
 # ---- run, verify --------------------------------------------------------------------------------------------

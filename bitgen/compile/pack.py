@@ -167,6 +167,21 @@ def write(
         checksum.finish(f, header(checkpoint, plan, head, dense, f.tell()), digest)
 
 
+def expected_bytes(shape: ModelShape, plan: ModelPlan, head: Head) -> int:
+    """Bytes of a packed model but for its norms: matrices, the embedding, the head, the codes of a head of floats."""
+    layers = sum(shape.layers_with(role) * _weight_bytes(shape, plan, role) for role in shape.matrices)
+    ternary = len(ternary_ends(shape)) if head == "certified" else 0
+    halves = 1 + (head != "int8" and not shape.tied) - ternary
+    codes = head != "f16" and not is_ternary(shape, head)
+    ends = ternary * _weight_bytes(shape, plan, HEAD_ROLE) if ternary else 0
+    return layers + ends + shape.vocab * shape.hidden * (2 * halves + codes)
+
+
+def _weight_bytes(shape: ModelShape, plan: ModelPlan, role: str) -> int:
+    layout = plan.matrices[role].layout
+    return FORMATS[layout.format].geometry(shape.all_matrices[role], layout).weight_bytes
+
+
 Section = Iterable[npt.NDArray[Any]]
 """A section's bytes in pieces, made as they are written."""
 

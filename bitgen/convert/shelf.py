@@ -161,7 +161,7 @@ def _presets(repos: set[str]) -> Iterator[Preset]:
 
 def _cache() -> dict[str, tuple[int, int]]:
     """Folder of bitgen's cache -> entries, bytes. A note is none by itself."""
-    kinds = ("packed", local.CONVERTED, "build", "plans", "objects", "headers", "peers")
+    kinds = ("packed", local.CONVERTED, "build", "plans", "objects", "headers", "peers", "ladder")
     folders = {kind: data.cached(kind) for kind in kinds}
     counts = {
         kind: len(list(folder.glob("[!.]*.bgpk" if kind == "packed" else "[!.]*"))) for kind, folder in folders.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -294,9 +295,9 @@ def _cache_blocks(k_pad: int, bk: int, template: Template) -> list[int]:
     return list(dict.fromkeys(0 if kc >= k_pad else kc for kc in sizes))
 
 
-def default_plan(shape: GemmShape, isa: str) -> MatrixPlan:
-    """A good decision without measurement: the first candidate of each kind."""
-    for layout in candidate_layouts(shape, isa):
+def default_plan(shape: GemmShape, isa: str, layouts: Iterable[Layout] | None = None) -> MatrixPlan:
+    """A good decision without measurement: the first candidate of each kind. layouts: to choose among, best first."""
+    for layout in candidate_layouts(shape, isa) if layouts is None else layouts:
         gemv = candidate_tiles("gemv", shape, isa, layout)
         gemm = candidate_tiles("gemm", shape, isa, layout)
         if gemv and gemm:

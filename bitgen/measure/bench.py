@@ -67,7 +67,7 @@ def bench(
     longest = max([*prompts, generate, 1]) + max(contexts)
     if longest + 1 > model.shape.context:
         raise BitgenError(f"{longest} tokens do not fit into the model's context of {model.shape.context}")
-    cases = _cases(threads, prompts, generate, contexts, batches)
+    cases = cases_of(threads, prompts, generate, contexts, batches)
     busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     machine = {}
     for count in dict.fromkeys(threads):
@@ -97,7 +97,7 @@ def staged(cases: Sequence[Case], listener: Listener, stage: str = "") -> Iterat
         yield case, told
 
 
-def _cases(
+def cases_of(
     threads: Sequence[int], prompts: Sequence[int], generate: int, contexts: Sequence[int], batches: Sequence[int]
 ) -> list[Case]:
     """All combinations; a length or a batch of 0 is left out."""

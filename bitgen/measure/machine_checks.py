@@ -10,14 +10,13 @@ from collections.abc import Iterator
 import bitgen
 from bitgen import targets
 from bitgen.cgroups import cpu_quota
-from bitgen.checkpoints.tensors import ternary_ends
-from bitgen.compile import compiler, library
+from bitgen.compile import compiler, library, pack
 from bitgen.errors import BitgenError, size
 from bitgen.kernels import space
-from bitgen.kernels.formats import FORMATS
+from bitgen.kernels.plan import ModelPlan
 from bitgen.measure import machine
 from bitgen.measure.findings import Finding, Models, readable, unknown
-from bitgen.spec import HEAD_ROLE, GemmShape, ModelShape, round_up
+from bitgen.spec import ModelShape, round_up
 
 
 def versions(_: Models) -> Iterator[Finding]:
@@ -127,19 +126,9 @@ def _fits(name: str, shape: ModelShape, found: machine.Memory | None) -> Finding
 
 
 def weight_bytes(shape: ModelShape) -> int:
-    """Bytes of a packed model but for its norms: matrices, halves for embedding and head, the head's codes; or the
-    ternary matrices that these are."""
-    layer = sum(packed_bytes(gemm) for gemm in shape.matrices.values())
-    halves = (not shape.ternary_embedding) + (not shape.tied and not shape.ternary_head)
-    numbers = shape.vocab * shape.hidden * (2 * halves + (not shape.ternary_head))
-    ternary = sum(packed_bytes(shape.all_matrices[HEAD_ROLE]) for _ in ternary_ends(shape))
-    return shape.layers * layer + numbers + ternary
-
-
-def packed_bytes(gemm: GemmShape) -> int:
-    """Bytes of a matrix in the layout of every level's fallback."""
-    layout = space.default_plan(gemm, "scalar").layout
-    return FORMATS[layout.format].geometry(gemm, layout).weight_bytes
+    """About what a packed model takes, whatever kernels it is packed for."""
+    matrices = {role: space.default_plan(gemm, "scalar") for role, gemm in shape.all_matrices.items()}
+    return pack.expected_bytes(shape, ModelPlan("scalar", matrices, {}, None), "certified")
 
 
 def kv_bytes(shape: ModelShape, width: int, beside: int) -> int:

@@ -75,20 +75,31 @@ def _rate(tok_s: float) -> str:
 
 def draw(report: BenchReport, path: Path) -> None:
     """Draw a report of `bench` to a PNG, SVG or PDF file, by its name; a panel each for prefill and decode."""
-    require(path)
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     panels = {kind: found for kind in TITLES if (found := bars(report, kind))}
     if not panels:
         raise BitgenError("nothing was measured, so there is nothing to plot; give --prompt or --gen")
     heights = [found[-1].at + 2.4 for found in panels.values()]
-    figure = Figure(figsize=(9, 0.8 + 0.34 * sum(heights)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(path, 0.8 + 0.34 * sum(heights))
     axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)
     for axis, (kind, found) in zip(axes[:, 0], panels.items(), strict=True):
         _panel(axis, kind, found)
     title = f"{report.model.name}, {report.model.isa}, {report.model.head} head · {report.host.cpu}"
+    save(figure, title, path)
+
+
+def new_figure(path: Path, height: float) -> Any:
+    """A matplotlib figure nine inches wide, once `require` is content with the file that it is for."""
+    require(path)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: Any, title: str, path: Path) -> None:
+    """Write a figure under a title to a PNG, SVG or PDF file, by its name."""
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold", parse_math=False)
     with data.replacing(path) as part:
         figure.savefig(part, dpi=150, facecolor="white", format=path.suffix.lower().removeprefix("."))

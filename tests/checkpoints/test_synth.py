@@ -50,6 +50,7 @@ def test_chunks_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = synth.SynthCheckpoint(TINY, 1)
     codes, embedding = whole.ternary(UP)[0], whole.dense("token_embd.weight")
     monkeypatch.setattr(synth, "_CHUNK", 4096)
+    monkeypatch.setattr(synth, "_CODES", 4096)
     assert np.array_equal(whole.ternary(UP)[0], codes)
     assert np.array_equal(whole.dense("token_embd.weight"), embedding)
 

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ from bitgen.measure.report import (
     Step,
     Subject,
 )
+from bitgen.measure.rungs import LadderReport, RungRate
 
 WIDTHS = (60, 80, 160)
 
@@ -55,6 +57,15 @@ def bench_report() -> BenchReport:
     )
 
 
+def ladder_report() -> LadderReport:
+    """Figures as wide as they come."""
+    rate = RungRate(
+        "ladder-100B", 100225871872, "0" * 16, 1.6, "AMD EPYC 9B14 96-Core Processor", "avx512vbmi", "certified", "f16",
+        "decode", 64, 128, 1.7034, 1.6512, 1.7499, 20345678901.0, 3.59e10, 12.345,
+    )  # fmt: skip
+    return LadderReport(Path("r.jsonl"), (rate, replace(rate, rung="ladder-125M", tok_s=12345.67)), (), None)
+
+
 def tune_report() -> api.TuneReport:
     file = data.folder("presets") / "plans" / "avx2.json"
     return api.TuneReport(api.shape_of("2B4T"), plan.load(file), file, build="", threads=128)
@@ -72,7 +83,13 @@ def receipt() -> Receipt:
 def grids() -> list[Grid]:
     report = bench_report()
     extras = [extra for extra in tables.extras(report) if isinstance(extra, Grid)]
-    return [tables.rates(report), *extras, tables.tuned(tune_report()), tables.receipt(receipt())]
+    return [
+        tables.rates(report),
+        *extras,
+        tables.ladder(ladder_report()),
+        tables.tuned(tune_report()),
+        tables.receipt(receipt()),
+    ]
 
 
 def printed(grid: Grid, width: int) -> str:
