@@ -30,8 +30,9 @@ import numpy.typing as npt
 
 from bitgen.checkpoints.checkpoint import ALL, Checkpoint, Scale
 from bitgen.errors import BitgenError, EngineError, UnsupportedError
+from bitgen.gguf.container import Container
 from bitgen.gguf.reader import read_gguf
-from bitgen.gguf.writer import write_gguf
+from bitgen.gguf.writer import FILE_TYPES, write_gguf
 from bitgen.spec import ModelShape
 
 
@@ -57,8 +58,12 @@ class Engine(Protocol):
 # ---- llama.cpp ----------------------------------------------------------------------------------------------
 
 
-class _ForLlama:
-    """A checkpoint as llama.cpp reads it: its own name for the architecture, no tokenizer."""
+Q2_0_GROUP = 64
+"""Weights of a block of llama.cpp's Q2_0, which has no larger ones: a scale for every 128 stands there twice."""
+
+
+class ForLlama:
+    """A checkpoint as llama.cpp reads it: its own name for the architecture, groups of its blocks, no tokenizer."""
 
     def __init__(self, inner: Checkpoint) -> None:
         self._inner = inner
@@ -67,6 +72,8 @@ class _ForLlama:
     def shape(self) -> ModelShape:
         """Mainline knows one BitNet: "bitnet", whose head is the embedding and whose FFN is SiLU."""
         s = self._inner.shape
+        if s.group % 256:
+            s = replace(s, group=Q2_0_GROUP)
         if not s.sub_norms:
             return s
         if not s.tied or s.heads * s.head_dim != s.hidden:
@@ -80,9 +87,17 @@ class _ForLlama:
         """Only ids are exchanged."""
         return {"tokenizer.ggml.model": "no_vocab"}
 
+    @property
+    def type(self) -> str:
+        """Of its matrices in a file."""
+        return "q2_0" if self.shape.group == Q2_0_GROUP else "tq2_0"
+
     def ternary(self, name: str) -> tuple[npt.NDArray[np.int8], Scale]:
-        """As it is."""
-        return self._inner.ternary(name)
+        """The same weights."""
+        codes, scale = self._inner.ternary(name)
+        if self.shape.group != self._inner.shape.group:
+            scale = np.repeat(np.asarray(scale), self._inner.shape.group // self.shape.group, axis=1)
+        return codes, scale
 
     def ternary_rows(self, name: str, rows: slice) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
         """As they are."""
@@ -94,7 +109,10 @@ class _ForLlama:
 
 
 class LlamaCpp:
-    """llama.cpp through llama-cpp-python: TQ2_0 matrices and, as llama.cpp's quantiser would, a q6_K head."""
+    """llama.cpp through llama-cpp-python, its matrices TQ2_0, or Q2_0 where groups of 64 or 128 weights have scales.
+
+    Its head is q6_K, as its quantiser makes it.
+    """
 
     def __init__(self, path: Path, threads: int, context: int) -> None:
         self._api = api = _llama_api()
@@ -110,16 +128,18 @@ class LlamaCpp:
         if not self._context:
             raise EngineError(f"llama.cpp cannot make a context of {context} tokens")
         self._vocab = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model))
-        self.about = f"llama-cpp-python {version('llama-cpp-python')}, TQ2_0, q6_K head, f16 cache"
+        names = {known.file_type: name.upper() for name, known in FILE_TYPES.items()}
+        type = names[Container(path).metadata["general.file_type"]]
+        self.about = f"llama-cpp-python {version('llama-cpp-python')}, {type}, q6_K head, f16 cache"
 
     @staticmethod
     def prepare(source: Path, to: Path) -> None:
-        """TQ2_0 by bitgen's writer; embedding and head to q6_K by llama.cpp's own quantiser."""
-        api, f16_head = _llama_api(), to.with_name(f".{to.name}.f16-head")
+        """Matrices by bitgen's writer; embedding and head to q6_K by llama.cpp's own quantiser."""
+        api, f16_head, checkpoint = _llama_api(), to.with_name(f".{to.name}.f16-head"), ForLlama(read_gguf(source))
         try:
-            write_gguf(f16_head, _ForLlama(read_gguf(source)), type="tq2_0")
+            write_gguf(f16_head, checkpoint, checkpoint.type)
             params = api.llama_model_quantize_default_params()
-            params.ftype = api.LLAMA_FTYPE_MOSTLY_TQ2_0
+            params.ftype = getattr(api, f"LLAMA_FTYPE_MOSTLY_{checkpoint.type.upper()}")
             params.token_embedding_type = params.output_tensor_type = api.GGML_TYPE_Q6_K
             if api.llama_model_quantize(str(f16_head).encode(), str(to).encode(), ctypes.byref(params)):
                 raise EngineError("llama.cpp cannot quantise the head to q6_K")

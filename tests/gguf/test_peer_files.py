@@ -14,12 +14,15 @@ from gguf_files import SHAPES, TINY_LLAMA, floats, store
 from bitgen import Model
 from bitgen.checkpoints import synth
 from bitgen.checkpoints.checkpoint import ALL, Checkpoint
+from bitgen.checkpoints.rope import yarn_magnitude
+from bitgen.checkpoints.tensors import is_ternary
 from bitgen.data import shipped_path
 from bitgen.gguf import types
 from bitgen.gguf.container import Container
 from bitgen.gguf.reader import read_gguf
 from bitgen.gguf.writer import write_gguf
-from bitgen.spec import ModelShape
+from bitgen.measure import peer_engines
+from bitgen.spec import ModelShape, RopeScaling
 
 TOKENS = [1, 17, 300, 299, 5, 4, 319]
 
@@ -132,6 +135,31 @@ def test_llama_cpp_agrees_on_the_llama_architecture(tmp_path: Path, type: str) -
     theirs, ours = llama(tmp_path / "m.gguf"), Model.load(tmp_path / "m.gguf")
     tokens = [1, 7, 200, 31, 5, 299]
     assert_same_choices(ours.logits(tokens), logits(theirs, tokens))
+
+
+YARN = replace(
+    SHAPES["qwen3"], context=64,
+    rope_scaling=RopeScaling("yarn", 4.0, original_context=16, magnitude=yarn_magnitude(4.0)),
+)  # fmt: skip
+"""Qwen3 in small, its positions stretched as those of Bonsai are."""
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize(("group", "type"), [(64, "q2_0"), (128, "q2_0"), (128, "pq2_0"), (128, "ptq1_0")])
+def test_llama_cpp_agrees_on_each_form_of_bonsai(tmp_path: Path, group: int, type: str) -> None:
+    """The published form runs here. llama.cpp, whose Q2_0 has blocks of 64 alone, gets the same weights in those."""
+    published, written = tmp_path / "m.gguf", tmp_path / "llama.gguf"
+    write_gguf(published, synth.SynthCheckpoint(replace(YARN, group=group), 1), type)
+    (theirs,) = {t.type for t in Container(published).tensors.values() if is_ternary(t.name)}
+    assert theirs == {"q2_0": 42, "pq2_0": 142, "ptq1_0": 143}[type]
+    for_llama = peer_engines.ForLlama(read_gguf(published))
+    codes, scales = for_llama.ternary("blk.1.ffn_up.weight")
+    assert for_llama.type == "q2_0" and np.asarray(scales).shape == (512, 256 // 64) and codes.shape == (512, 256)
+    write_gguf(written, for_llama, for_llama.type)
+    tokens = [1, 7, 200, 31, 5, 299] * 8  # beyond the original context
+    got, want = Model.load(published).logits(tokens), logits(llama(written), tokens)
+    assert_same_choices(got, want)
+    assert abs(got.std() / want.std() - 1) < 0.02
 
 
 @pytest.mark.peers

@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from bitgen import Model, cli
+from bitgen.checkpoints import presets
 from bitgen.compile import binding
 from bitgen.errors import BitgenError, UnsupportedError
 from bitgen.measure import bench, energy, peer_engines, peers, plot, profile
@@ -183,6 +184,17 @@ def test_the_real_peers_agree(name: str, model: Model) -> None:
         pytest.skip(f"{name} is not installed: pip install {peer.package}")
     for verdict in peers.check(peer, model.shape, [("prefill", 33), ("decode", 5)], 2):
         assert verdict.error is None and verdict.agreement and verdict.agreement > peers.AGREES
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("name", ["Bonsai-1.7B", "BitCPM4-0.5B"])
+def test_llama_cpp_agrees_on_a_scale_for_every_group(name: str) -> None:
+    """Q2_0 in its own blocks of 64 for Bonsai's of 128, TQ2_0 for 256; on widths of which q6_K makes whole blocks."""
+    shape = replace(presets.load(name), hidden=512, intermediate=768, heads=8, kv_heads=4, head_dim=64)
+    if name.startswith("BitCPM4"):
+        assert shape.rope_scaling and shape.rope_scaling.kind == "table"
+    for verdict in peers.check(PEERS["llama.cpp"], shape, [("prefill", 33), ("decode", 5)], 2):
+        assert verdict.error is None and verdict.agreement and verdict.agreement > 0.998
 
 
 def test_bfloat16_rounds_to_even() -> None:
