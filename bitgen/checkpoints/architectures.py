@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bitgen.checkpoints.hybrid import delta_of, hadamard_of, widths
 from bitgen.checkpoints.rope import scaling_of
 from bitgen.errors import FormatError, UnsupportedError, quoted
 from bitgen.spec import Activation, ModelShape
@@ -24,6 +25,8 @@ class Architecture:
     scaled_embedding: bool = False  # embedding rows are multiplied by sqrt(hidden)
     windows: bool = False  # layers may attend to a window of positions
     own_scales: bool = False  # the fields SCALES are the model's own numbers
+    attention_gate: bool = False  # a gate stands behind each query head
+    delta: bool = False  # most layers have Gated DeltaNet in the place of attention
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -40,9 +43,13 @@ ARCHITECTURES: dict[str, Architecture] = {
         "silu", sub_norms=False, rope_interleaved=False, qk_norm=True, qk_norm_after_rope=True
     ),
     "minicpm": Architecture("silu", sub_norms=False, rope_interleaved=True, own_scales=True),
+    "qwen35": Architecture(
+        "silu", sub_norms=False, rope_interleaved=False, qk_norm=True, attention_gate=True, delta=True
+    ),
 }  # fmt: skip
 """bitnet: the 1bitLLM models. bitnet-25, then bitnet-b1.58: 2B4T. llama: Llama3-8B-1.58, Falcon3, Falcon-E, TriLM.
-qwen3, gemma3: BitNet-embedding 0.6B and 270M, and ternary Qwen3. hunyuan-dense: Hy-MT. minicpm: BitCPM4."""
+qwen3, gemma3: BitNet-embedding 0.6B and 270M, and ternary Qwen3. hunyuan-dense: Hy-MT. minicpm: BitCPM4. qwen35: Qwen
+3.5 and what is made of it, as Ternary Bonsai 27B."""
 
 INTEGERS: dict[str, tuple[int, int]] = {
     "hidden": (1, 1 << 16),
@@ -82,8 +89,10 @@ OPTIONAL_FLOATS: dict[str, tuple[float, float]] = {
     **SCALES,
 }
 OPTIONAL_FLAGS = ("input_norms", "ternary_embedding", "ternary_head")
-OPTIONAL = (*OPTIONAL_INTEGERS, *OPTIONAL_FLOATS, *OPTIONAL_FLAGS, "rope_scaling")
+OPTIONAL = (*OPTIONAL_INTEGERS, *OPTIONAL_FLOATS, *OPTIONAL_FLAGS, "rope_scaling", "delta", "hadamard")
 """Fields that few models need; absent, they have ModelShape's default. All others follow from the architecture."""
+IMPLIED = ("qk_norm", "qk_norm_after_rope", "post_norms", "attention_gate")
+"""Fields of a shape that its architecture says."""
 
 
 def architecture(name: str, where: str) -> Architecture:
@@ -131,15 +140,15 @@ def shape_from(values: Mapping[str, Any], where: str) -> ModelShape:
         raise UnsupportedError(
             f"{where}: activation {quoted(values['activation'])} is not supported; known: {', '.join(ACTIVATIONS)}"
         )
+    values = {**values, "delta": delta_of(values, kind.delta, where)}
+    values["hadamard"] = hadamard_of(values, where)
     _check_fit(values, where)
     given = (*TEXTS, *INTEGERS, *FLOATS, *FLAGS, *(field for field in OPTIONAL if field in values))
     fields: dict[str, Any] = {field: values[field] for field in given}
     fields |= {field: float(fields[field]) for field in (*FLOATS, *OPTIONAL_FLOATS) if field in fields}
     fields["rope_scaling"] = scaling_of(values, where)
     fields |= _scales(values, kind, where)
-    return ModelShape(
-        **fields, qk_norm=kind.qk_norm, qk_norm_after_rope=kind.qk_norm_after_rope, post_norms=kind.post_norms
-    )
+    return ModelShape(**fields, **{trait: getattr(kind, trait) for trait in IMPLIED})
 
 
 def _scales(values: Mapping[str, Any], kind: Architecture, where: str) -> dict[str, float]:
@@ -170,16 +179,11 @@ def _check_fit(values: Mapping[str, Any], where: str) -> None:
     group = values.get("group", 0)
     if group % GROUP_MULTIPLE:
         raise FormatError(f"{where}: group is {group}; expected a multiple of {GROUP_MULTIPLE}")
-    columns = {
-        "hidden": values["hidden"],
-        "heads x head_dim": values["heads"] * values["head_dim"],
-        "intermediate": values["intermediate"],
-    }
     ends = values.get("ternary_embedding", False), values.get("ternary_head", False)
     if any(ends) and not group:
         raise FormatError(f"{where}: embedding or head are ternary, and group is 0; their scales are those of groups")
     if values["tied"] and ends[0] != ends[1]:
         raise FormatError(f"{where}: ternary_embedding and ternary_head differ, and the head is the embedding")
-    for field, k in columns.items() if group else ():
+    for field, k in widths(values).items() if group else ():
         if k % group:
             raise FormatError(f"{where}: {field}, {k}, is not a multiple of group, {group}")

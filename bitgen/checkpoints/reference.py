@@ -11,7 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bitgen.checkpoints.checkpoint import ALL, Checkpoint, Codes, Scales
+from bitgen.checkpoints.delta import causal_convolution, gated_delta_rule, sigmoid, softplus
 from bitgen.checkpoints.rope import frequencies
+from bitgen.checkpoints.rotation import regroup, rotate, rotate_back
+from bitgen.checkpoints.tensors import SIGNS, tensor_name
 from bitgen.spec import Activation
 
 FloatArray = npt.NDArray[np.float32]
@@ -153,7 +156,8 @@ def forward_many(
     """`forward` of each prompt alone, with every weight read once for all of them."""
     head = checkpoint.dense("token_embd.weight" if checkpoint.shape.tied else "output.weight").astype(np.float32)
     divisor = np.float32(checkpoint.shape.logit_divisor)
-    return [(x / divisor).astype(np.float32) @ head.T for x in states_many(checkpoint, prompts, cache)]
+    states = [(x / divisor).astype(np.float32) for x in states_many(checkpoint, prompts, cache)]
+    return [rotated(checkpoint, x) @ head.T for x in states]
 
 
 def states(
@@ -173,15 +177,33 @@ def states_many(
     """`states` of each prompt alone, with every weight read once for all of them."""
     shape = checkpoint.shape
     embedding = checkpoint.dense("token_embd.weight")
-    rows = [embedding[np.asarray(tokens, dtype=np.int64)] for tokens in prompts]
-    xs = [x.astype(np.float32) * np.float32(shape.embedding_scale) for x in rows]
+    rows = [embedding[np.asarray(tokens, dtype=np.int64)].astype(np.float32) for tokens in prompts]
+    xs = [rotated_back(checkpoint, x) * np.float32(shape.embedding_scale) for x in rows]
     scale = np.float32(shape.residual_scale)
     for layer in range(shape.layers):
         block = Block(Cached(checkpoint), layer, cache)
-        xs = [x + block.attend(x) * scale for x in xs]
+        xs = [x + block.mix(x) * scale for x in xs]
         xs = [x + block.feed_forward(x) * scale for x in xs]
     gain = checkpoint.dense("output_norm.weight").astype(np.float32)
     return [rms_norm(x, gain, shape.norm_eps) for x in xs]
+
+
+def rotated(checkpoint: Checkpoint, x: FloatArray) -> FloatArray:
+    """x float32 [n, k] as matrices take it: rotated, where the model has a rotation."""
+    turn = checkpoint.shape.hadamard
+    return rotate(x, turn.block, _signs(checkpoint, x)) if turn else x
+
+
+def rotated_back(checkpoint: Checkpoint, z: FloatArray) -> FloatArray:
+    """What rows of the embedding, float32 [n, hidden], stand for."""
+    turn = checkpoint.shape.hadamard
+    return rotate_back(z, turn.block, _signs(checkpoint, z)) if turn else z
+
+
+def _signs(checkpoint: Checkpoint, x: FloatArray) -> FloatArray | None:
+    """The signs of x's columns, float32 [k]; None where the model has none."""
+    turn = checkpoint.shape.hadamard
+    return checkpoint.dense(f"{SIGNS}{x.shape[1]}").astype(np.float32) if turn and turn.signed else None
 
 
 class Cached:
@@ -209,11 +231,15 @@ class Block:
     layer: int
     cache: type[np.floating[Any]]
 
-    def attend(self, x: FloatArray) -> FloatArray:
-        """What attention adds to x [n, hidden]; norms in angle brackets are those that only some models have.
+    def mix(self, x: FloatArray) -> FloatArray:
+        """What the first half of the layer adds to x [n, hidden]."""
+        return self.attend(x) if self.checkpoint.shape.attends(self.layer) else self.delta_net(x)
 
-        <post_attention_norm>(attn_output(<attn_sub_norm>(attention(rope(<attn_q_norm>(q)), ...)))) of attn_norm(x).
-        With qk_norm_after_rope it is <attn_q_norm>(rope(q)).
+    def attend(self, x: FloatArray) -> FloatArray:
+        """What attention adds to x [n, hidden]; what is in angle brackets only some models have.
+
+        <post_attention_norm>(attn_output(<attn_sub_norm>(<sigmoid(gate)> attention(rope(<attn_q_norm>(q)), ...)))) of
+        attn_norm(x). With qk_norm_after_rope it is <attn_q_norm>(rope(q)). A gate stands behind each head of q.
         """
         shape = self.checkpoint.shape
         windowed = bool(shape.window and (self.layer + 1) % shape.window_period)
@@ -221,14 +247,37 @@ class Block:
         turned_by = frequencies(shape, windowed), shape.rope_interleaved, scaling.magnitude if scaling else 1.0
         h = self._norm("attn_norm", x)
         q, k, v = (self._linear(name, h).reshape(len(x), -1, shape.head_dim) for name in ("attn_q", "attn_k", "attn_v"))
+        q, gate = (q[:, ::2], q[:, 1::2]) if shape.attention_gate else (q, None)
         if not shape.qk_norm_after_rope:
             q, k = self._norm("attn_q_norm", q), self._norm("attn_k_norm", k)
         q, k = (rope(t, *turned_by) for t in (q, k))
         if shape.qk_norm_after_rope:
             q, k = self._norm("attn_q_norm", q), self._norm("attn_k_norm", k)
         k, v = (t.astype(self.cache).astype(np.float32) for t in (k, v))
-        context = self._norm("attn_sub_norm", attention(q, k, v, shape.attention_scale, window))
+        context = attention(q, k, v, shape.attention_scale, window)
+        if gate is not None:
+            context = context * sigmoid(gate.reshape(context.shape))
+        context = self._norm("attn_sub_norm", context)
         return self._norm("post_attention_norm", self._linear("attn_output", context))
+
+    def delta_net(self, x: FloatArray) -> FloatArray:
+        """What Gated DeltaNet adds to x [n, hidden]: ssm_out(ssm_norm(o) silu(z)), o being what value heads read.
+
+        z is attn_gate of h = attn_norm(x). Queries, keys and values are silu(convolution(attn_qkv(h))). The strength
+        sigmoid(ssm_beta h) and the decay exp(ssm_a softplus(ssm_alpha h + ssm_dt)) are made of h by float matrices.
+        """
+        d, n = self.checkpoint.shape.delta, len(x)
+        assert d is not None
+        h = self._norm("attn_norm", x)
+        mixed = causal_convolution(self._linear("attn_qkv", h), self._floats("ssm_conv1d"))
+        ends = [d.key_heads * d.key_dim, 2 * d.key_heads * d.key_dim]
+        q, k, v = np.split(activate(mixed, "silu"), ends, axis=1)
+        z = self._linear("attn_gate", h).reshape(n, d.value_heads, d.value_dim)
+        beta = sigmoid(h @ self._floats("ssm_beta").T)
+        log_decay = self._floats("ssm_a") * softplus(h @ self._floats("ssm_alpha").T + self._floats("ssm_dt"))
+        keys, values = (n, d.key_heads, d.key_dim), (n, d.value_heads, d.value_dim)
+        read = gated_delta_rule(q.reshape(keys), k.reshape(keys), v.reshape(values), log_decay, beta)
+        return self._linear("ssm_out", (self._norm("ssm_norm", read) * activate(z, "silu")).reshape(n, d.inner))
 
     def feed_forward(self, x: FloatArray) -> FloatArray:
         """What the FFN adds to x: <post_ffw_norm>(ffn_down(<ffn_sub_norm>(activate(ffn_gate) * ffn_up)))."""
@@ -238,14 +287,20 @@ class Block:
         return self._norm("post_ffw_norm", self._linear("ffn_down", self._norm("ffn_sub_norm", inner)))
 
     def _linear(self, name: str, x: FloatArray) -> FloatArray:
-        """W x, after a norm of x where the matrix has one for its input."""
+        """W x, after a norm of x where the matrix has one for its input, and a rotation where the model has one."""
+        shape = self.checkpoint.shape
         x = self._norm(f"{name}_norm_in", x)
-        codes, scale = self.checkpoint.ternary(f"blk.{self.layer}.{name}.weight")
+        if name == "ssm_out" and shape.hadamard and shape.hadamard.regrouped and shape.delta:
+            x = regroup(x, shape.delta.key_heads, shape.delta.value_dim)
+        x = rotated(self.checkpoint, x)
+        codes, scale = self.checkpoint.ternary(tensor_name(self.layer, name))
         return group_linear(x, codes, scale) if isinstance(scale, np.ndarray) else bit_linear(x, codes, scale)
 
     def _norm(self, name: str, x: FloatArray) -> FloatArray:
         """x normed over its last axis, or x itself in a model without this norm."""
-        if name not in self.checkpoint.shape.norms:
+        if name not in self.checkpoint.shape.layer_norms(self.layer):
             return x
-        gain = self.checkpoint.dense(f"blk.{self.layer}.{name}.weight").astype(np.float32)
-        return rms_norm(x, gain, self.checkpoint.shape.norm_eps)
+        return rms_norm(x, self._floats(name), self.checkpoint.shape.norm_eps)
+
+    def _floats(self, name: str) -> FloatArray:
+        return self.checkpoint.dense(tensor_name(self.layer, name)).astype(np.float32)

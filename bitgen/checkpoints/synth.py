@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitgen.checkpoints.checkpoint import ALL, Scale
-from bitgen.checkpoints.tensors import is_ternary, tensor_shapes, ternary_ends
+from bitgen.checkpoints.tensors import SIGNS, is_ternary, part_of, sign_shapes, tensor_shapes, ternary_ends
 from bitgen.errors import FormatError
 from bitgen.spec import ModelShape
 from bitgen.text.tokenizer import BYTE_ALPHABET
@@ -31,6 +31,11 @@ _CODES = 1 << 19
 LOGIT_SPREAD = 2.0
 """Standard deviation of the logits, about a trained model's."""
 
+RANGES: dict[str, tuple[float, float]] = {"ssm_a": (-2.0, -0.05), "ssm_dt": (-4.0, -1.0)}
+"""Vectors of layers with Gated DeltaNet -> least and greatest value: a state's heads forget within 2 to 1000 tokens."""
+SPREADS = {"ssm_alpha": 0.5, "ssm_beta": 1.0}
+"""Float matrices of those layers -> standard deviation of what they make of normed states."""
+
 _NORMAL, _CONTROL = 1, 3
 _SPECIALS = ("<|begin_of_text|>", "<|end_of_text|>")
 
@@ -40,7 +45,7 @@ class SynthCheckpoint:
 
     def __init__(self, shape: ModelShape, seed: int = 0) -> None:
         self._shape, self._seed = shape, seed
-        self._tensors = tensor_shapes(shape)
+        self._tensors = tensor_shapes(shape) | sign_shapes(shape)
         self._reading: dict[str, tuple[int, np.random.SFC64]] = {}  # name -> draws made, its generator after them
 
     @property
@@ -88,17 +93,28 @@ class SynthCheckpoint:
 
     def dense(self, name: str, rows: slice = ALL) -> npt.NDArray[np.floating[Any]]:
         """Norms: float32 [n] in 1 ± 0.1. Embedding and head: rows of float16 [vocab, hidden], uniform around 0, or
-        those of `ternary_rows`."""
-        dims = self._dims(name)
+        those of `ternary_rows`.
+
+        Of Gated DeltaNet vectors of RANGES, float16 matrices for SPREADS, and a convolution [channels, taps] that keeps
+        the size of its input; of a rotation signs, float32 [width].
+        """
+        dims, part = self._dims(name), part_of(name)
         start, stop, _ = rows.indices(dims[0])
         if name in ternary_ends(self._shape):
             codes, scales = self.ternary_rows(name, slice(start, stop))
             halves = np.repeat(scales, self._shape.group, axis=1).astype(np.float16)
             return np.multiply(codes, halves, dtype=np.float16)
+        if name.startswith(SIGNS):
+            odd = _bytes(self._bits(name), dims[0])[start:stop] & 1
+            return 1 - 2 * odd.astype(np.float32)
         if len(dims) == 1:
-            noise = _bytes(self._bits(name), 2 * dims[0]).view("<i2")[start:stop]
-            return (1 + noise.astype(np.float32) / np.float32(327680)).astype(np.float32)
-        spread = np.float32(LOGIT_SPREAD * (3 / self._shape.hidden) ** 0.5 / 32768)
+            noise = _bytes(self._bits(name), 2 * dims[0]).view("<i2")[start:stop].astype(np.float32)
+            if part not in RANGES:
+                return (1 + noise / np.float32(327680)).astype(np.float32)
+            low, high = RANGES[part]
+            return (np.float32((low + high) / 2) + noise * np.float32((high - low) / 65536)).astype(np.float32)
+        of_input = SPREADS.get(part, LOGIT_SPREAD) if part != "ssm_conv1d" else 1.0
+        spread = np.float32(of_input * (3 / dims[1]) ** 0.5 / 32768)
         values = np.empty((stop - start) * dims[1], np.float16)
         for at in range(0, values.size, _CHUNK):
             piece = values[at : at + _CHUNK]

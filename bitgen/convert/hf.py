@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from bitgen.checkpoints.checkpoint import ALL, Scale, row_pieces, ternary_floats
 from bitgen.checkpoints.groups import coarsest_group, float_runs, floats_in_groups, group_scales
-from bitgen.checkpoints.tensors import MATRICES, is_ternary, tensor_shapes
+from bitgen.checkpoints.tensors import is_ternary, tensor_shapes
 from bitgen.convert.generation_config import sampling_keys
 from bitgen.convert.hf_config import Config, Storage
 from bitgen.convert.hf_tokenizer import Vocabulary
@@ -150,7 +150,8 @@ class HfCheckpoint:
     def _find_group(self) -> None:
         """The shape takes the finest group of the first layer's matrices; UnsupportedError: they are not ternary."""
         widths = {gemm.k for gemm in self._shape.matrices.values()}
-        for name in dict.fromkeys(self._place(f"blk.0.{matrix}.weight")[0] for matrix in MATRICES):
+        first = (name for name in self._dims if name.startswith("blk.0.") and is_ternary(name))
+        for name in dict.fromkeys(self._place(name)[0] for name in first):
             found = group_of(self._tensors[name], widths)
             if found and (found < self._shape.group or not self._shape.group):
                 self._shape, self._group_from = replace(self._shape, group=found), name

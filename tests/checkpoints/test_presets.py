@@ -13,7 +13,7 @@ from bitgen.checkpoints import presets
 from bitgen.checkpoints.tensors import tensor_shapes
 from bitgen.errors import BitgenError, FormatError, UnsupportedError
 from bitgen.gguf.writer import tensor_table
-from bitgen.spec import RopeScaling
+from bitgen.spec import DeltaShape, Hadamard, RopeScaling
 
 FACTS = {  # hidden, intermediate, layers, heads, kv heads, head_dim, vocab, context, theta, eps
     "2B4T": (2560, 6912, 30, 20, 5, 128, 128256, 4096, 5e5, 1e-5),
@@ -36,8 +36,14 @@ FACTS = {  # hidden, intermediate, layers, heads, kv heads, head_dim, vocab, con
     "Bonsai-1.7B": (2048, 6144, 28, 16, 8, 128, 151936, 32768, 1e6, 1e-6),
     "Bonsai-4B": (2560, 9728, 36, 32, 8, 128, 151936, 32768, 1e6, 1e-6),
     "Bonsai-8B": (4096, 12288, 36, 32, 8, 128, 151936, 65536, 1e6, 1e-6),
+    "Bonsai-27B": (5120, 17408, 64, 24, 4, 256, 248320, 262144, 1e7, 1e-6),
+    "Bonsai-2-27B": (5120, 17408, 64, 24, 4, 256, 248320, 262144, 1e7, 1e-6),
     "stories": (256, 1024, 8, 4, 2, 64, 4096, 512, 1e4, 1e-5),
 }
+
+
+DELTA = DeltaShape(period=4, key_heads=16, value_heads=48, key_dim=128, value_dim=128, taps=4)
+"""Of the 27B models."""
 
 
 def test_every_preset_is_known_here() -> None:
@@ -52,20 +58,21 @@ def test_preset_holds_the_published_facts(name: str) -> None:
     assert (s.hidden, s.intermediate, s.layers, s.heads, s.kv_heads, s.head_dim) == FACTS[name][:6]
     assert (s.vocab, s.context, s.rope_theta, s.norm_eps) == FACTS[name][6:]
     bonsai, bitcpm, embedding = (name.startswith(each) for each in ("Bonsai", "BitCPM4", "BitNet-embedding"))
-    mup = name in ("BitCPM4-0.5B", "BitCPM4-8B")
+    mup, hybrid = name in ("BitCPM4-0.5B", "BitCPM4-8B"), name.endswith("27B")
     llama = name.startswith(("Llama", "Falcon")) or bitcpm
     assert s.group == 128 * bonsai + 256 * bitcpm
     if mup:
         assert (s.architecture, s.embedding_scale, s.logit_divisor) == ("minicpm", 12.0, s.hidden / 256)
         assert s.residual_scale == 1.4 / s.layers**0.5
     elif embedding or bonsai:
-        assert (s.architecture, s.activation) == (("gemma3", "gelu_tanh") if s.hidden == 640 else ("qwen3", "silu"))
+        qwen = "qwen35" if hybrid else "qwen3"
+        assert (s.architecture, s.activation) == (("gemma3", "gelu_tanh") if s.hidden == 640 else (qwen, "silu"))
     else:
         assert s.architecture == ("llama" if llama else "bitnet-b1.58" if s.activation == "relu2" else "bitnet")
         assert s.activation == ("relu2" if name in ("2B4T", "stories") else "silu")
     assert s.sub_norms == (not llama and not embedding and not bonsai)
     assert (s.tied, s.rope_interleaved) == (
-        name == "BitCPM4-0.5B" or not (llama or name == "Bonsai-8B" or name == "BitCPM4-8B"),
+        name == "BitCPM4-0.5B" or not (llama or hybrid or name == "Bonsai-8B" or name == "BitCPM4-8B"),
         llama or mup,
     )
     assert (s.input_norms, s.qk_norm, s.post_norms) == (embedding, embedding or bonsai, s.architecture == "gemma3")
@@ -75,7 +82,10 @@ def test_preset_holds_the_published_facts(name: str) -> None:
         assert list(s.rope_scaling.divisors) == sorted(s.rope_scaling.divisors)
     else:
         yarn = RopeScaling("yarn", 4.0, s.context // 4, magnitude=1 + 0.1 * log(4))
-        assert s.rope_scaling == (yarn if bonsai else None)
+        assert s.rope_scaling == (yarn if bonsai and not hybrid else None)
+    assert (s.delta, s.attention_gate, s.rotary) == ((DELTA, True, 64) if hybrid else (None, False, s.head_dim))
+    assert s.hadamard == (Hadamard(1024, signed=True, regrouped=True) if name == "Bonsai-2-27B" else None)
+    assert (s.ternary_embedding, s.ternary_head) == (bonsai, bonsai)
     plain = [f for f in dataclasses.fields(s) if f.name != "activation" and f.default is not None]
     assert all(type(getattr(s, f.name)).__name__ == f.type for f in plain)
 

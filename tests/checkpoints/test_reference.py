@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitgen.checkpoints import reference
-from bitgen.checkpoints.tensors import is_ternary, tensor_shapes
-from bitgen.spec import ModelShape
+from bitgen.checkpoints.tensors import is_ternary, sign_shapes, tensor_shapes
+from bitgen.spec import DeltaShape, Hadamard, ModelShape
 
 SHAPE = ModelShape(
     name="tiny",
@@ -47,7 +47,11 @@ class RandomCheckpoint:
         return self._rng(name).integers(-1, 2, tensor_shapes(self.shape)[name], dtype=np.int8), 0.04
 
     def dense(self, name: str, rows: slice = slice(None)) -> np.ndarray:
-        size = tensor_shapes(self.shape)[name]
+        size = (tensor_shapes(self.shape) | sign_shapes(self.shape))[name]
+        if name.startswith("hadamard_signs."):
+            return self._rng(name).choice(np.array([-1, 1], np.float32), size)
+        if name.endswith("ssm_a"):
+            return -self._rng(name).uniform(0.05, 1, size).astype(np.float32)
         values = self._rng(name).normal(size=size) if len(size) == 2 else self._rng(name).uniform(0.5, 1.5, size)
         return values.astype(np.float16 if len(size) == 2 else np.float32)[rows]
 
@@ -183,6 +187,11 @@ def test_activate() -> None:
     assert np.allclose(reference.activate(x, "silu"), [0, -1 / (1 + math.e), 0, 2 / (1 + math.exp(-2)), 200])
 
 
+HYBRID = replace(
+    SHAPE, architecture="qwen35", layers=3, sub_norms=False, tied=False, activation="silu", qk_norm=True,
+    attention_gate=True, rope_dims=4,
+    delta=DeltaShape(period=3, key_heads=2, value_heads=6, key_dim=4, value_dim=8, taps=3),
+)  # fmt: skip
 VARIANTS = {
     "2B4T": SHAPE,
     "untied": replace(SHAPE, tied=False),
@@ -194,6 +203,10 @@ VARIANTS = {
     "gemma3": replace(
         SHAPE, sub_norms=False, qk_norm=True, post_norms=True, embedding_scale=3.0, activation="gelu_tanh", window=4
     ),
+    "qwen35": HYBRID,
+    "qwen35 rotated": replace(HYBRID, hadamard=Hadamard(16, signed=True, regrouped=True)),
+    "qwen35 rotated without signs": replace(HYBRID, hadamard=Hadamard(4, signed=False, regrouped=False)),
+    "rotated": replace(SHAPE, hadamard=Hadamard(16, signed=True, regrouped=False)),
 }
 
 
@@ -234,6 +247,35 @@ def test_forward_obeys_every_field(change: dict[str, Any]) -> None:
     tokens = [3, 1, 4, 1, 5]
     one = reference.forward(RandomCheckpoint(SHAPE), tokens)
     other = reference.forward(RandomCheckpoint(replace(SHAPE, **change)), tokens)
+    assert np.abs(one - other).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"attention_gate": False},
+        {"delta": replace(HYBRID.delta, period=2)},  # type: ignore[type-var]
+        {"delta": replace(HYBRID.delta, key_heads=6, key_dim=2)},  # type: ignore[type-var]
+        {"delta": replace(HYBRID.delta, taps=4)},  # type: ignore[type-var]
+        {"delta": None},
+        {"hadamard": Hadamard(16, signed=False, regrouped=False)},
+    ],
+    ids=str,
+)
+def test_forward_obeys_every_field_of_a_hybrid(change: dict[str, Any]) -> None:
+    tokens = [3, 1, 4, 1, 5]
+    one = reference.forward(RandomCheckpoint(HYBRID), tokens)
+    other = reference.forward(RandomCheckpoint(replace(HYBRID, **change)), tokens)
+    assert np.abs(one - other).max() > 1e-2
+
+
+@pytest.mark.parametrize("change", [{"block": 4}, {"signed": False}, {"regrouped": False}], ids=str)
+def test_forward_obeys_every_field_of_a_rotation(change: dict[str, Any]) -> None:
+    turn = Hadamard(16, signed=True, regrouped=True)
+    one, other = (
+        reference.forward(RandomCheckpoint(replace(HYBRID, hadamard=of)), [3, 1, 4, 1, 5])
+        for of in (turn, replace(turn, **change))
+    )
     assert np.abs(one - other).max() > 1e-2
 
 

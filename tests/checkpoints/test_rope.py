@@ -21,7 +21,7 @@ BONSAI = RopeScaling("yarn", 4.0, 8192, magnitude=1.138629)
 @pytest.mark.parametrize("name", presets.names())
 def test_they_are_powers_of_theta(name: str) -> None:
     shape = dataclasses.replace(presets.load(name), rope_scaling=None)
-    want = float(np.float32(shape.rope_theta)) ** (-np.arange(0, shape.head_dim, 2) / shape.head_dim)
+    want = float(np.float32(shape.rope_theta)) ** (-np.arange(0, shape.rotary, 2) / shape.rotary)
     assert np.array_equal(frequencies(shape), want.astype(np.float32))
 
 
