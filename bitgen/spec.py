@@ -217,6 +217,25 @@ class ModelShape:
         """How many layers have a matrix."""
         return sum(role in self.layer_roles(layer) for layer in range(self.layers))
 
+    @property
+    def ternary_weights(self) -> int:
+        """Ternary weights of all layers."""
+        return sum(self.layers_with(role) * gemm.m * gemm.k for role, gemm in self.matrices.items())
+
+    @property
+    def attending(self) -> int:
+        """How many layers have attention, and so keys and values of every position."""
+        return sum(map(self.attends, range(self.layers)))
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of what the layers with Gated DeltaNet keep of a sequence, in float32, whatever its length."""
+        if self.delta is None:
+            return 0
+        d = self.delta
+        floats = d.value_heads * d.key_dim * d.value_dim + (d.taps - 1) * d.channels
+        return 4 * floats * (self.layers - self.attending)
+
     def matrices_of(self, stage: str) -> dict[str, GemmShape]:
         """The matrices of one stage of a layer, named by the fused role: that matrix, or its parts."""
         return {role: gemm for role, gemm in self.matrices.items() if role in (stage, *APART.get(stage, ()))}

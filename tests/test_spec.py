@@ -5,7 +5,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitgen.spec import GemmShape, KernelSpec, Layout, ModelShape, Tile
+from bitgen.spec import DeltaShape, GemmShape, KernelSpec, Layout, ModelShape, Tile
 
 positive = st.integers(1, 1 << 20)
 natural = st.integers(0, 1 << 16)
@@ -45,6 +45,27 @@ def test_matrices_fuse_their_parts() -> None:
     }
     assert shape.segments["qkv"] == (2560, 640, 640)
     assert list(shape.matrices_of("qkv")) == ["qkv"] and not shape.matrices_of("head")
+
+
+HYBRID = replace(
+    SHAPE, layers=8, sub_norms=False, attention_gate=True, group=128,
+    delta=DeltaShape(period=4, key_heads=2, value_heads=6, key_dim=128, value_dim=64, taps=4),
+)  # fmt: skip
+
+
+def test_layers_of_two_kinds() -> None:
+    assert [HYBRID.attends(n) for n in range(8)] == 2 * [False, False, False, True]
+    assert HYBRID.layer_roles(3) == ["qkv", "o", "gate_up", "down"]
+    assert HYBRID.layer_roles(4) == ["delta_in", "delta_out", "gate_up", "down"]
+    assert HYBRID.segments["qkv"] == (5120, 640, 640) and HYBRID.segments["delta_in"] == (896, 384)
+    assert HYBRID.matrices["delta_in"] == GemmShape(1280, 2560, 128)
+    assert HYBRID.matrices["delta_out"] == GemmShape(2560, 384, 128)
+    assert [HYBRID.layers_with(role) for role in ("qkv", "delta_in", "down")] == [2, 6, 8]
+    assert HYBRID.attending == 2 and SHAPE.attending == 30
+    attends, delta = 6400 * 2560 + 2560 * 2560, 1280 * 2560 + 2560 * 384
+    assert HYBRID.ternary_weights == 2 * attends + 6 * delta + 8 * (13824 * 2560 + 2560 * 6912)
+    assert HYBRID.layer_norms(0) == {"attn_norm": 2560, "ssm_norm": 64, "ffn_norm": 2560}
+    assert HYBRID.state_bytes == 6 * 4 * (6 * 128 * 64 + 3 * 896) and SHAPE.state_bytes == 0
 
 
 def test_matrices_with_inputs_of_their_own_are_apart() -> None:

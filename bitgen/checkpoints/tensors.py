@@ -107,3 +107,9 @@ def is_ternary(name: str) -> bool:
     """Whether a tensor is one of the ternary matrices of a layer."""
     parts = name.split(".")
     return len(parts) == 4 and parts[0] == "blk" and parts[2] in MATRICES and parts[3] == "weight"
+
+
+def is_beyond(name: str, layers: int) -> bool:
+    """Whether a tensor is of a layer behind the first `layers`."""
+    block, layer, *_ = (*name.split("."), "")
+    return block == "blk" and layer.isdecimal() and int(layer) >= layers

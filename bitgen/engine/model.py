@@ -198,14 +198,16 @@ class Model(Uncopied):
     @property
     def ternary_weights(self) -> int:
         """Ternary weights of the whole model."""
-        return self.shape.layers * sum(s.m * s.k for s in self.shape.matrices.values())
+        return self.shape.ternary_weights
 
     @property
     def weight_bytes(self) -> int:
         """Packed ternary bytes that one token reads."""
-        layouts = {role: self.plan.matrices[role].layout for role in self.shape.matrices}
-        sizes = {r: FORMATS[at.format].geometry(self.shape.matrices[r], at).weight_bytes for r, at in layouts.items()}
-        return self.shape.layers * sum(sizes.values())
+        shape, plan = self.shape, self.plan.matrices
+        return sum(
+            shape.layers_with(r) * FORMATS[plan[r].layout.format].geometry(gemm, plan[r].layout).weight_bytes
+            for r, gemm in shape.matrices.items()
+        )
 
     @property
     def head_bytes(self) -> int:

@@ -1,4 +1,4 @@
-"""What is no error in a file, and yet would give garbage, as its weights show."""
+"""What is no error in a file, and yet would give garbage, as its weights show; and what of it is not used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ to the greatest of their block, 0.77 to 0.85 become 0."""
 
 def warning(checkpoint: GgufCheckpoint) -> str | None:
     """What looks wrong, and what to do; None where nothing does. Errors are those of reading a matrix."""
-    return i2s_layout.warning(checkpoint) or _rounded(checkpoint)
+    return i2s_layout.warning(checkpoint) or _rounded(checkpoint) or _left_out(checkpoint)
+
+
+def _left_out(checkpoint: GgufCheckpoint) -> str | None:
+    """Layers that are not used, so that nobody waits for their speed."""
+    if not checkpoint.left_out:
+        return None
+    return f"{checkpoint.path}: its layer that predicts further tokens is left out; the text is the same without it"
 
 
 def _rounded(checkpoint: GgufCheckpoint) -> str | None:

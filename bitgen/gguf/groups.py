@@ -7,7 +7,7 @@ from itertools import islice
 import numpy as np
 
 from bitgen.checkpoints.groups import coarsest_group, has_several
-from bitgen.checkpoints.tensors import MATRICES, is_ternary
+from bitgen.checkpoints.tensors import MATRICES, is_beyond, is_ternary
 from bitgen.errors import FormatError, UnsupportedError
 from bitgen.gguf.blocks import Scaled
 from bitgen.gguf.container import Container
@@ -32,8 +32,10 @@ SAMPLE_ROWS = 64
 """Rows of a matrix of floats that show whether it has several scales. Else it is refused when it is read."""
 
 
-def scale_group(container: Container, reading: Reading) -> int:
+def scale_group(container: Container, reading: Reading, layers: int) -> int:
     """Columns of a row that share a scale, by the matrix that has the most scales; 0 where each matrix has one.
+
+    layers: how many are read; matrices of others do not count.
 
     0 also where the file is not complete, since no weights are read then.
 
@@ -41,7 +43,7 @@ def scale_group(container: Container, reading: Reading) -> int:
     rows of those of the first layer do.
     FormatError, UnsupportedError: a matrix that was read for it is not ternary; both name the file and the tensor.
     """
-    return _Groups(container, reading).finest() if container.complete else 0
+    return _Groups(container, reading, layers).finest() if container.complete else 0
 
 
 def has_groups(tensor: Tensor | None, group: int) -> bool:
@@ -52,9 +54,10 @@ def has_groups(tensor: Tensor | None, group: int) -> bool:
 class _Groups:
     """The ternary matrices of a file, and the scales that each has."""
 
-    def __init__(self, container: Container, reading: Reading) -> None:
+    def __init__(self, container: Container, reading: Reading, layers: int) -> None:
         self.container, self.reading = container, reading
-        self.matrices = [t for t in container.tensors.values() if is_ternary(t.name) and len(t.shape) == 2]
+        matrices = (t for t in container.tensors.values() if is_ternary(t.name) and len(t.shape) == 2)
+        self.matrices = [t for t in matrices if not is_beyond(t.name, layers)]
 
     def finest(self) -> int:
         blocks = sorted((t for t in self.matrices if t.type_name in SCALED_BLOCKS), key=self._block)

@@ -47,8 +47,10 @@ def warning(checkpoint: GgufCheckpoint) -> str | None:
 
 def evidence(checkpoint: GgufCheckpoint, i2s_layout: str) -> float:
     """Sum of n r^2 over pairs of profiles of the same n neurons, read by a layout; 0 where it cannot be read so."""
+    s = checkpoint.shape
+    middle = next((n for n in range(s.layers // 2, s.layers) if s.attends(n)), s.layers // 2)
     try:
-        pairs = _pairs(checkpoint, checkpoint.shape.layers // 2, i2s_layout)
+        pairs = _pairs(checkpoint, middle, i2s_layout)
         return sum(a.size * _correlation(a, b) ** 2 for a, b in pairs)
     except FormatError:  # a code 3, or rows that are not whole blocks: not this layout
         return 0.0
@@ -75,9 +77,9 @@ def _pairs(checkpoint: GgufCheckpoint, layer: int, i2s_layout: str) -> Iterator[
 
 
 def _non_zero(checkpoint: GgufCheckpoint, name: str, rows: int, i2s_layout: str) -> npt.NDArray[np.bool_] | None:
-    """bool [rows, K]: which weights in the first rows of an I2_S matrix are not 0; None for another type."""
-    tensor = checkpoint.container.tensors[name]
-    if tensor.type_name != "I2_S":
+    """bool [rows, K]: which weights in the first rows of an I2_S matrix are not 0; None where there is none."""
+    tensor = checkpoint.container.tensors.get(name)
+    if tensor is None or tensor.type_name != "I2_S":
         return None
     m, k = min(rows, tensor.shape[0]), tensor.shape[1]
     block = i2s_block(i2s_layout, k)

@@ -11,6 +11,14 @@ from bitgen.checkpoints.checkpoint import Checkpoint
 from bitgen.errors import FormatError, UnsupportedError, brief, quoted
 from bitgen.gguf.container import Container
 from bitgen.gguf.groups import has_groups, scale_group
+from bitgen.gguf.hybrid_keys import (
+    check_hadamard,
+    check_sections,
+    delta_fields,
+    delta_keys,
+    hadamard_fields,
+    hadamard_keys,
+)
 from bitgen.gguf.rope_keys import rope_fields, rope_keys
 from bitgen.gguf.tensors import Reading
 from bitgen.spec import Activation, ModelShape
@@ -36,8 +44,8 @@ SCALE_KEYS = {
 GEMMA3_PERIOD, GEMMA3_WINDOW_THETA = 6, 10000.0
 """Defaults for a gemma3 file that has a window and not the other keys, as in llama.cpp."""
 
-HADAMARD = "prism.hadamard."
-"""Keys of models whose activations go through a Hadamard transform before their matrices, which hold its inverse."""
+AHEAD = "nextn_predict_layers"
+"""Layers behind the others, counted in block_count, that predict further tokens; a text is the same without them."""
 
 VOCAB_1BITLLM = 32002
 """Tokens of the first BitNet models, whose FFN uses SiLU even where a file has the newer name bitnet-b1.58."""
@@ -66,16 +74,16 @@ class _Keys:
     def shape(self, override: str | None) -> tuple[ModelShape, str]:
         """The shape, and the reason for its activation."""
         self._refuse_variants()
-        self._refuse_hadamard()
         vocab = self._vocab()
         heads, hidden = self.own("attention.head_count", int), self.own("embedding_length", int)
         activation, reason = self._activation(override, vocab)
+        layers = self._layers()
         values = {
             "name": self.get("general.name", str, "") or self.container.files[0].stem,
             "architecture": self.arch,
             "hidden": hidden,
             "intermediate": self.own("feed_forward_length", int),
-            "layers": self.own("block_count", int),
+            "layers": layers,
             "heads": heads,
             "kv_heads": self.own("attention.head_count_kv", int, heads),
             "head_dim": self._head_dim(hidden, heads),
@@ -89,13 +97,18 @@ class _Keys:
             "rope_interleaved": self.kind.rope_interleaved,
             "input_norms": "blk.0.attn_q_norm_in.weight" in self.tensors,
             "attention_scale": _shortest(self.own("attention.scale", float, 0.0)),
-            "group": scale_group(self.container, self.reading),
+            "group": scale_group(self.container, self.reading, layers),
+            "delta": delta_fields(self.own) if self.kind.delta else None,
+            "hadamard": hadamard_fields(self.values, self.where),
         }
         embedding = self.tensors.get("token_embd.weight")
         values["ternary_embedding"] = has_groups(embedding, values["group"])
         values["ternary_head"] = has_groups(self.tensors.get("output.weight", embedding), values["group"])
         rope = rope_fields(self.container, self.own, self.arch, values["head_dim"], values["context"])
-        return shape_from(values | self._window() | self._scales() | rope, self.where), reason
+        shape = shape_from(values | self._window() | self._scales() | rope, self.where)
+        check_hadamard(self.values, shape, self.where)
+        check_sections(self.values, self.arch, shape.rotary, self.where)
+        return shape, reason
 
     def own(self, key: str, type: type, default: Any = None) -> Any:
         """The value of <architecture>.<key>."""
@@ -127,6 +140,13 @@ class _Keys:
         if isinstance(tokens, list) and len(tokens) > rows:
             raise FormatError(f"{self.where}: {len(tokens)} tokens, but token_embd.weight has {rows} rows")
         return rows
+
+    def _layers(self) -> int:
+        """The layers that a text goes through: block_count without those of AHEAD, which are the last."""
+        ahead = self.own(AHEAD, int, 0) if self.kind.delta else 0
+        if ahead < 0:
+            raise FormatError(f"{self.where}: {self.arch}.{AHEAD} is {ahead}")
+        return int(self.own("block_count", int)) - int(ahead)
 
     def _head_dim(self, hidden: int, heads: int) -> int:
         """attention.key_length, else hidden / heads; values have as many."""
@@ -192,6 +212,7 @@ class _Keys:
         """UnsupportedError for keys that change the arithmetic, unless their value leaves it as it is."""
         for key, neutral in (
             ("expert_count", (0,)),
+            *([] if self.kind.delta else [(AHEAD, (0,))]),
             *([] if self.kind.windows else [("attention.sliding_window", (0,))]),
             ("attention.causal", (True,)),
             ("attn_logit_softcapping", (0.0,)),
@@ -200,15 +221,6 @@ class _Keys:
             value = self.values.get(f"{self.arch}.{key}", neutral[0])
             if isinstance(value, list | np.ndarray) or value not in neutral:
                 raise UnsupportedError(f"{self.where}: {self.arch}.{key} = {quoted(value)} is not supported")
-
-    def _refuse_hadamard(self) -> None:
-        """UnsupportedError for any key of the transform; the tensors' types do not tell."""
-        for key in self.values:
-            if key.startswith(HADAMARD):
-                raise UnsupportedError(
-                    f"{self.where}: {brief(key)} says that the model needs a Hadamard transform of its activations, "
-                    "which is not supported yet"
-                )
 
 
 def _shortest(value: float) -> float:
@@ -237,7 +249,8 @@ def key_values(checkpoint: Checkpoint, file_type: int) -> dict[str, Any]:
     }
     if template := carried(notes).get("default"):
         notes[KEY] = corrected(template)
-    return ours | {f"{arch}.{key}": value for key, value in _dimensions(s).items()} | notes
+    dimensions = {f"{arch}.{key}": value for key, value in _dimensions(s).items()}
+    return ours | dimensions | hadamard_keys(checkpoint) | notes
 
 
 def _dimensions(s: ModelShape) -> dict[str, Any]:
@@ -254,6 +267,7 @@ def _dimensions(s: ModelShape) -> dict[str, Any]:
         "attention.layer_norm_rms_epsilon": s.norm_eps,
         "rope.freq_base": s.rope_theta,
         **rope_keys(s),
+        **delta_keys(s),
         "hidden_activation": s.activation,
     }
     if s.heads * s.head_dim != s.hidden:

@@ -15,14 +15,15 @@ import numpy.typing as npt
 
 from bitgen.checkpoints.checkpoint import ALL, Scale, Scales, row_pieces
 from bitgen.checkpoints.groups import group_scales, one_scale
-from bitgen.checkpoints.tensors import is_ternary, tensor_shapes
+from bitgen.checkpoints.tensors import SIGNS, is_beyond, is_ternary, sign_shapes, tensor_shapes
 from bitgen.errors import FormatError, UnsupportedError, brief
 from bitgen.gguf.blocks import Scaled
 from bitgen.gguf.container import Container
 from bitgen.gguf.file import Tensor
+from bitgen.gguf.hybrid_keys import signs_of
 from bitgen.gguf.metadata import model_shape
 from bitgen.gguf.rope_keys import TABLES
-from bitgen.gguf.tensors import EMBEDDINGS, TERNARY, VECTORS, Reading, floats, scale_name
+from bitgen.gguf.tensors import EMBEDDINGS, TERNARY, VECTORS, Reading, floats, renamed, scale_name
 from bitgen.gguf.tl_tiles import SCRIPTS, parse_tiles, tile_of
 from bitgen.gguf.types import F32, TENSOR_TYPES
 from bitgen.spec import ModelShape
@@ -45,7 +46,7 @@ def read_gguf(
 
 class GgufCheckpoint:
     """A Checkpoint over a GGUF file, or over the parts of a split one: `files`. Opening checks every name, shape and
-    type; weights are read on demand.
+    type; weights are read on demand. `left_out` are tensors of layers that only predict further tokens.
 
     FormatError: the file contradicts itself or its architecture, or a tensor is not what its type says.
     UnsupportedError: the file is sound, but bitgen cannot run such a model.
@@ -54,8 +55,14 @@ class GgufCheckpoint:
 
     def __init__(self, container: Container, reading: Reading | None = None, activation: str | None = None) -> None:
         self.container, self.reading = container, reading or Reading()
-        self.path, self.files, self._tensors = container.path, container.files, container.tensors
+        self.path, self.files = container.path, container.files
         self._shape, self.activation_reason = model_shape(container, self.reading, activation)
+        kind, layers = self._shape.architecture, self._shape.layers
+        own = {renamed(kind, tensor.name): tensor for tensor in container.tensors.values()}
+        stated = container.metadata[f"{kind}.block_count"]
+        self.left_out = [name for name in own if is_beyond(name, layers) and not is_beyond(name, stated)]
+        self._tensors = {name: tensor for name, tensor in own.items() if name not in self.left_out}
+        self._check_left_out()
         self._check_tensors()
 
     @property
@@ -103,17 +110,27 @@ class GgufCheckpoint:
 
     def dense(self, name: str, rows: slice = ALL) -> npt.NDArray[np.floating[Any]]:
         """Rows of a float tensor, float16 where it is stored so, else float32. FormatError: a value is not finite."""
-        values = self._floats(self._tensor(name), rows)
+        if name.startswith(SIGNS):
+            return self._signs(name)[rows]
+        tensor = self._tensor(name)
+        values = self._floats(tensor, rows)
         for piece in row_pieces(values.shape):
             if not np.isfinite(values[piece]).all():
-                raise FormatError(f"{self.path}: tensor {name} holds NaN or infinite values; the file is corrupt")
+                raise FormatError(
+                    f"{self.path}: tensor {tensor.name} holds NaN or infinite values; the file is corrupt"
+                )
         return values
+
+    def _signs(self, name: str) -> npt.NDArray[np.float32]:
+        if name not in sign_shapes(self._shape):
+            raise FormatError(f"{self.path}: this model has no {name}")
+        return signs_of(self.metadata, int(name.removeprefix(SIGNS)))
 
     @property
     def stored_types(self) -> dict[str, int]:
-        """Name -> type id of the embedding and the head, whose bytes a copy takes over. Ambiguous ids are left out."""
-        matrices = (t for t in self._tensors.values() if len(t.shape) == 2 and not is_ternary(t.name))
-        return {t.name: t.type for t in matrices if len(TENSOR_TYPES[t.type]) == 1}
+        """Name -> type id of each matrix of floats, whose bytes a copy takes over. Ambiguous ids are left out."""
+        matrices = ((n, t) for n, t in self._tensors.items() if len(t.shape) == 2 and not is_ternary(n))
+        return {name: t.type for name, t in matrices if len(TENSOR_TYPES[t.type]) == 1}
 
     def stored(self, name: str) -> Iterator[npt.NDArray[np.uint8]]:
         """The bytes of a float tensor, some rows at a time, after a check that their values are finite."""
@@ -125,7 +142,8 @@ class GgufCheckpoint:
 
     def _tensor(self, name: str) -> Tensor:
         if name not in self._tensors:
-            raise FormatError(f"{self.path}: the tensor {name} is missing")
+            stored = renamed(self._shape.architecture, name)
+            raise FormatError(f"{self.path}: the tensor {stored} is missing")
         return self._tensors[name]
 
     def _floats(self, tensor: Tensor, rows: slice) -> npt.NDArray[np.floating[Any]]:
@@ -142,6 +160,14 @@ class GgufCheckpoint:
         except (FormatError, UnsupportedError) as error:
             raise type(error)(f"{self.path}: tensor {name}: {error}") from None
 
+    def _check_left_out(self) -> None:
+        """Layers that predict further tokens have tensors nextn.*; without them a layer may be one of the others."""
+        for layer in {name.split(".")[1] for name in self.left_out}:
+            if not any(name.startswith(f"blk.{layer}.nextn.") for name in self.left_out):
+                raise FormatError(
+                    f"{self.path}: blk.{layer} is said to predict further tokens, but has no tensor blk.{layer}.nextn.*"
+                )
+
     def _check_tensors(self) -> None:
         """Every tensor of the architecture has its shape and a readable type, and no other tensor is there."""
         expected = tensor_shapes(self._shape)
@@ -149,7 +175,7 @@ class GgufCheckpoint:
             tensor = self._tensor(name)
             if tensor.shape != dims:
                 raise FormatError(
-                    f"{self.path}: tensor {name} is {list(tensor.shape)}; the metadata asks for {list(dims)}"
+                    f"{self.path}: tensor {tensor.name} is {list(tensor.shape)}; the metadata asks for {list(dims)}"
                 )
             self._check_type(tensor)
         scales = {scale_name(name) for name in expected if is_ternary(name)}
@@ -159,7 +185,7 @@ class GgufCheckpoint:
                     raise FormatError(f"{self.path}: tensor {name}: expected one F32 value")
             elif name not in expected and name not in TABLES:
                 raise UnsupportedError(
-                    f"{self.path}: the tensor {brief(name)} has no place in a model of architecture "
+                    f"{self.path}: the tensor {brief(tensor.name)} has no place in a model of architecture "
                     f"{self._shape.architecture}; running without it would give wrong results"
                 )
 

@@ -35,6 +35,20 @@ def scale_name(name: str) -> str:
     return name.removesuffix("weight") + "scale"
 
 
+RENAMED: dict[str, dict[str, str]] = {
+    "qwen35": {"ffn_norm": "post_attention_norm", "post_attention_norm": "ffn_norm"},
+}
+"""Architecture -> our name of a layer's tensor and the file's, and the other way round."""
+
+
+def renamed(architecture: str, name: str) -> str:
+    """The file's name of a tensor by ours, or ours by the file's."""
+    block, _, ending = name.rpartition(".")
+    start, _, part = block.rpartition(".")
+    other = RENAMED.get(architecture, {}).get(part)
+    return f"{start}.{other}.{ending}" if other and start else name
+
+
 # ---- ternary -------------------------------------------------------------------------------------------------------
 
 TERNARY: dict[str, Callable[[Bytes, int, int, Reading], Scaled]] = {

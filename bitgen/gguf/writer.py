@@ -13,9 +13,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from bitgen.checkpoints.architectures import ARCHITECTURES
+from bitgen.checkpoints.architectures import ARCHITECTURES, IMPLIED
 from bitgen.checkpoints.checkpoint import NARROW, Checkpoint, DenseType, Scale, dense_type, row_pieces
-from bitgen.checkpoints.tensors import is_ternary, tensor_shapes, ternary_ends
+from bitgen.checkpoints.tensors import is_ternary, part_of, tensor_shapes, ternary_ends
 from bitgen.errors import BitgenError, FormatError, UnsupportedError
 from bitgen.gguf import blocks
 from bitgen.gguf.container import Entry, aligned, head
@@ -23,7 +23,7 @@ from bitgen.gguf.metadata import key_values
 from bitgen.gguf.part_file import PartFile
 from bitgen.gguf.reader import GgufCheckpoint
 from bitgen.gguf.rope_keys import TABLE, rope_table
-from bitgen.gguf.tensors import scale_name
+from bitgen.gguf.tensors import renamed, scale_name
 from bitgen.gguf.types import BF16, F16, F32, I2_S, PQ2_0, PTQ1_0, Q2_0, T5, TQ1_0, TQ2_0
 from bitgen.kernels.layout import Bytes, Codes, Scales
 from bitgen.spec import ModelShape, Progress
@@ -84,9 +84,9 @@ def write_gguf(
     The one scale of a matrix is float32, and those of TQ blocks are float16. So the blocks hold 1, and the scale goes
     beside the matrix, exactly, as blk.N.*.scale (llama.cpp multiplies by it: in bitnet it always did, in llama since
     2026).
-    Norms are F32. Embedding and head are copied as they are stored in a GGUF file; of other checkpoints they are of the
-    matrices' type where they are ternary with such scales, else F16 where it holds every number exactly, else BF16 or
-    F32.
+    Vectors are F32. Matrices of floats are copied as they are stored in a GGUF file; of other checkpoints embedding and
+    head are of the matrices' type where they are ternary with such scales, and all else is F16 where it holds every
+    number exactly, else BF16 or F32; those of ALWAYS_F32 are that.
     identity: of the checkpoint's weights. Where it is given, an interrupted run leaves what it wrote (part_file.py),
     and the next run with the same metadata, type and identity goes on from there.
     progress: called with (bytes done, bytes in all).
@@ -120,19 +120,24 @@ def write_gguf(
 _DENSE: dict[DenseType, int] = {"f16": F16, "bf16": BF16, "f32": F32}
 
 
+ALWAYS_F32 = ("ssm_conv1d",)
+"""Matrices of floats for which other engines have one type."""
+
+
 def _dense_types(checkpoint: Checkpoint) -> Mapping[str, int]:
-    """Name -> type id of embedding and head: as stored, or the smallest that is exact; none for ternary ones."""
+    """Name -> type id of each matrix of floats: as stored, or the smallest that is exact, of ALWAYS_F32 that."""
     stored = checkpoint.stored_types if isinstance(checkpoint, GgufCheckpoint) else {}
     dims = tensor_shapes(checkpoint.shape)
     ternary = {*ternary_ends(checkpoint.shape), *stored, *filter(is_ternary, dims)}
-    names = [name for name, size in dims.items() if len(size) == 2 and name not in ternary]
+    floats = [name for name, size in dims.items() if len(size) == 2 and name not in ternary]
+    names = [name for name in floats if part_of(name) not in ALWAYS_F32]
     return {**stored, **{name: _DENSE[dense_type(checkpoint, name, dims[name])] for name in names}}
 
 
 def tensor_table(shape: ModelShape, type: str, dense: Mapping[str, int] = MappingProxyType({})) -> list[Entry]:
     """The tensors of a file, in order; UnsupportedError where the type or the architecture cannot express the shape.
 
-    dense: name -> type id of embedding and head, where they are neither F16 nor of the type of a ternary one.
+    dense: name -> type id of matrices of floats, where they are neither F16 nor of the type of a ternary embedding.
     """
     _check_traits(shape)
     _check_group(shape, type)
@@ -141,7 +146,9 @@ def tensor_table(shape: ModelShape, type: str, dense: Mapping[str, int] = Mappin
     for name, dims in tensor_shapes(shape).items():
         ternary = is_ternary(name) or (name in ternary_ends(shape) and name not in dense)
         if not ternary:
-            entries.append(Entry(name, dims, F32 if len(dims) == 1 else dense.get(name, F16)))
+            usual = F32 if part_of(name) in ALWAYS_F32 else F16
+            stored = renamed(shape.architecture, name)
+            entries.append(Entry(stored, dims, F32 if len(dims) == 1 else dense.get(name, usual)))
             continue
         _check_blocks(name, dims, type)
         variant = Q2_0_GROUPS.index(shape.group) if type == "q2_0" else 0
@@ -154,8 +161,9 @@ def tensor_table(shape: ModelShape, type: str, dense: Mapping[str, int] = Mappin
 def _check_traits(shape: ModelShape) -> None:
     """An architecture's name must imply what the shape has: GGUF has no keys for these."""
     known = ARCHITECTURES.get(shape.architecture)
-    traits = ("sub_norms", "rope_interleaved", "qk_norm", "qk_norm_after_rope", "post_norms")
-    if known is None or any(getattr(known, trait) != getattr(shape, trait) for trait in traits):
+    traits = ("sub_norms", "rope_interleaved", *IMPLIED)
+    other = known is None or any(getattr(known, trait) != getattr(shape, trait) for trait in traits)
+    if known is None or other or known.delta != (shape.delta is not None):
         has = ", ".join(f"{trait}={getattr(shape, trait)}" for trait in traits)
         raise UnsupportedError(f"architecture {shape.architecture!r} with {has} has no GGUF form")
 
@@ -196,8 +204,9 @@ def _write_tensors(part: PartFile, checkpoint: Checkpoint, entries: Sequence[Ent
 
 def payload(checkpoint: Checkpoint, entry: Entry, scales: dict[str, Scale]) -> Iterable[npt.NDArray[Any]]:
     """A tensor's bytes: a matrix in one piece, floats in several. `scales` carries scales to the tensors beside."""
-    if isinstance(checkpoint, GgufCheckpoint) and entry.name in checkpoint.stored_types:
-        return checkpoint.stored(entry.name)
+    name = renamed(checkpoint.shape.architecture, entry.name)
+    if isinstance(checkpoint, GgufCheckpoint) and name in checkpoint.stored_types:
+        return checkpoint.stored(name)
     if entry.name in ternary_ends(checkpoint.shape):
         return _ternary_rows(checkpoint, entry)
     if entry.type in PACKERS:
@@ -210,7 +219,7 @@ def payload(checkpoint: Checkpoint, entry: Entry, scales: dict[str, Scale]) -> I
         if entry.name not in scales:  # an earlier run wrote the matrix
             scales[entry.name] = checkpoint.ternary(entry.name.removesuffix("scale") + "weight")[1]
         return [np.array([scales[entry.name]], "<f4")]
-    return _converted(entry, checkpoint)
+    return _converted(entry, checkpoint, name)
 
 
 def _ternary_rows(checkpoint: Checkpoint, entry: Entry) -> Iterator[Bytes]:
@@ -239,11 +248,11 @@ def _in_type(entry: Entry, codes: Codes, scales: Scales) -> Bytes:
         raise type(error)(f"{entry.name}: {error}") from None
 
 
-def _converted(entry: Entry, checkpoint: Checkpoint) -> Iterator[npt.NDArray[Any]]:
-    """A float tensor as F32, F16 or BF16, some rows at a time."""
+def _converted(entry: Entry, checkpoint: Checkpoint, name: str) -> Iterator[npt.NDArray[Any]]:
+    """A float tensor as F32, F16 or BF16, some rows at a time. name: our name of it."""
     narrow = next(NARROW[type] for type, id in _DENSE.items() if id == entry.type)
     for rows in row_pieces(entry.shape):
-        values = checkpoint.dense(entry.name, rows)
+        values = checkpoint.dense(name, rows)
         if values.shape != (rows.stop - rows.start, *entry.shape[1:]):
             raise _misshapen(entry, values)
         if not np.isfinite(values).all():

@@ -196,11 +196,12 @@ def _head_reads(case: Case) -> int:
 
 
 def _cache_bytes(model: Model, case: Case, cache: Cache) -> int:
-    """Bytes of one sequence's KV cache that a run reads.
+    """Bytes of one sequence's KV cache that a run reads, and of its state where layers have Gated DeltaNet.
 
-    A decoded token reads all positions up to its own, a chunk of prefill those before it, once.
+    A decoded token reads all positions up to its own, a chunk of prefill those before it, once; each reads the state.
     """
     shape, (number, scale) = model.shape, CACHE_BYTES[cache]
-    position = 2 * shape.layers * shape.kv_heads * (shape.head_dim * number + scale)
+    position = 2 * shape.attending * shape.kv_heads * (shape.head_dim * number + scale)
     start, end = case.context, case.context + case.tokens
-    return position * sum(range(start + 1, end + 1) if case.kind == "decode" else range(start, end, _pass("CHUNK")))
+    passes = range(start + 1, end + 1) if case.kind == "decode" else range(start, end, _pass("CHUNK"))
+    return position * sum(passes) + shape.state_bytes * len(passes)

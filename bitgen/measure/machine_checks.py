@@ -134,19 +134,18 @@ def weight_bytes(shape: ModelShape) -> int:
 def kv_bytes(shape: ModelShape, width: int, beside: int) -> int:
     """Bytes of keys and values at full context: `width` of a number, `beside` of a position's scale, for each head.
 
-    As runtime/core/state.c allocates them, in blocks of 256 positions.
+    As runtime/core/state.c allocates them, in blocks of 256 positions; with the state of Gated DeltaNet.
     """
     positions = round_up(shape.context, 256)
     numbers = round_up(shape.head_dim, 4) + round_up(shape.head_dim, 16)
-    return shape.layers * shape.kv_heads * positions * (numbers * width + 2 * beside)
+    return shape.attending * shape.kv_heads * positions * (numbers * width + 2 * beside) + shape.state_bytes
 
 
 def model(models: Models) -> Iterator[Finding]:
     """The models that the other checks are about."""
     for name, shape_of in models.items():
         shape = shape_of()
-        ternary = shape.layers * sum(gemm.m * gemm.k for gemm in shape.matrices.values())
-        weights = ternary + shape.vocab * shape.hidden * (1 if shape.tied else 2)
+        weights = shape.ternary_weights + shape.vocab * shape.hidden * (1 if shape.tied else 2)
         fact = f"{name}: {weights / 1e6:,.1f} million weights, context of {shape.context:,} tokens"
         values = {
             "model": name,

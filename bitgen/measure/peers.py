@@ -220,7 +220,8 @@ def check(peer: Peer, shape: ModelShape, cases: Sequence[tuple[str, int]], threa
 @contextmanager
 def small_model(shape: ModelShape, context: int) -> Iterator[tuple[Path, Model]]:
     """A random model with the layers of `shape`, but only a few of them and few tokens: its file, and opened."""
-    layers, vocab = min(shape.layers, CHECK_LAYERS), min(shape.vocab, CHECK_VOCAB)
+    enough = shape.delta.period if shape.delta else CHECK_LAYERS  # layers of each kind
+    layers, vocab = min(shape.layers, enough), min(shape.vocab, CHECK_VOCAB)
     small = replace(shape, name="check", layers=layers, vocab=vocab, context=context)
     with data.scratch() as folder:
         path = folder / "check.gguf"

@@ -56,5 +56,6 @@ def _work(model: Model, step: str, calls: int, tokens: int) -> tuple[int, int]:
     if matrices:
         layouts = {role: model.plan.matrices[role].layout for role in matrices}
         packed = [FORMATS[at.format].geometry(matrices[role], at).weight_bytes for role, at in layouts.items()]
-        return sum(packed) * calls, sum(2 * s.m * s.k for s in matrices.values()) * model.shape.layers * tokens
+        ops = sum(2 * s.m * s.k * model.shape.layers_with(role) for role, s in matrices.items())
+        return sum(packed) * calls, ops * tokens
     return (model.head_bytes * calls, 0) if step == "head" else (0, 0)

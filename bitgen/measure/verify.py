@@ -186,8 +186,8 @@ class Cut:
 def cut(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint itself, or a cut of about CUT_WEIGHTS weights where it has more."""
     s = checkpoint.shape
-    layer = sum(m.m * m.k for m in s.matrices.values())
-    layers = max(1, min(s.layers, CUT_WEIGHTS // layer))
+    one_of_each = s.delta.period if s.delta else 1
+    layers = min(s.layers, max(one_of_each, CUT_WEIGHTS * s.layers // s.ternary_weights))
     return checkpoint if layers == s.layers else Cut(checkpoint, layers, min(s.vocab, CUT_VOCAB))
 
 

@@ -262,16 +262,6 @@ def test_a_file_of_four_codes_is_not_ternary(tmp_path: Path, type: str) -> None:
     assert "fourth code" in info.describe(path)["unsupported"]
 
 
-@pytest.mark.parametrize("type", ["i2_s", "tq2_0"])
-@pytest.mark.parametrize("key", ["version", "block_size", "sign_mode", "of_tomorrow"])
-def test_models_of_the_hadamard_transform_are_refused(tmp_path: Path, type: str, key: str) -> None:
-    """By any of its keys, whatever the type of the tensors."""
-    path = changed(tmp_path / "m.gguf", lambda m, t: m.update({f"prism.hadamard.{key}": 1}), type=type)
-    with pytest.raises(UnsupportedError, match=f"prism.hadamard.{key} says .* needs a Hadamard transform .* not supp"):
-        read_gguf(path)
-    assert "Hadamard" in info.describe(path)["unsupported"]
-
-
 @pytest.mark.parametrize(
     ("type", "nbytes"),
     [(142, 256 * 66), (142, 256 * 72), (143, 256 * 54), (143, 256 * 60), (43, 256 * 66), (43, 256 * 34)],

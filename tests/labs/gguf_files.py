@@ -14,7 +14,7 @@ from bitgen.checkpoints import synth
 from bitgen.gguf import container, types
 from bitgen.gguf.metadata import key_values
 from bitgen.gguf.writer import FILE_TYPES, payload, tensor_table
-from bitgen.spec import ModelShape
+from bitgen.spec import DeltaShape, Hadamard, ModelShape
 
 TINY = ModelShape(
     name="tiny", architecture="bitnet-b1.58", hidden=256, intermediate=512, layers=2,
@@ -42,6 +42,14 @@ SHAPES["hunyuan"] = dataclasses.replace(
 )
 SHAPES["minicpm"] = dataclasses.replace(
     TINY_LLAMA, architecture="minicpm", embedding_scale=12.0, residual_scale=0.24748737, logit_divisor=16.0
+)
+SHAPES["qwen35"] = dataclasses.replace(
+    SHAPES["qwen3"], architecture="qwen35", layers=4, attention_gate=True, rope_dims=16, rope_theta=1e7, norm_eps=1e-6,
+    delta=DeltaShape(period=4, key_heads=2, value_heads=4, key_dim=32, value_dim=64, taps=4),
+)  # fmt: skip
+SHAPES["qwen35 rotated"] = dataclasses.replace(SHAPES["qwen35"], hadamard=Hadamard(64, signed=True, regrouped=True))
+SHAPES["qwen35 rotated without signs"] = dataclasses.replace(
+    SHAPES["qwen35"], tied=True, hadamard=Hadamard(256, signed=False, regrouped=False)
 )
 """A shape of every kind of model, by what is special about it."""
 
