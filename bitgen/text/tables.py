@@ -20,7 +20,7 @@ from tokenizers import Regex, normalizers, pre_tokenizers
 
 from bitgen import headers
 from bitgen.errors import UnsupportedError
-from bitgen.text.tokenizer import BYTE, BYTE_ALPHABET, CJK, GPT2, HUNYUAN, LLAMA3, QWEN2, Tokenizer, Vocabulary
+from bitgen.text.tokenizer import BYTE, BYTE_ALPHABET, CJK, GPT2, HUNYUAN, LLAMA3, QWEN2, QWEN35, Tokenizer, Vocabulary
 
 HEADER, MAGIC = "text/vocabulary.h", b"BITGENTK"
 CLASSES = {
@@ -42,6 +42,7 @@ SPLITS = {
     r"\p{N}{1,3}": "SPLIT_FEW_NUMBERS",
     CJK: "SPLIT_CJK",
     HUNYUAN: "SPLIT_HUNYUAN",
+    QWEN35: "SPLIT_QWEN35",
 }
 """Pattern that cuts text -> `enum split`: a function of runtime/text/pretokenizer.c."""
 

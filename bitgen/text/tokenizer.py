@@ -56,6 +56,7 @@ LLAMA3 = (
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+QWEN35 = QWEN2.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]")
 HUNYUAN = (
     r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|"""
     r" ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -82,6 +83,7 @@ WORDS: dict[str, Words] = {
     "falcon3": _LLAMA3,
     "falcon_e": _LLAMA3,
     "qwen2": Words((QWEN2,), nfc=True),
+    "qwen35": Words((QWEN35,), nfc=True),
     "gpt-2": Words((GPT2,)),
     "hunyuan-dense": Words((r"\p{N}{1,3}", CJK, HUNYUAN)),
     "default": Words((r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),

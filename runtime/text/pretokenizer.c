@@ -18,11 +18,17 @@ static uint32_t class_at(const vocabulary *v, const uint8_t *at, const uint8_t *
   return at == end ? 0 : class_of(v, utf8_next(next));
 }
 
-// The first character that is of none of some classes.
-static const uint8_t *skip(const vocabulary *v, const uint8_t *at, const uint8_t *end, uint32_t classes) {
-  for (const uint8_t *next; class_at(v, at, end, &next) & classes;)
+// The first character that is of none of some classes, or is of one of `but`.
+static const uint8_t *skip_but(const vocabulary *v, const uint8_t *at, const uint8_t *end, uint32_t classes,
+                               uint32_t but) {
+  const uint8_t *next;
+  for (uint32_t class; (class = class_at(v, at, end, &next)) & classes && !(class & but);)
     at = next;
   return at;
+}
+
+static const uint8_t *skip(const vocabulary *v, const uint8_t *at, const uint8_t *end, uint32_t classes) {
+  return skip_but(v, at, end, classes, 0);
 }
 
 static int is_line_end(uint8_t c) { return c == '\r' || c == '\n'; }
@@ -66,19 +72,21 @@ static size_t spaces(const vocabulary *v, const uint8_t *at, const uint8_t *end,
 }
 
 // (?i:'s|'t|'re|'ve|'m|'ll|'d)
-// [^\r\n\p{L}\p{N}]?\p{L}+
+// [^\r\n\p{L}\p{N}]?[\p{L}marks]+
 // \p{N}{1,digits}
-// [ ]?[^\s\p{L}\p{N}]+[\r\n]*
+// [ ]?[^\s\p{L}marks\p{N}]+[\r\n]*
 // spaces
-static size_t modern(const vocabulary *v, const uint8_t *at, const uint8_t *end, int digits) {
+// marks: MARK where they belong to words, or 0. A mark at the start is one, whether it is taken for what may stand
+// before the letters or for the first of them.
+static size_t modern(const vocabulary *v, const uint8_t *at, const uint8_t *end, int digits, uint32_t marks) {
   const uint8_t *next, *stop, *p;
   const uint32_t first = class_at(v, at, end, &next);
   const size_t contracted = contraction(v, at, end, 1);
   if (contracted)
     return contracted;
   if (!(first & NUMBER) && !is_line_end(*at)) {
-    p = first & LETTER ? at : next;
-    if ((stop = skip(v, p, end, LETTER)) > p)
+    p = first & (LETTER | marks) ? at : next;
+    if ((stop = skip(v, p, end, LETTER | marks)) > p)
       return (size_t)(stop - at);
   }
   for (p = at; digits && class_at(v, p, end, &next) & NUMBER; digits--)
@@ -86,7 +94,7 @@ static size_t modern(const vocabulary *v, const uint8_t *at, const uint8_t *end,
   if (p > at)
     return (size_t)(p - at);
   p = *at == ' ' ? at + 1 : at;
-  if ((stop = skip(v, p, end, OTHER)) > p) {
+  if ((stop = skip_but(v, p, end, OTHER, marks)) > p) {
     while (stop < end && is_line_end(*stop))
       stop++;
     return (size_t)(stop - at);
@@ -95,10 +103,13 @@ static size_t modern(const vocabulary *v, const uint8_t *at, const uint8_t *end,
 }
 
 static size_t llama3(const vocabulary *v, const uint8_t *at, const uint8_t *end) {
-  return modern(v, at, end, 3);
+  return modern(v, at, end, 3, 0);
 }
 static size_t qwen2(const vocabulary *v, const uint8_t *at, const uint8_t *end) {
-  return modern(v, at, end, 1);
+  return modern(v, at, end, 1, 0);
+}
+static size_t qwen35(const vocabulary *v, const uint8_t *at, const uint8_t *end) {
+  return modern(v, at, end, 1, MARK);
 }
 
 // 's|'t|'re|'ve|'m|'ll|'d
@@ -191,6 +202,7 @@ static matcher *const matchers[SPLITS] = {
     [SPLIT_LLAMA3] = llama3,           [SPLIT_QWEN2] = qwen2,     [SPLIT_GPT2] = gpt2,
     [SPLIT_PUNCTUATION] = punctuation, [SPLIT_NUMBERS] = numbers, [SPLIT_DIGITS] = three_digits,
     [SPLIT_FEW_NUMBERS] = few_numbers, [SPLIT_CJK] = cjk,         [SPLIT_HUNYUAN] = hunyuan,
+    [SPLIT_QWEN35] = qwen35,
 };
 
 // Cut by the first pattern; its matches and what lies between them are cut by the next one, each by itself.

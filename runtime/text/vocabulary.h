@@ -54,6 +54,7 @@ enum split {
   SPLIT_FEW_NUMBERS,
   SPLIT_CJK,
   SPLIT_HUNYUAN,
+  SPLIT_QWEN35,
   SPLITS
 };
 

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer as Backend
 from bitgen.checkpoints import synth
 from bitgen.convert.hf_tokenizer import metadata_from_hf
 from bitgen.errors import BitgenError, FormatError, UnsupportedError
-from bitgen.text.tokenizer import CJK, GPT2, HUNYUAN, LLAMA3, QWEN2, WORDS, TextStream, Tokenizer
+from bitgen.text.tokenizer import CJK, GPT2, HUNYUAN, LLAMA3, QWEN2, QWEN35, WORDS, TextStream, Tokenizer
 
 # ---- byte-level BPE ----
 
@@ -66,6 +66,7 @@ def test_llama3_special_tokens(llama3: Tokenizer) -> None:
     [
         (LLAMA3, "llama-bpe", True, False),
         (QWEN2, "qwen2", False, True),
+        (QWEN35, "qwen35", False, True),
         (GPT2, "gpt-2", False, False),
         (WORDS["hunyuan-dense"].patterns, "hunyuan-dense", False, False),
         # line ends may stand for themselves
