@@ -103,12 +103,15 @@ def architecture(name: str, where: str) -> Architecture:
     return ARCHITECTURES[name]
 
 
-def window_period(windowed: Sequence[bool], where: str) -> int:
-    """The n for which every n-th layer is global and no other is; UnsupportedError where there is no such n."""
-    period = next((i for i, within in enumerate(windowed, 1) if not within), len(windowed) + 1)
-    if all(bool(within) == bool(i % period) for i, within in enumerate(windowed, 1)):
+def layer_period(others: Sequence[bool], where: str) -> int:
+    """The n for which every n-th layer sees all positions and no other does; UnsupportedError: there is no such n.
+
+    others: of each layer whether it has a window, or Gated DeltaNet.
+    """
+    period = next((i for i, other in enumerate(others, 1) if not other), len(others) + 1)
+    if all(bool(other) == bool(i % period) for i, other in enumerate(others, 1)):
         return period
-    raise UnsupportedError(f"{where}: the layers that see a window of positions follow no period; not supported")
+    raise UnsupportedError(f"{where}: the layers that see all positions follow no period; not supported")
 
 
 def shape_from(values: Mapping[str, Any], where: str) -> ModelShape:

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer as Backend
 
 from bitgen.convert.json_files import parse_object, read_object, read_text, refusals
 from bitgen.errors import FormatError, UnsupportedError, quoted
-from bitgen.text.tokenizer import QWEN2
+from bitgen.text.tokenizer import QWEN2, QWEN35
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """The keys that name special tokens, in transformers' order."""
@@ -40,7 +40,12 @@ class Rebuilt:
 
 
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-_ISOLATED = {"type": "Split", "pattern": {"Regex": QWEN2}, "behavior": "Isolated", "invert": False}
+
+
+def _isolated(pattern: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
 REBUILT: dict[str, Rebuilt] = {
     "LlamaTokenizer": Rebuilt(
         {"fuse_unk": True, "byte_fallback": True, "unk_token": None},
@@ -57,7 +62,13 @@ REBUILT: dict[str, Rebuilt] = {
         {"fuse_unk": False, "byte_fallback": False, "unk_token": None},
         {"unk_token": _END_OF_TEXT, "eos_token": _END_OF_TEXT, "pad_token": _END_OF_TEXT},
         {"type": "NFC"},
-        {"type": "Sequence", "pretokenizers": [_ISOLATED, _BYTE_LEVEL | {"use_regex": False}]},
+        {"type": "Sequence", "pretokenizers": [_isolated(QWEN2), _BYTE_LEVEL | {"use_regex": False}]},
+    ),
+    "Qwen3_5Tokenizer": Rebuilt(
+        {"fuse_unk": False, "byte_fallback": False, "unk_token": None},
+        {"unk_token": _END_OF_TEXT, "eos_token": _END_OF_TEXT, "pad_token": _END_OF_TEXT},
+        {"type": "NFC"},
+        {"type": "Sequence", "pretokenizers": [_isolated(QWEN35), _BYTE_LEVEL | {"use_regex": False}]},
     ),
     "GPT2Tokenizer": Rebuilt(
         {"fuse_unk": False, "byte_fallback": False, "unk_token": None},
@@ -69,13 +80,21 @@ REBUILT: dict[str, Rebuilt] = {
 
 UNKNOWN_REBUILT = (
     "BlenderbotTokenizer", "CLIPTokenizer", "CodeLlamaTokenizer", "CohereTokenizer", "DebertaTokenizer",
-    "GPTNeoXTokenizer", "HerbertTokenizer", "LukeTokenizer", "NllbTokenizer", "Qwen3_5Tokenizer", "RobertaTokenizer",
+    "GPTNeoXTokenizer", "HerbertTokenizer", "LukeTokenizer", "NllbTokenizer", "RobertaTokenizer",
     "Siglip2Tokenizer", "WhisperTokenizer",
 )  # fmt: skip
 """Classes that bring something too, none of which a ternary model has had."""
 
-CLASS_OF_MODEL = {"qwen3": "Qwen2Tokenizer", "gemma3_text": "GemmaTokenizer"}
+CLASS_OF_MODEL = {
+    "qwen3": "Qwen2Tokenizer",
+    "gemma3_text": "GemmaTokenizer",
+    "qwen3_5": "Qwen3_5Tokenizer",
+    "qwen3_5_text": "Qwen3_5Tokenizer",
+}
 """model_type -> tokenizer class, where no file names one. Of other models it is tokenizer.json as it is."""
+
+ALWAYS = ("qwen3_5",)
+"""Values of model_type for which the class is CLASS_OF_MODEL's, whatever the files name."""
 
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {"split_special_tokens": (None, False), "fast_tokenizer_files": (None, [])}
 """Keys of tokenizer_config.json that change the tokens -> the values that do not."""
@@ -157,8 +176,9 @@ def _rebuilt(where: Path, settings: Mapping[str, Any], config: Mapping[str, Any]
 
     bytes: whether tokenizer.json is byte-level, which the class LlamaTokenizer then leaves alone.
     """
-    usual = CLASS_OF_MODEL.get(str(config.get("model_type")))
-    name = settings.get("tokenizer_class") or config.get("tokenizer_class") or usual
+    kind = str(config.get("model_type"))
+    named = None if kind in ALWAYS else settings.get("tokenizer_class") or config.get("tokenizer_class")
+    name = named or CLASS_OF_MODEL.get(kind)
     name = str(name).removesuffix("Fast")
     if name in UNKNOWN_REBUILT:
         raise UnsupportedError(f"{where}: tokenizer_class {name!r} is not supported; known: {', '.join(REBUILT)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 _BITNET_DEFAULTS: dict[str, Any] = {
@@ -83,6 +83,26 @@ _MINICPM_DEFAULTS: dict[str, Any] = {
     "dim_model_base": 1,
     "scale_depth": 1,
 }
+_QWEN35_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 248320,
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "hidden_act": "silu",
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e4,
+    "tie_word_embeddings": False,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "full_attention_interval": 4,
+}
 
 
 @dataclass(frozen=True)
@@ -97,6 +117,9 @@ class Family:
     may_be_plain: bool = False  # without quantization_config the stored floats may be ternary
     gain_offset: float = 0.0  # is added to the stored weights of norms
     ntk_alpha: bool = False  # "dynamic" RoPE has a fixed alpha, which stretches its base
+    partial_rotary: float = 0.0  # share of a head that RoPE turns, where config.json does not say; 0: it is all
+    nested: bool = False  # the text model's keys are within text_config
+    spare: tuple[str, ...] = ()  # how tensors begin that a text does not need
 
 
 _QK_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
@@ -114,6 +137,17 @@ _GEMMA3 = Family(
     },
     may_be_plain=True,
     gain_offset=1.0,
+)
+_QWEN35 = Family(
+    "qwen35",
+    "qwen3_5_text",
+    "quantization_config",
+    _QWEN35_DEFAULTS,
+    _QK_NORMS,
+    may_be_plain=True,
+    gain_offset=1.0,
+    partial_rotary=0.25,
+    spare=("mtp.", "model.visual."),
 )
 FAMILIES: dict[str, Family] = {
     "BitNetForCausalLM": Family(
@@ -133,6 +167,8 @@ FAMILIES: dict[str, Family] = {
     "LlamaForCausalLM": Family("llama", "llama", "quantization_config", _LLAMA_DEFAULTS, may_be_plain=True),
     "Qwen3ForCausalLM": _QWEN3,
     "Qwen3Model": _QWEN3,
+    "Qwen3_5ForCausalLM": _QWEN35,
+    "Qwen3_5ForConditionalGeneration": replace(_QWEN35, model_type="qwen3_5", nested=True),
     "Gemma3ForCausalLM": _GEMMA3,
     "Gemma3TextModel": _GEMMA3,
     "HunYuanDenseV1ForCausalLM": Family(

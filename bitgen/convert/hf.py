@@ -22,10 +22,11 @@ import numpy as np
 import numpy.typing as npt
 
 from bitgen.checkpoints.checkpoint import ALL, Scale, row_pieces, ternary_floats
-from bitgen.checkpoints.groups import coarsest_group, float_runs, floats_in_groups, group_scales
-from bitgen.checkpoints.tensors import is_ternary, tensor_shapes
+from bitgen.checkpoints.groups import RUN, coarsest_group, float_runs, floats_in_groups, group_scales
+from bitgen.checkpoints.tensors import is_ternary, part_of, tensor_shapes
 from bitgen.convert.generation_config import sampling_keys
 from bitgen.convert.hf_config import Config, Storage
+from bitgen.convert.hf_heads import HeadOrder
 from bitgen.convert.hf_tokenizer import Vocabulary
 from bitgen.convert.json_files import read_object
 from bitgen.convert.safetensors import StoredTensor, open_directory
@@ -54,6 +55,15 @@ LAYER: dict[str, str] = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+    "attn_qkv": "linear_attn.in_proj_qkv",
+    "attn_gate": "linear_attn.in_proj_z",
+    "ssm_conv1d": "linear_attn.conv1d",
+    "ssm_beta": "linear_attn.in_proj_b",
+    "ssm_alpha": "linear_attn.in_proj_a",
+    "ssm_norm": "linear_attn.norm",
+    "ssm_out": "linear_attn.out_proj",
+    "ssm_dt": "linear_attn.dt_bias",
+    "ssm_a": "linear_attn.A_log",
 }
 """GGUF name -> module, within a layer. A family may have other modules for norms."""
 
@@ -62,6 +72,12 @@ FUSED_MODULES: dict[str, tuple[str, ...]] = {
     "mlp.gate_up_proj": ("ffn_gate", "ffn_up"),
 }
 """Module -> GGUF names of its parts, whose rows it holds one after the other; some checkpoints have these."""
+
+BARE = ("ssm_dt", "ssm_a")
+"""Tensors whose stored names are those of LAYER without ".weight"."""
+
+PREFIXES = ("", "model.", "model.language_model.")
+"""What may stand before the names of a text model's tensors."""
 
 POOLING_MODES = {"pooling_mode_mean_tokens": 1, "pooling_mode_cls_token": 2, "pooling_mode_lasttoken": 3}
 """Key of 1_Pooling/config.json of sentence-transformers -> GGUF's pooling_type."""
@@ -82,7 +98,7 @@ class HfCheckpoint:
             raise UnsupportedError(f"{self.directory}: {ADAPTER} is an adapter's; merge it into the weights first")
         self._family = config.family()
         self._tensors = open_directory(self.directory) if self._family.may_be_plain else {}
-        self._prefix = "" if "embed_tokens.weight" in self._tensors else "model."
+        self._prefix = next((at for at in PREFIXES if f"{at}embed_tokens.weight" in self._tensors), "model.")
         input_norms = f"{self._prefix}layers.0.self_attn.q_proj.norm.weight" in self._tensors
         self._storage = config.storage(self._family, input_norms)
         shape = config.shape(self._family, input_norms)
@@ -91,6 +107,7 @@ class HfCheckpoint:
         self._settle_head()
         self._dims = tensor_shapes(self._shape)
         self._check_tensors()
+        self._heads = HeadOrder(self._shape.delta) if self._shape.delta else None
         self._group_from = ""  # the tensor that decided the group
         if self._storage == "values":  # a model that is not ternary is refused now, not halfway
             self._find_group()
@@ -116,8 +133,15 @@ class HfCheckpoint:
 
     @property
     def warning(self) -> str | None:
-        """What a conversion leaves out, tokens or defaults of sampling, as a sentence; None where it keeps all."""
-        return "; ".join(filter(None, (self._vocabulary.warning, self._sampling[1]))) or None
+        """What a conversion leaves out, tokens, defaults of sampling or tensors, in sentences; None where it keeps
+        all."""
+        return "; ".join(filter(None, (self._vocabulary.warning, self._sampling[1], self._spared()))) or None
+
+    def _spared(self) -> str | None:
+        """Which tensors a text does not need."""
+        found = {start: [name for name in self._tensors if name.startswith(start)] for start in self._family.spare}
+        parts = [f"{len(names)} tensors {start}*" for start, names in found.items() if names]
+        return f"{self.directory}: left out {' and '.join(parts)}, which a text does not need" if parts else None
 
     @cached_property
     def _sampling(self) -> tuple[dict[str, Any], str | None]:
@@ -135,15 +159,19 @@ class HfCheckpoint:
         if self._storage == "master":
             codes, scale = absmean(weight)
         elif self._storage == "values":
-            codes, scale = self._scaled(weight)
+            codes, scale = self._scaled(weight, part_of(name))
         else:
             packed = weight.shape != dims
             codes = unpack_quarters(weight) if packed else unpacked_codes(weight)
             scale = packed_scale(self._tensors[weight.name + "_scale"], self._storage)
-        turned = self._shape.rope_interleaved and name.endswith(("attn_q.weight", "attn_k.weight"))
+        part = part_of(name)
+        if self._storage != "values":  # those are in order
+            codes = self._columns(codes, part)
+        turned = self._shape.rope_interleaved and part in ("attn_q", "attn_k")
 
         def of_rows(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-            return interleave_rows(values[rows], self._shape.head_dim) if turned else values[rows]
+            ordered = self._heads.rows(values[rows], part) if self._heads else values[rows]
+            return interleave_rows(ordered, self._shape.head_dim) if turned else ordered
 
         return of_rows(codes), (of_rows(scale) if isinstance(scale, np.ndarray) else scale)
 
@@ -177,16 +205,21 @@ class HfCheckpoint:
             raise FormatError(f"{self.directory}: {name} has changed while it was read")
         return found
 
-    def _scaled(self, weight: StoredTensor) -> tuple[npt.NDArray[np.int8], Scale]:
+    def _columns(self, values: npt.NDArray[Any], part: str, of: int = 1) -> npt.NDArray[Any]:
+        """Columns in GGUF's order of value heads; each stands for `of` columns of the matrix."""
+        return self._heads.columns(values, part, of) if self._heads else values
+
+    def _scaled(self, weight: StoredTensor, part: str) -> tuple[npt.NDArray[np.int8], Scale]:
         """A matrix of floats in the model's groups; UnsupportedError names two tensors that disagree about them."""
         group = self._shape.group
         try:
             if group:
                 codes, scales = float_runs(weight.shape, lambda rows: finite(weight, rows))
+                codes, scales = self._columns(codes, part), self._columns(scales, part, of=RUN)
                 return codes, group_scales(codes, scales, group)
             codes, scale, other = ternary_floats(weight.shape, lambda rows: finite(weight, rows))
             if other is None:
-                return codes, float(scale)
+                return self._columns(codes, part), float(scale)
             raise UnsupportedError(f"it holds {other:g} besides 0 and ±{scale:g}")
         except UnsupportedError as error:
             of = f"a scale for every {group} weights of a row" if group else "one scale"
@@ -196,8 +229,12 @@ class HfCheckpoint:
 
     def dense(self, name: str, rows: slice = ALL) -> npt.NDArray[np.floating[Any]]:
         """Rows of a float tensor (embedding, norm, head): float16 where stored so, else float32."""
-        values = finite(self._tensor(name, ternary=False), rows)
-        if self._family.gain_offset and values.ndim == 1 and not name.endswith("_norm_in.weight"):
+        tensor, part = self._tensor(name, ternary=False), part_of(name)
+        if self._heads and part.startswith("ssm_") and part != "ssm_norm":
+            ordered = self._heads.rows(finite(tensor).reshape(self._dims[name]), part)[rows]
+            return -np.exp(ordered.astype(np.float32)) if part == "ssm_a" else ordered
+        values = finite(tensor, rows)
+        if self._family.gain_offset and part.endswith("_norm") and part != "ssm_norm":
             return values.astype(np.float32) + np.float32(self._family.gain_offset)
         return values
 
@@ -208,7 +245,7 @@ class HfCheckpoint:
         """
         if name in TOP:
             return self._top(name), ALL, self._dims[name]
-        _, layer, part, _ = name.split(".")
+        layer, part = name.split(".")[1], part_of(name)
         at = f"{self._prefix}layers.{layer}."
         for module, parts in FUSED_MODULES.items():
             if part in parts and f"{at}{module}.weight" in self._tensors:
@@ -217,7 +254,11 @@ class HfCheckpoint:
                 return f"{at}{module}.weight", rows, (ends[-1], self._dims[name][1])
         if part.endswith("_norm_in"):
             return f"{at}{LAYER[part.removesuffix('_norm_in')]}.norm.weight", ALL, self._dims[name]
-        return f"{at}{(LAYER | self._family.norms)[part]}.weight", ALL, self._dims[name]
+        ending = "" if part in BARE else ".weight"
+        dims = self._dims[name]
+        if part == "ssm_conv1d":  # torch's convolutions have channels within groups
+            dims = (dims[0], 1, dims[1])
+        return f"{at}{(LAYER | self._family.norms)[part]}{ending}", ALL, dims
 
     def _top(self, name: str) -> str:
         """The stored name of a tensor outside the layers. A tied model may have its embedding under the head's name."""
@@ -261,7 +302,10 @@ class HfCheckpoint:
                 raise UnsupportedError(f"{path}: this architecture has no place for the tensor {quoted(name)}")
 
     def _may_go_unused(self, name: str) -> bool:
-        """The head of a tied model, equal to its embedding, and RoPE tables, which all compute from rope_theta."""
+        """The head of a tied model, equal to its embedding, RoPE tables, which all compute from rope_theta, and what
+        `warning` names."""
+        if name.startswith(self._family.spare):
+            return True
         return (self._shape.tied and name == "lm_head.weight") or name.endswith("rotary_emb.inv_freq")
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bitgen.checkpoints.architectures import ARCHITECTURES, shape_from, window_period
+from bitgen.checkpoints.architectures import ARCHITECTURES, layer_period, shape_from
 from bitgen.convert.families import FAMILIES, Family
 from bitgen.convert.hf_rope import ORIGINAL, Rope
 from bitgen.convert.json_files import read_object
@@ -15,6 +15,8 @@ from bitgen.errors import FormatError, UnsupportedError, quoted
 from bitgen.spec import Activation, ModelShape
 
 Layers = Literal["full_attention", "sliding_attention"]
+OF_ALL = ("architectures", "model_type", "tie_word_embeddings", "quantization_config")
+"""Keys that stand beside text_config."""
 Storage = Literal["multiply", "divide", "master", "values"]
 """How ternary matrices are stored: packed, with a scale that multiplies or divides; as master weights; or as floats
 -s, 0 and +s."""
@@ -46,6 +48,7 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "sparse_config": (None,),
     "use_qk_norm": (None, True),
     "use_cla": (None, False),
+    "attn_output_gate": (None, True),
     "position_embedding_xdrope": (None, False),
 }
 """Keys that change the arithmetic -> the values that leave it as it is."""
@@ -61,6 +64,7 @@ class Config:
             raise FormatError(f"{path} is missing: a Hugging Face model directory holds one")
         self.values: dict[str, Any] = values
         self._defaults: dict[str, Any] = {}
+        self._partial = 0.0
 
     def family(self) -> Family:
         """The row of FAMILIES."""
@@ -74,22 +78,34 @@ class Config:
         if self.values.get("model_type", family.model_type) != family.model_type:
             given = quoted(self.values["model_type"])
             raise UnsupportedError(f"{self.path}: model_type is {given}, but {name} is of type {family.model_type!r}")
+        if family.nested:
+            text = self.values.get("text_config")
+            if not isinstance(text, dict):
+                raise FormatError(f"{self.path}: text_config is {quoted(text)}; expected an object")
+            self.values = text | {key: self.values[key] for key in OF_ALL if key in self.values}
         return family
 
     def shape(self, family: Family, input_norms: bool = False) -> ModelShape:
         """Dimensions and architecture; input_norms: whether each matrix has a norm of its own for its input."""
-        self._defaults = family.defaults
+        self._defaults, self._partial = family.defaults, family.partial_rotary
         if family.ntk_alpha:
             self._stretch_rope()
         for key, neutral in UNSUPPORTED.items():
+            if key == "partial_rotary_factor" and family.partial_rotary:
+                continue
             if self.values.get(key) not in neutral:
                 raise UnsupportedError(f"{self.path}: {key} = {quoted(self.values[key])} is not supported")
         heads, hidden = self._get("num_attention_heads"), self._get("hidden_size")
         default = self._head_dim(hidden, heads)
         head_dim = self._get("head_dim", default=default, nullable="head_dim" not in family.defaults)
-        windows = ARCHITECTURES[family.gguf].windows
-        if not windows and set(self._layer_types() or ()) - {"full_attention"}:
-            raise UnsupportedError(f"{self.path}: layer_types holds more than full_attention")
+        windows, delta = ARCHITECTURES[family.gguf].windows, ARCHITECTURES[family.gguf].delta
+        kinds = {
+            "full_attention",
+            *(["sliding_attention"] if windows else []),
+            *(["linear_attention"] if delta else []),
+        }
+        if set(self._layer_types() or ()) - kinds:
+            raise UnsupportedError(f"{self.path}: layer_types holds more than {' and '.join(sorted(kinds))}")
         values = {
             "name": self.path.resolve().parent.name.encode(errors="replace").decode(),
             "architecture": family.gguf,
@@ -110,6 +126,7 @@ class Config:
             "attention_scale": self._attention_scale(),
             **(self._window() if windows else {}),
             **(self._scales() if ARCHITECTURES[family.gguf].own_scales else {}),
+            **({"delta": self._delta()} if delta else {}),
             **self._rope_fields(head_dim),
         }
         return shape_from(values, str(self.path))
@@ -192,32 +209,55 @@ class Config:
         types = self.values.get("layer_types")
         if types is None:
             return None
-        if not isinstance(types, list) or any(kind not in ("sliding_attention", "full_attention") for kind in types):
-            raise UnsupportedError(f"{self.path}: layer_types holds more than sliding_attention and full_attention")
+        if not isinstance(types, list) or not all(isinstance(kind, str) for kind in types):
+            raise FormatError(f"{self.path}: layer_types is {quoted(types)}; expected a list of texts")
+        if len(types) != self._get("num_hidden_layers"):
+            raise FormatError(f"{self.path}: layer_types has {len(types)} entries, one for each layer is expected")
         return types
+
+    def _period(self, key: str) -> Any:
+        """The n for which every n-th layer has full attention and no other, of layer_types or else of a key."""
+        types = self._layer_types()
+        if types is None:
+            return self._get(key)
+        return layer_period([kind != "full_attention" for kind in types], str(self.path))
+
+    def _delta(self) -> dict[str, Any]:
+        """Dimensions of the layers with Gated DeltaNet."""
+        if self._activation() != "silu":
+            raise UnsupportedError(f"{self.path}: hidden_act beside linear attention must be silu")
+        keys = {
+            "key_heads": "linear_num_key_heads",
+            "value_heads": "linear_num_value_heads",
+            "key_dim": "linear_key_head_dim",
+            "value_dim": "linear_value_head_dim",
+            "taps": "linear_conv_kernel_dim",
+        }
+        own = {field: self._get(key) for field, key in keys.items()}
+        return {"period": self._period("full_attention_interval"), **own}
 
     def _window(self) -> dict[str, Any]:
         """Fields of the shape about layers with a window; none where every layer is global."""
-        types, window = self._layer_types(), self._get("sliding_window")
-        if types is None:
-            period = self._get("sliding_window_pattern")
-        elif len(types) != self._get("num_hidden_layers"):
-            raise FormatError(f"{self.path}: layer_types has {len(types)} entries, one for each layer is expected")
-        else:
-            period = window_period([kind == "sliding_attention" for kind in types], str(self.path))
+        window, period = self._get("sliding_window"), self._period("sliding_window_pattern")
         if period == 1:
             return {}
         return {"window": window, "window_period": period, "window_theta": self._rope_theta("sliding_attention")}
 
     def _rope_fields(self, head_dim: Any) -> dict[str, Any]:
-        """Fields of the shape about RoPE: its theta, and how layers without a window stretch it."""
+        """Fields of the shape about RoPE: its theta, what it turns, and how layers without a window stretch it."""
         theta, context = self._rope_theta("full_attention"), self._get("max_position_embeddings")
         original = self.values.get(ORIGINAL)
         numbers = (theta, head_dim, context, 2 if original is None else original)
         for value in numbers:
             if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= 1e12:
                 return {"rope_theta": theta}  # shape_from says what is wrong with it
-        return {"rope_theta": theta, **self._rope("full_attention").fields(theta, head_dim, context, original)}
+        rope, fields = self._rope("full_attention"), {"rope_theta": theta}
+        if self._partial:
+            rotary = rope.rotary(head_dim, self.values.get("partial_rotary_factor", self._partial))
+            if not rotary:
+                raise FormatError(f"{self.path}: partial_rotary_factor leaves RoPE nothing of a head of {head_dim}")
+            fields, head_dim = {**fields, "rope_dims": 0 if rotary == head_dim else rotary}, rotary
+        return {**fields, **rope.fields(theta, head_dim, context, original)}
 
     def _stretch_rope(self) -> None:
         """Hunyuan's "dynamic" RoPE with a fixed alpha only stretches its base: theta alpha^(d / (d - 2)), always."""
@@ -257,7 +297,7 @@ class Config:
             key, values = f"{key}.{layers}", values.get(layers) or {}
         elif layers == "sliding_attention":
             values = {}
-        rope = Rope(self.path, key, values)
+        rope = Rope(self.path, key, values, bool(self._partial))
         if layers == "sliding_attention" and rope.kind != "default":
             raise UnsupportedError(
                 f"{self.path}: {key} asks for {rope.kind} RoPE in layers with a window; not supported"

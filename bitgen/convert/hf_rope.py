@@ -14,6 +14,8 @@ from bitgen.errors import FormatError, UnsupportedError, quoted
 from bitgen.spec import RopeScaling
 
 COMMON = ("rope_type", "type", "rope_theta", "partial_rotary_factor", "finetuned")
+GRIDS = ("mrope_section", "mrope_interleaved")
+"""Keys about pictures in a text: which pairs turn by a row, and which by a column. Of a text both are the position."""
 ORIGINAL = "original_max_position_embeddings"
 KINDS: dict[str, tuple[str, ...]] = {
     "default": (),
@@ -30,7 +32,8 @@ KINDS: dict[str, tuple[str, ...]] = {
 class Rope:
     """The object that describes RoPE in one kind of layer. Errors name the file and the key."""
 
-    def __init__(self, path: Path, key: str, values: Any) -> None:
+    def __init__(self, path: Path, key: str, values: Any, partial: bool = False) -> None:
+        """partial: RoPE may turn a part of each head, and pictures may have positions of their own."""
         self.where, self.values = f"{path}: {key}", values
         if not isinstance(values, dict):
             raise FormatError(f"{self.where} must be an object, not {quoted(values)}")
@@ -40,10 +43,18 @@ class Rope:
                 f"{self.where} asks for {quoted(self.kind)} RoPE, which is not supported; known: {', '.join(KINDS)}"
             )
         for name, value in values.items():
-            if value is not None and name not in COMMON and name not in KINDS[self.kind]:
+            known = COMMON + GRIDS if partial else COMMON
+            if value is not None and name not in known and name not in KINDS[self.kind]:
                 raise UnsupportedError(f"{self.where}.{quoted(name)} has no meaning in {self.kind} RoPE; not supported")
-        if values.get("partial_rotary_factor") not in (None, 1.0):
+        if not partial and values.get("partial_rotary_factor") not in (None, 1.0):
             raise UnsupportedError(f"{self.where}.partial_rotary_factor is not supported")
+
+    def rotary(self, head_dim: int, share: Any) -> int:
+        """Elements of a head that RoPE turns. share: the key of that name outside of the object, which comes second."""
+        share = share if self.values.get("partial_rotary_factor") is None else self.values["partial_rotary_factor"]
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+            raise FormatError(f"{self.where}: partial_rotary_factor is {quoted(share)}; expected a share of 1")
+        return int(head_dim * share)
 
     def fields(self, theta: float, head_dim: int, context: int, original: int | None) -> dict[str, Any]:
         """Fields of the shape: how frequencies are stretched, and a shorter context where LongRoPE needs one.

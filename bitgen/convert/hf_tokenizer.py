@@ -16,7 +16,7 @@ import numpy as np
 from tokenizers import Tokenizer as Backend
 
 from bitgen.convert.auto_tokenizer import AutoTokenizer
-from bitgen.convert.json_files import read_object, read_text, refusals
+from bitgen.convert.json_files import model_config, read_object, read_text, refusals
 from bitgen.errors import BitgenError, FormatError, UnsupportedError, quoted
 from bitgen.text.tokenizer import (
     BYTE,
@@ -55,7 +55,7 @@ class Vocabulary:
 
         FormatError: a file is missing or broken. UnsupportedError: a tokenizer that GGUF's keys cannot express.
         """
-        config = read_object(directory / "config.json") or {}
+        config = model_config(directory)
         original = AutoTokenizer.read(directory, config)
         beyond = {id: token for id, token in original.added.items() if rows is not None and id >= rows}
         try:
@@ -73,7 +73,7 @@ class Vocabulary:
 def metadata_from_hf(directory: str | Path) -> dict[str, Any]:
     """The keys of Vocabulary.read, with the rows of the embedding from config.json where it names them."""
     directory = Path(directory)
-    rows = (read_object(directory / "config.json") or {}).get("vocab_size")
+    rows = model_config(directory).get("vocab_size")
     return Vocabulary.read(directory, rows if type(rows) is int and 0 < rows <= MAX_TOKENS else None).keys
 
 

@@ -36,6 +36,13 @@ def read_object(path: Path) -> dict[str, Any] | None:
     return parse_object(text, f"{path}")
 
 
+def model_config(directory: Path) -> dict[str, Any]:
+    """config.json, and under its keys those of its text_config; empty where there is no file."""
+    values = read_object(directory / "config.json") or {}
+    text = values.get("text_config")
+    return text | values if isinstance(text, dict) else values
+
+
 def parse_object(text: str | bytes, where: str) -> dict[str, Any]:
     """The JSON object that a text spells. where: begins each message."""
     try:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bitgen.checkpoints.architectures import ARCHITECTURES, Architecture, architecture, shape_from, window_period
+from bitgen.checkpoints.architectures import ARCHITECTURES, Architecture, architecture, layer_period, shape_from
 from bitgen.checkpoints.checkpoint import Checkpoint
 from bitgen.errors import FormatError, UnsupportedError, brief, quoted
 from bitgen.gguf.container import Container
@@ -169,7 +169,7 @@ class _Keys:
             if len(pattern) < layers:
                 key = f"{self.arch}.attention.sliding_window_pattern"
                 raise FormatError(f"{self.where}: {key} has {len(pattern)} flags for {layers} layers")
-            period = window_period(pattern[:layers].tolist(), self.where)
+            period = layer_period(pattern[:layers].tolist(), self.where)
         else:
             period = self.own("attention.sliding_window_pattern", int, GEMMA3_PERIOD)
         return {

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from gguf_files import SHAPES, SMALLEST, TINY, TINY_LLAMA, changed, floats
 
-from bitgen.checkpoints.architectures import window_period
+from bitgen.checkpoints.architectures import layer_period
 from bitgen.errors import FormatError, UnsupportedError
 from bitgen.gguf import types
 from bitgen.gguf.reader import read_gguf
@@ -151,9 +151,9 @@ def test_the_period_of_windows_is_the_least_that_fits(windowed: Sequence[bool]) 
     least = next(filter(fits, range(1, len(windowed) + 2)), None)
     if least is None:
         with pytest.raises(UnsupportedError, match="follow no period"):
-            window_period(windowed, "m.gguf")
+            layer_period(windowed, "m.gguf")
     else:
-        assert window_period(windowed, "m.gguf") == least
+        assert layer_period(windowed, "m.gguf") == least
 
 
 def test_a_flag_is_missing(tmp_path: Path) -> None:
