@@ -42,6 +42,16 @@ def folder(name: Folder) -> Path:
     raise BitgenError(f"the data folder {name!r} is missing (looked for {looked}); reinstall bitgen")
 
 
+OFFLINE = ("BITGEN_OFFLINE", "HF_HUB_OFFLINE")
+"""Variables that ask for no network."""
+
+
+def offline() -> str | None:
+    """The variable that asks for no network, if one does."""
+    off = ("", "0", "no", "off", "false")
+    return next((name for name in OFFLINE if os.environ.get(name, "").lower() not in off), None)
+
+
 def shipped_path() -> Path:
     """The GGUF that ships with bitgen."""
     return folder("models") / f"{SHIPPED}.gguf"

@@ -30,6 +30,7 @@ enum {
   BG_E_TOKEN = -9,     // a token id outside the vocabulary
   BG_E_VALUE = -10,    // NaN or infinity in the file's scales or norms
   BG_E_THREAD = -11,   // a worker thread cannot be started
+  BG_E_STATE = -12,    // the session's state cannot go back so far, or awaits bg_state_load
 };
 
 enum bg_cache { BG_CACHE_F16, BG_CACHE_F32, BG_CACHE_I8 };
@@ -66,8 +67,12 @@ int32_t bg_session_open(bg_model *model, int32_t threads, int32_t context, int32
 // together. Sessions that share are not for two callers at once; they are closed in any order.
 int32_t bg_session_share(bg_session *with, int32_t context, bg_session **out);
 void bg_session_close(bg_session *session);
-int32_t bg_position(const bg_session *session);           // tokens in the KV cache
-int32_t bg_rewind(bg_session *session, int32_t position); // forget tokens after `position`
+int32_t bg_position(const bg_session *session); // tokens in the KV cache
+// Forget tokens after `position`. A model with Gated DeltaNet has a state that cannot forget: it goes back to 0, and to
+// where the latest call began or within it, if that appended no more than REWINDABLE tokens. Anything else may be
+// BG_E_STATE, with nothing changed.
+int32_t bg_rewind(bg_session *session, int32_t position);
+enum bg_rewindable { REWINDABLE = 16 };
 
 // Keys and values out of the cache and into it again: what a prompt has computed, to be kept elsewhere.
 // `positions` is [n][bg_position_bytes]: the same bytes for every ISA level, thread count and context, for
@@ -77,6 +82,13 @@ int32_t bg_rewind(bg_session *session, int32_t position); // forget tokens after
 int64_t bg_position_bytes(const bg_session *session);
 int32_t bg_session_save(const bg_session *session, int32_t first, int32_t n, uint8_t *positions);
 int32_t bg_session_load(bg_session *session, int32_t n, const uint8_t *positions);
+// What a session of a model with Gated DeltaNet has beside its positions: the state after the last of them, of
+// bg_state_bytes (0 for other models: nothing is saved or loaded). bg_state_load goes to a position that the session
+// holds, and takes the state that was saved there; it takes any bytes, likewise. Behind bg_session_load the session
+// takes no tokens (BG_E_STATE) before that.
+int64_t bg_state_bytes(const bg_session *session);
+int32_t bg_state_save(const bg_session *session, uint8_t *state);
+int32_t bg_state_load(bg_session *session, int32_t position, const uint8_t *state);
 
 // Append n tokens. logits: NULL, or float32 [vocab] of the last token (all == 0), or [n][vocab] (all == 1).
 int32_t bg_forward(bg_session *session, const int32_t *tokens, int32_t n, float *logits, int32_t all);
@@ -92,7 +104,8 @@ int32_t bg_forward_batch(bg_session *const *sessions, int32_t count, const int32
 int32_t bg_states_batch(bg_session *const *sessions, int32_t count, const int32_t *tokens,
                         const int32_t *lengths, float *states, int32_t all);
 
-// Where forward spends its time: the four products, the steps between them, attention, the head.
+// Where forward spends its time: the four products, the steps between them, attention, the head; and those of layers
+// with Gated DeltaNet.
 enum bg_step {
   BG_STEP_QKV,
   BG_STEP_O,
@@ -108,6 +121,13 @@ enum bg_step {
   BG_STEP_LEAVE_FFN,       // add
   BG_STEP_FINAL_NORM,
   BG_STEP_HEAD,
+  BG_STEP_DELTA_IN, // the products of such a layer
+  BG_STEP_DELTA_OUT,
+  BG_STEP_ENTER_DELTA, // norm, quantise
+  BG_STEP_DELTA_RATES, // the product that gives decay and beta
+  BG_STEP_CONVOLVE,    // convolution, norms of q and k
+  BG_STEP_DELTA,       // the recurrence
+  BG_STEP_LEAVE_DELTA, // norm, gate, quantise
   BG_STEPS,
 };
 

@@ -33,8 +33,23 @@ typedef struct {
 } bg_kernel;
 
 // The matrices of a layer. q, k and v are one matrix, and so are gate and up, unless each has an
-// input of its own. Then the head, where embedding or head are ternary.
-enum { BG_QKV, BG_O, BG_GATE_UP, BG_DOWN, BG_Q, BG_K, BG_V, BG_GATE, BG_UP, BG_HEAD, BG_ROLES };
+// input of its own. A layer with Gated DeltaNet has DELTA_IN and DELTA_OUT where others have QKV and O. Then the
+// head, where embedding or head are ternary.
+enum {
+  BG_QKV,
+  BG_O,
+  BG_GATE_UP,
+  BG_DOWN,
+  BG_Q,
+  BG_K,
+  BG_V,
+  BG_GATE,
+  BG_UP,
+  BG_DELTA_IN,
+  BG_DELTA_OUT,
+  BG_HEAD,
+  BG_ROLES
+};
 
 typedef struct bg_ops bg_ops; // the float operations compiled for one ISA: ops.h
 

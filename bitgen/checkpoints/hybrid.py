@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bitgen.errors import FormatError, quoted
+from bitgen.errors import FormatError, UnsupportedError, quoted
 from bitgen.spec import DeltaShape, Hadamard
 
 DELTA: dict[str, tuple[int, int]] = {
@@ -52,6 +52,7 @@ def hadamard_of(values: Mapping[str, Any], where: str) -> Hadamard | None:
     """The checked `hadamard` of a model's fields: a Hadamard, or a mapping of its fields as presets have it.
 
     `delta` is checked. FormatError: a field is missing, unknown or of another type, or does not fit the others.
+    UnsupportedError: the model has no Gated DeltaNet.
     """
     given = values.get("hadamard")
     if given is None:
@@ -70,10 +71,8 @@ def hadamard_of(values: Mapping[str, Any], where: str) -> Hadamard | None:
     for field, k in widths(values).items():
         if k % block:
             raise FormatError(f"{where}: {field}, {k}, is not a multiple of hadamard's block, {block}")
-    if values.get("input_norms"):
-        raise FormatError(f"{where}: hadamard rotates one input of several matrices; input_norms gives each its own")
-    if fields["regrouped"] and values.get("delta") is None:
-        raise FormatError(f"{where}: hadamard's regrouped is about value heads, and the model has no delta")
+    if values.get("delta") is None:  # no such file is known, and what it would mean for other norms is not either
+        raise UnsupportedError(f"{where}: hadamard is known of models with delta only")
     return Hadamard(**fields)
 
 

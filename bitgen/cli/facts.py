@@ -13,6 +13,9 @@ WORDED: dict[str, Callable[[Facts], str]] = {
     "heads": lambda f: f"{f['heads']} of {f['head_dim']}, {f['kv_heads']} for keys and values",
     "activation": lambda f: f"{f['activation']} ({f['activation_reason']})",
     "layer_norms": lambda f: ", ".join(f["layer_norms"]),
+    "attention_gate": lambda f: "a gate for each head",
+    "delta": lambda f: delta(f["delta"]),
+    "hadamard": lambda f: rotation(f["hadamard"]),
     "qk_norm_after_rope": lambda f: "after RoPE",
     "head_tied": lambda f: head(f),
     "window": lambda f: f"{f['window']} positions, all in every {f['window_period']}th layer",
@@ -29,6 +32,9 @@ WORDED: dict[str, Callable[[Facts], str]] = {
 NAMES = {
     "bytes": "size",
     "layer_norms": "norms of a layer",
+    "attention_gate": "attention",
+    "delta": "layers that do not attend",
+    "hadamard": "rotation",
     "qk_norm_after_rope": "norms of q and k",
     "head_tied": "LM head",
     "rope_theta": "RoPE",
@@ -75,6 +81,17 @@ def rope(f: Facts) -> str:
     if f["rope_scaling"]:
         parts.append(STRETCHED[f["rope_scaling"]["kind"]].format(**f["rope_scaling"]))
     return ", ".join(parts)
+
+
+def delta(of: Mapping[str, int]) -> str:
+    """The layers with Gated DeltaNet."""
+    heads = f"{of['value_heads']} heads of {of['key_dim']} x {of['value_dim']}, {of['key_heads']} for queries and keys"
+    return f"Gated DeltaNet, in all but every {of['period']}th: {heads}"
+
+
+def rotation(of: Mapping[str, Any]) -> str:
+    """What the input of ternary matrices goes through."""
+    return f"Hadamard, blocks of {of['block']} columns, {'with' if of['signed'] else 'without'} signs"
 
 
 def lines(facts: Facts) -> Iterator[str]:

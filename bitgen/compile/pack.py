@@ -33,13 +33,24 @@ from bitgen.errors import BitgenError, UnsupportedError
 from bitgen.headers import capacity, constants, declared, record
 from bitgen.kernels.formats import FORMATS, Format
 from bitgen.kernels.plan import ModelPlan
-from bitgen.spec import HEAD_ROLE, Layout, ModelShape, Progress, round_up
+from bitgen.spec import HEAD_ROLE, DeltaShape, Layout, ModelShape, Progress, round_up
 
 Head = Literal["certified", "f16", "int8"]
 
 MAGIC, LANES = b"BITGENPK", 16
 PIECE = 1 << 20  # weights that are packed at once
 TINY = 2.0**-100
+RATES = "rates"  # of Gated DeltaNet, in what says the types of float matrices
+_RATES = ("ssm_alpha", "ssm_beta")  # the rows that give decay and beta
+_FIRST_PART = {  # role -> the first of its parts in enum bg_parts of runtime/core/model.h
+    "qkv": "PART_Q",
+    "o": "PART_O",
+    "gate_up": "PART_GATE",
+    "down": "PART_DOWN",
+    "delta_in": "PART_DELTA_QKV",
+    "delta_out": "PART_DELTA_OUT",
+    **{role: f"PART_{role.upper()}" for role in ("q", "k", "v", "gate", "up")},
+}
 _HEAD = {  # (head, tied) -> enum bg_head of runtime/core/model.h
     ("f16", True): "HEAD_TIED",
     ("f16", False): "HEAD_OWN",
@@ -79,8 +90,19 @@ def header(
         "output": _dense_type(dense.get(head_name(shape), "f16")),
         "layout": plan.layout_key.encode(),
         "checksum": bytes(capacity("core/model.h", "bg_header", "checksum")),
+        **_delta_fields(shape.delta),
+        "delta_rates": _dense_type(dense.get(RATES, "f16")),
+        "hadamard": shape.hadamard.block if shape.hadamard else 0,
+        "hadamard_signed": shape.hadamard is not None and shape.hadamard.signed,
+        "hadamard_regrouped": shape.hadamard is not None and shape.hadamard.regrouped,
     }
     return record("core/model.h", "bg_header", fields)
+
+
+def _delta_fields(delta: DeltaShape | None) -> dict[str, int]:
+    """The header's fields of Gated DeltaNet, zeros without it."""
+    names = ("period", "key_heads", "value_heads", "key_dim", "value_dim", "taps")
+    return {f"delta_{name}": getattr(delta, name) if delta else 0 for name in names}
 
 
 def _dense_type(type: DenseType) -> int:
@@ -107,11 +129,26 @@ def check_head(shape: ModelShape, head: Head) -> None:
 
 
 def _dense_types(checkpoint: Checkpoint, head: Head) -> dict[str, DenseType]:
-    """Name -> type of the embedding and of the output matrix, as far as they are packed as floats."""
+    """Name -> type of the embedding and of the output matrix, as far as they are packed as floats, and of RATES."""
     s = checkpoint.shape
     names = dict.fromkeys(("token_embd.weight", head_name(s)))
     ternary = ternary_ends(s) if head == "certified" else ()
-    return {name: dense_type(checkpoint, name, (s.vocab, s.hidden)) for name in names if name not in ternary}
+    types = {name: dense_type(checkpoint, name, (s.vocab, s.hidden)) for name in names if name not in ternary}
+    if s.delta:
+        types[RATES] = _rates_type(checkpoint, s.delta)
+    return types
+
+
+def _rates_type(checkpoint: Checkpoint, delta: DeltaShape) -> DenseType:
+    """The smallest type that holds what gives decay and beta exactly, of all layers."""
+    s = checkpoint.shape
+    found = {
+        dense_type(checkpoint, f"blk.{n}.{name}.weight", (delta.value_heads, s.hidden))
+        for n in range(s.layers)
+        if not s.attends(n)
+        for name in _RATES
+    }
+    return found.pop() if len(found) == 1 else "f32"
 
 
 def head_row_bytes(packed: Path, head: Head) -> int:
@@ -152,10 +189,12 @@ def write(
     if len(plan.layout_key) >= capacity("core/model.h", "bg_header", "layout"):  # it ends in a NUL
         raise UnsupportedError(f"the layout key {plan.layout_key!r} is longer than a packed header holds")
     shape = checkpoint.shape
+    _check(shape)
     check_head(shape, head)
     certificate = 1 if is_ternary(shape, head) else 6
     sections_of_head = {"certified": certificate, "f16": 0, "int8": 2}[head] + (head != "int8" and not shape.tied)
-    total = 3 + bool(shape.window) + shape.layers * (len(shape.norms) + len(shape.matrices) + 1) + sections_of_head
+    total = 3 + bool(shape.window) + bool(shape.hadamard and shape.hadamard.signed) * len(_widths(shape))
+    total += sum(_sections_of_layer(shape, n) for n in range(shape.layers)) + sections_of_head
     dense = _dense_types(checkpoint, head)
     with data.replacing(path, parents=True) as part, part.open("w+b") as f:
         f.write(bytes(_model_h("bg_packed")["PACKED_HEADER"]))
@@ -182,6 +221,31 @@ def _weight_bytes(shape: ModelShape, plan: ModelPlan, role: str) -> int:
     return FORMATS[layout.format].geometry(shape.all_matrices[role], layout).weight_bytes
 
 
+def _check(shape: ModelShape) -> None:
+    """UnsupportedError where the runtime has no such model (delta_is_sane and hadamard_is_sane of core/model.c)."""
+    delta, hadamard = shape.delta, shape.hadamard
+    if delta and (shape.sub_norms or shape.input_norms or shape.post_norms):
+        raise UnsupportedError("layers with Gated DeltaNet have no norms but those before attention and FFN")
+    if delta and delta.period > shape.layers:
+        raise UnsupportedError(f"of {shape.layers} layers none attends: only every {delta.period}th would")
+    if hadamard and shape.input_norms:
+        raise UnsupportedError("a rotation before matrices that have norms of their own is not supported")
+    for width in _widths(shape):
+        if hadamard and width % hadamard.block:
+            raise UnsupportedError(f"a rotation in blocks of {hadamard.block} does not divide rows of {width} numbers")
+
+
+def _widths(shape: ModelShape) -> list[int]:
+    """The widths of what matrices multiply, in the order of WIDTH_* of core/model.h."""
+    delta = [shape.delta.inner] if shape.delta else []
+    return [shape.hidden, shape.heads * shape.head_dim, shape.intermediate, *delta]
+
+
+def _sections_of_layer(shape: ModelShape, n: int) -> int:
+    of_delta = 0 if shape.attends(n) else 4
+    return len(shape.layer_norms(n)) + len(shape.layer_roles(n)) + 1 + of_delta
+
+
 Section = Iterable[npt.NDArray[Any]]
 """A section's bytes in pieces, made as they are written."""
 
@@ -204,13 +268,18 @@ def _sections(checkpoint: Checkpoint, plan: ModelPlan, head: Head, dense: Mappin
     yield [_norm(checkpoint, "output_norm.weight", s.hidden)]
     for windowed in (False, True) if s.window else (False,):
         yield [_whole_vectors(frequencies(s, windowed)[None])]
+    for width in _widths(s) if s.hadamard and s.hadamard.signed else ():
+        yield [_norm(checkpoint, f"hadamard_signs.{width}", width)]
     for n in range(s.layers):
-        for norm, width in s.norms.items():
+        for norm, width in s.layer_norms(n).items():
             yield [_norm(checkpoint, f"blk.{n}.{norm}.weight", width)]
-        scales: list[float] = []
-        for role in s.matrices:
-            yield _fused(checkpoint, n, role, plan.matrices[role].layout, scales)
-        yield [np.array(scales, np.float32), np.zeros(_model_h("bg_parts")["SCALES"] - len(scales), np.float32)]
+        parts = _model_h("bg_parts")
+        scales = np.zeros(parts["SCALES"], np.float32)
+        for role in s.layer_roles(n):
+            yield _fused(checkpoint, n, role, plan.matrices[role].layout, scales[parts[_FIRST_PART[role]] :])
+        yield [scales]
+        if s.delta and not s.attends(n):
+            yield from _delta_floats(checkpoint, n, s.delta, dense[RATES])
     name = head_name(s)
     if head != "int8" and not s.tied:
         yield _rows(checkpoint, name, plan, dense, norms)
@@ -220,11 +289,24 @@ def _sections(checkpoint: Checkpoint, plan: ModelPlan, head: Head, dense: Mappin
         yield from _int8_matrix(checkpoint, name, certified=head == "certified")
 
 
-def _fused(checkpoint: Checkpoint, layer: int, role: str, layout: Layout, scales: list[float]) -> Section:
-    """One fused matrix, packed piece by piece; the scale of each part is appended to `scales`.
+def _delta_floats(checkpoint: Checkpoint, n: int, delta: DeltaShape, type: DenseType) -> Iterator[Section]:
+    """What a layer with Gated DeltaNet has in floats, as runtime/core/model.h lays it out."""
+    hidden, heads = checkpoint.shape.hidden, delta.value_heads
+    rates = np.zeros((len(_RATES), round_up(heads, LANES), round_up(hidden, LANES)), np.float32)
+    for rows, name in zip(rates, _RATES, strict=True):
+        rows[:heads, :hidden] = _floats(checkpoint, f"blk.{n}.{name}.weight", (heads, hidden))
+    yield [NARROW[type](rates)]
+    taps = _floats(checkpoint, f"blk.{n}.ssm_conv1d.weight", (delta.channels, delta.taps))
+    yield [_whole_vectors(taps.T)]
+    for name in ("ssm_a", "ssm_dt.bias"):
+        yield [_norm(checkpoint, f"blk.{n}.{name}", heads)]
+
+
+def _fused(checkpoint: Checkpoint, layer: int, role: str, layout: Layout, scales: npt.NDArray[np.float32]) -> Section:
+    """One fused matrix, packed piece by piece; the scale of each part is written to the first of `scales`.
 
     A panel may begin in one part and end in the next, whose rows then wait for it. Scales of groups go with their
-    rows, and 1 is appended.
+    rows, and 1 is written.
     """
     shape, form = checkpoint.shape, FORMATS[layout.format]
     gemm = shape.matrices[role]
@@ -232,11 +314,11 @@ def _fused(checkpoint: Checkpoint, layer: int, role: str, layout: Layout, scales
     step = max(panel, PIECE // gemm.k // panel * panel)  # rows of a piece
     groups = gemm.k // gemm.group if gemm.group else 0
     waiting, waiting_scales, seen = np.empty((0, gemm.k), np.int8), np.empty((0, groups), np.float32), 0
-    for name, rows in zip(FUSED[role], shape.segments[role], strict=True):
+    for part, (name, rows) in enumerate(zip(FUSED[role], shape.segments[role], strict=True)):
         tensor = f"blk.{layer}.{name}.weight"
         codes, scale = checkpoint.ternary(tensor)
         _expect(tensor, codes, (rows, gemm.k))
-        scales.append(1.0 if gemm.group else float(scale))
+        scales[part] = 1.0 if gemm.group else float(scale)
         of_rows = np.asarray(scale, np.float32) if gemm.group else np.empty((rows, 0), np.float32)
         _expect(f"{tensor}'s scales", of_rows, (rows, groups))
         while len(codes):
@@ -412,10 +494,15 @@ def _lengths(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _norm(checkpoint: Checkpoint, name: str, width: int) -> npt.NDArray[np.float32]:
-    """A norm's weights as float32, padded with zeros to whole vectors."""
-    weight = checkpoint.dense(name)
-    _expect(name, weight, (width,))
-    return np.pad(weight.astype(np.float32), (0, round_up(width, LANES) - width))
+    """A norm's weights, or another vector, as float32, padded with zeros to whole vectors."""
+    return np.pad(_floats(checkpoint, name, (width,)), (0, round_up(width, LANES) - width))
+
+
+def _floats(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """A small float tensor, whole."""
+    values = checkpoint.dense(name)
+    _expect(name, values, shape)
+    return values.astype(np.float32)
 
 
 def _whole_vectors(rows: Floats) -> Floats:

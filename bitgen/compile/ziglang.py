@@ -24,8 +24,6 @@ from bitgen.errors import BitgenError, CompileError, brief
 OLDEST, BELOW = "0.13", "0.18"
 REQUIREMENT = f"ziglang>={OLDEST},<{BELOW}"
 SIZE = "a download of about 100 MB, 410 MB unpacked"
-OFFLINE = ("BITGEN_OFFLINE", "HF_HUB_OFFLINE")
-"""Variables that ask for no network."""
 
 _PROGRAM = "zig.exe" if os.name == "nt" else "zig"
 _PROOF = "bytes"  # a file with the size of the program, the last to be written
@@ -70,16 +68,9 @@ def _pip_wheels() -> Iterator[Path]:
         yield from Path(sysconfig.get_config_var("WHEEL_PKG_DIR") or "/nowhere").glob("pip-*.whl")
 
 
-def offline() -> str | None:
-    """The variable that asks for no network, if one does."""
-    return next(
-        (name for name in OFFLINE if os.environ.get(name, "").lower() not in ("", "0", "no", "off", "false")), None
-    )
-
-
 def why_not() -> str | None:
     """Why nothing can be fetched; None where it can be tried."""
-    asked = offline()
+    asked = data.offline()
     if asked:
         return f"{asked} asks for no network"
     return None if installer() else "there is neither pip nor uv"

@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bitgen import store
+from bitgen import data, store
 from bitgen.convert.hub_cache import begun, blob, cache, folder_of, is_orphan, own_part, parts_of, sha256_of, snapshots
 from bitgen.convert.hub_errors import UnreachableError as UnreachableError
 from bitgen.convert.hub_errors import refusals
@@ -91,8 +91,8 @@ def listing(name: HubName) -> Listing:
     from huggingface_hub import HfApi
 
     with refusals(name):
-        if os.environ.get("BITGEN_OFFLINE", "").lower() not in ("", "0", "no", "off", "false"):
-            raise UnreachableError("BITGEN_OFFLINE is set; unset it to download")
+        if asked := data.offline():
+            raise UnreachableError(f"{asked} is set; unset it to download")
         info = HfApi().model_info(name.repo, revision=name.revision, files_metadata=True)
         commit = str(info.sha)
         if not re.fullmatch(r"[0-9a-f]{40}", commit):

@@ -204,9 +204,14 @@ class Generation(Continuation):
             if not self.finished:
                 started = time.perf_counter()
                 timing.prompt_tokens = len(prompt) - session._resume(prompt)
-                while len(prompt) - session.position > PREFILL_AT_ONCE:
-                    session.append(prompt[session.position : session.position + PREFILL_AT_ONCE])
+                last = self._last_at_once(session)
+                while len(prompt) - session.position > last:
+                    before_last = len(prompt) - session.position - (last if last < PREFILL_AT_ONCE else 0)
+                    some = min(PREFILL_AT_ONCE, before_last)
+                    session.append(prompt[session.position : session.position + some])
                     yield ""  # whoever iterates may end it here
+                if last < PREFILL_AT_ONCE:
+                    session._keep_state()
                 pieces = self.accept(self._choose(session, prompt[session.position :], prompt))
                 timing.prefill_s = time.perf_counter() - started
                 lookup.extend(self.token_ids)
@@ -217,6 +222,14 @@ class Generation(Continuation):
                 timing.decode_s += time.perf_counter() - started
                 yield from pieces
         yield self.flush()
+
+    def _last_at_once(self, session: Session) -> int:
+        """How many of the prompt's tokens the last call takes at most, which chooses what follows.
+
+        Few, where a session has a state and may be given a prompt that goes on a little before the end of this one: it
+        is kept before these.
+        """
+        return session.rewindable if self.session is not None and session.state_bytes else PREFILL_AT_ONCE
 
     def _own(self) -> Session:
         return Session(self.model, context=self.context, cache=self.cache)
@@ -237,7 +250,8 @@ class Generation(Continuation):
         if session._changes != self._changes:
             raise EngineError("another call changed the session of this generation; begin another")
         before = len(self.token_ids)
-        proposed = lookup.propose(self.limit - before - 1)
+        most = session.rewindable - 1 if session.state_bytes else self.limit
+        proposed = lookup.propose(min(self.limit - before - 1, most))
         history = self.history + proposed
         chosen = self._choose(session, history[-len(proposed) - 1 :], history, len(proposed) + 1)
         pieces = self.accept(chosen, proposed)

@@ -1,9 +1,10 @@
 """Prompt caches on disk: what a session computed of its tokens, for a later session of the same model.
 
 A file is a head, the tokens as int32, and the keys and values of one position after the other, as bg_session_save
-gives them. The head says of which model, type of cache and definition of the floats they are, and has a checksum of
-the whole file. So a file of another model is refused, and one that is damaged too: it is read to its end before
-anything of it is used. A checksum is no signature: whoever can write the file decides what the model continues.
+gives them; then, of a model with Gated DeltaNet, the state after the last of them (bg_state_save). The head says of
+which model, type of cache and definition of the floats they are, and has a checksum of the whole file. So a file of
+another model is refused, and one that is damaged too: it is read to its end before anything of it is used. A checksum
+is no signature: whoever can write the file decides what the model continues.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from bitgen import data
 from bitgen.engine.opened import Ids
 from bitgen.errors import EngineError, FormatError
 
-MAGIC, VERSION = b"BITGENKV", 1
+MAGIC = b"BITGENKV"
+VERSIONS = WITHOUT_STATE, WITH_STATE = 1, 2
 HEAD = struct.Struct("<8sIIIIQ32s32s")
 """Magic, version, definition, type of cache, tokens, bytes of a position, the model's identity, checksum."""
 CHECKSUM = 32
@@ -41,6 +43,12 @@ class Kind:
     definition: int  # BG_DEFINITION
     cache: int  # of enum bg_cache
     position_bytes: int
+    state_bytes: int = 0  # behind the positions
+
+    @property
+    def version(self) -> int:
+        """Of the file."""
+        return WITH_STATE if self.state_bytes else WITHOUT_STATE
 
     @property
     def at_once(self) -> int:
@@ -49,7 +57,9 @@ class Kind:
 
     def head(self, tokens: int, checksum: bytes = bytes(CHECKSUM)) -> bytes:
         """The first bytes of a file with so many tokens."""
-        return HEAD.pack(MAGIC, VERSION, self.definition, self.cache, tokens, self.position_bytes, self.model, checksum)
+        return HEAD.pack(
+            MAGIC, self.version, self.definition, self.cache, tokens, self.position_bytes, self.model, checksum
+        )
 
 
 def write(path: Path, kind: Kind, tokens: bytes, pieces: Iterable[bytes]) -> None:
@@ -79,7 +89,7 @@ class PromptCache:
         if count > context:
             raise EngineError(f"{path}: holds {count} tokens, this session's context {context}")
         self._blank = kind.head(count)
-        if os.fstat(f.fileno()).st_size != HEAD.size + count * (4 + position_bytes):
+        if os.fstat(f.fileno()).st_size != HEAD.size + count * (4 + position_bytes) + kind.state_bytes:
             raise FormatError(f"{path}: is damaged: it has not the size that its head says")
         self._tokens = f.read(4 * count)
         self.tokens: Ids = np.frombuffer(self._tokens, "<i4")
@@ -88,7 +98,8 @@ class PromptCache:
 
     def _check_kind(self, version: int, found: Kind) -> None:
         mine, path = self._kind, self._path
-        if (version, found.definition) != (VERSION, mine.definition):
+        known = version == mine.version or (version in VERSIONS and found.model != mine.model)
+        if not known or found.definition != mine.definition:
             raise FormatError(f"{path}: is a prompt cache of another version of bitgen; save it again")
         if found.model != mine.model:
             raise FormatError(
@@ -101,7 +112,8 @@ class PromptCache:
             raise FormatError(f"{path}: is damaged: a position has {found.position_bytes} bytes")
 
     def pieces(self) -> Iterator[tuple[int, bytes]]:
-        """Numbers of positions, and their bytes. FormatError in the end where the checksum is another."""
+        """Numbers of positions, and their bytes; then 0 and the state, where there is one. FormatError in the end where
+        the checksum is another."""
         digest = hashlib.blake2b(self._blank + self._tokens, digest_size=CHECKSUM)
         self._file.seek(HEAD.size + len(self._tokens))
         left, size = len(self.tokens), self._kind.position_bytes
@@ -113,6 +125,11 @@ class PromptCache:
             digest.update(piece)
             left -= count
             yield count, piece
+        if self._kind.state_bytes and not left:
+            state = self._file.read(self._kind.state_bytes)
+            digest.update(state)
+            if len(state) == self._kind.state_bytes:
+                yield 0, state
         if left or digest.digest() != self._checksum:
             raise FormatError(f"{self._path}: is damaged: its bytes are not those that were saved")
 

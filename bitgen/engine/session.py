@@ -20,6 +20,9 @@ from bitgen.engine.sampling import Sampling
 from bitgen.errors import ArgumentError, ArgumentTypeError, EngineError
 from bitgen.headers import constants
 
+AGAIN_AT_ONCE = 512
+"""Tokens of one call, where they are computed again."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -43,7 +46,9 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 class Session(Uncopied):
     """One conversation: a KV cache, and the buffers and threads that serve it.
 
-    Close it, or use it as a context manager. `forward` appends tokens; `rewind` forgets the latest. Conversations that
+    Close it, or use it as a context manager. `forward` appends tokens; `rewind` forgets the latest. In a model with
+    Gated DeltaNet there is a state beside the cache, of `state_bytes` (and as much again for going back), which cannot
+    forget: there `rewind` may have to compute what is to stay anew. Conversations that
     share buffers and threads (`share`) can go through the model in one pass (`forward_batch`).
     A session is for one thread at a time, and so are all sessions that share together; a second call is an error at
     once. Sessions that do not share are independent: threads may use them at once, on one model. After a fork the
@@ -65,6 +70,7 @@ class Session(Uncopied):
         self.cache, self._turn = cache, Turn("session")
         self._tokens = array("i")  # those in the cache; behind `position`, what a call was to append
         self._changes = 0  # calls that changed what the cache holds
+        self._kept: tuple[int, bytes] | None = None  # a position, and the state there
         out = binding.ffi().new("bg_session **")
         if beside is None:
             code = self._lib.bg_session_open(model.handle, self.threads, self.context, type_of_cache, out)
@@ -97,8 +103,12 @@ class Session(Uncopied):
         """Forget all tokens after the first `position`."""
         with self._turn.take():
             wanted = checked("position", position, self.position)
-            self._changes += 1
-            binding.check(self._lib, self._lib.bg_rewind(self._open(), wanted), f"cannot rewind to {wanted}")
+            held = self._tokens[:wanted]
+            self._reach(wanted)
+            while self.position < wanted:  # the state is computed anew
+                some = held[self.position : self.position + AGAIN_AT_ONCE]
+                code = self._lib.bg_forward(self._open(), _int32(np.asarray(some)), len(some), binding.ffi().NULL, 0)
+                binding.check(self._lib, code, f"cannot rewind to {wanted}")
 
     def forward(self, tokens: Sequence[int], *, every: bool = False) -> FloatArray:
         """Append tokens; logits float32 [vocab] of the last one, or [n, vocab] of all when `every`.
@@ -154,6 +164,16 @@ class Session(Uncopied):
         return self.position
 
     @property
+    def state_bytes(self) -> int:
+        """Bytes of the state beside the KV cache; 0 in models whose layers all attend."""
+        return binding.check(self._lib, self._lib.bg_state_bytes(self._open()), "cannot save")
+
+    @property
+    def rewindable(self) -> int:
+        """Tokens of the latest call that a session with a state can forget without computing anything anew."""
+        return int(self._lib.REWINDABLE)
+
+    @property
     def rescored(self) -> int:
         """Rows of the head's floats that `next` has read so far."""
         return int(self._lib.bg_rescored(self._open()))
@@ -194,7 +214,7 @@ class Session(Uncopied):
         """What a prompt cache must be to be restored here."""
         size = binding.check(self._lib, self._lib.bg_position_bytes(self._open()), "cannot save")
         definition = constants("bitgen.h", "bg_definition")["BG_DEFINITION"]
-        return prompt_cache.Kind(self._model.identity, definition, cache_type(self.cache), size)
+        return prompt_cache.Kind(self._model.identity, definition, cache_type(self.cache), size, self.state_bytes)
 
     def _saved(self, kind: prompt_cache.Kind, count: int) -> Iterator[bytes]:
         """The bytes of the first `count` positions, in pieces."""
@@ -204,6 +224,15 @@ class Session(Uncopied):
             buffer = binding.ffi().from_buffer("uint8_t[]", piece)
             binding.check(self._lib, self._lib.bg_session_save(self._open(), first, some, buffer), "cannot save")
             yield bytes(piece)
+        if kind.state_bytes:
+            yield self._state()
+
+    def _state(self) -> bytes:
+        """The state of the session's position."""
+        state = bytearray(self.state_bytes)
+        code = self._lib.bg_state_save(self._open(), binding.ffi().from_buffer("uint8_t[]", state))
+        binding.check(self._lib, code, "cannot save")
+        return bytes(state)
 
     def _load(self, saved: prompt_cache.PromptCache) -> None:
         self._lib.bg_rewind(self._open(), 0)
@@ -211,7 +240,11 @@ class Session(Uncopied):
         try:
             for count, piece in saved.pieces():
                 buffer = binding.ffi().from_buffer("uint8_t[]", piece)
-                binding.check(self._lib, self._lib.bg_session_load(self._open(), count, buffer), "cannot restore")
+                if count:
+                    code = self._lib.bg_session_load(self._open(), count, buffer)
+                else:
+                    code = self._lib.bg_state_load(self._open(), self.position, buffer)
+                binding.check(self._lib, code, "cannot restore")
         except BaseException:
             self._lib.bg_rewind(self._open(), 0)
             raise
@@ -221,12 +254,32 @@ class Session(Uncopied):
         del self._tokens[self.position :]
         self._tokens.frombytes(appended.tobytes())
         self._changes += 1
+        if self._kept and self._kept[0] > self.position:
+            self._kept = None
+
+    def _keep_state(self) -> None:
+        """Make it cheap to come back to this position, or to one after it; of the positions so kept the last counts."""
+        with self._turn.take():
+            if self.state_bytes:
+                self._kept = self.position, self._state()
+
+    def _reach(self, wanted: int) -> None:
+        """Rewind to a position or, where its state is gone, to the next before it whose state is here."""
+        self._changes += 1
+        code = self._lib.bg_rewind(self._open(), wanted)
+        if code == self._lib.BG_E_STATE:
+            at, state = self._kept or (wanted + 1, b"")
+            if at <= wanted:
+                code = self._lib.bg_state_load(self._open(), at, binding.ffi().from_buffer("uint8_t[]", state))
+            else:
+                code = self._lib.bg_rewind(self._open(), 0)
+        binding.check(self._lib, code, f"cannot rewind to {wanted}")
 
     def _resume(self, tokens: Sequence[int]) -> int:
-        """Rewind to what the cache holds of these tokens, of all but the last, and return how many those are."""
-        held = min(common_prefix(tokens, self._tokens[: self.position]), len(tokens) - 1)
-        self.rewind(held)
-        return held
+        """Rewind to what the session holds of these tokens, of all but the last, and return how many those are."""
+        with self._turn.take():
+            self._reach(min(common_prefix(tokens, self._tokens[: self.position]), len(tokens) - 1))
+        return self.position
 
     def _ids_of(self, history: Sequence[int], count: int) -> Ids:
         """The last `count` tokens of a history, int32 [n]."""

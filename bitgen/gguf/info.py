@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,9 @@ def _shape(s: ModelShape, why: str) -> dict[str, Any]:
         "activation": s.activation,
         "activation_reason": why,
         "layer_norms": list(s.norms),
+        **({"attention_gate": True} if s.attention_gate else {}),
+        **({"delta": asdict(s.delta)} if s.delta else {}),
+        **({"hadamard": asdict(s.hadamard)} if s.hadamard else {}),
         **({"qk_norm_after_rope": True} if s.qk_norm_after_rope else {}),
         "head_tied": s.tied,
         "ternary_embedding": s.ternary_embedding,

@@ -27,7 +27,6 @@ from bitgen.engine.model import Model
 from bitgen.engine.opened import Cache
 from bitgen.engine.sampling import NEUTRAL, Sampling
 from bitgen.engine.score import score_ids
-from bitgen.engine.session import common_prefix
 from bitgen.errors import BitgenError
 
 log = logging.getLogger("bitgen")
@@ -103,13 +102,12 @@ class BitgenLM(TemplateLM):  # type: ignore[misc]
         one question follow each other.
         """
         answers: list[tuple[float, bool]] = []
-        held: list[int] = []
         with self._model.session(context=self.max_length, cache=self._cache) as session:
             for key, context, continuation in tqdm(requests, disable=disable_tqdm, desc="log likelihoods"):
                 ids = self._scored(context, continuation)
                 first = len(ids) - len(continuation)
-                session.rewind(min(common_prefix(ids, held), first - 1))
-                found, held = score_ids(session, ids, first), ids[:-1]
+                session._resume(ids[:first])
+                found = score_ids(session, ids, first)
                 answers.append((found.total, bool(found.greedy.all())))
                 self.cache_hook.add_partial("loglikelihood", key, answers[-1])
         return answers

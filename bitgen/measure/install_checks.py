@@ -163,7 +163,7 @@ def hub(_: Models) -> Iterator[Finding]:
 
     (endpoint, user), token = _split_user(constants.ENDPOINT), get_token() is not None
     with_token = "with a token" if token else "without a token (only private and gated models need one)"
-    asked = ziglang.offline() or ("HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else None)
+    asked = data.offline() or ("HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else None)
     values: dict[str, Any] = {"endpoint": endpoint, "offline": bool(asked), "token": token}
     if asked:
         yield Finding("hub", "ok", f"{endpoint} is not asked: {asked} wants no network; {with_token}", values=values)

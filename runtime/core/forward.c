@@ -11,6 +11,7 @@
 
 #include "core/attention_tasks.h"
 #include "core/certified_head.h"
+#include "core/delta_tasks.h"
 #include "core/product.h"
 #include "core/rope.h"
 #include "core/sampler.h"
@@ -18,25 +19,16 @@
 
 // ---- rows of buffers ------------------------------------------------------------------------------------
 
-static const bg_layer *layer(const state *s) { return &s->model->layers[s->chunk.layer]; }
 static float *x_of(const state *s, int32_t t) { return s->x + (size_t)t * s->hidden_row; }
 static float *input_of(const state *s, int32_t thread) { return s->input + (size_t)thread * s->input_row; }
 
-static const bg_kernel *kernel(const state *s, int role) {
-  return s->chunk.n == 1 ? s->model->isa->gemv[role] : s->model->isa->gemm[role];
-}
 static uint8_t *operand_of(const state *s, int role, int32_t t) {
-  return s->operand + s->operand_at[role] + (size_t)t * kernel(s, role)->operand_bytes;
+  return s->operand + s->operand_at[role] + (size_t)t * kernel_of(s, role)->operand_bytes;
 }
 
-// A part's rows in its matrix's product, and what they are to be multiplied by.
-static const int32_t *products_of(const state *s, int part, int32_t t) {
-  const bg_part *p = &s->model->parts[part];
-  return s->products + s->products_at[p->role] + (size_t)t * kernel(s, p->role)->m_pad + p->row;
-}
-static float factor(const state *s, int part, int32_t t) {
-  return layer(s)->scales[part] / s->input_scale[t * BG_ROLES + s->model->parts[part].role];
-}
+// The matrices of a stage of this layer.
+static const bg_stage *stage_of(const state *s, int stage) { return &bg_stages[stage][layer_of(s)->kind]; }
+static int32_t is_delta(const state *s) { return layer_of(s)->kind == LAYER_DELTA; }
 
 // ---- the step timer -------------------------------------------------------------------------------------
 
@@ -87,6 +79,15 @@ static void each_token(state *s, token_step *step, int timed_as) {
   end_step(s, timed_as);
 }
 
+// x = H (s x) or, inverse, s (H x), where the model has such a rotation; width: WIDTH_* of x
+static void rotate(const state *s, int width, float *x, int inverse) {
+  const bg_model *m = s->model;
+  const bg_header *c = &m->config;
+  const int32_t widths[WIDTHS] = {c->hidden, c->heads * c->head_dim, c->intermediate, m->delta.inner};
+  if (c->hadamard)
+    s->ops->hadamard(x, m->signs[width], widths[width], c->hadamard, inverse);
+}
+
 // x = embedding row; cos and sin of the position
 static void embed(state *s, int32_t t, int32_t thread) {
   (void)thread;
@@ -94,6 +95,7 @@ static void embed(state *s, int32_t t, int32_t thread) {
   const int32_t d = c->head_dim, pairs = c->rope_dims / 2;
   const run *r = run_of(s, t);
   embedding_row(s, r->tokens[t - r->row0], x_of(s, t));
+  rotate(s, WIDTH_HIDDEN, x_of(s, t), 1);
   for (int32_t windowed = 0; windowed < (c->window ? 2 : 1); windowed++) {
     const float *frequency = s->model->rope_frequency[windowed], by = windowed ? 1 : c->rope_magnitude;
     float *cos = s->cos + t * d + windowed * d / 2, *sin = s->sin + t * d + windowed * d / 2;
@@ -107,8 +109,8 @@ static void embed(state *s, int32_t t, int32_t thread) {
 
 // y = norm(x) of n elements, where the layer has such a norm
 static void normalise(const state *s, int norm, const float *x, int32_t n, float *y) {
-  if (layer(s)->norms[norm])
-    s->ops->rmsnorm(x, layer(s)->norms[norm], n, s->model->config.norm_eps, y);
+  if (layer_of(s)->norms[norm])
+    s->ops->rmsnorm(x, layer_of(s)->norms[norm], n, s->model->config.norm_eps, y);
 }
 
 // q = x rounded as a kernel reads it; returns what its products are to be divided by: the factors of a kernel
@@ -120,13 +122,21 @@ static float quantise(const state *s, const bg_kernel *k, const float *x, int8_t
   return 1.0f;
 }
 
+static int width_of(const state *s, int stage) {
+  const int widths[STAGES] = {WIDTH_HIDDEN, is_delta(s) ? WIDTH_DELTA : WIDTH_CONTEXT, WIDTH_HIDDEN,
+                              WIDTH_INTERMEDIATE};
+  return widths[stage];
+}
+
 // For each matrix of a stage: quantised, input_scale = quantise(row); operand = the same as its kernel wants
-// it. A matrix may have a norm of its own; then the row is in input, which has room for another behind it.
-static void quantise_for(state *s, int stage, int32_t t, int32_t thread, const float *row) {
-  const bg_stage *of = &bg_stages[stage][s->model->config.input_norms];
+// it. The row is rotated first, in place. A matrix may have a norm of its own; then the row is in input, which has
+// room for another behind it.
+static void quantise_for(state *s, int stage, int32_t t, int32_t thread, float *row) {
+  const bg_stage *of = stage_of(s, stage);
+  rotate(s, width_of(s, stage), row, 0);
   for (int32_t i = 0; i < of->n; i++) {
     const int role = of->matrices[i].role, norm = of->matrices[i].norm;
-    const bg_kernel *k = kernel(s, role);
+    const bg_kernel *k = kernel_of(s, role);
     int8_t *q = s->quantised + (size_t)thread * s->quantised_row;
     const float *input = row;
     if (norm >= 0) {
@@ -144,7 +154,7 @@ static void add_to_stream(state *s, int part, int post_norm, int32_t t, int32_t 
   const int32_t n = s->model->config.hidden;
   const float scale = s->model->config.residual_scale;
   float *x = x_of(s, t), *h = input_of(s, thread);
-  if (!layer(s)->norms[post_norm] && scale == 1) {
+  if (!layer_of(s)->norms[post_norm] && scale == 1) {
     s->rows->add_dequantised(products_of(s, part, t), n, factor(s, part, t), x);
     return;
   }
@@ -163,8 +173,8 @@ static void enter_attention(state *s, int32_t t, int32_t thread) {
 
 static void normalise_heads(const state *s, float *q, float *k) {
   const bg_header *c = &s->model->config;
-  s->ops->rmsnorm_heads(q, c->heads, c->head_dim, layer(s)->norms[NORM_Q], c->norm_eps);
-  s->ops->rmsnorm_heads(k, c->kv_heads, c->head_dim, layer(s)->norms[NORM_K], c->norm_eps);
+  s->ops->rmsnorm_heads(q, c->heads, c->head_dim, layer_of(s)->norms[NORM_Q], c->norm_eps);
+  s->ops->rmsnorm_heads(k, c->kv_heads, c->head_dim, layer_of(s)->norms[NORM_K], c->norm_eps);
 }
 
 // query = rope(norm(q)), or norm(rope(q)); cache <- the same of k, v
@@ -174,7 +184,9 @@ static void split_heads(state *s, int32_t t, int32_t thread) {
                 angles = t * d + (s->chunk.window < INT32_MAX ? d / 2 : 0);
   const float *cos = s->cos + angles, *sin = s->sin + angles;
   float *q = query_of(s, t), *k = input_of(s, thread), *v = k + kv;
-  s->rows->dequantise(products_of(s, PART_Q, t), c->heads * d, factor(s, PART_Q, t), q);
+  for (int32_t head = 0; head < c->heads; head++) // their gates lie between the queries
+    s->rows->dequantise(products_of(s, PART_Q, t) + head * d * (1 + c->attention_gate), d,
+                        factor(s, PART_Q, t), q + head * d);
   s->rows->dequantise(products_of(s, PART_K, t), kv, factor(s, PART_K, t), k);
   s->rows->dequantise(products_of(s, PART_V, t), kv, factor(s, PART_V, t), v);
   if (c->qk_norm && !c->qk_norm_after_rope)
@@ -191,18 +203,52 @@ static void split_heads(state *s, int32_t t, int32_t thread) {
                         v_cache(of, head));
 }
 
-// query = the heads' contexts; the norm over all of them
+// query = the heads' contexts, times sigmoid(gate); the norm over all of them
 static void leave_attention(state *s, int32_t t, int32_t thread) {
   const bg_header *c = &s->model->config;
+  const int32_t d = c->head_dim;
   float *context = query_of(s, t);
   merge_blocks(s, t);
+  for (int32_t head = 0; c->attention_gate && head < c->heads; head++)
+    s->rows->gate_sigmoid(products_of(s, PART_Q, t) + (2 * head + 1) * d, d, factor(s, PART_Q, t),
+                          context + head * d);
   normalise(s, NORM_O_IN, context, c->heads * c->head_dim, context);
   quantise_for(s, BG_O, t, thread, context);
 }
 
+// final_states = norm(x), for decay and beta; input = the same, for queries, keys, values and their gates
+static void enter_delta(state *s, int32_t t, int32_t thread) {
+  float *normed = s->final_states + (size_t)t * s->hidden_row, *input = input_of(s, thread);
+  normalise(s, NORM_ATTENTION, x_of(s, t), s->model->config.hidden, normed);
+  memcpy(input, normed, (size_t)s->hidden_row * sizeof *input);
+  quantise_for(s, BG_QKV, t, thread, input);
+}
+
+// Where a value head is in DELTA_OUT's input.
+static int32_t place_of(const bg_header *c, int32_t head) {
+  const int32_t readers = c->delta_value_heads / c->delta_key_heads; // of a key head
+  return c->hadamard_regrouped ? head % c->delta_key_heads * readers + head / c->delta_key_heads : head;
+}
+
+// input = the norm of each value head's output, times silu(gate)
+static void leave_delta(state *s, int32_t t, int32_t thread) {
+  const bg_header *c = &s->model->config;
+  const int32_t d = c->delta_value_dim, inner = s->model->delta.inner;
+  const float *v = mixed_of(s, t) + 2 * s->model->delta.keys, f = factor(s, PART_DELTA_Z, t);
+  float *h = input_of(s, thread);
+  memset(h + inner, 0, (size_t)(padded(inner) - inner) * sizeof *h);
+  for (int32_t head = 0; head < c->delta_value_heads; head++) {
+    float *to = h + place_of(c, head) * d;
+    memcpy(to, v + head * d, (size_t)d * sizeof *to);
+    s->ops->rmsnorm_heads(to, 1, d, layer_of(s)->norms[NORM_DELTA], c->norm_eps);
+    s->rows->gate_silu(products_of(s, PART_DELTA_Z, t) + head * d, d, f, to);
+  }
+  quantise_for(s, BG_O, t, thread, h);
+}
+
 // x += o; input = norm(x), for gate and up
 static void enter_ffn(state *s, int32_t t, int32_t thread) {
-  add_to_stream(s, PART_O, NORM_POST_ATTENTION, t, thread);
+  add_to_stream(s, is_delta(s) ? PART_DELTA_OUT : PART_O, NORM_POST_ATTENTION, t, thread);
   normalise(s, NORM_FFN, x_of(s, t), s->model->config.hidden, input_of(s, thread));
   quantise_for(s, BG_GATE_UP, t, thread, input_of(s, thread));
 }
@@ -224,8 +270,8 @@ static void leave_ffn(state *s, int32_t t, int32_t thread) {
   add_to_stream(s, PART_DOWN, NORM_POST_FFN, t, thread);
 }
 
-// final_states [n_states][hidden_row] = norm(x) / logit_divisor, of the rows whose logits, states or choices are
-// wanted; the caller's states are norm(x)
+// final_states [n_states][hidden_row] = norm(x) / logit_divisor, rotated, of the rows whose logits, states or choices
+// are wanted; the caller's states are norm(x)
 static void final_norm(state *s, int32_t t, int32_t thread) {
   (void)thread;
   const bg_header *c = &s->model->config;
@@ -239,6 +285,7 @@ static void final_norm(state *s, int32_t t, int32_t thread) {
   if (c->logit_divisor != 1)
     for (int32_t j = 0; j < c->hidden; j++)
       h[j] /= c->logit_divisor;
+  rotate(s, WIDTH_HIDDEN, h, 0);
 }
 
 // ---- products -------------------------------------------------------------------------------------------
@@ -249,18 +296,15 @@ _Static_assert((int)BG_STEP_QKV == BG_QKV && (int)BG_STEP_O == BG_O && (int)BG_S
 
 // products int32 [n][m_pad] = W q, for each matrix of a stage
 static void multiply(state *s, int stage) {
-  const bg_stage *of = &bg_stages[stage][s->model->config.input_norms];
+  const bg_stage *of = stage_of(s, stage);
   for (int32_t i = 0; i < of->n; i++) {
     const int role = of->matrices[i].role;
-    product p = {kernel(s, role),
-                 layer(s)->packed[role],
-                 operand_of(s, role, 0),
-                 s->chunk.n,
-                 s->products + s->products_at[role],
-                 s->kernel_scratch};
+    product p = {kernel_of(s, role), layer_of(s)->packed[role],          operand_of(s, role, 0),
+                 s->chunk.n,         s->products + s->products_at[role], s->kernel_scratch};
     pool_run(s->pool, product_task, &p);
   }
-  end_step(s, stage);
+  const int of_delta[] = {BG_STEP_DELTA_IN, BG_STEP_DELTA_OUT};
+  end_step(s, is_delta(s) && stage <= BG_O ? of_delta[stage] : stage);
 }
 
 // ---- choices --------------------------------------------------------------------------------------------
@@ -294,13 +338,32 @@ static int32_t window_of(const bg_header *c, int32_t layer) {
   return c->window && (layer + 1) % c->window_period ? c->window : INT32_MAX;
 }
 
-static void forward_layer(state *s) {
+static void forward_attention(state *s) {
   each_token(s, enter_attention, BG_STEP_ENTER_ATTENTION);
   multiply(s, BG_QKV);
   each_token(s, split_heads, BG_STEP_SPLIT_HEADS);
   attend(s);
   end_step(s, BG_STEP_ATTENTION);
   each_token(s, leave_attention, BG_STEP_LEAVE_ATTENTION);
+}
+
+static void forward_delta(state *s) {
+  each_token(s, enter_delta, BG_STEP_ENTER_DELTA);
+  multiply_rates(s);
+  end_step(s, BG_STEP_DELTA_RATES);
+  multiply(s, BG_QKV);
+  convolve(s);
+  end_step(s, BG_STEP_CONVOLVE);
+  pass_states(s);
+  end_step(s, BG_STEP_DELTA);
+  each_token(s, leave_delta, BG_STEP_LEAVE_DELTA);
+}
+
+static void forward_layer(state *s) {
+  if (is_delta(s))
+    forward_delta(s);
+  else
+    forward_attention(s);
   multiply(s, BG_O);
   each_token(s, enter_ffn, BG_STEP_ENTER_FFN);
   multiply(s, BG_GATE_UP);
@@ -319,6 +382,7 @@ void forward_chunk(state *s) {
     c->window = window_of(config, c->layer);
     forward_layer(s);
   }
+  leave_states(s);
   if (!c->n_states)
     return;
   each_token(s, final_norm, BG_STEP_FINAL_NORM);

@@ -73,6 +73,8 @@ const char *bg_strerror(int32_t code) {
     return "NaN or infinity where numbers must be finite; the model file is damaged, fetch it again";
   case BG_E_THREAD:
     return "a thread cannot be started; use fewer threads";
+  case BG_E_STATE:
+    return "the state of this model's sequence is not that of the position; rewind to 0 and append the tokens again";
   default:
     return "unknown error code";
   }

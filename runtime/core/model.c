@@ -1,8 +1,10 @@
 // model.c: opens a packed model: maps the file, checks every field before it is used, finds the sections.
 //
 // After bg_header the file holds these sections, each starting at a multiple of 64 bytes:
-//   embedding, output_norm, RoPE's frequencies, with a window also those of its layers;
-//   per layer: the norms that it has in the order of NORM_*, its matrices stage by stage, scales;
+//   embedding, output_norm, RoPE's frequencies, with a window also those of its layers; with signs of the
+//   rotation those of each of WIDTH_*;
+//   per layer: the norms that it has in the order of NORM_*, its matrices stage by stage, scales; with Gated
+//   DeltaNet also rates, convolution, decay, step;
 //   then the head: nothing when tied, or rows of floats; or float scales and int8 rows;
 //   and behind what a certified head has in floats: upper residuals, residuals, norms, scales, upper bits of
 //   codes, lower bits of codes;
@@ -20,6 +22,7 @@
 #include "os/os.h"
 
 enum { MAX_WIDTH = 1 << 22, MAX_LAYERS = 4096, MAX_VOCAB = 1 << 26, MAX_CONTEXT = 1 << 24 };
+enum { MAX_DELTA_HEADS = 1 << 14, MAX_TAPS = 64 };
 
 static int between(int64_t value, int64_t least, int64_t most) { return least <= value && value <= most; }
 
@@ -30,6 +33,34 @@ static int finite(const float *a, int64_t n) {
   for (int64_t i = 0; i < n; i++)
     ok &= is_finite(a[i]);
   return ok;
+}
+
+static int64_t channels_of(const bg_header *c) {
+  return 2 * (int64_t)c->delta_key_heads * c->delta_key_dim +
+         (int64_t)c->delta_value_heads * c->delta_value_dim;
+}
+
+// Some layers attend, and layers of both kinds have the norms of the simplest.
+static int delta_is_sane(const bg_header *c) {
+  if (!c->delta_period)
+    return 1;
+  return between(c->delta_period, 1, c->layers) && between(c->delta_key_heads, 1, MAX_DELTA_HEADS) &&
+         between(c->delta_value_heads, 1, MAX_DELTA_HEADS) &&
+         c->delta_value_heads % c->delta_key_heads == 0 && between(c->delta_key_dim, 1, MAX_HEAD_DIM) &&
+         between(c->delta_value_dim, 1, MAX_HEAD_DIM) && between(channels_of(c), 1, MAX_WIDTH) &&
+         between(c->delta_taps, 1, MAX_TAPS) && between(c->delta_rates, 0, DENSE_TYPES - 1) &&
+         !c->sub_norms && !c->input_norms && !c->post_norms;
+}
+
+static int hadamard_is_sane(const bg_header *c) {
+  const int32_t block = c->hadamard;
+  if (!block)
+    return !c->hadamard_signed && !c->hadamard_regrouped;
+  return between(block, 4, MAX_WIDTH) && (block & (block - 1)) == 0 &&
+         __builtin_ctz((unsigned)block) % 2 == 0 && c->hidden % block == 0 &&
+         c->heads * c->head_dim % block == 0 && c->intermediate % block == 0 &&
+         (!c->delta_period || c->delta_value_heads * c->delta_value_dim % block == 0) &&
+         between(c->hadamard_signed, 0, 1) && between(c->hadamard_regrouped, 0, 1) && !c->input_norms;
 }
 
 static int header_is_sane(const bg_header *c, uint64_t bytes) {
@@ -50,15 +81,26 @@ static int header_is_sane(const bg_header *c, uint64_t bytes) {
          between(c->embedding, 0, EMBEDDING_TERNARY) && between(c->output, 0, DENSE_TYPES - 1) &&
          memchr(c->layout, 0, sizeof c->layout) && between(c->qk_norm_after_rope, 0, c->qk_norm) &&
          c->residual_scale > 0 && is_finite(c->residual_scale) && c->logit_divisor > 0 &&
-         is_finite(c->logit_divisor);
+         is_finite(c->logit_divisor) && between(c->attention_gate, 0, 1) && delta_is_sane(c) &&
+         hadamard_is_sane(c);
 }
 
-const bg_stage bg_stages[STAGES][2] = {
-    [BG_QKV] = {{1, {{BG_QKV, -1}}}, {3, {{BG_Q, NORM_Q_IN}, {BG_K, NORM_K_IN}, {BG_V, NORM_V_IN}}}},
-    [BG_O] = {{1, {{BG_O, -1}}}, {1, {{BG_O, -1}}}},
-    [BG_GATE_UP] = {{1, {{BG_GATE_UP, -1}}}, {2, {{BG_GATE, NORM_GATE_IN}, {BG_UP, NORM_UP_IN}}}},
-    [BG_DOWN] = {{1, {{BG_DOWN, -1}}}, {1, {{BG_DOWN, -1}}}},
+const bg_stage bg_stages[STAGES][LAYER_KINDS] = {
+    [BG_QKV] = {{1, {{BG_QKV, -1}}},
+                {3, {{BG_Q, NORM_Q_IN}, {BG_K, NORM_K_IN}, {BG_V, NORM_V_IN}}},
+                {1, {{BG_DELTA_IN, -1}}}},
+    [BG_O] = {{1, {{BG_O, -1}}}, {1, {{BG_O, -1}}}, {1, {{BG_DELTA_OUT, -1}}}},
+    [BG_GATE_UP] = {{1, {{BG_GATE_UP, -1}}},
+                    {2, {{BG_GATE, NORM_GATE_IN}, {BG_UP, NORM_UP_IN}}},
+                    {1, {{BG_GATE_UP, -1}}}},
+    [BG_DOWN] = {{1, {{BG_DOWN, -1}}}, {1, {{BG_DOWN, -1}}}, {1, {{BG_DOWN, -1}}}},
 };
+
+static int32_t kind_of(const bg_header *c, int32_t layer) {
+  if (c->delta_period && (layer + 1) % c->delta_period)
+    return LAYER_DELTA;
+  return c->input_norms ? LAYER_APART : LAYER_FUSED;
+}
 
 // Both kernels of a role are there, compute this matrix and read the same packed bytes; all
 // have groups alike.
@@ -82,27 +124,63 @@ static int head_kernels_fit(const bg_model *m) {
          c->hidden == padded(c->hidden);
 }
 
-// Places the parts of every matrix of a layer, and sees that there are kernels for it.
+// Places the parts of every matrix of a stage, and sees that there are kernels for it. rows: of each of its parts,
+// `first` and on.
+static int32_t find_parts_of(bg_model *m, const bg_stage *s, int32_t first, int32_t n, const int32_t *rows,
+                             int32_t columns) {
+  for (int32_t i = 0, part = first; i < s->n; i++) {
+    const int32_t role = s->matrices[i].role;
+    int32_t row = 0;
+    for (int32_t p = 0; p < n / s->n; p++, part++) {
+      m->parts[part] = (bg_part){role, row};
+      row += rows[part];
+    }
+    if (!kernels_fit(m->isa, role, row, columns))
+      return BG_E_NO_KERNEL;
+  }
+  return BG_OK;
+}
+
 static int32_t find_parts(bg_model *m) {
   const bg_header *c = &m->config;
-  const int32_t q = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim;
-  const int32_t rows[PARTS] = {q, kv, kv, c->hidden, c->intermediate, c->intermediate, c->hidden};
-  const int32_t columns[STAGES] = {c->hidden, q, c->hidden, c->intermediate};
-  const int32_t parts[STAGES] = {3, 1, 2, 1};
-  for (int32_t stage = 0, part = 0; stage < STAGES; stage++) {
-    const bg_stage *s = &bg_stages[stage][c->input_norms];
-    for (int32_t i = 0; i < s->n; i++) {
-      const int32_t role = s->matrices[i].role;
-      int32_t row = 0;
-      for (int32_t p = 0; p < parts[stage] / s->n; p++, part++) {
-        m->parts[part] = (bg_part){role, row};
-        row += rows[part];
-      }
-      if (!kernels_fit(m->isa, role, row, columns[stage]))
-        return BG_E_NO_KERNEL;
-    }
-  }
-  return head_kernels_fit(m) ? BG_OK : BG_E_NO_KERNEL;
+  const int32_t context = c->heads * c->head_dim, kv = c->kv_heads * c->head_dim;
+  const int32_t rows[PARTS] = {context * (1 + c->attention_gate),
+                               kv,
+                               kv,
+                               c->hidden,
+                               c->intermediate,
+                               c->intermediate,
+                               c->hidden,
+                               m->delta.channels,
+                               m->delta.inner,
+                               c->hidden};
+  const struct {
+    int32_t stage, first, n, columns;
+  } of_layers[] = {{BG_QKV, PART_Q, 3, c->hidden},         {BG_O, PART_O, 1, context},
+                   {BG_GATE_UP, PART_GATE, 2, c->hidden},  {BG_DOWN, PART_DOWN, 1, c->intermediate},
+                   {BG_QKV, PART_DELTA_QKV, 2, c->hidden}, {BG_O, PART_DELTA_OUT, 1, m->delta.inner}};
+  const int32_t n = c->delta_period ? 6 : 4, attends = c->input_norms ? LAYER_APART : LAYER_FUSED;
+  int32_t code = BG_OK;
+  for (int32_t i = 0; i < n && code == BG_OK; i++)
+    code = find_parts_of(m, &bg_stages[of_layers[i].stage][i < 4 ? attends : LAYER_DELTA], of_layers[i].first,
+                         of_layers[i].n, rows, of_layers[i].columns);
+  return code == BG_OK && !head_kernels_fit(m) ? BG_E_NO_KERNEL : code;
+}
+
+// What follows from the header.
+static void find_sizes(bg_model *m) {
+  const bg_header *c = &m->config;
+  bg_delta_sizes *d = &m->delta;
+  for (int32_t l = 0; l < c->layers; l++)
+    d->layers += kind_of(c, l) == LAYER_DELTA;
+  m->caches = c->layers - d->layers;
+  d->keys = c->delta_key_heads * c->delta_key_dim;
+  d->inner = c->delta_value_heads * c->delta_value_dim;
+  d->channels = 2 * d->keys + d->inner;
+  d->slices = (c->delta_value_dim + DELTA_COLUMNS - 1) / DELTA_COLUMNS;
+  d->slice = (size_t)c->delta_key_dim * DELTA_COLUMNS;
+  d->state = (size_t)c->delta_value_heads * (size_t)d->slices * d->slice;
+  d->tail = (size_t)(c->delta_taps > 0 ? c->delta_taps - 1 : 0) * (size_t)d->channels;
 }
 
 // A walk over the sections; `bytes` becomes 0 for good when one does not fit.
@@ -137,9 +215,27 @@ static const uint8_t *take_ternary(cursor *c, const bg_model *m) {
   return take(c, m->isa->gemv[BG_HEAD]->weight_bytes);
 }
 
+// What Gated DeltaNet has in floats.
+static int32_t find_delta(cursor *at, const bg_model *m, bg_layer *l) {
+  const bg_header *c = &m->config;
+  const int32_t heads = c->delta_value_heads, channels = padded(m->delta.channels);
+  l->rates = take(at, 2 * (uint64_t)padded(heads) * (uint64_t)padded(c->hidden) *
+                          m->isa->ops->dense[c->delta_rates].width);
+  l->convolution = take(at, (uint64_t)c->delta_taps * (uint64_t)channels * sizeof(float));
+  l->decay = take_floats(at, heads);
+  l->step = take_floats(at, heads);
+  if (!l->step)
+    return BG_E_FORMAT;
+  return finite(l->convolution, (int64_t)c->delta_taps * channels) && finite(l->decay, heads) &&
+                 finite(l->step, heads)
+             ? BG_OK
+             : BG_E_VALUE;
+}
+
 static int32_t find_layer(cursor *at, const bg_model *m, bg_layer *l) {
   const bg_header *c = &m->config;
-  const int32_t hidden = c->hidden, d = c->qk_norm ? c->head_dim : 0, own = c->input_norms ? hidden : 0,
+  const int32_t delta = l->kind == LAYER_DELTA, hidden = c->hidden,
+                d = c->qk_norm && !delta ? c->head_dim : 0, own = c->input_norms ? hidden : 0,
                 post = c->post_norms ? hidden : 0, inner = c->sub_norms || c->input_norms;
   const int32_t lengths[NORMS] = {[NORM_ATTENTION] = hidden,
                                   [NORM_Q_IN] = own,
@@ -153,12 +249,13 @@ static int32_t find_layer(cursor *at, const bg_model *m, bg_layer *l) {
                                   [NORM_GATE_IN] = own,
                                   [NORM_UP_IN] = own,
                                   [NORM_DOWN_IN] = inner * c->intermediate,
-                                  [NORM_POST_FFN] = post};
+                                  [NORM_POST_FFN] = post,
+                                  [NORM_DELTA] = delta * c->delta_value_dim};
   for (int32_t i = 0; i < NORMS; i++)
     l->norms[i] = lengths[i] ? take_floats(at, lengths[i]) : NULL;
   for (int32_t stage = 0; stage < STAGES; stage++)
-    for (int32_t i = 0; i < bg_stages[stage][c->input_norms].n; i++) {
-      const int32_t role = bg_stages[stage][c->input_norms].matrices[i].role;
+    for (int32_t i = 0; i < bg_stages[stage][l->kind].n; i++) {
+      const int32_t role = bg_stages[stage][l->kind].matrices[i].role;
       l->packed[role] = take(at, m->isa->gemv[role]->weight_bytes);
     }
   l->scales = take(at, SCALES * sizeof(float));
@@ -167,6 +264,8 @@ static int32_t find_layer(cursor *at, const bg_model *m, bg_layer *l) {
   int ok = finite(l->scales, SCALES);
   for (int32_t i = 0; i < NORMS; i++)
     ok = ok && (!lengths[i] || finite(l->norms[i], lengths[i]));
+  if (ok && delta)
+    return find_delta(at, m, l);
   return ok ? BG_OK : BG_E_VALUE;
 }
 
@@ -229,6 +328,34 @@ static int32_t find_frequencies(cursor *at, bg_model *m, const float **frequenci
   return ok ? BG_OK : BG_E_FORMAT;
 }
 
+// The rotation's signs, each 1 or -1.
+static int32_t find_signs(cursor *at, bg_model *m) {
+  const bg_header *c = &m->config;
+  const int32_t widths[WIDTHS] = {c->hidden, c->heads * c->head_dim, c->intermediate, m->delta.inner};
+  int ok = 1;
+  for (int32_t w = 0; w < WIDTHS; w++) {
+    if (!widths[w])
+      continue;
+    const float *signs = m->signs[w] = take_floats(at, widths[w]);
+    if (!signs)
+      return BG_E_FORMAT;
+    for (int32_t i = 0; i < widths[w]; i++)
+      ok &= signs[i] == 1 || signs[i] == -1;
+  }
+  return ok ? BG_OK : BG_E_FORMAT;
+}
+
+static int32_t find_layers(cursor *at, bg_model *m) {
+  int32_t code = BG_OK, seen[LAYER_KINDS] = {0};
+  for (int32_t i = 0; i < m->config.layers && code == BG_OK; i++) {
+    bg_layer *l = &m->layers[i];
+    l->kind = kind_of(&m->config, i);
+    l->index = seen[l->kind]++;
+    code = find_layer(at, m, l);
+  }
+  return code;
+}
+
 static int32_t find_sections(bg_model *m) {
   const bg_header *c = &m->config;
   cursor at = {m->packed + sizeof *c, m->packed_bytes - sizeof *c};
@@ -244,8 +371,10 @@ static int32_t find_sections(bg_model *m) {
   int32_t code = BG_OK;
   for (int32_t i = 0; i < (c->window ? 2 : 1) && code == BG_OK; i++)
     code = find_frequencies(&at, m, &m->rope_frequency[i]);
-  for (int32_t l = 0; l < c->layers && code == BG_OK; l++)
-    code = find_layer(&at, m, &m->layers[l]);
+  if (code == BG_OK && c->hadamard_signed)
+    code = find_signs(&at, m);
+  if (code == BG_OK)
+    code = find_layers(&at, m);
   if (code == BG_OK)
     code = find_head(&at, m);
   return code == BG_OK && at.bytes ? BG_E_FORMAT : code;
@@ -284,6 +413,7 @@ static int32_t open_model(bg_model *m, const char *path) {
     return BG_E_FORMAT;
   if (strcmp(c->layout, m->isa->layout) != 0)
     return BG_E_LAYOUT;
+  find_sizes(m);
   code = find_parts(m);
   if (code != BG_OK)
     return code;

@@ -24,7 +24,21 @@ enum bg_head {
   HEAD_KINDS
 };
 enum bg_embedding { EMBEDDING_TERNARY = 3 }; // beside the types of floats
-enum bg_parts { PART_Q, PART_K, PART_V, PART_O, PART_GATE, PART_UP, PART_DOWN, PARTS, SCALES = 8 };
+// Parts of matrices, and where their scales are in a layer's.
+enum bg_parts {
+  PART_Q, // with attention_gate of each head head_dim rows of query, then as many of gate
+  PART_K,
+  PART_V,
+  PART_O,
+  PART_GATE,
+  PART_UP,
+  PART_DOWN,
+  PART_DELTA_QKV, // queries, keys, values of all heads
+  PART_DELTA_Z,   // the gates of values
+  PART_DELTA_OUT,
+  PARTS,
+  SCALES = 16
+};
 
 // The first 512 bytes of the file. Little-endian; the sections that follow are listed in model.c.
 typedef struct {
@@ -54,7 +68,16 @@ typedef struct {
   int32_t qk_norm_after_rope; // 0, 1: the norm of each head of q and k comes after RoPE
   float residual_scale;       // what attention and FFN add to the residual stream is multiplied by it
   float logit_divisor;        // final states are divided by it before the output matrix
-  uint8_t zero[92];
+  int32_t attention_gate;     // 0, 1: sigmoid(gate) multiplies the context of each query head
+  int32_t delta_period; // only every delta_period-th layer attends, others have Gated DeltaNet; 0: all attend
+  int32_t delta_key_heads, delta_value_heads; // value head h reads key head h % delta_key_heads
+  int32_t delta_key_dim, delta_value_dim;     // elements of a head
+  int32_t delta_taps;                         // positions that the convolution spans, the last its own
+  int32_t delta_rates;                        // DENSE_*, the type of the rows that give decay and beta
+  int32_t hadamard;           // columns of a block of the rotation before matrices, a power of four; 0: none
+  int32_t hadamard_signed;    // 0, 1: with signs
+  int32_t hadamard_regrouped; // 0, 1: DELTA_OUT's input goes by key head first, then by those that read it
+  uint8_t zero[48];
 } bg_header;
 
 // The last 64 bytes of a file that holds more than a packed model: a tokenizer behind it, a program before it
@@ -80,6 +103,7 @@ enum {
   NORM_V_IN,
   NORM_Q, // of each head of q, before RoPE or after it
   NORM_K,
+  NORM_DELTA,          // of each value head of Gated DeltaNet
   NORM_O_IN,           // of the heads' contexts: the sub-norm, or o's input norm
   NORM_POST_ATTENTION, // of what o gives
   NORM_FFN,            // of x, for gate and up
@@ -92,25 +116,44 @@ enum {
 
 // The matrices that read the same step's result: one, or the parts of it apart.
 enum { STAGES = BG_DOWN + 1 };
+enum { LAYER_FUSED, LAYER_APART, LAYER_DELTA, LAYER_KINDS };
 typedef struct {
   int32_t n;
   struct {
     int8_t role, norm; // norm: of its own input, or -1
   } matrices[3];
 } bg_stage;
-extern const bg_stage bg_stages[STAGES][2]; // [BG_QKV .. BG_DOWN][input_norms]
+extern const bg_stage bg_stages[STAGES][LAYER_KINDS]; // [BG_QKV .. BG_DOWN]
 
 // Where a part of a matrix is: rows `row` and on of the product of `role`.
 typedef struct {
   int32_t role, row;
 } bg_part;
 
-// One transformer layer. p(n) is n rounded up to 16: rows of floats end in zeros.
+// What the matrices multiply, by its width.
+enum { WIDTH_HIDDEN, WIDTH_CONTEXT, WIDTH_INTERMEDIATE, WIDTH_DELTA, WIDTHS };
+
+// One layer. p(n) is n rounded up to 16: rows of floats end in zeros.
 typedef struct {
+  int32_t kind;                    // LAYER_*
+  int32_t index;                   // among the layers with a KV cache, or among those with a state
   const float *norms[NORMS];       // [p(length)] each, NULL where the model has none
   const uint8_t *packed[BG_ROLES]; // matrices of codes, NULL where the model has none
   const float *scales;             // [SCALES] of the parts: W = scale x codes
+  // Of Gated DeltaNet
+  const uint8_t *rates;      // [2][p(value_heads)][p(hidden)] rows of floats: decay's, beta's
+  const float *convolution;  // [taps][p(channels)], the oldest position first
+  const float *decay, *step; // [p(value_heads)] each: decay = exp(decay softplus(. + step))
 } bg_layer;
+
+// The rows of Gated DeltaNet. A slice of a state is [key_dim][DELTA_COLUMNS].
+typedef struct {
+  int32_t layers;                // that have it; 0: none
+  int32_t keys, inner, channels; // elements of all keys, of all values; keys twice and values
+  int32_t slices;                // of a value head
+  size_t slice, state, tail;     // floats of a slice; of a layer's slices; of the inputs that a
+                                 // convolution needs of the positions before: [taps - 1][channels]
+} bg_delta_sizes;
 
 // A matrix of floats [vocab][p(hidden)].
 typedef struct {
@@ -133,6 +176,9 @@ struct bg_model {
   const float *head_upper_residuals, *head_residuals, *head_norms; // [p(vocab)] of these: certified_head.c;
                                                                    // norms of a ternary head: ternary_head.c
   bg_part parts[PARTS];
+  bg_delta_sizes delta;
+  int32_t caches;             // layers that have a KV cache
+  const float *signs[WIDTHS]; // [p(width)] of the rotation, or NULL
   float attention_scale;
   const float *rope_frequency[2]; // [rope_dims / 2], of layers that see all and of those with a window
   const uint8_t *map;             // the file

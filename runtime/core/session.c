@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/delta_tasks.h"
 #include "core/forward.h"
 #include "core/fpstate.h"
 #include "core/sampler.h"
@@ -59,11 +60,20 @@ void bg_session_close(bg_session *session) {
 
 int32_t bg_position(const bg_session *session) { return session ? session->position : BG_E_ARGUMENT; }
 
+// Back to an earlier position, of a state that can.
+static int32_t go_back(bg_session *session, int32_t position) {
+  const uint64_t callers = fp_default();
+  const int32_t code = delta_rewind(session, position);
+  fp_set(callers);
+  if (code == BG_OK)
+    session->position = position;
+  return code;
+}
+
 int32_t bg_rewind(bg_session *session, int32_t position) {
   if (!session || position < 0 || position > session->position)
     return BG_E_ARGUMENT;
-  session->position = position;
-  return BG_OK;
+  return go_back(session, position);
 }
 
 // ---- the cache's bytes ----------------------------------------------------------------------------------
@@ -76,13 +86,13 @@ static size_t row_bytes(const bg_session *of) {
 
 static size_t position_bytes(const bg_session *of) {
   const bg_header *c = &of->state->model->config;
-  return row_bytes(of) * (size_t)c->layers * (size_t)c->kv_heads;
+  return row_bytes(of) * (size_t)of->state->model->caches * (size_t)c->kv_heads;
 }
 
 // Copy positions `first` and on out of the cache or, with `in`, into it.
 static void copy_positions(const bg_session *of, uint8_t *positions, int in, int32_t first, int32_t n) {
   const bg_header *c = &of->state->model->config;
-  const size_t heads = (size_t)c->layers * (size_t)c->kv_heads, row = row_bytes(of);
+  const size_t heads = (size_t)of->state->model->caches * (size_t)c->kv_heads, row = row_bytes(of);
   for (size_t head = 0; head < heads; head++)
     for (int32_t i = 0; i < n; i++)
       of->state->attention->copy(positions + ((size_t)i * heads + head) * row, in, c->head_dim, first + i,
@@ -107,6 +117,30 @@ int32_t bg_session_load(bg_session *session, int32_t n, const uint8_t *positions
     return BG_E_CONTEXT;
   copy_positions(session, (uint8_t *)positions, 1, session->position, n);
   session->position += n;
+  session->delta.awaits |= n > 0 && session->state->model->delta.layers;
+  return BG_OK;
+}
+
+int64_t bg_state_bytes(const bg_session *session) {
+  return session ? (int64_t)delta_bytes(session) : BG_E_ARGUMENT;
+}
+
+int32_t bg_state_save(const bg_session *session, uint8_t *bytes) {
+  if (!session || !bytes)
+    return BG_E_ARGUMENT;
+  if (session->delta.awaits)
+    return BG_E_STATE;
+  if (delta_bytes(session))
+    memcpy(bytes, delta_now(session), delta_bytes(session));
+  return BG_OK;
+}
+
+int32_t bg_state_load(bg_session *session, int32_t position, const uint8_t *bytes) {
+  if (!session || !bytes || position < 0 || position > session->position)
+    return BG_E_ARGUMENT;
+  session->position = position;
+  if (delta_bytes(session))
+    delta_load(session, bytes);
   return BG_OK;
 }
 
@@ -205,8 +239,10 @@ static void append(bg_session *const *sessions, int32_t count, const int32_t *to
   for (int32_t i = 0; i < count; tokens += lengths[i++]) {
     bg_choice *r = want->requests ? &want->requests[i] : NULL;
     sequence of = {sessions[i], tokens, lengths[i], r ? r->count : want->last, r, chosen};
-    if (!r || r->code == BG_OK)
+    if (!r || r->code == BG_OK) {
+      delta_begin(sessions[i], lengths[i]);
       forward_sequence(s, &of);
+    }
     if (r && r->count > 0)
       chosen += r->count;
   }
@@ -232,6 +268,8 @@ static int32_t check_batch(bg_session *const *sessions, int32_t count, const int
 
 // Whether n tokens can be appended to a session.
 static int32_t check_tokens(const bg_session *session, const int32_t *tokens, int32_t n) {
+  if (session->delta.awaits)
+    return BG_E_STATE;
   if (n > session->context - session->position)
     return BG_E_CONTEXT;
   for (int32_t i = 0; i < n; i++)
@@ -247,9 +285,12 @@ static int32_t append_all(bg_session *const *sessions, int32_t count, const int3
   const int32_t *at = tokens;
   for (int32_t i = 0; i < count && code == BG_OK; at += lengths[i++])
     code = check_tokens(sessions[i], at, lengths[i]);
-  if (code == BG_OK)
-    append(sessions, count, tokens, lengths, want);
-  return code;
+  if (code != BG_OK)
+    return code;
+  append(sessions, count, tokens, lengths, want);
+  for (int32_t i = 0; i < count; i++)
+    delta_keep(sessions[i]);
+  return BG_OK;
 }
 
 int32_t bg_forward_batch(bg_session *const *sessions, int32_t count, const int32_t *tokens,
@@ -298,7 +339,9 @@ int32_t bg_next_batch(bg_session *const *sessions, int32_t count, const int32_t 
   append(sessions, count, tokens, lengths, &want);
   for (int32_t i = 0; i < count; i++)
     if (requests[i].code != BG_OK)
-      sessions[i]->position = sessions[i]->began;
+      go_back(sessions[i], sessions[i]->began); // the base is no later
+    else
+      delta_keep(sessions[i]);
   return BG_OK;
 }
 

@@ -35,29 +35,51 @@ typedef struct {
   size_t products, operand, scratch;
 } stage_size;
 
+static void place_stage(state *s, const bg_stage *of, stage_size *all) {
+  size_t products = 0, operand = 0;
+  for (int32_t i = 0; i < of->n; i++) {
+    const int role = of->matrices[i].role;
+    const bg_kernel *one = s->model->isa->gemv[role], *many = s->model->isa->gemm[role];
+    s->products_at[role] = products;
+    s->operand_at[role] = operand;
+    products += (size_t)s->max_rows * (size_t)max_i32(one->m_pad, many->m_pad);
+    operand += (size_t)s->max_rows * max_size(one->operand_bytes, many->operand_bytes);
+    s->quantised_row = max_i32(s->quantised_row, (int32_t)round_up(bg_row_bytes(one), 64));
+    all->scratch = max_size(all->scratch, max_size(one->scratch_bytes, many->scratch_bytes));
+  }
+  all->products = max_size(all->products, products);
+  all->operand = max_size(all->operand, operand);
+}
+
+static int has_layers(const bg_model *m, int kind) {
+  for (int32_t l = 0; l < m->config.layers; l++)
+    if (m->layers[l].kind == kind)
+      return 1;
+  return 0;
+}
+
 // The matrices of a stage lie side by side in products and operand; the stages share them.
 static stage_size place_products(state *s) {
   stage_size all = {0, 0, 0};
-  for (int stage = 0; stage < STAGES; stage++) {
-    const bg_stage *of = &bg_stages[stage][s->model->config.input_norms];
-    size_t products = 0, operand = 0;
-    for (int32_t i = 0; i < of->n; i++) {
-      const int role = of->matrices[i].role;
-      const bg_kernel *one = s->model->isa->gemv[role], *many = s->model->isa->gemm[role];
-      s->products_at[role] = products;
-      s->operand_at[role] = operand;
-      products += (size_t)s->max_rows * (size_t)max_i32(one->m_pad, many->m_pad);
-      operand += (size_t)s->max_rows * max_size(one->operand_bytes, many->operand_bytes);
-      s->quantised_row = max_i32(s->quantised_row, (int32_t)round_up(bg_row_bytes(one), 64));
-      all.scratch = max_size(all.scratch, max_size(one->scratch_bytes, many->scratch_bytes));
-    }
-    all.products = max_size(all.products, products);
-    all.operand = max_size(all.operand, operand);
-  }
+  for (int kind = 0; kind < LAYER_KINDS; kind++)
+    for (int stage = 0; stage < STAGES && has_layers(s->model, kind); stage++)
+      place_stage(s, &bg_stages[stage][kind], &all);
   if (s->model->ternary_head)
     all.scratch = max_size(all.scratch, max_size(s->model->isa->gemv[BG_HEAD]->scratch_bytes,
                                                  s->model->isa->gemm[BG_HEAD]->scratch_bytes));
   return all;
+}
+
+// What one head's convolution works on: the latest `taps` inputs.
+static int32_t convolution_floats(const bg_model *m) {
+  return m->config.delta_taps * max_i32(m->config.delta_key_dim, m->config.delta_value_dim);
+}
+
+static void allocate_delta(state *s) {
+  if (!s->model->delta.layers)
+    return;
+  s->mixed = zeros(&s->arena, s->max_rows, (uint64_t)s->model->delta.channels * sizeof *s->mixed);
+  s->rates = zeros(&s->arena, s->max_rows, rate_row(s) * sizeof *s->rates);
 }
 
 static void allocate_layers(state *s) {
@@ -67,11 +89,13 @@ static void allocate_layers(state *s) {
   s->query_row = padded(c->heads * d);
   s->input_row = max_i32(max_i32((1 + c->input_norms) * s->hidden_row, padded(2 * c->kv_heads * d)),
                          padded(c->intermediate));
+  s->input_row = max_i32(s->input_row, max_i32(padded(s->model->delta.inner), convolution_floats(s->model)));
   const stage_size size = place_products(s);
   arena *a = &s->arena;
   s->x = zeros(a, rows, s->hidden_row * sizeof *s->x);
   s->query = zeros(a, rows, s->query_row * sizeof *s->query);
   s->final_states = zeros(a, rows, s->hidden_row * sizeof *s->final_states);
+  allocate_delta(s);
   s->input_scale = zeros(a, rows, BG_ROLES * sizeof *s->input_scale);
   s->operand = zeros(a, 1, size.operand);
   s->products = zeros(a, size.products, sizeof *s->products);
@@ -147,10 +171,22 @@ void state_release(state *s) {
 
 // ---- sequences ------------------------------------------------------------------------------------------
 
+static void allocate_delta_state(bg_session *session) {
+  const bg_delta_sizes *sizes = &session->state->model->delta;
+  delta_state *d = &session->delta;
+  arena *a = &session->arena;
+  const uint64_t logged = (uint64_t)sizes->layers * REWINDABLE;
+  d->layer = sizes->state + sizes->tail;
+  d->now = zeros(a, sizes->layers, d->layer * sizeof(float));
+  d->base = zeros(a, sizes->layers, d->layer * sizeof(float));
+  d->inputs = zeros(a, logged, (uint64_t)sizes->channels * sizeof(float));
+  d->rates = zeros(a, logged, rate_row(session->state) * sizeof(float));
+}
+
 int32_t session_allocate(bg_session *session) {
   const state *s = session->state;
   const bg_header *c = &s->model->config;
-  const uint64_t caches = (uint64_t)c->layers * c->kv_heads;
+  const uint64_t caches = (uint64_t)s->model->caches * c->kv_heads;
   session->attend_blocks = (session->context + ATTEND_BLOCK - 1) / ATTEND_BLOCK;
   const size_t positions = (size_t)session->attend_blocks * ATTEND_BLOCK;
   session->k_head =
@@ -160,6 +196,8 @@ int32_t session_allocate(bg_session *session) {
   session->v = zeros(&session->arena, caches, session->v_head);
   session->partials = zeros(&session->arena, (uint64_t)SPREAD * c->heads * session->attend_blocks,
                             partial_floats(c->head_dim) * sizeof(float));
+  if (s->model->delta.layers)
+    allocate_delta_state(session);
   return complete(&session->arena);
 }
 

@@ -30,6 +30,22 @@ typedef struct {
 
 typedef struct state state;
 
+// What Gated DeltaNet keeps of a sequence: for each of its layers all slices of its heads, then the inputs of the
+// convolution that the next position needs (model.h: state, tail). Forgetting a position cannot undo it, and so
+// there is the state of an earlier position too, the base, and a log of what came in since: from these
+// delta_rewind computes the states between anew, with the same bits.
+typedef struct {
+  size_t layer;   // floats of a layer
+  float *now;     // [layers][layer] of the session's position
+  float *base;    // [layers][layer] of the position `from`
+  int32_t fresh;  // whether base is what `now` should be: the next pass copies it as it goes
+  int32_t from;   // position - REWINDABLE at the least, but while a call runs
+  float *inputs;  // [layers][REWINDABLE][channels] of the convolution, of position from and on
+  float *rates;   // [layers][REWINDABLE][2][p(value_heads)] decay and beta, likewise
+  int32_t logs;   // whether the call at hand writes the log: its tokens fit there
+  int32_t awaits; // whether `now` is not of the session's position: bg_state_load is to come
+} delta_state;
+
 // One sequence.
 struct bg_session {
   state *state;
@@ -39,9 +55,10 @@ struct bg_session {
 
   int32_t attend_blocks; // of ATTEND_BLOCK positions that make up the context
   size_t k_head, v_head; // bytes of one head's cache in one layer
-  uint8_t *k;            // [layers][kv_heads] caches of k_head bytes, as ops.h lays them out
-  uint8_t *v;            // [layers][kv_heads] caches of v_head bytes
+  uint8_t *k;            // [caches][kv_heads] caches of k_head bytes, as ops.h lays them out
+  uint8_t *v;            // [caches][kv_heads] caches of v_head bytes
   float *partials;       // [SPREAD][heads][attend_blocks] partial results of attention
+  delta_state delta;
   arena arena;
 };
 
@@ -68,7 +85,8 @@ typedef struct {
   int32_t n_runs;
   int32_t run_of[CHUNK]; // the run of each row
   int32_t layer;
-  int32_t window; // positions that a token sees in this layer
+  int32_t replays; // Gated DeltaNet's inputs come from the log, and nothing else is computed
+  int32_t window;  // positions that a token sees in this layer
 
   int32_t state_of[CHUNK]; // the index of each row's final state, or -1
   int32_t n_states;
@@ -129,13 +147,18 @@ struct state {
   size_t products_at[BG_ROLES], operand_at[BG_ROLES]; // where the role's rows begin in products and operand
 
   // [max_rows] rows each
-  float *x;            // [hidden_row] the residual stream
-  float *query;        // [query_row] the queries of all heads, then what attention makes of them
-  float *final_states; // [hidden_row] after the last norm; the first n_states are used
-  float *input_scale;  // [BG_ROLES] of a product's quantised input
-  uint8_t *operand;    // the inputs as the kernels want them, for each role of a stage
-  int32_t *products;   // of a stage, m_pad of each role
-  float *cos, *sin;    // [head_dim / 2] of the token's position; then the same for layers with a window
+  float *x;     // [hidden_row] the residual stream
+  float *query; // [query_row] the queries of all heads, then what attention makes of them
+  float *
+      final_states; // [hidden_row] after the last norm; the first n_states are used. Before: what decay and beta
+                    // of Gated DeltaNet are computed from
+  float
+      *mixed; // [channels] queries, keys and values of Gated DeltaNet, then its outputs in the values' place
+  float *rates;       // [2][p(value_heads)] decay and beta of Gated DeltaNet
+  float *input_scale; // [BG_ROLES] of a product's quantised input
+  uint8_t *operand;   // the inputs as the kernels want them, for each role of a stage
+  int32_t *products;  // of a stage, m_pad of each role
+  float *cos, *sin;   // [head_dim / 2] of the token's position; then the same for layers with a window
 
   // [threads] rows each, of the token at hand
   float *input;      // [input_row] of the next product
@@ -143,7 +166,7 @@ struct state {
 
   uint8_t *kernel_scratch; // [threads] what a kernel asks for
   float *attend_scratch;   // [threads][2 * ATTEND_ROWS] partial results of attention
-  atomic_int next_unit;    // of attention, that no thread has taken yet
+  atomic_int next_unit;    // of attention or of Gated DeltaNet, that no thread has taken yet
 
   choosing choosing;
   profile profile;
@@ -158,9 +181,11 @@ static inline int32_t position_of(const state *s, int32_t t) {
   return r->session->position + t - r->row0;
 }
 
+static inline const bg_layer *layer_of(const state *s) { return &s->model->layers[s->chunk.layer]; }
+
 // One head's cache in this layer.
 static inline size_t cache_of(const state *s, int32_t kv_head) {
-  return (size_t)s->chunk.layer * s->model->config.kv_heads + kv_head;
+  return (size_t)layer_of(s)->index * s->model->config.kv_heads + kv_head;
 }
 static inline uint8_t *k_cache(const bg_session *of, int32_t kv_head) {
   return of->k + cache_of(of->state, kv_head) * of->k_head;
@@ -173,6 +198,27 @@ static inline uint8_t *v_cache(const bg_session *of, int32_t kv_head) {
 int32_t state_open(const bg_model *model, const bg_attention_ops *attention, int32_t threads, int32_t context,
                    state **out);
 void state_release(state *s); // a session is gone: with the last of them the state is freed
+
+static inline const bg_kernel *kernel_of(const state *s, int role) {
+  return s->chunk.n == 1 ? s->model->isa->gemv[role] : s->model->isa->gemm[role];
+}
+
+// A part's rows in its matrix's product, and what they are to be multiplied by.
+static inline const int32_t *products_of(const state *s, int part, int32_t t) {
+  const bg_part *p = &s->model->parts[part];
+  return s->products + s->products_at[p->role] + (size_t)t * kernel_of(s, p->role)->m_pad + p->row;
+}
+static inline float factor(const state *s, int part, int32_t t) {
+  return layer_of(s)->scales[part] / s->input_scale[t * BG_ROLES + s->model->parts[part].role];
+}
+
+// What Gated DeltaNet's rows have in the buffers.
+static inline float *mixed_of(const state *s, int32_t t) {
+  return s->mixed + (size_t)t * (size_t)s->model->delta.channels;
+}
+static inline size_t rate_row(const state *s) {
+  return 2 * (size_t)padded(s->model->config.delta_value_heads);
+}
 
 // The buffers of a session whose state and context are set.
 int32_t session_allocate(bg_session *session);

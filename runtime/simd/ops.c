@@ -7,6 +7,7 @@ extern const bg_attention_ops BG_FOR_ISA(bg_attention_f16), BG_FOR_ISA(bg_attent
     BG_FOR_ISA(bg_attention_i8);
 extern const bg_dense_ops BG_FOR_ISA(bg_dense)[DENSE_TYPES];
 extern const bg_head_ops BG_FOR_ISA(bg_head);
+extern const bg_delta_ops BG_FOR_ISA(bg_delta);
 
 static void rmsnorm(const float *x, const float *g, int32_t n, float eps, float *y) {
   v16 squares = {0};
@@ -73,12 +74,17 @@ VEC void add_dequantised(row_type type, const int32_t *row, int32_t n, float f, 
     x[i] += number(type, row + i, f);
 }
 
+VEC void gate(row_type type, v16 (*act)(v16), const int32_t *row, int32_t n, float f, float *x) {
+  for (int32_t i = 0; i < n; i += LANES)
+    v16_store_part(x + i, n - i, v16_load_part(x + i, n - i) * act(numbers(type, row + i, n - i, f)));
+}
+
 VEC v16 relu2(v16 z) {
   z = v16_max(z, v16_set(0));
   return z * z;
 }
 
-VEC v16 silu(v16 z) { return z / (v16_set(1) + v16_exp(-z)); }
+VEC v16 silu(v16 z) { return v16_silu(z); }
 
 // z (1 + tanh(u)) / 2 with u = sqrt(2 / pi) (z + 0.044715 z^3), which is z / (1 + e^-2u).
 VEC v16 gelu(v16 z) {
@@ -98,12 +104,20 @@ enum { AHEAD = 512 }; // sums that are asked for early: a row of a prefill comes
   ACTIVATED(relu2, type, suffix)                                                                             \
   ACTIVATED(silu, type, suffix)                                                                              \
   ACTIVATED(gelu, type, suffix)                                                                              \
+  static void gate_sigmoid_##suffix(const int32_t *row, int32_t n, float f, float *x) {                      \
+    gate(type, v16_sigmoid, row, n, f, x);                                                                   \
+  }                                                                                                          \
+  static void gate_silu_##suffix(const int32_t *row, int32_t n, float f, float *x) {                         \
+    gate(type, v16_silu, row, n, f, x);                                                                      \
+  }                                                                                                          \
   static const bg_row_ops of_##suffix = {                                                                    \
       .dequantise = dequantise_##suffix,                                                                     \
       .add_dequantised = add_##suffix,                                                                       \
       .relu2 = relu2_##suffix,                                                                               \
       .silu = silu_##suffix,                                                                                 \
       .gelu = gelu_##suffix,                                                                                 \
+      .gate_sigmoid = gate_sigmoid_##suffix,                                                                 \
+      .gate_silu = gate_silu_##suffix,                                                                       \
   };
 #define ACTIVATED(act, type, suffix)                                                                         \
   static void act##_##suffix(const int32_t *gate, const int32_t *up, int32_t n, float fg, float fu,          \
@@ -135,6 +149,49 @@ static void rope_pairs(float *x, int32_t heads, int32_t d, int32_t n, const floa
       x[2 * i] = a * c[i] - b * s[i];
       x[2 * i + 1] = b * c[i] + a * s[i];
     }
+}
+
+// The butterflies of distances 1, 2, .. within sixteen lanes, below `block`: the sum of a pair goes to its first
+// place, the difference to the other.
+VEC v16 butterflies_of_lanes(v16 a, int32_t block) {
+  const v16i lane = v16i_iota(), sign = v16i_set(INT32_MIN);
+#define STEP(distance, ...)                                                                                  \
+  if (distance < block)                                                                                      \
+    a = __builtin_shufflevector(a, a, __VA_ARGS__) +                                                         \
+        (v16)((v16i)a ^ (((lane & v16i_set(distance)) != v16i_set(0)) & sign));
+  STEP(1, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14)
+  STEP(2, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13)
+  STEP(4, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11)
+  STEP(8, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7)
+#undef STEP
+  return a;
+}
+
+// Those of distances h and 2h, h >= 16, in one pass over a block.
+VEC void butterflies(float *x, int32_t block, int32_t h) {
+  for (int32_t from = 0; from < block; from += 4 * h)
+    for (int32_t i = from; i < from + h; i += LANES) {
+      const v16 a = v16_load(x + i), b = v16_load(x + i + h), c = v16_load(x + i + 2 * h),
+                d = v16_load(x + i + 3 * h);
+      const v16 ab = a + b, cd = c + d, a_b = a - b, c_d = c - d;
+      v16_store(x + i, ab + cd);
+      v16_store(x + i + h, a_b + c_d);
+      v16_store(x + i + 2 * h, ab - cd);
+      v16_store(x + i + 3 * h, a_b - c_d);
+    }
+}
+
+static void hadamard(float *x, const float *s, int32_t n, int32_t block, int inverse) {
+  const v16 scale = v16_set(1.0f / __builtin_sqrtf((float)block)); // a power of two
+  for (int32_t i = 0; i < n; i += LANES) {
+    v16 a = v16_load(x + i) * scale;
+    v16_store(x + i, butterflies_of_lanes(s && !inverse ? a * v16_load(s + i) : a, block));
+  }
+  for (int32_t at = 0; at < n; at += block)
+    for (int32_t h = LANES; h < block; h *= 4)
+      butterflies(x + at, block, h);
+  for (int32_t i = 0; s && inverse && i < n; i += LANES)
+    v16_store(x + i, v16_load(x + i) * v16_load(s + i));
 }
 
 static float greatest(const float *x, int32_t n) {
@@ -194,4 +251,6 @@ const bg_ops BG_FOR_ISA(bg_ops) = {
     .attention_i8 = &BG_FOR_ISA(bg_attention_i8),
     .dense = BG_FOR_ISA(bg_dense),
     .head = &BG_FOR_ISA(bg_head),
+    .delta = &BG_FOR_ISA(bg_delta),
+    .hadamard = hadamard,
 };

@@ -1,4 +1,4 @@
-// ops.h: the float operations of a forward pass, compiled once per ISA from ops.c, attention*.c and head.c.
+// ops.h: the float operations of a forward pass, compiled once per ISA from ops.c, attention*.c, delta.c and head.c.
 //
 // All of them give the same bits on every ISA (vec.h says how). "Padded" rows have a multiple of 16 elements
 // in memory, zeros after the last; no other row is touched past its length. Nothing here allocates.
@@ -100,7 +100,27 @@ typedef struct {
   void (*relu2)(const int32_t *gate, const int32_t *up, int32_t n, float fg, float fu, float *y);
   void (*silu)(const int32_t *gate, const int32_t *up, int32_t n, float fg, float fu, float *y);
   void (*gelu)(const int32_t *gate, const int32_t *up, int32_t n, float fg, float fu, float *y);
+  // x = x sigmoid(row f), x = x silu(row f)
+  void (*gate_sigmoid)(const int32_t *row, int32_t n, float f, float *x);
+  void (*gate_silu)(const int32_t *row, int32_t n, float f, float *x);
 } bg_row_ops;
+
+// Gated DeltaNet. The state of a value head is cut into slices of DELTA_COLUMNS elements of a value, float
+// [key_dim][DELTA_COLUMNS] each, zeros behind the last element.
+enum bg_delta { DELTA_COLUMNS = 16 };
+
+typedef struct {
+  // y[i] = silu(sum over taps of w[tap * stride + i] x[tap][i]), i < n; x[0] is the oldest
+  void (*convolve)(const float *const *x, const float *w, size_t stride, int32_t taps, int32_t n, float *y);
+  void (*unit)(float *x, int32_t n, float scale); // x = x scale / sqrt(sum x^2 + 1e-6)
+  // decay = exp(a softplus(decay + dt)), beta = sigmoid(beta); all [n], n % 16 == 0
+  void (*rates)(const float *a, const float *dt, int32_t n, float *decay, float *beta);
+  // n tokens pass over a slice: v <- the output, `columns` elements. Those of the next token are `row` further on
+  // in q, k and v, and `rate_row` further on in decay and beta.
+  void (*pass_tokens)(float *slice, int32_t key_dim, int32_t columns, const float *q, const float *k,
+                      float *v, size_t row, const float *decay, const float *beta, size_t rate_row,
+                      int32_t n);
+} bg_delta_ops;
 
 struct bg_ops {
   // y = g x / sqrt(mean(x^2) + eps); x, g, y padded; y may be x
@@ -121,6 +141,10 @@ struct bg_ops {
   const bg_attention_ops *attention_f16, *attention_f32, *attention_i8;
   const bg_dense_ops *dense; // [DENSE_TYPES]
   const bg_head_ops *head;
+  const bg_delta_ops *delta;
+  // x = H (s x) (inverse 0) or s (H x) (inverse 1) in blocks of float [block], a power of four; H is the
+  // Sylvester-Walsh-Hadamard matrix over sqrt(block), s of 1 and -1, or NULL for 1; n % block == 0, x and s padded
+  void (*hadamard)(float *x, const float *s, int32_t n, int32_t block, int inverse);
 };
 // </cdef>
 

@@ -195,6 +195,37 @@ def test_impossible_values_are_named(tmp_path: Path, field: str, value: str, mes
         presets.read(written(tmp_path, {field: value}))
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("delta", "null", "delta is None; expected the fields period, key_heads, value_heads, key_dim"),
+        ("delta", "{period: 4}", "delta is {'period': 4}; expected the fields period"),
+        ("delta", "[1]", r"delta is \[1\]; expected the fields"),
+        ("delta", "{<<: *d, more: 1}", "delta is .* expected the fields"),
+        ("delta", "{<<: *d, period: 1}", "delta's period is 1; expected a whole number from 2"),
+        ("delta", "{<<: *d, key_dim: true}", "delta's key_dim is True"),
+        ("delta", "{<<: *d, taps: x}", "delta's taps is 'x'"),
+        ("delta", "{<<: *d, key_heads: 7}", "value_heads, 48, are not a multiple of its key_heads, 7"),
+        ("delta", "{<<: *d, value_dim: 100}", "value_heads x value_dim, 4800, is not a multiple of hadamard's block"),
+        ("hadamard", "{block: 1024}", "hadamard is {'block': 1024}; expected the fields block, signed, regrouped"),
+        ("hadamard", "{block: 512, signed: true, regrouped: true}", "hadamard's block is 512; expected one of 4, 16"),
+        ("hadamard", "{block: 4096, signed: true, regrouped: true}", "hidden, 5120, is not a multiple of hadamard's"),
+        ("hadamard", "{block: 1024, signed: 1, regrouped: true}", "hadamard's signed is 1; expected true or false"),
+        ("group", "96", "hidden, 5120, is not a multiple of group, 96"),
+        ("architecture", "qwen3", "delta is .* expected none, as models of qwen3 have it"),
+    ],
+)
+def test_impossible_fields_of_hybrid_models_are_named(tmp_path: Path, field: str, value: str, message: str) -> None:
+    source = (data.folder("presets") / "models" / "Bonsai-2-27B.yaml").read_text()
+    lines = dict(line.split(": ", 1) for line in source.splitlines() if not line.startswith("#"))
+    usual = lines["delta"]
+    path = tmp_path / "Bonsai-2-27B.yaml"
+    lines |= {field: value.replace("<<: *d", usual[1:-1]) if "<<" in value else value}
+    path.write_text("".join(f"{key}: {each}\n" for key, each in lines.items()))
+    with pytest.raises(BitgenError, match=message):
+        presets.read(path)
+
+
 @pytest.mark.parametrize("text", ["", "- 1\n", "a: [", "\x00", "!!python/object:os.system {}"])
 def test_files_that_are_no_mapping(tmp_path: Path, text: str) -> None:
     path = tmp_path / "m.yaml"

@@ -68,7 +68,7 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         importlib.util, "find_spec", lambda name, *a: None if name == "ziglang" else find_spec(name, *a)
     )
     monkeypatch.setattr(shutil, "which", lambda name, **_: None)
-    for name in ("BITGEN_CC", *ziglang.OFFLINE):
+    for name in ("BITGEN_CC", *data.OFFLINE):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("BITGEN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -147,7 +147,7 @@ def refused(*words: str) -> None:
         assert word in str(e.value), word
 
 
-@pytest.mark.parametrize("name", ziglang.OFFLINE)
+@pytest.mark.parametrize("name", data.OFFLINE)
 @pytest.mark.parametrize("value", ["1", "true", "YES", "2"])
 def test_never_when_no_network_is_wanted(
     runs: list[list[str]], monkeypatch: pytest.MonkeyPatch, name: str, value: str
@@ -160,7 +160,7 @@ def test_never_when_no_network_is_wanted(
 @pytest.mark.parametrize("value", ["", "0", "false", "OFF", "no"])
 def test_what_does_not_ask_for_it(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("BITGEN_OFFLINE", value)
-    assert ziglang.offline() is None
+    assert data.offline() is None
 
 
 def test_an_index_without_it(bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

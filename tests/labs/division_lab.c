@@ -141,7 +141,8 @@ static void check_attention(const stretch *stretches, int32_t n, int32_t kv_head
                             int32_t window, pool *workers) {
   static const bg_attention_ops ops = {.width = 4, .block = see, .merge = add, .finish = finish};
   const size_t partial = partial_floats(D);
-  bg_model model = {.config = {.heads = kv_heads * group, .kv_heads = kv_heads, .head_dim = D, .layers = 1}};
+  bg_model model = {.config = {.heads = kv_heads * group, .kv_heads = kv_heads, .head_dim = D, .layers = 1},
+                    .layers = &(bg_layer){.kind = LAYER_FUSED}};
   state *s = calloc(1, sizeof *s);
   *s = (state){.model = &model, .attention = &ops, .pool = workers, .query_row = kv_heads * group * D};
   s->chunk.window = window;

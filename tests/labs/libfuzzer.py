@@ -26,7 +26,7 @@ from bitgen.engine.sampling import Sampling
 from bitgen.errors import BitgenError
 from bitgen.gguf.reader import read_gguf
 from bitgen.kernels import plan, space
-from bitgen.spec import KernelSpec, Layout, MatrixPlan
+from bitgen.spec import DeltaShape, Hadamard, KernelSpec, Layout, MatrixPlan
 from bitgen.text import tables
 from bitgen.text.tokenizer import Tokenizer
 
@@ -34,6 +34,8 @@ FUZZ = places.TESTS / "fuzz"
 SANITIZERS = "fuzzer,address,undefined"
 OPTIONS = {"ASAN_OPTIONS": "allocator_may_return_null=1:max_allocation_size_mb=64:detect_leaks=1"}
 SHAPE = runtime_lab.shape("fuzz", hidden=64, intermediate=96, layers=1, heads=4, kv_heads=2, head_dim=16, vocab=48)
+HYBRID = replace(SHAPE, name="fuzz-hybrid", layers=2, delta=DeltaShape(2, 1, 2, 8, 32, 3), sub_norms=False)
+ROTATED = replace(HYBRID, name="fuzz-rotated", hadamard=Hadamard(16, signed=True, regrouped=True))
 FORMATS = ("i2_s", "t5", "tl2")
 
 
@@ -80,9 +82,9 @@ def _tiles(op: str, level: str, layout: Layout) -> list:  # type: ignore[type-ar
 
 
 def _model_plan() -> plan.ModelPlan:
-    """A format for each matrix, as many as there are."""
+    """A format for each matrix, as many as there are; of layers of both kinds, since all models share one library."""
     level, matrices = isa(), {}
-    for number, (role, gemm) in enumerate(SHAPE.matrices.items()):
+    for number, (role, gemm) in enumerate(HYBRID.matrices.items()):
         layouts = {x.format: x for x in space.candidate_layouts(gemm, level, True)}
         layout = layouts[[f for f in FORMATS if f in layouts][number % len(FORMATS)]]
         gemv, gemm_tiles = (space.candidate_tiles(op, gemm, level, layout, True) for op in ("gemv", "gemm"))
@@ -91,7 +93,7 @@ def _model_plan() -> plan.ModelPlan:
 
 
 def _model() -> Tree:
-    return library.tree([library.Level.of_model(SHAPE, _model_plan())], "text/*.c")
+    return library.tree([library.Level.of_model(HYBRID, _model_plan())], "text/*.c")
 
 
 class _Wide(synth.SynthCheckpoint):
@@ -107,7 +109,8 @@ class _Wide(synth.SynthCheckpoint):
 
 
 def _packed_models() -> list[bytes]:
-    """One of every head, of wide rows, with a tokenizer behind it. Inputs name their places: new ones come last."""
+    """One of every head, of wide rows, with a tokenizer behind it, hybrid ones. Inputs name their places: new ones
+    come last."""
     own = replace(SHAPE, tied=False)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "m.bgpk"
@@ -121,7 +124,8 @@ def _packed_models() -> list[bytes]:
         heads: tuple[pack.Head, ...] = ("f16", "int8", "certified")
         made = [packed(synth.SynthCheckpoint(shape), head) for head in heads for shape in (SHAPE, own)]
         made += [packed(_Wide(own), head) for head in ("f16", "certified")]
-        return [*made, packed(synth.SynthCheckpoint(SHAPE), "f16", tables.blob(_pieces()))]
+        made.append(packed(synth.SynthCheckpoint(SHAPE), "f16", tables.blob(_pieces())))
+        return made + [packed(synth.SynthCheckpoint(shape), "f16") for shape in (HYBRID, ROTATED)]
 
 
 MERGES = ("t h", "th e", "i n", "in g", "Ġ a", "Ġ th", "Ġth e", "1 2", "Ã ©", "e Ì", "eÌ ģ", "Ċ Ċ")

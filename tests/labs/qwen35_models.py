@@ -21,6 +21,7 @@ class Tiny35:
     group: int = 64  # columns of a row that share a scale; 0: a matrix has one
     key_heads: int = 2
     value_heads: int = 6
+    key_dim: int = 32
     value_dim: int = 64
     taps: int = 4
     tied: bool = False
@@ -44,7 +45,7 @@ class Tiny35:
             "tie_word_embeddings": self.tied,
             "full_attention_interval": 3,
             "linear_conv_kernel_dim": self.taps,
-            "linear_key_head_dim": 32,
+            "linear_key_head_dim": self.key_dim,
             "linear_value_head_dim": self.value_dim,
             "linear_num_key_heads": self.key_heads,
             "linear_num_value_heads": self.value_heads,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import cffi
 import numpy as np
 import numpy.typing as npt
+from lanes import F32, LANES, FloatArray, dot, exp, fma, gelu, hadamard, lanes, sigmoid, silu, softplus, tree
 
 from bitgen import data, targets
 from bitgen.checkpoints.reference import gemm_int, group_linear, quantise
@@ -27,70 +28,9 @@ from bitgen.compile import binding, clang, library, pack
 from bitgen.compile.clang import Artefact
 from bitgen.engine.opened import Cache, cache_type
 from bitgen.kernels import plan, space
-from bitgen.spec import MatrixPlan, ModelShape, RopeScaling
+from bitgen.spec import DeltaShape, Hadamard, MatrixPlan, ModelShape, RopeScaling
 
-F32 = np.float32
-FloatArray = npt.NDArray[np.float32]
-
-LANES, ATTEND_BLOCK = 16, 256
-
-# ---- sixteen lanes -------------------------------------------------------------------------------------------
-
-
-def fma(a: Any, b: Any, c: Any) -> FloatArray:
-    """a * b + c of float32, rounded once: the sum in float64 rounded to odd, then to float32."""
-    p, c = np.multiply(a, b, dtype=np.float64), np.asarray(c, np.float64)
-    s = p + c
-    t = s - p
-    lost = (p - (s - t)) + (c - t)
-    bits = s.view(np.int64)
-    away = np.where((lost > 0) == (s > 0), 1, -1)
-    return (bits + np.where((lost != 0) & (bits & 1 == 0), away, 0)).view(np.float64).astype(F32)
-
-
-def lanes(x: FloatArray) -> FloatArray:
-    """[..., n] -> [..., ceil(n / 16), 16], zeros after the last."""
-    x = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % LANES)])
-    return x.reshape(*x.shape[:-1], x.shape[-1] // LANES, LANES)
-
-
-def tree(a: FloatArray) -> FloatArray:
-    """The sum over 16 lanes, by halves."""
-    for half in (8, 4, 2, 1):
-        a = a[..., :half] + a[..., half:]
-    return a[..., 0]
-
-
-def dot(a: FloatArray, b: FloatArray) -> FloatArray:
-    """Sums of products over the last axis in lane order; other axes broadcast."""
-    a, b = lanes(a), lanes(b)
-    total = np.zeros((*np.broadcast_shapes(a.shape, b.shape)[:-2], LANES), F32)
-    for i in range(a.shape[-2]):
-        total = fma(a[..., i, :], b[..., i, :], total)
-    return tree(total)
-
-
-def exp(x: FloatArray) -> FloatArray:
-    """e^x as v16_exp has it."""
-    x = np.clip(x, F32(-87), F32(88))
-    n = np.rint(x * F32(float.fromhex("0x1.715476p0")))
-    r = fma(n, F32(-0.693359375), x)
-    r = fma(n, F32(float.fromhex("0x1.bd0106p-13")), r)
-    y = np.full_like(r, 1.9875691500e-4)
-    for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
-        y = fma(y, r, F32(c))
-    return (fma(y, r * r, r) + F32(1)) * np.ldexp(F32(1), n.astype(np.int32))
-
-
-def silu(x: FloatArray) -> FloatArray:
-    """x / (1 + e^-x)."""
-    return x / (F32(1) + exp(-x))
-
-
-def gelu(x: FloatArray) -> FloatArray:
-    """x (1 + tanh(u)) / 2 = x / (1 + e^-2u), u = sqrt(2 / pi) (x + 0.044715 x^3)."""
-    c = 2 * (2 / np.pi) ** 0.5
-    return x / (F32(1) + exp(x * fma(x * x, F32(-c * 0.044715), F32(-c))))
+ATTEND_BLOCK = 256
 
 
 def half(x: FloatArray) -> npt.NDArray[np.uint16]:
@@ -195,23 +135,89 @@ def attention(
     return (out / total[..., None]).reshape(n, heads * d)
 
 
+def rotated(checkpoint: SynthCheckpoint, x: FloatArray, inverse: bool = False) -> FloatArray:
+    """H (s x), or s (H x) where `inverse`; x itself where the model has no rotation."""
+    turn = checkpoint.shape.hadamard
+    if turn is None:
+        return x
+    signs = checkpoint.dense(f"hadamard_signs.{x.shape[-1]}").astype(F32) if turn.signed else F32(1)
+    return hadamard(x, turn.block) * signs if inverse else hadamard(x * signs, turn.block)
+
+
+def delta_rule(
+    q: FloatArray, k: FloatArray, v: FloatArray, decay: FloatArray, beta: FloatArray, state: FloatArray | None = None
+) -> FloatArray:
+    """q, k [n, heads, key_dim], v [n, heads, value_dim], decay and beta [n, heads] -> what the heads read, like v.
+
+    A sum over the elements of a key goes to four accumulators in turn. `state` [heads, key_dim, value_dim] is changed.
+    """
+    n, heads, value_dim = v.shape
+    if state is None:
+        state = np.zeros((heads, k.shape[2], value_dim), F32)
+    out = np.empty_like(v)
+    for t in range(n):
+        recalled = _by_key(state, k[t])
+        off = fma(-decay[t][:, None], recalled, v[t]) * beta[t][:, None]
+        state[:] = fma(k[t][:, :, None], off[:, None], state * decay[t][:, None, None])
+        out[t] = _by_key(state, q[t])
+    return out
+
+
+def _by_key(state: FloatArray, key: FloatArray) -> FloatArray:
+    sums = np.zeros((4, *state.shape[::2]), F32)
+    for i in range(state.shape[1]):
+        sums[i % 4] = fma(state[:, i], key[:, i, None], sums[i % 4])
+    return (sums[0] + sums[1]) + (sums[2] + sums[3])
+
+
+def delta_net(
+    checkpoint: SynthCheckpoint, layer: int, h: FloatArray, linear: Callable[[str, FloatArray], FloatArray]
+) -> FloatArray:
+    """What goes into ssm_out, float32 [n, inner] with value heads in the checkpoint's order."""
+    d, n = checkpoint.shape.delta, len(h)
+    assert d is not None
+
+    def floats(name: str) -> FloatArray:
+        return checkpoint.dense(f"blk.{layer}.{name}").astype(F32)
+
+    taps, x = floats("ssm_conv1d.weight"), linear("attn_qkv", h)
+    x = np.concatenate([np.zeros((d.taps - 1, d.channels), F32), x])
+    mixed = np.zeros((n, d.channels), F32)
+    for i in range(d.taps):
+        mixed = fma(x[i : i + n], taps[:, i], mixed)
+    keys = d.key_heads * d.key_dim
+    q, k, v = np.split(silu(mixed), [keys, 2 * keys], axis=1)
+    q, k = (a.reshape(n, d.key_heads, d.key_dim) for a in (q, k))
+    q, k = (
+        a * (scale / np.sqrt(dot(a, a) + F32(1e-6)))[..., None]
+        for a, scale in ((q, F32(1) / np.sqrt(F32(d.key_dim))), (k, F32(1)))
+    )
+    of_head = np.arange(d.value_heads) % d.key_heads
+    alpha, beta = (dot(h[:, None], floats(f"ssm_{name}.weight")[None]) for name in ("alpha", "beta"))
+    decay = exp(floats("ssm_a") * softplus(alpha + floats("ssm_dt.bias")))
+    v = v.reshape(n, d.value_heads, d.value_dim)
+    read = delta_rule(q[:, of_head], k[:, of_head], v, decay, sigmoid(beta))
+    read = rms_norm(read, floats("ssm_norm.weight"), checkpoint.shape.norm_eps)
+    return read.reshape(n, d.inner) * silu(linear("attn_gate", h))
+
+
 def states(checkpoint: SynthCheckpoint, tokens: Sequence[int], cache: Cache = "f16") -> FloatArray:
     """float32 [n, hidden] after the last norm, bit for bit what the runtime gives with a KV cache of type `cache`."""
     s, n = checkpoint.shape, len(tokens)
     x = checkpoint.dense("token_embd.weight").astype(F32)[np.asarray(tokens)]
-    x = x * F32(s.embedding_scale)
+    x = rotated(checkpoint, x * F32(s.embedding_scale), inverse=True)
     act = {"relu2": lambda z: np.square(np.maximum(z, F32(0))), "silu": silu, "gelu_tanh": gelu}[s.activation]
     for layer in range(s.layers):
         local = bool(s.window) and (layer + 1) % s.window_period != 0
         window = s.window if local else 0
 
         def norm(name: str, x: FloatArray, layer: int = layer) -> FloatArray:
-            if name not in s.norms:
+            if name not in s.layer_norms(layer):
                 return x
             return rms_norm(x, checkpoint.dense(f"blk.{layer}.{name}.weight").astype(F32), s.norm_eps)
 
         def linear(name: str, x: FloatArray, layer: int = layer) -> FloatArray:
-            x = norm(f"{name}_norm_in", x)
+            x = rotated(checkpoint, norm(f"{name}_norm_in", x))
             codes, a = checkpoint.ternary(f"blk.{layer}.{name}.weight")
             if s.group:
                 return group_linear(x, codes, np.asarray(a))
@@ -219,11 +225,20 @@ def states(checkpoint: SynthCheckpoint, tokens: Sequence[int], cache: Cache = "f
             return gemm_int(codes, q).astype(F32) * (F32(a) / scale)[:, None]
 
         h = norm("attn_norm", x)
-        q, k, v = (linear(name, h).reshape(n, -1, s.head_dim) for name in ("attn_q", "attn_k", "attn_v"))
-        first, last = (norm, lambda _, t: t)[:: -1 if s.qk_norm_after_rope else 1]
-        q, k = (last(name, rope(first(name, t), s, local)) for name, t in (("attn_q_norm", q), ("attn_k_norm", k)))
-        context = norm("attn_sub_norm", attention(q, k, v, cache, s.attention_scale, window))
-        x = x + norm("post_attention_norm", linear("attn_output", context)) * F32(s.residual_scale)
+        if s.attends(layer):
+            q, k, v = (linear(name, h).reshape(n, -1, s.head_dim) for name in ("attn_q", "attn_k", "attn_v"))
+            q, gates = (q[:, ::2], q[:, 1::2]) if s.attention_gate else (q, None)
+            first, last = (norm, lambda _, t: t)[:: -1 if s.qk_norm_after_rope else 1]
+            q, k = (last(name, rope(first(name, t), s, local)) for name, t in (("attn_q_norm", q), ("attn_k_norm", k)))
+            context = attention(q, k, v, cache, s.attention_scale, window)
+            context = context if gates is None else context * sigmoid(gates).reshape(n, -1)
+            mixed = linear("attn_output", norm("attn_sub_norm", context))
+        else:
+            read, d = delta_net(checkpoint, layer, h, linear), s.delta
+            if s.hadamard and s.hadamard.regrouped:
+                read = read.reshape(n, -1, d.key_heads, d.value_dim).swapaxes(1, 2).reshape(n, -1)
+            mixed = linear("ssm_out", read)
+        x = x + norm("post_attention_norm", mixed) * F32(s.residual_scale)
         h = norm("ffn_norm", x)
         inner = act(linear("ffn_gate", h)) * linear("ffn_up", h)
         x = x + norm("post_ffw_norm", linear("ffn_down", norm("ffn_sub_norm", inner))) * F32(s.residual_scale)
@@ -235,7 +250,7 @@ def logits(checkpoint: SynthCheckpoint, tokens: Sequence[int], cache: Cache = "f
     name = "token_embd.weight" if checkpoint.shape.tied else "output.weight"
     head = checkpoint.dense(name).astype(F32)
     divisor = F32(checkpoint.shape.logit_divisor)
-    return np.stack([dot(row / divisor, head) for row in states(checkpoint, tokens, cache)])
+    return np.stack([dot(row, head) for row in rotated(checkpoint, states(checkpoint, tokens, cache) / divisor)])
 
 
 # ---- tiny models ---------------------------------------------------------------------------------------------
@@ -271,6 +286,8 @@ GEMMA |= {"window_period": 3, "window_theta": 500.0}
 LINEAR: dict[str, Any] = {"rope_scaling": RopeScaling("linear", 4.0)}
 YARN: dict[str, Any] = {"rope_scaling": RopeScaling("yarn", 4.0, 16, magnitude=1.1386)}
 TABLE: dict[str, Any] = {"rope_dims": 64, "rope_scaling": RopeScaling("table", divisors=(0.9, *range(1, 32)))}
+QWEN35: dict[str, Any] = {"qk_norm": True, "attention_gate": True, "sub_norms": False, "tied": False, **SILU}
+QWEN35 |= {"architecture": "qwen35", "layers": 4, "rope_dims": 16, "context": 600}
 SHAPES = {
     s.name: s
     for s in (
@@ -293,6 +310,15 @@ SHAPES = {
         shape("gemma3", head_dim=40, vocab=90, sub_norms=False, layers=3, attention_scale=0.25, window=5, **GEMMA),
         shape("gemma3-inputs", hidden=72, kv_heads=1, sub_norms=False, layers=3, window=300, input_norms=True, **GEMMA,
               **LINEAR),
+        shape("qwen35", delta=DeltaShape(4, 2, 6, 16, 32, 4), vocab=90, **QWEN35),
+        shape("qwen35-odd", hidden=100, intermediate=84, heads=2, head_dim=50, vocab=61,
+              delta=DeltaShape(2, 3, 3, 13, 21, 3), **{**QWEN35, "layers": 2}),
+        shape("qwen35-groups", hidden=256, intermediate=384, group=128, vocab=70,
+              delta=DeltaShape(3, 1, 2, 64, 64, 2), **QWEN35),
+        shape("qwen35-rotated", delta=DeltaShape(4, 2, 6, 16, 32, 4), vocab=90, **QWEN35,
+              intermediate=256, hadamard=Hadamard(64, signed=True, regrouped=True)),
+        shape("rotated", heads=5, kv_heads=1, head_dim=4, hidden=36, intermediate=44, vocab=33, sub_norms=False,
+              hadamard=Hadamard(4, signed=False, regrouped=False)),
     )
 }  # fmt: skip
 """Head sizes and ratios of the known models and beyond; widths that are no multiple of a vector or a block."""

@@ -190,6 +190,7 @@ def test_the_real_peers_agree(name: str, model: Model) -> None:
 @pytest.mark.parametrize("name", ["Bonsai-1.7B", "BitCPM4-0.5B"])
 def test_llama_cpp_agrees_on_a_scale_for_every_group(name: str) -> None:
     """Q2_0 in its own blocks of 64 for Bonsai's of 128, TQ2_0 for 256; on widths of which q6_K makes whole blocks."""
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: pip install llama-cpp-python")
     shape = replace(presets.load(name), hidden=512, intermediate=768, heads=8, kv_heads=4, head_dim=64)
     if name.startswith("BitCPM4"):
         assert shape.rope_scaling and shape.rope_scaling.kind == "table"

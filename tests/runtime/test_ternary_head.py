@@ -4,6 +4,7 @@ and choices that are those of all logits, whatever the rows and the states.
 
 from __future__ import annotations
 
+import subprocess
 import tempfile
 from dataclasses import replace
 from functools import cache
@@ -15,13 +16,13 @@ import pytest
 import runtime_lab as lab
 from test_choose import SAMPLINGS, disagreements
 
+from bitgen import headers
 from bitgen.checkpoints.architectures import shape_from
 from bitgen.checkpoints.checkpoint import ALL, Checkpoint
 from bitgen.checkpoints.synth import SynthCheckpoint
-from bitgen.compile import library, pack
+from bitgen.compile import binding, library, pack
 from bitgen.errors import FormatError, UnsupportedError
 from bitgen.kernels.formats import FORMATS
-from bitgen.spec import ModelShape
 
 BOTH: dict[str, Any] = {"ternary_embedding": True, "ternary_head": True}
 OF_GROUPS: dict[str, Any] = {"hidden": 256, "sub_norms": False, "qk_norm": True, "activation": "silu"}
@@ -299,9 +300,56 @@ def test_scales_that_kernels_cannot_hold_are_refused(tmp_path: Path, bad: float)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_without_kernels_for_its_head_is_refused() -> None:
-    """A library of the same layouts that was built for a shape with a float head."""
-    shape: ModelShape = SHAPES["tied"]
-    bench, other = packed(SynthCheckpoint(shape, 1), "certified", library.host_isas()[:1]), floats("tied", "f16")
-    lib, out = other.lib, lab.binding.ffi().new("bg_model **")
-    assert lib.bg_open(str(bench.packed[0]).encode(), 0, out) == lib.BG_E_LAYOUT
+# ---- files that are not as they were written ----
+
+
+def sanitized_run(program: Path, path: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    command = [str(program), arguments[0], str(path), *arguments[1:], "--threads", "2"]
+    return subprocess.run(command, input=b"1 2 3 4 5 6 7", capture_output=True, timeout=120)
+
+
+def patched(packed: bytes, **fields: int) -> bytes:
+    changed = bytearray(packed)
+    header = headers.declared("core/model.h").from_buffer("bg_header *", changed)
+    for field, value in fields.items():
+        setattr(header, field, value)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("name", ["tied", "own"])
+def test_bad_files_are_harmless(name: str, tmp_path: Path) -> None:
+    """Under sanitizers: the sound file gives its logits; any kind of head is refused or computes something, and so do
+    files cut short and any bytes in place of a packed matrix and its norms."""
+    bench = packed(SynthCheckpoint(SHAPES[name], 1), "certified", library.host_isas()[:1])
+    program, damaged = lab.sanitized(bench.artefact.folder, library.host_isas()[0]), tmp_path / "m.bgpk"
+    sound = sanitized_run(program, bench.packed[0], "logits")
+    assert sound.stderr == b"" and np.array_equal(
+        np.frombuffer(sound.stdout, np.float32).reshape(7, -1), bench.logits([1, 2, 3, 4, 5, 6, 7])
+    )
+    whole = bench.packed[0].read_bytes()
+    kinds = headers.constants("core/model.h", "bg_head")
+    for head in range(kinds["HEAD_KINDS"]):
+        for embedding in range(5):
+            damaged.write_bytes(patched(whole, head=head, embedding=embedding))
+            done = sanitized_run(program, damaged, "generate", "2")
+            same = whole == damaged.read_bytes()
+            assert done.returncode == (0 if same else 1) and done.stderr.count(b"\n") == (not same), (head, embedding)
+    for size in range(len(whole) - 64, 512, -(len(whole) // 9)):
+        damaged.write_bytes(patched(whole, file_bytes=size)[:size])
+        assert sanitized_run(program, damaged, "logits").returncode == 1
+    rng = np.random.default_rng(0)
+    for start in (512, len(whole) - 4 * SHAPES[name].vocab - 50_000):
+        noise = bytearray(whole)
+        noise[start : start + 40_000] = rng.bytes(40_000)
+        damaged.write_bytes(noise)
+        done = sanitized_run(program, damaged, "generate", "3")
+        assert done.stderr.count(b"\n") <= 1 and done.returncode in (0, 1), done.stderr.decode()
+
+
+def test_a_library_without_kernels_for_a_ternary_head_refuses_one(tmp_path: Path) -> None:
+    bench = lab.bench("flagship", levels=library.host_isas()[:1])
+    whole, out = bench.packed[0].read_bytes(), binding.ffi().new("bg_model **")
+    kinds = headers.constants("core/model.h", "bg_head")
+    for fields in ({"head": kinds["HEAD_OWN_TERNARY"]}, {"head": kinds["HEAD_TIED_TERNARY"]}, {"embedding": 3}):
+        (tmp_path / "m.bgpk").write_bytes(patched(whole, **fields))
+        assert bench.lib.bg_open(str(tmp_path / "m.bgpk").encode(), 0, out) == bench.lib.BG_E_NO_KERNEL

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from bitgen import api, cli
+from bitgen.checkpoints import presets
 from bitgen.errors import BitgenError
 from bitgen.kernels import plan as plans
 from bitgen.kernels import space
@@ -148,6 +149,20 @@ def test_the_fastest_pair_of_one_layout_wins() -> None:
     assert tried[specs[0].symbol] == min(tried.values())
     default = space.default_plan(SHAPES[0], "avx2").specs(SHAPES[0], "avx2")
     assert decision.evidence.gemv.default_seconds == tried[default[0].symbol]
+
+
+@pytest.mark.parametrize("name", ["Bonsai-1.7B", "Bonsai-8B"])
+def test_a_head_is_tried_on_some_of_its_rows(name: str) -> None:
+    """What is decided is about all of them, and legal; what is tried has whole panels and takes no gigabytes."""
+    head = presets.load(name).all_matrices["head"]
+    decision = search.tune([head], "avx2", 2).decisions[head]
+    assert decision.is_current(head, "avx2")
+    (tried,) = {spec.shape for lab in FakeLab.made for spec in lab.specs}
+    assert tried == dataclasses.replace(head, m=tried.m) == space.trial_shape(head)
+    assert tried.m * tried.k <= 1 << 26 and 10_000 < tried.m < head.m
+    assert not any(tried.m % spec.layout.bm for lab in FakeLab.made for spec in lab.specs)
+    assert space.trial_shape(GemmShape(46080, 3072)) == GemmShape(46080, 3072)
+    assert space.trial_shape(GemmShape(1 << 21, 1 << 16, 64)) == GemmShape(960, 1 << 16, 64)
 
 
 def test_the_thread_count_is_measured_too() -> None:
