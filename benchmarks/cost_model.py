@@ -70,7 +70,7 @@ def _specs(arch: str, shape: GemmShape) -> Iterator[KernelSpec]:
     for (name, isa), template in space.TEMPLATES.items():
         if targets.target(isa).arch == arch:
             layout = Layout(name, template.bm[0], template.bk[0])
-            shape = GemmShape(shape.m, shape.k, layout.bk if FORMATS[name].grouped else 0)
+            shape = GemmShape(shape.m, shape.k, layout.bk if FORMATS[name].grouped else 0, FORMATS[name].binary)
             yield KernelSpec("gemv", shape, isa, layout, space.candidate_tiles("gemv", shape, isa, layout)[0])
             tiles = space.candidate_tiles("gemm", shape, isa, layout)
             kinds = {(tile.lut_groups, tile.mixed): tile for tile in reversed(tiles)}

@@ -42,23 +42,31 @@ class GemmShape:
     """One weight matrix: `m` output features by `k` input features.
 
     group: columns that share a scale, in a row of weights and in activations; 0: one scale for the matrix.
+    binary: no weight is 0, but for those of groups whose scale is 0.
     """
 
     m: int
     k: int
     group: int = 0
+    binary: bool = False
 
     def __str__(self) -> str:
-        """The key of a plan: "2560x2560", "2560x2560_s128"."""
-        return f"{self.m}x{self.k}" + (f"_s{self.group}" if self.group else "")
+        """The key of a plan: "2560x2560", "2560x2560_s128", "2560x2560_s128_b1"."""
+        return f"{self.m}x{self.k}{self.traits}"
+
+    @property
+    def traits(self) -> str:
+        """What a key and a symbol say behind the sizes: "_s128" with groups, "_b1" of binary weights."""
+        return (f"_s{self.group}" if self.group else "") + "_b1" * self.binary
 
     @classmethod
     def parse(cls, text: str) -> GemmShape:
         """The inverse of str; ValueError for any other text."""
-        found = re.fullmatch(r"(\d+)x(\d+)(?:_s(\d+))?", text)
+        found = re.fullmatch(r"(\d+)x(\d+)(?:_s(\d+))?(_b1)?", text)
         if found is None:
             raise ValueError(f"{text!r} is no matrix shape")
-        return cls(*(int(number or 0) for number in found.groups()))
+        m, k, group, binary = found.groups()
+        return cls(int(m), int(k), int(group or 0), bool(binary))
 
 
 @dataclass(frozen=True)
@@ -148,6 +156,7 @@ class ModelShape:
     window_period: int = 1  # every window_period-th layer is global: it has no window
     window_theta: float = 10000.0  # rope_theta of the layers with a window
     group: int = 0  # columns of a row that share a scale; 0: one scale for each part of a matrix
+    binary: bool = False  # weights of the matrices are -1 and +1; none is 0, but for those of groups whose scale is 0
     rope_dims: int = 0  # elements of a head that RoPE turns, from its first; 0: all
     rope_scaling: RopeScaling | None = None  # in layers without a window
     attention_gate: bool = False  # each query head has a gate behind it: sigmoid(gate) multiplies the head's context
@@ -192,7 +201,8 @@ class ModelShape:
         if self.delta:
             k["delta_out"] = self.delta.inner
         return {
-            role: GemmShape(sum(parts), k.get(role, self.hidden), self.group) for role, parts in self.segments.items()
+            role: GemmShape(sum(parts), k.get(role, self.hidden), self.group, self.binary)
+            for role, parts in self.segments.items()
         }
 
     @property
@@ -200,7 +210,7 @@ class ModelShape:
         """Role -> shape of everything that has kernels: `matrices`, and "head" where embedding or head are ternary."""
         if not (self.ternary_embedding or self.ternary_head):
             return self.matrices
-        return self.matrices | {HEAD_ROLE: GemmShape(self.vocab, self.hidden, self.group)}
+        return self.matrices | {HEAD_ROLE: GemmShape(self.vocab, self.hidden, self.group, self.binary)}
 
     def attends(self, layer: int) -> bool:
         """Whether a layer has attention; else it has Gated DeltaNet."""
@@ -312,8 +322,8 @@ class Layout:
     """Memory layout of packed weights. The decode and the prefill kernel of a matrix read the same one.
 
     bm: rows of one panel, the unit of work that threads divide.
-    bk: columns of one block (i2_s: 4 weights in each of bk/4 bytes; tl1, tl2: the K tile of one LUT pass; i2_g: the
-        group that shares a scale).
+    bk: columns of one block (i2_s: 4 weights in each of bk/4 bytes; tl1, tl2: the K tile of one LUT pass; i1_s: those
+        of one 16-bit sum; i1_g, i2_g: the group that shares a scale).
     """
 
     format: str
@@ -358,22 +368,22 @@ class KernelSpec:
         nr = t.nr if t.nr > 1 else 0
         parts = (("nr", nr), ("kc", t.kc), ("g", t.lut_groups), ("pf", t.prefetch))
         tile = "".join(f"_{name}{v}" for name, v in parts if v) + "_mixed" * t.mixed
-        of = f"m{self.shape.m}_k{self.shape.k}" + (f"_s{self.shape.group}" if self.shape.group else "")
+        of = f"m{self.shape.m}_k{self.shape.k}{self.shape.traits}"
         return f"bg_{lay.format}_{self.op}_{of}_bm{lay.bm}_bk{lay.bk}{tile}__{self.isa}"
 
     @classmethod
     def parse(cls, symbol: str) -> KernelSpec | None:
         """The inverse of `symbol`; None for any other text."""
         found = re.fullmatch(
-            r"bg_(\w+)_(gemv|gemm)_m(\d+)_k(\d+)(?:_s(\d+))?_bm(\d+)_bk(\d+)"
+            r"bg_(\w+)_(gemv|gemm)_m(\d+)_k(\d+)(?:_s(\d+))?(_b1)?_bm(\d+)_bk(\d+)"
             r"(?:_nr(\d+))?(?:_kc(\d+))?(?:_g(\d+))?(?:_pf(\d+))?(_mixed)?__(\w+)",
             symbol,
         )
         if found is None:
             return None
-        format, op, m, k, scale_group, bm, bk, nr, kc, lut_groups, pf, mixed, isa = found.groups()
+        format, op, m, k, scale_group, binary, bm, bk, nr, kc, lut_groups, pf, mixed, isa = found.groups()
         tile = Tile(int(nr or 1), int(kc or 0), int(pf or 0), int(lut_groups or 0), bool(mixed))
-        shape = GemmShape(int(m), int(k), int(scale_group or 0))
+        shape = GemmShape(int(m), int(k), int(scale_group or 0), bool(binary))
         return cls(cast(Op, op), shape, isa, Layout(format, int(bm), int(bk)), tile)
 
 

@@ -88,7 +88,7 @@ OPTIONAL_FLOATS: dict[str, tuple[float, float]] = {
     "window_theta": (1.0, 1e12),
     **SCALES,
 }
-OPTIONAL_FLAGS = ("input_norms", "ternary_embedding", "ternary_head")
+OPTIONAL_FLAGS = ("input_norms", "binary", "ternary_embedding", "ternary_head")
 OPTIONAL = (*OPTIONAL_INTEGERS, *OPTIONAL_FLOATS, *OPTIONAL_FLAGS, "rope_scaling", "delta", "hadamard")
 """Fields that few models need; absent, they have ModelShape's default. All others follow from the architecture."""
 IMPLIED = ("qk_norm", "qk_norm_after_rope", "post_norms", "attention_gate")

@@ -1,4 +1,4 @@
-"""Models of a given shape with random ternary weights, for tuning and benchmarking without a download.
+"""Models of a given shape with random ternary or binary weights, for tuning and benchmarking without a download.
 
 Everything follows from the seed and the tensor's name by the raw bits of one generator and integer arithmetic, so that
 a seed gives the same file on every machine.
@@ -69,8 +69,8 @@ class SynthCheckpoint:
         bits = self._bits(name)
         for at in range(0, codes.size, _CODES):
             piece = codes[at : at + _CODES]
-            _draw_codes(_bytes(bits, piece.size), piece)
-        usual = np.float32(((1 - ZERO / 256) * k) ** 0.5)
+            self._draw_codes(_bytes(bits, piece.size), piece)
+        usual = np.float32((self._filled * k) ** 0.5)
         if not self._shape.group:
             return codes.reshape(m, k), float(np.float32(0.9 + 0.2 * self._uniform(f"{name} scale")) / usual)
         groups = k // self._shape.group
@@ -85,9 +85,9 @@ class SynthCheckpoint:
         start, stop, _ = rows.indices(vocab)
         n, groups = stop - start, k // group
         codes = np.empty((n, k), np.int8)
-        _draw_codes(self._noise(f"{name} codes", start * k // 2, n * k // 2).view(np.uint8), codes.reshape(-1))
+        self._draw_codes(self._noise(f"{name} codes", start * k // 2, n * k // 2).view(np.uint8), codes.reshape(-1))
         noise = self._noise(f"{name} scale", start * groups, n * groups).reshape(n, groups)
-        usual = np.float32(LOGIT_SPREAD / ((1 - ZERO / 256) * k) ** 0.5)
+        usual = np.float32(LOGIT_SPREAD / (self._filled * k) ** 0.5)
         scales = (1 + noise.astype(np.float32) / np.float32(65536)) * usual
         return codes, scales.astype(np.float16).astype(np.float32)
 
@@ -120,6 +120,16 @@ class SynthCheckpoint:
             piece = values[at : at + _CHUNK]
             piece[:] = self._noise(name, start * dims[1] + at, piece.size) * spread
         return values.reshape(-1, dims[1])
+
+    @property
+    def _filled(self) -> float:
+        """The share of weights that are not 0."""
+        return 1.0 if self._shape.binary else 1 - ZERO / 256
+
+    def _draw_codes(self, noise: npt.NDArray[np.uint8], out: npt.NDArray[np.int8]) -> None:
+        """Codes of random bytes: -1 below MINUS, +1 from MINUS + ZERO on; of binary weights half are each."""
+        minus, plus = (128, 128) if self._shape.binary else (MINUS, MINUS + ZERO)
+        np.subtract((noise >= plus).view(np.int8), (noise < minus).view(np.int8), out=out)
 
     def _dims(self, name: str, axes: int | None = None) -> tuple[int, ...]:
         if name not in self._tensors or (axes and not is_ternary(name)):
@@ -174,11 +184,6 @@ def vocabulary(size: int) -> dict[str, Any]:
         "tokenizer.ggml.merges": [],
         **special,
     }
-
-
-def _draw_codes(noise: npt.NDArray[np.uint8], out: npt.NDArray[np.int8]) -> None:
-    """Codes of random bytes: -1 for those below MINUS, +1 for those from MINUS + ZERO on."""
-    np.subtract((noise >= MINUS + ZERO).view(np.int8), (noise < MINUS).view(np.int8), out=out)
 
 
 def _bytes(bits: np.random.SFC64, count: int) -> npt.NDArray[np.uint8]:

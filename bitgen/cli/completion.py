@@ -21,7 +21,7 @@ from click.shell_completion import (
 )
 
 from bitgen import api, targets
-from bitgen.checkpoints import presets
+from bitgen.checkpoints import ladder, presets
 from bitgen.cli.console import say
 from bitgen.errors import BitgenError
 from bitgen.kernels import space
@@ -41,7 +41,13 @@ def models(incomplete: str) -> list[str]:
         here = api.model_names()
     except (BitgenError, OSError):  # a cache that cannot be read
         here = []
-    return list(dict.fromkeys([*presets.names(), *here, *model_files(incomplete)]))
+    return list(dict.fromkeys([*shapes(incomplete), *here, *model_files(incomplete)]))
+
+
+def shapes(incomplete: str) -> list[str]:
+    """Presets; the rungs of the ladder only where one has been begun."""
+    rungs = [ladder.PREFIX + size for size in ladder.sizes()] if ladder.is_rung(incomplete) else []
+    return presets.names() + rungs
 
 
 def model_files(incomplete: str) -> list[str]:
@@ -55,8 +61,8 @@ def model_files(incomplete: str) -> list[str]:
 
 def symbols(_: str) -> Iterator[str]:
     """Kernels that the presets have by default on this architecture: those that need neither a compiler nor a plan."""
-    shapes = dict.fromkeys(gemm for name in presets.names() for gemm in presets.load(name).all_matrices.values())
-    for gemm, target in product(shapes, targets.levels(targets.platform_of())):
+    gemms = dict.fromkeys(gemm for name in presets.names() for gemm in presets.load(name).all_matrices.values())
+    for gemm, target in product(gemms, targets.levels(targets.platform_of())):
         with contextlib.suppress(BitgenError):  # no format of this level takes the shape
             yield from (spec.symbol for spec in space.default_plan(gemm, target.isa).specs(gemm, target.isa))
 
@@ -66,7 +72,8 @@ VALUES: dict[str, tuple[Values, bool]] = {
     "FILE": (models, True),
     "NAME": (models, True),
     "SOURCE": (models, True),
-    "PRESET": (lambda _: presets.names(), False),
+    "PRESET": (shapes, False),
+    "SIZE,...": (lambda _: ladder.sizes(), False),
     "LEVEL": (lambda _: targets.TARGETS, False),
     "SYMBOL": (symbols, False),
     "NAME|FILE": (lambda _: NAMED, True),

@@ -24,7 +24,7 @@ WORDED: dict[str, Callable[[Facts], str]] = {
         f"one for every {f['scale_group']} weights of a row" if f["scale_group"] else "one for each matrix"
     ),
     "parameters": lambda f: f"{f['parameters']:,}",
-    "ternary_weights": lambda f: f"{f['ternary_weights']:,}",
+    "ternary_weights": lambda f: f"{f['ternary_weights']:,}" + ", all -1 or +1: binary" * f["binary"],
     "tokenizer": lambda f: f["tokenizer"] or f"none: {f['tokenizer_error']}",
     "kernels": lambda f: "",
 }
@@ -52,6 +52,7 @@ WITHIN = {
     "rope_scaling",
     "ternary_embedding",
     "ternary_head",
+    "binary",
     "tokenizer_error",
     "warning",
 }

@@ -130,8 +130,12 @@ def bench(model: str | None, threads: list[int], prompt: list[int], gen: int, co
 def _climb(sizes: str | None, plot: Path | None, as_json: bool, **how: Any) -> None:
     """bench --ladder."""
     refuse((not any(how["prompt"]) and not how["gen"], "--gen 0 without --prompt leaves nothing to measure"))
-    with progress_bar() as listen:
-        report = api.ladder(sizes.split(",") if sizes else (), plot=plot, progress=listen, **how)
+    try:
+        with progress_bar() as listen:
+            report = api.ladder(sizes.split(",") if sizes else (), plot=plot, progress=listen, **how)
+    except KeyboardInterrupt:
+        say("interrupted; the same command goes on from here", err=True)
+        raise
     if as_json:
         say_json(report.to_json())
         return

@@ -186,7 +186,8 @@ type_option = click.option(
     help="How the ternary weights are written. i2_s: for bitnet.cpp, 2 bits a weight; tq1_0, tq2_0: for llama.cpp, 1.7 "
     "and 2.1 bits; t5: for bitgen alone, 1.6 bits. Models with a scale for every 64 or 128 weights: q2_0, for "
     "llama.cpp; for every 128: pq2_0, ptq1_0, for PrismML's llama.cpp, 1.75 bits; for every 256: tq1_0, tq2_0. "
-    "[default: q2_0 or tq2_0 for such models, i2_s for all others]",
+    "Models without a weight 0: q1_0, for llama.cpp, 1.1 bits. "
+    "[default: q1_0 for these, q2_0 or tq2_0 for models with such scales, i2_s for all others]",
 )
 
 READING = ("activation", "tl_tiles", "i2s_layout")

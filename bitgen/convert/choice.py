@@ -112,7 +112,8 @@ def choose(name: HubName, among: Sequence[Candidate], look: Look) -> Found | Non
     if not fits and name.pick:
         raise UnsupportedError(f"{name}: {looked[0].candidate.name}: {looked[0].refused}")
     best = [each for each in fits if each.rank == min(fit.rank for fit in fits)]
-    models = {(each.candidate.model, replace(each.shape, name="", group=0)) for each in best if each.shape}
+    shapes = ((each.candidate.model, each.shape) for each in best if each.shape)
+    models = {(model, replace(shape, name="", group=0, binary=False)) for model, shape in shapes}
     if len(models) > 1:
         raise BitgenError(f"{name} could mean {_listed([each.candidate for each in best])}: {_how(name, best[0])}")
     return min(best, key=lambda each: (each.candidate.size, each.candidate.name)) if best else None

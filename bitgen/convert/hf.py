@@ -184,6 +184,13 @@ class HfCheckpoint:
             if found and (found < self._shape.group or not self._shape.group):
                 self._shape, self._group_from = replace(self._shape, group=found), name
             self._group_from = self._group_from or name
+        self._shape = replace(self._shape, binary=self._is_binary())
+
+    def _is_binary(self) -> bool:
+        """Whether no weight is 0, but for those of groups that are 0 altogether. Only a binary model is read whole."""
+        matrices = (name for name in self._dims if is_ternary(name))
+        weights = (self._tensors[name] for name in dict.fromkeys(self._place(name)[0] for name in matrices))
+        return not any(holds_zero(weight, self._shape.group) for weight in weights)
 
     def _find_ternary_ends(self) -> None:
         """Whether embedding and head are ternary in the groups of the layers; such rows are all read."""
@@ -194,7 +201,7 @@ class HfCheckpoint:
 
     def _in_groups(self, name: str) -> bool:
         weight, group = self._tensor(name, ternary=False), self._shape.group
-        if not group:
+        if not group or (self._shape.binary and holds_zero(weight, group)):
             return False
         return all(floats_in_groups(finite(weight, rows), group) for rows in row_pieces(weight.shape))
 
@@ -354,6 +361,16 @@ def group_of(weight: StoredTensor, widths: Iterable[int]) -> int:
         raise UnsupportedError(
             f"{weight.path}: {weight.name}: {error}; without quantization_config floats must be ternary"
         ) from None
+
+
+def holds_zero(weight: StoredTensor, group: int) -> bool:
+    """Whether floats [M, K] hold a 0; with groups of columns: beside other numbers of its group."""
+    for rows in row_pieces(weight.shape):
+        zeros = finite(weight, rows) == 0
+        groups = zeros.reshape(len(zeros), -1, group or 1)
+        if (groups.any(axis=2) & ~groups.all(axis=2)).any() if group else zeros.any():
+            return True
+    return False
 
 
 def packed_scale(scale: StoredTensor, storage: Storage) -> float:

@@ -19,7 +19,7 @@ from bitgen.convert.names import HubName, meaning, on_hub
 from bitgen.data import SHIPPED, shipped_path
 from bitgen.errors import BitgenError
 from bitgen.gguf.reader import read_gguf
-from bitgen.gguf.writer import DEFAULT_TYPE, tensor_table
+from bitgen.gguf.writer import default_type, tensor_table
 from bitgen.text.chat_templates import carried
 
 Kind = Literal["ships", "downloaded", "converted"]
@@ -155,7 +155,7 @@ def _interrupted() -> dict[str, int]:
 def _presets(repos: set[str]) -> Iterator[Preset]:
     for name in presets.names():
         id, shape = presets.hub_id(name), presets.load(name)
-        entries = tensor_table(shape, DEFAULT_TYPE[shape.group])
+        entries = tensor_table(shape, default_type(shape))
         yield Preset(name, id, name == SHIPPED or id in repos, sum(entry.nbytes for entry in entries))
 
 

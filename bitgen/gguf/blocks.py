@@ -1,8 +1,8 @@
 """Ternary tensors as files hold them: bytes to codes and scales, and back for the types that are written here.
 
-The types are those of llama.cpp (TQ1_0, TQ2_0, Q2_0) and its forks (PQ2_0, PTQ1_0, STQ1_0), of ik_llama.cpp (IQ1_BN,
-IQ2_BN, IQ2_BN_R4), bitnet.cpp (I2_S, TL1, TL2) and T5, our own. How kernels want weights in memory is
-kernels/layout.py's concern, how many scales a matrix has checkpoints/groups.py's.
+The types are those of llama.cpp (TQ1_0, TQ2_0, Q2_0, and Q1_0, which has no 0) and its forks (PQ2_0, PTQ1_0, STQ1_0),
+of ik_llama.cpp (IQ1_BN, IQ2_BN, IQ2_BN_R4), bitnet.cpp (I2_S, TL1, TL2) and T5, our own. How kernels want weights in
+memory is kernels/layout.py's concern, how many scales a matrix has checkpoints/groups.py's.
 
 Readers return (codes, scales): codes {-1, 0, +1} int8 [M, K], and float32 scales [R, G], one for each of G equal runs
 of columns in each of R equal runs of rows: [1, 1] where a tensor has one scale, [M, 1] where each row has one, [M, K/g]
@@ -173,6 +173,39 @@ def unpack_q2_0(data: Bytes, m: int, k: int, group: int, name: str = "Q2_0") -> 
         )
     codes = _two_bits(packed, name)  # [byte, 4, 1]
     return _scaled(codes.reshape(m, k), blocks[:, :, :2].copy().view("<f2")[:, :, 0])
+
+
+# ---- Q1_0: blocks of 128 signs ---------------------------------------------------------------------------------------
+
+Q1_BLOCK = 128
+
+
+def pack_q1_0(codes: Codes, scales: Scales | float) -> Bytes:
+    """Codes [M, K], K % 128 == 0 -> Q1_0; scales: one, which float16 rounds, or float32 [M, K/128], exact in float16.
+
+    UnsupportedError: a weight is 0 in a block whose scale is not.
+    """
+    if codes.shape[1] % Q1_BLOCK:
+        raise UnsupportedError(f"Q1_0 needs K to be a multiple of {Q1_BLOCK}, not {codes.shape[1]}")
+    of_blocks = checked(codes).view(np.int8).reshape(-1, Q1_BLOCK)
+    stored = _block_scales(codes, scales, Q1_BLOCK)
+    zeros = int(np.count_nonzero((of_blocks == 0).any(axis=1) & stored.any(axis=1)))
+    if zeros:
+        raise UnsupportedError(f"{zeros} of {len(of_blocks)} blocks hold a 0, which Q1_0 has not: they are ternary")
+    signs = np.packbits(of_blocks > 0, axis=1, bitorder="little")
+    return np.concatenate([stored, signs], axis=1).reshape(-1)
+
+
+def unpack_q1_0(data: Bytes, m: int, k: int) -> Scaled:
+    """Q1_0 -> codes [m, k], scales [m, k/128].
+
+    A block is its float16 scale, then weight j in bit j % 8 of byte j // 8: 1 is +1, 0 is -1.
+    """
+    blocks = _rows(data, m, k, Q1_BLOCK, 18, "Q1_0")
+    codes = np.unpackbits(blocks[:, :, 2:].reshape(m, -1), axis=1, bitorder="little").view(np.int8)
+    codes *= 2
+    codes -= 1
+    return _scaled(codes, blocks[:, :, :2].copy().view("<f2")[:, :, 0])
 
 
 # ---- STQ1_0: blocks of 256 weights, one of every four a zero -------------------------------------------------------

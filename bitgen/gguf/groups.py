@@ -1,10 +1,11 @@
-"""How many columns of a row share a scale in a file, as its matrices show."""
+"""How many columns of a row share a scale in a file, and whether its weights are binary, as its matrices show."""
 
 from __future__ import annotations
 
 from itertools import islice
 
 import numpy as np
+import numpy.typing as npt
 
 from bitgen.checkpoints.groups import coarsest_group, has_several
 from bitgen.checkpoints.tensors import MATRICES, is_beyond, is_ternary
@@ -13,9 +14,9 @@ from bitgen.gguf.blocks import Scaled
 from bitgen.gguf.container import Container
 from bitgen.gguf.file import Tensor
 from bitgen.gguf.tensors import TERNARY, VECTORS, Reading
-from bitgen.kernels.layout import Bytes
 
 SCALED_BLOCKS: dict[str, tuple[int, int, int]] = {
+    "Q1_0": (128, 18, 0),
     "Q2_0": (64, 18, 0),
     "Q2_0_G128": (128, 34, 0),
     "PQ2_0": (128, 34, 0),
@@ -26,6 +27,7 @@ SCALED_BLOCKS: dict[str, tuple[int, int, int]] = {
 }
 """Type name -> weights and bytes of a block, and where its float16 scale begins."""
 
+ENDS = ("token_embd.weight", "output.weight")
 FIRST_LAYER = tuple(f"blk.0.{matrix}.weight" for matrix in MATRICES)
 
 SAMPLE_ROWS = 64
@@ -51,13 +53,31 @@ def has_groups(tensor: Tensor | None, group: int) -> bool:
     return tensor is not None and group > 0 and SCALED_BLOCKS.get(tensor.type_name, (1,))[0] % group == 0
 
 
+def is_binary(container: Container, group: int, layers: int) -> bool:
+    """Whether the weights of every ternary matrix are -1 and +1 alone, since its type, Q1_0, has no 0.
+
+    A block whose scale is 0 holds zeros. A model with groups may have such; in one with one scale for each matrix they
+    are weights of a third value. Where the file is not complete, the types decide. An embedding and a head with such
+    groups are multiplied as the matrices are, and count.
+    """
+    ends = (container.tensors.get(name) for name in ENDS)
+    matrices = _matrices(container, layers) + [t for t in ends if t is not None and has_groups(t, group)]
+    if not matrices or any(t.type_name != "Q1_0" for t in matrices):
+        return False
+    return bool(group) or not container.complete or all(_scales(t, container).all() for t in matrices)
+
+
+def _matrices(container: Container, layers: int) -> list[Tensor]:
+    matrices = (t for t in container.tensors.values() if is_ternary(t.name) and len(t.shape) == 2)
+    return [t for t in matrices if not is_beyond(t.name, layers)]
+
+
 class _Groups:
     """The ternary matrices of a file, and the scales that each has."""
 
     def __init__(self, container: Container, reading: Reading, layers: int) -> None:
         self.container, self.reading = container, reading
-        matrices = (t for t in container.tensors.values() if is_ternary(t.name) and len(t.shape) == 2)
-        self.matrices = [t for t in matrices if not is_beyond(t.name, layers)]
+        self.matrices = _matrices(container, layers)
 
     def finest(self) -> int:
         blocks = sorted((t for t in self.matrices if t.type_name in SCALED_BLOCKS), key=self._block)
@@ -71,7 +91,7 @@ class _Groups:
 
     def _has_several(self, tensor: Tensor) -> bool:
         """Whether a matrix has more than one scale. Its weights are read only where the scales of blocks differ."""
-        if tensor.type_name in SCALED_BLOCKS and not blocks_differ(tensor.type_name, self.container.bytes_of(tensor)):
+        if tensor.type_name in SCALED_BLOCKS and not blocks_differ(tensor, self.container):
             return False
         return has_several(*self._scaled(tensor))
 
@@ -94,9 +114,15 @@ class _Groups:
             raise type(error)(f"{self.container.path}: tensor {tensor.name}: {error}") from None
 
 
-def blocks_differ(type: str, data: Bytes) -> bool:
+def blocks_differ(tensor: Tensor, container: Container) -> bool:
     """Whether blocks of a tensor of SCALED_BLOCKS have different scales, of either sign, other than 0."""
-    _, nbytes, at = SCALED_BLOCKS[type]
-    scales = np.abs(data.reshape(-1, nbytes)[:, at : at + 2].copy().view("<f2"))
+    scales = np.abs(_scales(tensor, container))
     used = scales[scales > 0]
     return bool(used.size and used.min() != used.max())
+
+
+def _scales(tensor: Tensor, container: Container) -> npt.NDArray[np.float16]:
+    """The scale of every block of a tensor of SCALED_BLOCKS."""
+    _, nbytes, at = SCALED_BLOCKS[tensor.type_name]
+    scales: npt.NDArray[np.float16] = container.bytes_of(tensor).reshape(-1, nbytes)[:, at : at + 2].copy().view("<f2")
+    return scales

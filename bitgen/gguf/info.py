@@ -77,6 +77,7 @@ def _shape(s: ModelShape, why: str) -> dict[str, Any]:
         "rope_scaling": _scaling(s.rope_scaling),
         "norm_epsilon": s.norm_eps,
         "scale_group": s.group,
+        "binary": s.binary,
     }
 
 

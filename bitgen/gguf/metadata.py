@@ -10,7 +10,7 @@ from bitgen.checkpoints.architectures import ARCHITECTURES, Architecture, archit
 from bitgen.checkpoints.checkpoint import Checkpoint
 from bitgen.errors import FormatError, UnsupportedError, brief, quoted
 from bitgen.gguf.container import Container
-from bitgen.gguf.groups import has_groups, scale_group
+from bitgen.gguf.groups import has_groups, is_binary, scale_group
 from bitgen.gguf.hybrid_keys import (
     check_hadamard,
     check_sections,
@@ -78,6 +78,7 @@ class _Keys:
         heads, hidden = self.own("attention.head_count", int), self.own("embedding_length", int)
         activation, reason = self._activation(override, vocab)
         layers = self._layers()
+        group = scale_group(self.container, self.reading, layers)
         values = {
             "name": self.get("general.name", str, "") or self.container.files[0].stem,
             "architecture": self.arch,
@@ -97,13 +98,14 @@ class _Keys:
             "rope_interleaved": self.kind.rope_interleaved,
             "input_norms": "blk.0.attn_q_norm_in.weight" in self.tensors,
             "attention_scale": _shortest(self.own("attention.scale", float, 0.0)),
-            "group": scale_group(self.container, self.reading, layers),
+            "group": group,
+            "binary": is_binary(self.container, group, layers),
             "delta": delta_fields(self.own) if self.kind.delta else None,
             "hadamard": hadamard_fields(self.values, self.where),
         }
         embedding = self.tensors.get("token_embd.weight")
-        values["ternary_embedding"] = has_groups(embedding, values["group"])
-        values["ternary_head"] = has_groups(self.tensors.get("output.weight", embedding), values["group"])
+        values["ternary_embedding"] = has_groups(embedding, group)
+        values["ternary_head"] = has_groups(self.tensors.get("output.weight", embedding), group)
         rope = rope_fields(self.container, self.own, self.arch, values["head_dim"], values["context"])
         shape = shape_from(values | self._window() | self._scales() | rope, self.where)
         check_hadamard(self.values, shape, self.where)

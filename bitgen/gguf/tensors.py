@@ -60,6 +60,7 @@ TERNARY: dict[str, Callable[[Bytes, int, int, Reading], Scaled]] = {
     "TL2": lambda raw, m, k, reading: blocks.unpack_tl2_tensor(raw, m, k, *tile_of("TL2", m, k, reading.tiles)),
     "TQ1_0": lambda raw, m, k, _: blocks.unpack_tq1_0(raw, m, k),
     "TQ2_0": lambda raw, m, k, _: blocks.unpack_tq2_0(raw, m, k),
+    "Q1_0": lambda raw, m, k, _: blocks.unpack_q1_0(raw, m, k),
     "Q2_0": lambda raw, m, k, _: blocks.unpack_q2_0(raw, m, k, 64),
     "Q2_0_G128": lambda raw, m, k, _: blocks.unpack_q2_0(raw, m, k, 128),
     "PQ2_0": lambda raw, m, k, _: blocks.unpack_q2_0(raw, m, k, 128, "PQ2_0"),
@@ -93,7 +94,7 @@ VECTORS: dict[str, Callable[[Bytes], Floats]] = {
 }
 """Type name -> bytes -> values. F32 and F16 are views of the file."""
 
-GROUPED = ("Q2_0", "Q2_0_G128", "PQ2_0", "PTQ1_0", "STQ1_0")
+GROUPED = ("Q1_0", "Q2_0", "Q2_0_G128", "PQ2_0", "PTQ1_0", "STQ1_0")
 QUANTISED = ("Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "Q3_K", "TQ2_0", "TQ1_0")
 """Types of embeddings and heads that the gguf package dequantises."""
 

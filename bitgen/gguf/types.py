@@ -15,7 +15,7 @@ from bitgen.spec import round_up
 ALIGNMENT = 32
 """Bytes; tensors begin at multiples of it, unless general.alignment says otherwise."""
 
-F32, F16, Q8_0, Q6_K, BF16, TQ1_0, TQ2_0, I2_S, TL1, TL2, Q2_0 = 0, 1, 8, 14, 30, 34, 35, 36, 38, 39, 42
+F32, F16, Q8_0, Q6_K, BF16, TQ1_0, TQ2_0, I2_S, TL1, TL2, Q1_0, Q2_0 = 0, 1, 8, 14, 30, 34, 35, 36, 38, 39, 41, 42
 STQ1_0, PQ2_0, PTQ1_0 = 43, 142, 143
 IQ1_BN, IQ2_BN, IQ2_BN_R4 = 134, 135, 335
 T5 = 0x62670005
@@ -82,6 +82,7 @@ TENSOR_TYPES: dict[int, tuple[TensorType, ...]] = {
         TensorType("TL2", _tl2(spare=32)),
         TensorType("MXFP4", _blocks(32, 17)),  # of llama.cpp
     ),
+    Q1_0: (TensorType("Q1_0", _blocks(128, 18)),),
     Q2_0: (
         TensorType("Q2_0", _blocks(64, 18)),
         TensorType("Q2_0_G128", _blocks(128, 34)),
@@ -101,7 +102,7 @@ CONTESTED = (STQ1_0, PQ2_0, PTQ1_0)
 """Ids of one known type by which other engines have meant, or may mean, another: its sizes must fill the room."""
 
 OTHER_NAMES: dict[int, str] = {
-    10: "Q2_K", 15: "Q8_K", 20: "IQ4_NL", 23: "IQ4_XS", 28: "F64", 37: "I8_S", 40: "NVFP4", 41: "Q1_0",
+    10: "Q2_K", 15: "Q8_K", 20: "IQ4_NL", 23: "IQ4_XS", 28: "F64", 37: "I8_S", 40: "NVFP4",
 }  # fmt: skip
 """Type id -> name, of types whose size is not known here."""
 

@@ -24,11 +24,11 @@ from bitgen.gguf.part_file import PartFile
 from bitgen.gguf.reader import GgufCheckpoint
 from bitgen.gguf.rope_keys import TABLE, rope_table
 from bitgen.gguf.tensors import renamed, scale_name
-from bitgen.gguf.types import BF16, F16, F32, I2_S, PQ2_0, PTQ1_0, Q2_0, T5, TQ1_0, TQ2_0
+from bitgen.gguf.types import BF16, F16, F32, I2_S, PQ2_0, PTQ1_0, Q1_0, Q2_0, T5, TQ1_0, TQ2_0
 from bitgen.kernels.layout import Bytes, Codes, Scales
 from bitgen.spec import ModelShape, Progress
 
-TernaryType = Literal["i2_s", "tq1_0", "tq2_0", "t5", "q2_0", "pq2_0", "ptq1_0"]
+TernaryType = Literal["i2_s", "tq1_0", "tq2_0", "t5", "q2_0", "pq2_0", "ptq1_0", "q1_0"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class FileType:
     file_type: int  # general.file_type
     pack: Callable[[Codes, Scales], Bytes]  # codes [M, K], scales [] or [M, K / group] -> the tensor's bytes
     groups: tuple[int, ...] = (0,)  # columns that may share a scale; 0: a matrix has one
+    binary: bool = False  # weights are -1 and +1 alone
     scale_beside: bool = False  # one scale goes into a tensor blk.N.*.scale behind each matrix, whose blocks hold 1
 
 
@@ -46,7 +47,7 @@ Q2_0_GROUPS = (64, 128)
 """Weights of a block of Q2_0, in the order of TENSOR_TYPES."""
 
 DEFAULT_TYPE = {0: "i2_s", 64: "q2_0", 128: "q2_0", 256: "tq2_0"}
-"""Columns that share a scale -> the type that is written where none is named."""
+"""Columns that share a scale -> the type that is written where none is named and q1_0 does not serve."""
 
 
 def _in_blocks(pack: Callable[[Codes, Scales | float], Bytes]) -> Callable[[Codes, Scales], Bytes]:
@@ -62,8 +63,17 @@ FILE_TYPES: dict[str, FileType] = {
     "q2_0": FileType(Q2_0, 41, blocks.pack_q2_0, groups=Q2_0_GROUPS),
     "pq2_0": FileType(PQ2_0, 141, blocks.pack_q2_0, groups=(128,)),
     "ptq1_0": FileType(PTQ1_0, 143, blocks.pack_ptq1_0, groups=(128,)),
+    "q1_0": FileType(Q1_0, 40, _in_blocks(blocks.pack_q1_0), groups=(0, 128), binary=True, scale_beside=True),
 }
 """What --type names -> how matrices are written."""
+
+
+def default_type(shape: ModelShape) -> str:
+    """The type that is written where none is named."""
+    if shape.binary and shape.group in FILE_TYPES["q1_0"].groups:
+        return "q1_0"
+    return DEFAULT_TYPE.get(shape.group, "q2_0")
+
 
 PACKERS = {known.id: known.pack for known in FILE_TYPES.values()}
 
@@ -80,10 +90,11 @@ def write_gguf(
 
     type: "i2_s" (the default) for bitnet.cpp, "tq1_0" or "tq2_0" for llama.cpp, "t5", the smallest, for bitgen alone.
     Models with a scale for every 64 or 128 weights are written as "q2_0" (the default) and, where it is 128, as "pq2_0"
-    or "ptq1_0"; with one for every 256 as "tq2_0" (the default) or "tq1_0".
-    The one scale of a matrix is float32, and those of TQ blocks are float16. So the blocks hold 1, and the scale goes
-    beside the matrix, exactly, as blk.N.*.scale (llama.cpp multiplies by it: in bitnet it always did, in llama since
-    2026).
+    or "ptq1_0"; with one for every 256 as "tq2_0" (the default) or "tq1_0". Binary models with one scale, or one for
+    every 128 weights, are written as "q1_0" (the default), or as if they were ternary.
+    The one scale of a matrix is float32, and those of TQ and Q1_0 blocks are float16. So the blocks hold 1, and the
+    scale goes beside the matrix, exactly, as blk.N.*.scale (llama.cpp multiplies by it: in bitnet it always did, in
+    llama since 2026).
     Vectors are F32. Matrices of floats are copied as they are stored in a GGUF file; of other checkpoints embedding and
     head are of the matrices' type where they are ternary with such scales, and all else is F16 where it holds every
     number exactly, else BF16 or F32; those of ALWAYS_F32 are that.
@@ -97,7 +108,7 @@ def write_gguf(
     not finite.
     """
     path = Path(path)
-    type = type or DEFAULT_TYPE.get(checkpoint.shape.group, "q2_0")
+    type = type or default_type(checkpoint.shape)
     if type not in FILE_TYPES:
         raise UnsupportedError(f"unknown file type {type!r}; known: {', '.join(FILE_TYPES)}")
     entries = tensor_table(checkpoint.shape, type, _dense_types(checkpoint))
@@ -140,7 +151,7 @@ def tensor_table(shape: ModelShape, type: str, dense: Mapping[str, int] = Mappin
     dense: name -> type id of matrices of floats, where they are neither F16 nor of the type of a ternary embedding.
     """
     _check_traits(shape)
-    _check_group(shape, type)
+    _check_weights(shape, type)
     table = rope_table(shape)
     entries = [Entry(TABLE, table.shape, F32)] if len(table) else []
     for name, dims in tensor_shapes(shape).items():
@@ -168,14 +179,20 @@ def _check_traits(shape: ModelShape) -> None:
         raise UnsupportedError(f"architecture {shape.architecture!r} with {has} has no GGUF form")
 
 
-def _check_group(shape: ModelShape, type: str) -> None:
-    """The type holds scales of such groups; else UnsupportedError names those that do."""
-    if shape.group in FILE_TYPES[type].groups:
+def _check_weights(shape: ModelShape, type: str) -> None:
+    """The type holds such weights and scales of such groups; else UnsupportedError names those that do."""
+    if _holds(shape, FILE_TYPES[type]):
         return
     has = f"a scale for every {shape.group} weights" if shape.group else "one scale for each matrix"
-    others = [name for name, known in FILE_TYPES.items() if shape.group in known.groups]
+    if FILE_TYPES[type].binary and not shape.binary:
+        has += " and weights that are 0"
+    others = [name for name, known in FILE_TYPES.items() if _holds(shape, known)]
     instead = f"take {' or '.join(others)}" if others else "no type that is written here holds them"
     raise UnsupportedError(f"a model with {has} cannot be written as {type}: {instead}")
+
+
+def _holds(shape: ModelShape, type: FileType) -> bool:
+    return shape.group in type.groups and (shape.binary or not type.binary)
 
 
 def _check_blocks(name: str, dims: tuple[int, ...], type: str) -> None:
@@ -185,6 +202,8 @@ def _check_blocks(name: str, dims: tuple[int, ...], type: str) -> None:
         raise UnsupportedError(f"{name}: {m} x {k} weights are not whole I2_S blocks of 128")
     if type in ("tq1_0", "tq2_0") and k % blocks.TQ_BLOCK:
         raise UnsupportedError(f"{name}: rows of {k} are not whole {type} blocks of 256; take i2_s")
+    if type == "q1_0" and k % blocks.Q1_BLOCK:
+        raise UnsupportedError(f"{name}: rows of {k} are not whole q1_0 blocks of 128; take i2_s")
 
 
 def _write_tensors(part: PartFile, checkpoint: Checkpoint, entries: Sequence[Entry], progress: Progress | None) -> None:

@@ -19,7 +19,10 @@ OPERAND_HEADER = 64
 """An i2_s or t5 operand starts with int32 sum(q), alone on its cache line."""
 
 GROUP_BYTES = 8
-"""An i2_g operand starts with float steps of all groups, then their int32 sum(q)."""
+"""An i2_g operand starts with float steps of all groups, then their int32 sum(q); of i1_g sum |q|."""
+
+BIT_COLUMN_BYTES = 8
+"""Of each four activations an i1_s or i1_g operand holds 16 sums of two bytes."""
 
 LUT_BYTES = 32
 """A table of 16 int16 sums for one pair or triple of activations."""
@@ -38,7 +41,7 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Format:
-    """One way of storing ternary weights for the kernels."""
+    """One way of storing ternary or binary weights for the kernels."""
 
     name: str
     bits: float  # per weight
@@ -52,6 +55,7 @@ class Format:
     unpacker: Callable[[Bytes, GemmShape, int, int], Codes]  # bytes, shape, bm, bk
     by_panels: bool = True  # panels lie one after the other: packed piece by piece, a matrix is the same bytes
     grouped: bool = False  # for matrices with a scale for every bk columns of a row, and no others
+    binary: bool = False  # for binary matrices, and no others
 
     def illegal(self, layout: Layout) -> str | None:
         """Why this format has no such layout, or None."""
@@ -99,6 +103,33 @@ def _lut_bytes(k_pad: int, bk: int) -> int:
 FORMATS: dict[str, Format] = {
     f.name: f
     for f in (
+        Format(
+            name="i1_s",
+            bits=1.0,
+            about="signs of eight columns to a byte, of binary weights",
+            bm_multiple=1,
+            bk_multiple=lay.BIT_STEP,
+            k_multiple=lambda bk: bk,
+            matrix_bytes=lambda m, k, bk: m * k // 8,
+            activation_bytes=lambda k, bk: OPERAND_HEADER + k * BIT_COLUMN_BYTES,
+            packer=lay.pack_i1_s,
+            unpacker=lay.unpack_i1_s,
+            binary=True,
+        ),
+        Format(
+            name="i1_g",
+            bits=1.0,
+            about="signs of eight columns to a byte, and a float16 scale for every group of a row, of binary weights",
+            bm_multiple=1,
+            bk_multiple=lay.BIT_STEP,
+            k_multiple=lambda bk: bk,
+            matrix_bytes=lambda m, k, bk: m * k // 8 + m * (k // bk) * 2,
+            activation_bytes=lambda k, bk: round_up(k // bk * GROUP_BYTES, ALIGN) + k * BIT_COLUMN_BYTES,
+            packer=lay.pack_i1_g,
+            unpacker=lay.unpack_i1_g,
+            grouped=True,
+            binary=True,
+        ),
         Format(
             name="i2_s",
             bits=2.0,

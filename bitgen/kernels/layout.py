@@ -2,7 +2,8 @@
 
 Canonical weights are codes {-1, 0, +1}, int8 [M, K]. Runtime layouts (i2_s, tl1, tl2) pad M to the panel height
 and K to the block with zero weights; with no padding they are byte for byte what bitnet.cpp writes. t5 is ours and
-pads likewise, and so is i2_g, the one with scales: for every group of a row. The tensor types of files are blocks.py's.
+pads likewise, and so are i2_g and i1_g, which have a scale for every group of a row. i1_s and i1_g are for binary
+weights: none of the matrix is 0, and what pads it is -1. The tensor types of files are blocks.py's.
 
 Axes are named in the comments as they are reshaped; a transpose then spells the loop order of the stream,
 outermost first. Arithmetic is on uint8 and wraps, so a signed code may be added before its offset is.
@@ -131,16 +132,22 @@ def pack_i2_g(codes: Codes, bm: int, bk: int, scales: Scales) -> Bytes:
     byte holds columns j, j + 4, j + 8, j + 12 of the step from its top bit pair down. So the same columns of all rows
     lie side by side, and rows need not be told apart before they meet their scales.
     """
+    stored = _panel_scales(codes, bm, bk, scales, GROUP_STEP)
+    c = _padded(codes, bm, bk).reshape(len(stored), bm, codes.shape[1] // GROUP_STEP, 4, 4) + np.uint8(1)
+    #                                  panel   row  step            quarter byte
+    packed = c[:, :, :, 0] << 6 | c[:, :, :, 1] << 4 | c[:, :, :, 2] << 2 | c[:, :, :, 3]
+    steps = packed.transpose(0, 2, 1, 3).reshape(len(stored), -1)
+    return np.concatenate([stored, steps], axis=1).reshape(-1)
+
+
+def _panel_scales(codes: Codes, bm: int, bk: int, scales: Scales, step: int) -> Bytes:
+    """The scales of each panel, float16 [group, row] as uint8 [panels, bytes]; rows that pad the last one have 0."""
     m, k = codes.shape
-    if k % bk or bk % GROUP_STEP or scales.shape != (m, k // bk):
+    if k % bk or bk % step or scales.shape != (m, k // bk):
         raise FormatError(f"scales {list(scales.shape)} do not fit {m} x {k} weights in groups of {bk}")
     panels = round_up(m, bm) // bm
     stored = np.pad(exact_float16(scales), ((0, panels * bm - m), (0, 0))).reshape(panels, bm, -1).transpose(0, 2, 1)
-    c = _padded(codes, bm, bk).reshape(panels, bm, k // GROUP_STEP, 4, 4) + np.uint8(1)
-    #                                  panel   row  step            quarter byte
-    packed = c[:, :, :, 0] << 6 | c[:, :, :, 1] << 4 | c[:, :, :, 2] << 2 | c[:, :, :, 3]
-    steps = packed.transpose(0, 2, 1, 3).reshape(panels, -1)
-    return np.concatenate([np.ascontiguousarray(stored).reshape(panels, -1).view(np.uint8), steps], axis=1).reshape(-1)
+    return np.ascontiguousarray(stored).reshape(panels, -1).view(np.uint8)
 
 
 def unpack_i2_g(data: Bytes, shape: GemmShape, bm: int, bk: int) -> Codes:
@@ -153,6 +160,72 @@ def unpack_i2_g(data: Bytes, shape: GemmShape, bm: int, bk: int) -> Codes:
     steps = packed.reshape(panels, k // GROUP_STEP, bm, 4).transpose(0, 2, 1, 3)
     codes = np.stack([steps >> np.uint8(shift) & 3 for shift in (6, 4, 2, 0)], axis=3).view(np.int8) - np.int8(1)
     return _crop(codes.reshape(panels * bm, k), shape)
+
+
+# ---- i1_s, i1_g: the signs of eight columns to a byte, rows side by side -------------------------------------------
+
+BIT_STEP = 32
+"""Columns of one step of i1_s and i1_g: four bytes of each row."""
+
+
+def pack_i1_s(codes: Codes, bm: int, bk: int) -> Bytes:
+    """Codes [M, K] -> uint8 [m_pad * k_pad / 8], panels of bm rows, K padded to blocks of bk.
+
+    Stream: panel, eight columns, row. Bit i of a byte is 1 where column i of the eight is +1. UnsupportedError: a
+    weight is 0.
+    """
+    zeros = int(codes.size - np.count_nonzero(codes))
+    if zeros:
+        raise _not_binary(zeros, codes)
+    return _signs(codes, bm, bk).reshape(-1)
+
+
+def unpack_i1_s(data: Bytes, shape: GemmShape, bm: int, bk: int) -> Codes:
+    """The inverse of pack_i1_s: uint8 -> codes [M, K]."""
+    panels, k_pad = round_up(shape.m, bm) // bm, round_up(shape.k, bk)
+    return _unsigns(exactly(data, panels * bm * k_pad // 8, "i1_s").reshape(panels, -1), shape, bm)
+
+
+def pack_i1_g(codes: Codes, bm: int, bk: int, scales: Scales) -> Bytes:
+    """Codes [M, K], scales [M, K / bk] -> uint8 [m_pad * (K / 8 + K / bk * 2)]; bk columns are a group, and divide K.
+
+    A panel of bm rows is its scales, float16 [group, row], then its signs as in pack_i1_s. UnsupportedError: a weight
+    is 0, and the scale of its group is not.
+    """
+    stored = _panel_scales(codes, bm, bk, scales, BIT_STEP)
+    zeros = (codes == 0).reshape(*scales.shape, bk)
+    wrong = int(np.count_nonzero(zeros[scales != 0]))
+    if wrong:
+        raise _not_binary(wrong, codes)
+    return np.concatenate([stored, _signs(codes, bm, bk)], axis=1).reshape(-1)
+
+
+def unpack_i1_g(data: Bytes, shape: GemmShape, bm: int, bk: int) -> Codes:
+    """The codes [M, K] of pack_i1_g's bytes, 0 where the scale of their group is."""
+    panels, k = round_up(shape.m, bm) // bm, shape.k
+    head = k // bk * bm * 2
+    packed = exactly(data, panels * (head + k // 8 * bm), "i1_g").reshape(panels, -1)
+    codes = _unsigns(packed[:, head:], shape, bm)
+    scales = packed[:, :head].copy().view("<f2").reshape(panels, k // bk, bm).transpose(0, 2, 1).reshape(-1, k // bk)
+    codes.reshape(shape.m, k // bk, bk)[scales[: shape.m] == 0] = 0
+    return codes
+
+
+def _signs(codes: Codes, bm: int, bk: int) -> Bytes:
+    """Codes [M, K] -> uint8 [panels, bytes of a panel]."""
+    c = _padded(codes, bm, bk)
+    bits = np.packbits(c == 1, axis=1, bitorder="little").reshape(c.shape[0] // bm, bm, -1)
+    return np.ascontiguousarray(bits.transpose(0, 2, 1)).reshape(len(bits), -1)
+
+
+def _unsigns(packed: Bytes, shape: GemmShape, bm: int) -> Codes:
+    rows = packed.reshape(len(packed), -1, bm).transpose(0, 2, 1).reshape(len(packed) * bm, -1)
+    bits = np.unpackbits(rows, axis=1, bitorder="little").view(np.int8)
+    return _crop(bits * np.int8(2) - np.int8(1), shape)
+
+
+def _not_binary(zeros: int, codes: Codes) -> UnsupportedError:
+    return UnsupportedError(f"{zeros} of {codes.size} weights are 0: the matrix is ternary, and one bit holds -1 or +1")
 
 
 # ---- tl1: pairs of weights as an index of nine, two to a byte ----------------------------------------------------

@@ -25,6 +25,8 @@ T5_COLUMNS = int16_columns(16, 26 * -128, 26 * 127)
 # Of an i2_g step, whose 16 columns fill 4 bytes of a row, a lane of maddubs gains 8 products, one of vmlal 4.
 GROUP_COLUMNS_MADDUBS = int16_columns(2, 2 * -128, 2 * 127)
 GROUP_COLUMNS_VMLAL = int16_columns(4, 2 * -128, 2 * 127)
+# An entry of a table of i1_s and i1_g is a sum of four |q|, and a lane, of 16 bits without a sign, a sum of entries.
+BIT_COLUMNS = ((1 << 16) - 1) // 128 // 32 * 32
 # An entry of a look-up table is a sum of two, three or four activations of either sign.
 PAIR_COLUMNS = int16_columns(2, -2 * 128, 2 * 128)
 TRIPLE_COLUMNS = int16_columns(3, -3 * 128, 3 * 128)
@@ -76,8 +78,15 @@ class Template:
 
 
 _AHEAD = (2048, 1024, 4096, 512, 0)
+_FAR = (4096, 8192, 2048, 1024, 0)
 
 TEMPLATES: dict[tuple[str, str], Template] = {
+    ("i1_s", "avx2"): Template((64, 128, 32), (256, 128), nr=(6, 8, 4), prefetch=_FAR, int16_columns=BIT_COLUMNS),
+    ("i1_s", "neon"): Template((64, 16), (256, 128), nr=(4, 2), prefetch=_FAR, int16_columns=BIT_COLUMNS),
+    ("i1_s", "scalar"): Template((64, 16, 32), (256, 128), nr=(4,), int16_columns=BIT_COLUMNS),
+    ("i1_g", "avx2"): Template((64, 128, 32), (128, 64), nr=(6, 8, 4), prefetch=_FAR, int16_columns=BIT_COLUMNS),
+    ("i1_g", "neon"): Template((64, 16), (128, 64), nr=(4, 2), prefetch=_FAR, int16_columns=BIT_COLUMNS),
+    ("i1_g", "scalar"): Template((64, 16, 32), (128, 64), nr=(4,), int16_columns=BIT_COLUMNS),
     ("i2_s", "amx"): Template(
         (4, 8, 2), (256,), prefetch=(4096, 2048, 1024, 512, 0), kc=512, mc=AMX_ROWS, nc=AMX_TOKENS
     ),
@@ -133,7 +142,7 @@ def legal(spec: KernelSpec) -> str | None:
         return f"an empty matrix: {shape.m} x {shape.k}"
     if shape.k > MOST_COLUMNS:
         return f"int32 sums over {shape.k} columns may overflow; at most {MOST_COLUMNS}"
-    reason = FORMATS[layout.format].illegal(layout) or _group_reason(shape, layout)
+    reason = FORMATS[layout.format].illegal(layout) or _weights_reason(shape, layout)
     if reason:
         return reason
     geometry = FORMATS[layout.format].geometry(shape, layout)
@@ -142,7 +151,9 @@ def legal(spec: KernelSpec) -> str | None:
     return _layout_reason(spec) or _tile_reason(spec.op, tile, layout, template_row(spec), geometry)
 
 
-def _group_reason(shape: GemmShape, layout: Layout) -> str | None:
+def _weights_reason(shape: GemmShape, layout: Layout) -> str | None:
+    if FORMATS[layout.format].binary and not shape.binary:
+        return f"{layout.format} is not for a matrix that holds 0: its weights are -1 and +1"
     if FORMATS[layout.format].grouped != bool(shape.group):
         return f"{layout.format} is not for a matrix with {'groups of columns' if shape.group else 'one scale'}"
     if shape.group and (layout.bk != shape.group or shape.k % shape.group):
@@ -211,13 +222,15 @@ def blocks(spec: KernelSpec) -> Blocks:
 def _cached_rows(spec: KernelSpec, template: Template, mr: int, kc: int) -> int:
     """Whole micro-kernels of unpacked codes, or whole panels, that fill the share of the cache over kc columns.
 
-    At least one. Unpacked codes are bytes; packed weights count as two bits, with a float16 scale for each group.
+    At least one. Unpacked codes are bytes; packed weights count as two bits, or one where they are binary, with
+    a float16 scale for each group.
     """
     if not template.l2:
         return 0
     layout = spec.layout
     scales = 2 * layout.bm * (kc // layout.bk) if spec.shape.group else 0
-    step, nbytes = (mr, mr * kc) if template.unit else (layout.bm, layout.bm * kc // 4 + scales)
+    per_byte = 8 if FORMATS[layout.format].binary else 4
+    step, nbytes = (mr, mr * kc) if template.unit else (layout.bm, layout.bm * kc // per_byte + scales)
     return max(template.l2 // nbytes, 1) * step
 
 

@@ -24,7 +24,7 @@ from bitgen.compile.clang import BuildOptions
 from bitgen.engine import arguments
 from bitgen.engine.model import Model
 from bitgen.engine.opened import Cache
-from bitgen.errors import UnsupportedError
+from bitgen.errors import ArgumentError, UnsupportedError
 from bitgen.kernels import plan as plans
 from bitgen.kernels import space
 from bitgen.kernels.formats import FORMATS
@@ -82,6 +82,8 @@ def climb(
     folder = data.cached("ladder")
     results, level = results or folder / "results.jsonl", isa or library.host_isa(listener)
     how = _Climb(level, threads, prompts, generate, head, cache, results, folder)
+    if not how.cases:
+        raise ArgumentError("without a prompt, gen 0 leaves nothing to measure")
     found = []
     with store.alone(data.lock_of(results), lambda: listener(data.WAITING, 0, 0)):
         store.sweep(folder)

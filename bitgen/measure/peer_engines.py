@@ -32,7 +32,7 @@ from bitgen.checkpoints.checkpoint import ALL, Checkpoint, Scale
 from bitgen.errors import BitgenError, EngineError, UnsupportedError
 from bitgen.gguf.container import Container
 from bitgen.gguf.reader import read_gguf
-from bitgen.gguf.writer import FILE_TYPES, write_gguf
+from bitgen.gguf.writer import FILE_TYPES, default_type, write_gguf
 from bitgen.spec import ModelShape
 
 
@@ -72,7 +72,7 @@ class ForLlama:
     def shape(self) -> ModelShape:
         """Mainline knows one BitNet: "bitnet", whose head is the embedding and whose FFN is SiLU."""
         s = self._inner.shape
-        if s.group % 256:
+        if s.group % 256 and not s.binary:
             s = replace(s, group=Q2_0_GROUP)
         if not s.sub_norms:
             return s
@@ -90,6 +90,8 @@ class ForLlama:
     @property
     def type(self) -> str:
         """Of its matrices in a file."""
+        if self.shape.binary:
+            return default_type(self.shape)
         return "q2_0" if self.shape.group == Q2_0_GROUP else "tq2_0"
 
     def ternary(self, name: str) -> tuple[npt.NDArray[np.int8], Scale]:
@@ -109,7 +111,7 @@ class ForLlama:
 
 
 class LlamaCpp:
-    """llama.cpp through llama-cpp-python, its matrices TQ2_0, or Q2_0 where groups of 64 or 128 weights have scales.
+    """llama.cpp through llama-cpp-python, its matrices TQ2_0, or Q2_0 or Q1_0 where groups of weights have scales.
 
     Its head is q6_K, as its quantiser makes it.
     """

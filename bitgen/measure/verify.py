@@ -38,6 +38,7 @@ from bitgen.kernels.plan import ModelPlan
 from bitgen.measure import receipt as receipts
 from bitgen.measure.receipt import Check, Receipt
 from bitgen.spec import GemmShape, KernelSpec, Listener, MatrixPlan, ModelShape
+from bitgen.tune.bands import random_codes
 from bitgen.tune.lab import VERIFY_TOKENS, Trial, differs
 
 Ints = npt.NDArray[np.int8]
@@ -123,7 +124,7 @@ def _kernels(shape: ModelShape, plans: Sequence[ModelPlan], listener: Listener) 
     roles = {role: space.trial_shape(gemm) for role, gemm in shape.all_matrices.items()}
     matrices = list(dict.fromkeys(roles.values()))
     rng = np.random.default_rng(0)
-    codes = {m: rng.integers(-1, 2, (m.m, m.k), np.int8) for m in matrices}
+    codes = {m: random_codes(m, rng) for m in matrices}
     for at in plans:
         planned = [s for role, p in at.matrices.items() for s in p.specs(roles[role], at.isa)]
         others = [s for m in matrices for p in _formats(m, at.isa) for s in p.specs(m, at.isa)]

@@ -1,4 +1,4 @@
-"""Weights that travel to a device in few bytes: bands of rows that are not 0, and runs of equal bytes."""
+"""Random weights for trials; and those that travel to a device in few bytes: bands of rows, and runs of equal bytes."""
 
 from __future__ import annotations
 
@@ -10,16 +10,24 @@ import numpy as np
 from bitgen.kernels.layout import Bytes, Codes
 from bitgen.spec import GemmShape
 
-BAND = 64  # rows of each of the three bands of nonzero weights: top, middle, bottom
+BAND = 64  # rows of each of the three bands of random weights: top, middle, bottom
 RUN = 64  # equal bytes of packed weights, this many or more, are sent as one run
 
 
+def random_codes(shape: GemmShape, rng: np.random.Generator, rows: int | None = None) -> Codes:
+    """Random codes int8 [m, k], or of the first `rows` rows: -1, 0 and +1; of a binary matrix -1 and +1."""
+    size = shape.m if rows is None else rows, shape.k
+    if shape.binary:
+        return rng.integers(0, 2, size, np.int8) * np.int8(2) - np.int8(1)
+    return rng.integers(-1, 2, size, np.int8)
+
+
 def banded(shape: GemmShape, rng: np.random.Generator) -> Codes:
-    """Codes int8 [m, k] that are 0 except for three bands of random rows: top, middle, bottom."""
-    codes = np.zeros((shape.m, shape.k), np.int8)
+    """Codes int8 [m, k] that are alike, 0 or in a binary matrix -1, except for three bands of random rows."""
+    codes = np.full((shape.m, shape.k), -int(shape.binary), np.int8)
     for top in (0, shape.m // 2, max(0, shape.m - BAND)):
         band = codes[top : top + BAND]
-        band[:] = rng.integers(-1, 2, band.shape, np.int8)
+        band[:] = random_codes(shape, rng, len(band))
     return codes
 
 

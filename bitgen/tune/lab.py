@@ -26,6 +26,7 @@ from bitgen.kernels.formats import FORMATS
 from bitgen.kernels.layout import Bytes, Codes, with_steps
 from bitgen.spec import GemmShape, KernelSpec, Layout, Listener
 from bitgen.targets import default_threads
+from bitgen.tune.bands import random_codes
 
 PREFILL_TOKENS = 128
 VERIFY_TOKENS = {"gemv": 1, "gemm": 37}  # prefill: one full tile of the look-up kernels, and a remainder by products
@@ -121,7 +122,7 @@ class HostLab:
         self._index = {spec: i for i, spec in enumerate(specs)}
         shape = specs[0].shape
         rng = np.random.default_rng(0)
-        self._trial = Trial(shape, rng.integers(-1, 2, (shape.m, shape.k), np.int8), PREFILL_TOKENS)
+        self._trial = Trial(shape, random_codes(shape, rng), PREFILL_TOKENS)
         self._rows = self._trial.rows(self._trial.q)
         self._stream = WeightStream(stream_bytes(), specs)
         self._bytes = np.resize(rng.integers(0, 256, 1 << 20, np.uint8), self._stream.size)

@@ -286,7 +286,7 @@ def _bring(tuner: Tuner, program: Path) -> None:
 class RemoteLab:
     """A `Lab` of candidates that a Tuner runs.
 
-    The weights of verification are 0 except for three bands of rows: zeros pack into equal bytes in every layout.
+    The weights of verification are equal except for three bands of rows: they pack into equal bytes in every layout.
     """
 
     def __init__(self, tuner: Tuner, specs: Sequence[KernelSpec], threads: int) -> None:

@@ -38,6 +38,9 @@ FACTS = {  # hidden, intermediate, layers, heads, kv heads, head_dim, vocab, con
     "Bonsai-8B": (4096, 12288, 36, 32, 8, 128, 151936, 65536, 1e6, 1e-6),
     "Bonsai-27B": (5120, 17408, 64, 24, 4, 256, 248320, 262144, 1e7, 1e-6),
     "Bonsai-2-27B": (5120, 17408, 64, 24, 4, 256, 248320, 262144, 1e7, 1e-6),
+    "Bonsai-1.7B-1bit": (2048, 6144, 28, 16, 8, 128, 151936, 32768, 1e6, 1e-6),
+    "Bonsai-4B-1bit": (2560, 9728, 36, 32, 8, 128, 151936, 32768, 1e6, 1e-6),
+    "Bonsai-8B-1bit": (4096, 12288, 36, 32, 8, 128, 151936, 65536, 1e6, 1e-6),
     "stories": (256, 1024, 8, 4, 2, 64, 4096, 512, 1e4, 1e-5),
 }
 
@@ -60,7 +63,7 @@ def test_preset_holds_the_published_facts(name: str) -> None:
     bonsai, bitcpm, embedding = (name.startswith(each) for each in ("Bonsai", "BitCPM4", "BitNet-embedding"))
     mup, hybrid = name in ("BitCPM4-0.5B", "BitCPM4-8B"), name.endswith("27B")
     llama = name.startswith(("Llama", "Falcon")) or bitcpm
-    assert s.group == 128 * bonsai + 256 * bitcpm
+    assert (s.group, s.binary) == (128 * bonsai + 256 * bitcpm, name.endswith("-1bit"))
     if mup:
         assert (s.architecture, s.embedding_scale, s.logit_divisor) == ("minicpm", 12.0, s.hidden / 256)
         assert s.residual_scale == 1.4 / s.layers**0.5
@@ -72,7 +75,7 @@ def test_preset_holds_the_published_facts(name: str) -> None:
         assert s.activation == ("relu2" if name in ("2B4T", "stories") else "silu")
     assert s.sub_norms == (not llama and not embedding and not bonsai)
     assert (s.tied, s.rope_interleaved) == (
-        name == "BitCPM4-0.5B" or not (llama or hybrid or name == "Bonsai-8B" or name == "BitCPM4-8B"),
+        name == "BitCPM4-0.5B" or not (llama or hybrid or name.startswith("Bonsai-8B") or name == "BitCPM4-8B"),
         llama or mup,
     )
     assert (s.input_norms, s.qk_norm, s.post_norms) == (embedding, embedding or bonsai, s.architecture == "gemma3")

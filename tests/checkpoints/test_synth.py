@@ -18,7 +18,7 @@ from bitgen.errors import FormatError
 from bitgen.gguf.reader import read_gguf
 from bitgen.gguf.rope_keys import TABLE
 from bitgen.gguf.tensors import renamed
-from bitgen.gguf.writer import DEFAULT_TYPE, tensor_table, write_gguf
+from bitgen.gguf.writer import default_type, tensor_table, write_gguf
 from bitgen.text.tokenizer import Tokenizer
 
 UP = "blk.1.ffn_up.weight"
@@ -86,7 +86,7 @@ def test_the_embedding_is_not_degenerate() -> None:
 @pytest.mark.parametrize("name", presets.names())
 def test_every_preset_has_a_file(name: str) -> None:
     shape = presets.load(name)
-    entries = [e for e in tensor_table(shape, DEFAULT_TYPE[shape.group]) if e.name != TABLE]
+    entries = [e for e in tensor_table(shape, default_type(shape)) if e.name != TABLE]
     assert [renamed(shape.architecture, e.name) for e in entries] == list(tensor_shapes(shape))
 
 

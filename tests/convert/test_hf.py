@@ -327,6 +327,36 @@ def test_groups_are_found_in_floats(group: int, dtype: torch.dtype, architecture
             assert (codes * scales.repeat(group, axis=1) == want).all(), name
 
 
+@pytest.mark.parametrize("group", [0, 64, 128])
+def test_floats_without_a_zero_are_binary(group: int, tmp_path: Path) -> None:
+    """Every weight is looked at: with one 0 in the last layer the model is ternary. Groups of zeros are none."""
+    hf_models.save(replace(PLAIN, group=group), tmp_path)
+
+    def change(tensors: dict[str, Any]) -> None:
+        for name, weight in tensors.items():
+            if "_proj" in name:
+                size = weight.abs().reshape(len(weight), -1, group or weight.shape[1]).amax(2, keepdim=True)
+                size = size if group else torch.full_like(size, 1 / 64)
+                signs = torch.where(weight < 0, -1, 1).reshape(*size.shape[:2], -1)
+                tensors[name] = (signs * size).reshape(weight.shape)
+        if group:
+            tensors[LATE][3, :group] = 0
+
+    edit_tensors(tmp_path, change)
+    checkpoint = HfCheckpoint(tmp_path)
+    assert (checkpoint.shape.binary, checkpoint.shape.group) == (True, group)
+    convert(tmp_path, tmp_path / "m.gguf")
+    copy = read_gguf(tmp_path / "m.gguf")
+    named = "Q2_0" if group == 64 else "Q1_0"
+    assert copy.container.tensors["blk.1.ffn_down.weight"].type_name == named
+    assert copy.shape == replace(checkpoint.shape, binary=named == "Q1_0")
+    for name in ("blk.0.attn_q.weight", "blk.1.ffn_down.weight"):
+        (codes, scales), (want, want_scales) = copy.ternary(name), checkpoint.ternary(name)
+        assert np.array_equal(codes, want) and np.array_equal(scales, want_scales)
+    edit_tensors(tmp_path, lambda t: t[LATE].__setitem__((-1, -1), 0))
+    assert not HfCheckpoint(tmp_path).shape.binary
+
+
 def apart(tiny: Any) -> dict[str, torch.Tensor]:
     """The tensors of a model with its fused matrices taken apart."""
     tensors, sizes = hf_models.random_tensors(tiny), replace(tiny, fused=False).matrices()

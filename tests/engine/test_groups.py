@@ -28,7 +28,7 @@ from bitgen.kernels import plan
 from bitgen.spec import ModelShape
 
 QWEN3 = {"architecture": "qwen3", "vocab": 320, "context": 64}
-SHAPES = [dataclasses.replace(lab.SHAPES[name], **QWEN3) for name in ("bonsai", "bonsai-64")]
+SHAPES = [dataclasses.replace(lab.SHAPES[name], **QWEN3) for name in ("bonsai", "bonsai-64", "bonsai-1bit")]
 SHAPES.append(dataclasses.replace(lab.SHAPES["bitcpm"], **QWEN3 | {"architecture": "minicpm"}))
 SHAPES += [
     dataclasses.replace(shape, name=f"{shape.name}-ternary", ternary_embedding=True, ternary_head=True)
@@ -98,7 +98,7 @@ def file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 STORED = {64: (types.Q2_0, 18), 128: (types.Q2_0, 34), 256: (types.TQ2_0, 66)}
-"""Group -> type id and bytes of a block, where no type is named."""
+"""Group -> type id and bytes of a block, where no type is named. Binary weights are stored in Q1_0."""
 
 
 def test_scales_of_groups_come_back(file: tuple[ModelShape, Path], tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_scales_of_groups_come_back(file: tuple[ModelShape, Path], tmp_path: Pat
             (codes, scales), (want, want_scales) = back.ternary(name), original.ternary(name)
         assert np.array_equal(codes, want) and np.array_equal(scales, want_scales)
         tensor = Container(path).tensors[name]
-        id, block = STORED[shape.group]
+        id, block = (types.Q1_0, 18) if shape.binary else STORED[shape.group]
         assert (tensor.type, tensor.nbytes) == (id, codes.size // shape.group * block)
 
 
@@ -126,6 +126,11 @@ def test_scales_of_groups_come_back(file: tuple[ModelShape, Path], tmp_path: Pat
     [
         (128, "i2_s", "a model with a scale for every 128 weights cannot be written as i2_s"),
         (128, "tq2_0", "every 128 weights cannot be written as tq2_0: take q2_0 or pq2_0 or ptq1_0"),
+        (
+            128,
+            "q1_0",
+            "every 128 weights and weights that are 0 cannot be written as q1_0: take q2_0 or pq2_0 or ptq1_0",
+        ),
         (64, "ptq1_0", "every 64 weights cannot be written as ptq1_0: take q2_0"),
         (32, None, "every 32 weights cannot be written as q2_0: no type that is written here holds them"),
         (0, "q2_0", "one scale for each matrix cannot be written as q2_0: take i2_s or tq1_0 or tq2_0 or t5"),
@@ -149,7 +154,7 @@ def test_the_engine_runs_the_file(file: tuple[ModelShape, Path]) -> None:
 # ---- PyTorch ----
 
 
-@pytest.mark.parametrize("file", [*SHAPES[:2], SHAPES[3]], indirect=True, ids=lambda s: s.name)
+@pytest.mark.parametrize("file", [*SHAPES[:3], SHAPES[4]], indirect=True, ids=lambda s: s.name)
 def test_logits_of_transformers(file: tuple[ModelShape, Path]) -> None:
     """Qwen3 in float32 with the weights as floats, and activations rounded per group before each linear.
 

@@ -69,6 +69,7 @@ CONFIG_KEYS = sorted(
     | set(UNSUPPORTED)
     | {"architectures", "model_type", "quantization_config", "rope_scaling", "rope_parameters", "layer_types"}
     | {"num_key_value_heads", "head_dim", "eos_token_id", "bos_token_id", "weight_bits", "tokenizer_class"}
+    | {"text_config", "partial_rotary_factor"}
 )
 CONFIGS = st.dictionaries(
     st.sampled_from(CONFIG_KEYS),

@@ -26,6 +26,7 @@ from bitgen.errors import LONGEST, BitgenError
 from bitgen.gguf import cursor, i2s_layout, info
 from bitgen.gguf.file import File
 from bitgen.gguf.reader import read_gguf
+from bitgen.spec import DeltaShape, Hadamard
 from bitgen.text import tables
 from bitgen.text.tokenizer import Tokenizer
 
@@ -37,6 +38,11 @@ WINDOWS = dataclasses.replace(
 GROUPS = dataclasses.replace(
     SHAPES["minicpm"], hidden=64, intermediate=64, layers=1, heads=2, kv_heads=1, head_dim=32, vocab=300, group=64
 )
+HYBRID = dataclasses.replace(
+    SHAPES["qwen35"], hidden=64, intermediate=64, layers=2, heads=2, kv_heads=1, head_dim=32, vocab=300, group=64,
+    delta=DeltaShape(period=2, key_heads=1, value_heads=2, key_dim=16, value_dim=32, taps=4),
+    hadamard=Hadamard(16, signed=True, regrouped=True),
+)  # fmt: skip
 
 
 def bitnet() -> tuple[dict[str, Any], dict[str, Any]]:
@@ -65,7 +71,12 @@ def ternary_groups() -> tuple[dict[str, Any], dict[str, Any]]:
     return contents(GROUPS, "q2_0")
 
 
-MAKERS = [bitnet, gemma, ternary_groups]
+def hybrid() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Gated DeltaNet, a rotation with its signs."""
+    return contents(HYBRID, "q2_0")
+
+
+MAKERS = [bitnet, gemma, ternary_groups, hybrid]
 Contents = tuple[dict[str, Any], dict[str, Any]]
 
 

@@ -112,6 +112,7 @@ def store_iq1_bn(codes: Codes, scales: np.ndarray) -> bytes:
 
 STORED: dict[str, tuple[Callable[[Codes, np.ndarray], bytes], Callable[..., Scaled], int, int]] = {
     # name: writer, reader, weights to a scale (0: a row), multiple of rows
+    "q1_0": (by_hand.q1_0, blocks.unpack_q1_0, 128, 1),
     "q2_0 of 64": (by_hand.q2_0, lambda data, m, k: blocks.unpack_q2_0(data, m, k, 64), 64, 1),
     "q2_0 of 128": (by_hand.q2_0, lambda data, m, k: blocks.unpack_q2_0(data, m, k, 128), 128, 1),
     "ptq1_0": (by_hand.ptq1_0, blocks.unpack_ptq1_0, 128, 1),
@@ -132,6 +133,8 @@ def test_the_definitions(name: str, rows: int, columns: int, seed: int) -> None:
     codes = ternary(rows * multiple, k, seed)
     if name == "stq1_0":
         codes = by_hand.sparse(codes)
+    if name == "q1_0":
+        codes = by_hand.binary(codes)
     scales = np.random.default_rng(seed).integers(1, 99, (len(codes), k // (group or k))).astype(np.float32) / 64
     got, got_scales = read(np.frombuffer(store(codes, scales), np.uint8), *codes.shape)
     assert np.array_equal(got, codes) and np.array_equal(got_scales, scales)
@@ -171,6 +174,24 @@ def test_a_negative_scale_gives_negated_weights() -> None:
         got, scales = unpack(np.frombuffer(store(codes, signed), np.uint8), 2, 512)
         assert not np.signbit(scales).any() and scales.tolist() == [[0.5, 0.25], [0, 1]]
         assert np.array_equal(got * scales.repeat(256, axis=1), codes * signed.repeat(256, axis=1))
+
+
+def test_q1_0_has_no_zero_but_in_blocks_of_zeros() -> None:
+    codes, scales = by_hand.binary(ternary(3, 256)), np.full((3, 2), 0.5, np.float32)
+    codes[1, 128:], scales[1, 1] = 0, 0
+    packed = blocks.pack_q1_0(codes, scales)
+    assert packed.size == 6 * 18 and packed[3 * 18 :][:18].tolist() == [0] * 18
+    back, got = blocks.unpack_q1_0(packed, 3, 256)
+    assert np.array_equal(back, codes) and np.array_equal(got, scales)
+    signed = np.array([[0.5, -0.25], [-0.0, -1], [1, 2]], np.float32)
+    got_codes, got = blocks.unpack_q1_0(np.frombuffer(by_hand.q1_0(codes, signed), np.uint8), 3, 256)
+    ones = np.where(codes == 0, -1, codes)  # what its bits say
+    assert np.array_equal(got_codes * got.repeat(128, axis=1), ones * signed.repeat(128, axis=1))
+    codes[2, 200] = 0
+    with pytest.raises(UnsupportedError, match="1 of 6 blocks hold a 0, which Q1_0 has not"):
+        blocks.pack_q1_0(codes, scales)
+    with pytest.raises(UnsupportedError, match="multiple of 128, not 200"):
+        blocks.pack_q1_0(codes[:, :200], 1.0)
 
 
 def test_i2_s_of_four_rows_to_a_byte() -> None:

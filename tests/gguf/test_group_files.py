@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,14 @@ from bitgen.cli.facts import lines
 from bitgen.errors import FormatError, UnsupportedError
 from bitgen.gguf import blocks, doubts, info, types
 from bitgen.gguf.reader import GgufCheckpoint, read_gguf
-from bitgen.gguf.writer import FILE_TYPES, write_gguf
+from bitgen.gguf.writer import FILE_TYPES, default_type, write_gguf
 from bitgen.spec import ModelShape
 
 QWEN3 = dataclasses.replace(SHAPES["qwen3"], layers=1, tied=True)
 HUNYUAN = dataclasses.replace(SHAPES["hunyuan"], layers=1)
 LLAMA = dataclasses.replace(TINY_LLAMA, layers=1)
 PUBLISHED = {
+    "Q1_0": QWEN3,
     "Q2_0": QWEN3,
     "Q2_0 of 128": QWEN3,
     "PQ2_0": dataclasses.replace(QWEN3, tied=False),
@@ -43,13 +45,18 @@ Weights = dict[str, tuple[np.ndarray, np.ndarray]]
 """Name -> codes and scales."""
 
 
-def weights_of(shape: ModelShape, block: int, sparse: bool) -> Weights:
+def kind_of(type: str) -> Callable[[np.ndarray], np.ndarray]:
+    """What makes ternary codes into such as a type holds."""
+    return by_hand.sparse if "STQ" in type else by_hand.binary if type == "Q1_0" else lambda codes: codes
+
+
+def weights_of(shape: ModelShape, block: int, type: str) -> Weights:
     rng, weights = np.random.default_rng(block), {}
     for name, dims in tensor_shapes(shape).items():
         if is_ternary(name):
             codes = rng.integers(-1, 2, dims).astype(np.int8)
             scales = (rng.integers(64, 192, (dims[0], dims[1] // block)) / 2048).astype(np.float32)
-            weights[name] = (by_hand.sparse(codes) if sparse else codes), scales
+            weights[name] = kind_of(type)(codes), scales
     return weights
 
 
@@ -58,18 +65,20 @@ def published(path: Path, type: str) -> tuple[Path, ModelShape, Weights]:
     id, block, writer = by_hand.WRITERS[type]
     shape = PUBLISHED[type]
     metadata, tensors = contents(shape)
-    weights = weights_of(shape, block, "STQ" in type)
+    weights = weights_of(shape, block, type)
     for name, (codes, scales) in weights.items():
         tensors[name] = (codes.shape, id, writer(codes, scales))
     if shape.architecture in ("qwen3", "hunyuan-dense"):
         for name in ("token_embd.weight", "output.weight")[: 2 - shape.tied]:
             codes = np.random.default_rng(7).integers(-1, 2, (shape.vocab, shape.hidden)).astype(np.int8)
-            codes = by_hand.sparse(codes) if "STQ" in type else codes
+            codes = kind_of(type)(codes)
             scales = np.full((shape.vocab, shape.hidden // block), 0.0625, np.float32)
             tensors[name] = (codes.shape, id, writer(codes, scales))
             weights[name] = codes, scales
     ternary = "token_embd.weight" in weights
-    shape = dataclasses.replace(shape, group=block, ternary_embedding=ternary, ternary_head=ternary)
+    shape = dataclasses.replace(
+        shape, group=block, binary=type == "Q1_0", ternary_embedding=ternary, ternary_head=ternary
+    )
     return store(path, metadata, tensors), shape, weights
 
 
@@ -99,6 +108,7 @@ def test_published_types(tmp_path: Path, type: str) -> None:
     facts = info.describe(path)
     assert facts["scale_group"] == shape.group and "unsupported" not in facts
     text = dict(line.split("  ", 1) for line in lines(facts))
+    assert facts["binary"] == (type == "Q1_0") == ("binary" in text["ternary weights"])
     assert text["scales"].strip() == f"one for every {shape.group} weights of a row"
     name = "STQ1_0" if "STQ" in type else type.replace(" of ", "_G")
     assert facts["tensors"][name] == len(weights)
@@ -122,16 +132,20 @@ def assert_weights(checkpoint: GgufCheckpoint, weights: Weights) -> None:
 def test_conversions_keep_the_weights(tmp_path: Path, type: str) -> None:
     """To every type that holds such groups; and its bytes are those by hand."""
     path, shape, weights = published(tmp_path / "m.gguf", type)
-    to = [name for name, known in FILE_TYPES.items() if shape.group in known.groups]
-    assert to == {64: ["q2_0"], 128: ["q2_0", "pq2_0", "ptq1_0"], 256: ["tq1_0", "tq2_0"]}[shape.group]
+    to = [name for name, known in FILE_TYPES.items() if shape.group in known.groups and known.binary <= shape.binary]
+    every = {64: ["q2_0"], 128: ["q2_0", "pq2_0", "ptq1_0"], 256: ["tq1_0", "tq2_0"]}[shape.group]
+    assert to == every + ["q1_0"] * shape.binary
+    write_gguf(tmp_path / "default.gguf", read_gguf(path))
     for name in to:
         write_gguf(tmp_path / f"{name}.gguf", read_gguf(path), name)
         copy = read_gguf(tmp_path / f"{name}.gguf")
-        assert copy.shape == shape
+        assert copy.shape == dataclasses.replace(shape, binary=name == "q1_0")
         assert_weights(copy, weights)
         tensor = copy.container.tensors[Q]
         writer = {"q2_0": by_hand.q2_0, "pq2_0": by_hand.q2_0}.get(name) or getattr(by_hand, name)
         assert copy.container.bytes_of(tensor).tobytes() == writer(*weights[Q]), name
+        if name == default_type(shape):
+            assert (tmp_path / "default.gguf").read_bytes() == (tmp_path / f"{name}.gguf").read_bytes()
         write_gguf(tmp_path / "again.gguf", copy, name)
         assert (tmp_path / "again.gguf").read_bytes() == (tmp_path / f"{name}.gguf").read_bytes()
 

@@ -145,16 +145,19 @@ YARN = replace(
 
 
 @pytest.mark.peers
-@pytest.mark.parametrize(("group", "type"), [(64, "q2_0"), (128, "q2_0"), (128, "pq2_0"), (128, "ptq1_0")])
+@pytest.mark.parametrize(
+    ("group", "type"), [(64, "q2_0"), (128, "q2_0"), (128, "pq2_0"), (128, "ptq1_0"), (128, "q1_0")]
+)
 def test_llama_cpp_agrees_on_each_form_of_bonsai(tmp_path: Path, group: int, type: str) -> None:
     """The published form runs here. llama.cpp, whose Q2_0 has blocks of 64 alone, gets the same weights in those."""
     published, written = tmp_path / "m.gguf", tmp_path / "llama.gguf"
-    write_gguf(published, synth.SynthCheckpoint(replace(YARN, group=group), 1), type)
+    write_gguf(published, synth.SynthCheckpoint(replace(YARN, group=group, binary=type == "q1_0"), 1), type)
     (theirs,) = {t.type for t in Container(published).tensors.values() if is_ternary(t.name)}
-    assert theirs == {"q2_0": 42, "pq2_0": 142, "ptq1_0": 143}[type]
+    assert theirs == {"q2_0": 42, "pq2_0": 142, "ptq1_0": 143, "q1_0": 41}[type]
     for_llama = peer_engines.ForLlama(read_gguf(published))
     codes, scales = for_llama.ternary("blk.1.ffn_up.weight")
-    assert for_llama.type == "q2_0" and np.asarray(scales).shape == (512, 256 // 64) and codes.shape == (512, 256)
+    own, columns = ("q1_0", 128) if type == "q1_0" else ("q2_0", 64)
+    assert for_llama.type == own and np.asarray(scales).shape == (512, 256 // columns) and codes.shape == (512, 256)
     write_gguf(written, for_llama, for_llama.type)
     tokens = [1, 7, 200, 31, 5, 299] * 8  # beyond the original context
     got, want = Model.load(published).logits(tokens), logits(llama(written), tokens)

@@ -25,7 +25,8 @@ from bitgen.kernels import layout
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("type", [type for type, known in FILE_TYPES.items() if 0 in known.groups])
 def test_written_files_are_read_back_identically(tmp_path: Path, name: str, type: str) -> None:
-    original, path = synth.SynthCheckpoint(SHAPES[name], 7), tmp_path / "m.gguf"
+    shape = dataclasses.replace(SHAPES[name], binary=FILE_TYPES[type].binary)
+    original, path = synth.SynthCheckpoint(shape, 7), tmp_path / "m.gguf"
     steps: list[tuple[int, int]] = []
     write_gguf(path, original, type, progress=lambda done, total: steps.append((done, total)))
     back = read_gguf(path)

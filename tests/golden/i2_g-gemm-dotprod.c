@@ -17,6 +17,7 @@ enum { NR = 4, KC = 128 };
 _Static_assert(M_PAD == PANELS * BM && M <= M_PAD && K <= K_PAD, "whole panels and blocks cover the matrix");
 
 enum { GROUP = BK, GROUPS = K / GROUP, STEP = 16, VB = ROWS * STEP / 4, VECTORS = BM / ROWS };
+enum { STEP_BYTES = VECTORS * VB, COLUMN_BYTES = 1 }; // of a panel, of the operand
 enum { PANEL_SCALES = GROUPS * BM * 2, PANEL_BYTES = PANEL_SCALES + BM * K / 4 };
 _Static_assert(K == K_PAD && GROUP % STEP == 0, "whole groups, and whole steps of four bytes for each row");
 enum { MV = TOGETHER };
@@ -95,8 +96,8 @@ static inline __attribute__((always_inline)) void micro_kernel(const uint8_t *sc
   floats total[NR][MV] = {0};
   for (int32_t g = 0; g < GROUPS; g++, scales += BM * 2) {
     sums acc[NR][MV] = {0};
-    for (int32_t i = g * GROUP; i < (g + 1) * GROUP; i += STEP, w += VECTORS * VB) {
-      add_step(acc, w, x + HEADER + i, tokens);
+    for (int32_t i = g * GROUP; i < (g + 1) * GROUP; i += STEP, w += STEP_BYTES) {
+      add_step(acc, w, x + HEADER + i * COLUMN_BYTES, tokens);
     }
 #pragma clang loop unroll(full)
     for (int v = 0; v < MV; v++) {
@@ -141,10 +142,9 @@ static void macro_kernel(const uint8_t *w, const uint8_t *x, int32_t tokens, int
 // The weights of MC rows stay in the second-level cache while all tokens pass over them.
 enum { MC = 3632, PANEL_BLOCK = MC / BM };
 
-static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1,
-                void *scratch) {
+static void products(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0,
+                     int32_t p1) {
   const int32_t parts = (n + NR - 1) / NR; // of the tokens, as even as possible
-  (void)scratch;
   for (int32_t p = p0; p < p1; p += PANEL_BLOCK) {
     const int32_t p_end = p1 - p < PANEL_BLOCK ? p1 : p + PANEL_BLOCK;
     for (int32_t g = 0, t = 0, t_end; g < parts; g++, t = t_end) {
@@ -152,6 +152,12 @@ static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y,
       macro_kernel(w, operand + (size_t)t * OPERAND_BYTES, t_end - t, y + (size_t)t * M_PAD, p, p_end);
     }
   }
+}
+
+static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1,
+                void *scratch) {
+  (void)scratch;
+  products(w, operand, n, y, p0, p1);
 }
 
 // A row as floats, scale times code: exactly, as a code is -1, 0 or 1.

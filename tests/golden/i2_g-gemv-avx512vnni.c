@@ -17,6 +17,9 @@ enum { PREFETCH = 2048 };
 _Static_assert(M_PAD == PANELS * BM && M <= M_PAD && K <= K_PAD, "whole panels and blocks cover the matrix");
 
 enum { GROUP = BK, GROUPS = K / GROUP, STEP = 16, VB = ROWS * STEP / 4, VECTORS = BM / ROWS };
+enum { STEP_BYTES = VECTORS * VB, COLUMN_BYTES = 1 }; // of a panel, of the operand
+// Weights are prefetched into the first-level cache.
+enum { LOCALITY = 3 };
 enum { PANEL_SCALES = GROUPS * BM * 2, PANEL_BYTES = PANEL_SCALES + BM * K / 4 };
 _Static_assert(K == K_PAD && GROUP % STEP == 0, "whole groups, and whole steps of four bytes for each row");
 enum { MV = VECTORS, NR = 1 };
@@ -90,9 +93,10 @@ static inline __attribute__((always_inline)) void micro_kernel(const uint8_t *sc
   floats total[NR][MV] = {0};
   for (int32_t g = 0; g < GROUPS; g++, scales += BM * 2) {
     sums acc[NR][MV] = {0};
-    for (int32_t i = g * GROUP; i < (g + 1) * GROUP; i += STEP, w += VECTORS * VB) {
-      __builtin_prefetch(w + PREFETCH);
-      add_step(acc, w, x + HEADER + i, tokens);
+    for (int32_t i = g * GROUP; i < (g + 1) * GROUP; i += STEP, w += STEP_BYTES) {
+      for (int line = 0; line < STEP_BYTES; line += 64)
+        __builtin_prefetch(w + PREFETCH + line, 0, LOCALITY);
+      add_step(acc, w, x + HEADER + i * COLUMN_BYTES, tokens);
     }
 #pragma clang loop unroll(full)
     for (int v = 0; v < MV; v++) {
@@ -113,12 +117,18 @@ static inline __attribute__((always_inline)) void micro_kernel(const uint8_t *sc
 }
 
 // All rows of a panel share the loads of the activations.
-static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1,
-                void *scratch) {
-  (void)n, (void)scratch;
+static void products(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0,
+                     int32_t p1) {
+  (void)n;
   w += (size_t)p0 * PANEL_BYTES;
   for (int32_t p = p0; p < p1; p++, w += PANEL_BYTES)
     micro_kernel(w, w + PANEL_SCALES, operand, 1, y + p * BM);
+}
+
+static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1,
+                void *scratch) {
+  (void)scratch;
+  products(w, operand, n, y, p0, p1);
 }
 
 // A row as floats, scale times code: exactly, as a code is -1, 0 or 1.

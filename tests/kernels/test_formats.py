@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from bitgen.errors import UnsupportedError
 from bitgen.kernels.formats import ALIGN, FORMATS, Format
 from bitgen.spec import GemmShape, Layout, round_up
+from bitgen.tune.bands import random_codes
 
 
 def layouts(format: Format) -> st.SearchStrategy[Layout]:
@@ -32,7 +33,7 @@ def test_geometry_and_round_trip(format: Format, data: st.DataObject, m: int, k:
     assert g.weight_bytes % ALIGN == 0 == g.operand_bytes % ALIGN
     beside = 2 * g.m_pad * g.k_pad // layout.bk * format.grouped
     assert -1e-6 < g.weight_bytes - g.m_pad * g.k_pad * format.bits / 8 - beside < ALIGN + g.m_pad * layout.bk / 24
-    codes = np.random.default_rng(m * 1000 + k).integers(-1, 2, (m, k), dtype=np.int8)
+    codes = random_codes(GemmShape(m, k, binary=format.binary), np.random.default_rng(m * 1000 + k))
     packed = format.pack(codes, layout, scales)
     assert packed.dtype == np.uint8 and packed.shape == (g.weight_bytes,)
     assert np.array_equal(format.unpack(packed, shape, layout), codes)

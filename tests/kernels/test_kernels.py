@@ -19,6 +19,7 @@ from bitgen.kernels import space
 from bitgen.kernels.formats import FORMATS
 from bitgen.spec import GemmShape, KernelSpec, Layout, Op, Tile, round_up
 from bitgen.targets import TARGETS, platform_of
+from bitgen.tune.bands import random_codes
 
 TOKENS = (1, 2, 3, 5, 8, 17, 35)
 EXTREMES = (127, -127, -128)
@@ -33,8 +34,9 @@ def _layouts(format: str, isa: str) -> list[Layout]:
 
 def _shape(layout: Layout, m: int, k: int) -> GemmShape:
     """m x k; a matrix with groups, which are whole, is some columns wider."""
-    grouped = FORMATS[layout.format].grouped
-    return GemmShape(m, round_up(k, layout.bk), layout.bk) if grouped else GemmShape(m, k)
+    format = FORMATS[layout.format]
+    group = layout.bk if format.grouped else 0
+    return GemmShape(m, round_up(k, group) if group else k, group, format.binary)
 
 
 def _spec(op: Op, isa: str, layout: Layout, m: int, k: int) -> KernelSpec:
@@ -82,8 +84,9 @@ def _mixed(format: str, isa: str) -> Iterator[KernelSpec]:
 
 def _specs(format: str, isa: str) -> list[KernelSpec]:
     found = [*_boundary(format, isa), *_tiles(format, isa), *_preset_ks(format, isa), *_mixed(format, isa)]
-    if format == "i2_g":  # any group
-        groups = [Layout("i2_g", _layouts(format, isa)[0].bm, bk) for bk in (16, 48, 256)]
+    if FORMATS[format].grouped:  # any group
+        step = FORMATS[format].bk_multiple
+        groups = [Layout(format, _layouts(format, isa)[0].bm, bk) for bk in (step, 3 * step, 256)]
         found += [_spec(op, isa, layout, 9, 512) for op in ("gemv", "gemm") for layout in groups]
     if isa == "scalar":  # any layout: blocks of four columns, panels of odd height
         free = [Layout("i2_s", 3, 20), Layout("i2_s", 1, 4)] if format == "i2_s" else []
@@ -95,7 +98,7 @@ def _job(spec: KernelSpec) -> Job:
     """Random weights and activations, then rows of all +1 and all -1 against every extreme activation."""
     shape = spec.shape
     rng = np.random.default_rng([shape.m, shape.k])
-    codes = rng.integers(-1, 2, (shape.m, shape.k), dtype=np.int8)
+    codes = random_codes(shape, rng)
     codes[1::7], codes[-1], codes[0] = 1, -1, 1  # in this order: a matrix of one row is all +1
     q = rng.integers(-128, 128, (TOKENS[-1], shape.k), dtype=np.int8)
     worst = np.repeat(np.resize(np.array(EXTREMES, np.int8), 18)[:, None], shape.k, axis=1)  # enough for look-up
@@ -107,6 +110,9 @@ def _job(spec: KernelSpec) -> Job:
         return Job(spec, codes, tuple(Run(t, splits=1 + i % 3) for i, t in enumerate(tokens)))
     scales, *steps = (_floats(rng, len(a), shape.k // shape.group) for a in (codes, *tokens))
     runs = tuple(Run(t, 1 + i % 3, s) for i, (t, s) in enumerate(zip(tokens, steps, strict=True)))
+    if shape.binary:
+        scales[1::5] = 0  # of groups of zeros
+        codes[1::5] = 0
     return Job(spec, codes, runs, scales)
 
 

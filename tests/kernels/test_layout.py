@@ -15,10 +15,15 @@ from bitgen.errors import FormatError, UnsupportedError
 from bitgen.kernels import layout
 from bitgen.kernels.layout import Codes
 from bitgen.spec import GemmShape
+from bitgen.tune.bands import random_codes
 
 
 def ternary(m: int, k: int, seed: int = 0) -> Codes:
     return np.random.default_rng(seed).integers(-1, 2, (m, k), dtype=np.int8)
+
+
+def binary(m: int, k: int, seed: int = 0) -> Codes:
+    return random_codes(GemmShape(m, k, binary=True), np.random.default_rng(seed))
 
 
 sizes = st.integers(1, 200)
@@ -37,6 +42,49 @@ def test_t5_round_trip(m: int, k: int, fives: int, bk: int, seed: int) -> None:
     codes, bm = ternary(m, k, seed), 5 * fives
     data = layout.pack_t5(codes, bm, bk)
     assert np.array_equal(layout.unpack_t5(data, GemmShape(m, k), bm, bk), codes)
+
+
+@given(m=sizes, k=sizes, bm=st.integers(1, 70), steps=st.integers(1, 9), seed=seeds)
+def test_i1_s_round_trip(m: int, k: int, bm: int, steps: int, seed: int) -> None:
+    codes = binary(m, k, seed)
+    data = layout.pack_i1_s(codes, bm, 32 * steps)
+    assert np.array_equal(layout.unpack_i1_s(data, GemmShape(m, k), bm, 32 * steps), codes)
+
+
+@given(m=sizes, groups=st.integers(1, 5), bm=st.integers(1, 70), steps=st.integers(1, 8), seed=seeds)
+def test_i1_g_round_trip(m: int, groups: int, bm: int, steps: int, seed: int) -> None:
+    """A group whose scale is 0 comes back as zeros."""
+    codes, bk = binary(m, groups * 32 * steps, seed), 32 * steps
+    scales = np.random.default_rng(seed).integers(0, 3, (m, groups)).astype(np.float32)
+    data = layout.pack_i1_g(codes, bm, bk, scales)
+    codes *= scales.repeat(bk, axis=1) != 0
+    assert np.array_equal(layout.unpack_i1_g(data, GemmShape(m, groups * bk), bm, bk), codes)
+    assert np.array_equal(
+        layout.unpack_i1_g(layout.pack_i1_g(codes, bm, bk, scales), GemmShape(*codes.shape), bm, bk), codes
+    )
+
+
+def test_i1_bytes() -> None:
+    """Eight columns of a row are a byte, the first in its lowest bit; rows lie side by side; what is padded is -1."""
+    codes = np.full((2, 40), -1, np.int8)
+    codes[0, [0, 3, 9]] = codes[1, [7, 39]] = 1
+    assert layout.pack_i1_s(codes, 3, 32).tolist() == [9, 128, 0, 2, *[0] * 9, 128, *[0] * 10]
+    grouped = layout.pack_i1_g(codes[:, :32], 3, 32, np.array([[1], [0.5]], np.float32))
+    assert grouped.tolist() == [0, 0x3C, 0, 0x38, 0, 0, 9, 128, 0, 2, *[0] * 8]
+
+
+def test_a_zero_is_no_sign() -> None:
+    codes = binary(4, 64)
+    codes[2, 40] = 0
+    with pytest.raises(
+        UnsupportedError, match="1 of 256 weights are 0: the matrix is ternary, and one bit holds -1 or"
+    ):
+        layout.pack_i1_s(codes, 4, 32)
+    scales = np.ones((4, 2), np.float32)
+    with pytest.raises(UnsupportedError, match="1 of 256 weights are 0"):
+        layout.pack_i1_g(codes, 4, 32, scales)
+    scales[2, 1] = 0
+    layout.pack_i1_g(codes, 4, 32, scales)
 
 
 @given(m=sizes, k=sizes, steps=st.integers(1, 4), by=st.integers(1, 12), rows=st.sampled_from([32, 64]), seed=seeds)

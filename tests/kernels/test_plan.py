@@ -16,6 +16,7 @@ from bitgen.checkpoints import presets
 from bitgen.errors import BitgenError
 from bitgen.kernels import plan, render, space
 from bitgen.kernels.evidence import Decode, Measured, Prefill, to_json
+from bitgen.kernels.formats import FORMATS
 from bitgen.kernels.plan import Decision, Plan
 from bitgen.spec import GemmShape, Layout, MatrixPlan, Tile
 from bitgen.targets import TARGETS
@@ -64,7 +65,7 @@ def every_template() -> dict[str, tuple[str, str]]:
     """Of a decision for each template: its stamp, and the C of its two kernels."""
     found = {}
     for format, isa in space.TEMPLATES:
-        shape = GemmShape(960, 1920, 128 if format == "i2_g" else 0)
+        shape = GemmShape(960, 1920, 128 if FORMATS[format].grouped else 0, FORMATS[format].binary)
         layout = next(x for x in space.candidate_layouts(shape, isa, thorough=True) if x.format == format)
         gemv, gemm = (space.candidate_tiles(op, shape, isa, layout)[0] for op in ("gemv", "gemm"))
         matrix = MatrixPlan(layout, gemv, gemm)

@@ -37,6 +37,7 @@ def example(format: str, isa: str, op: Op, shape: GemmShape = DOWN) -> KernelSpe
     layout = Layout(format, template.bm[0], template.bk[0])
     if FORMATS[format].grouped:
         shape = GemmShape(shape.m, round_up(shape.k, layout.bk), layout.bk)
+    shape = dataclasses.replace(shape, binary=FORMATS[format].binary)
     return KernelSpec(op, shape, isa, layout, space.candidate_tiles(op, shape, isa, layout)[0])
 
 
@@ -52,7 +53,7 @@ def smallest(format: str, isa: str, op: Op) -> KernelSpec:
         mixed, lut_groups = max(template.mixed), max(template.lut_groups)
         tile = Tile(nr, bk if template.kc else 0, lut_groups=lut_groups, mixed=mixed)
         rows = max(bm, template.mr, mixed * space.MIXED_ROWS)
-    shape = GemmShape(2 * rows - 1, k, bk if FORMATS[format].grouped else 0)
+    shape = GemmShape(2 * rows - 1, k, bk if FORMATS[format].grouped else 0, FORMATS[format].binary)
     return KernelSpec(op, shape, isa, Layout(format, bm, bk), tile)
 
 

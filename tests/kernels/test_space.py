@@ -73,19 +73,29 @@ def test_formats_offered_by_level() -> None:
     }
 
 
-def test_the_default_is_i2_s() -> None:
-    """Formats of fewer bits are chosen by measurement. Scales of groups have a format of their own."""
+def test_binary_matrices_are_offered_formats_of_one_bit_too() -> None:
     for isa in TARGETS:
-        for shape in SHAPES:
-            assert space.default_plan(shape, isa).layout.format == ("i2_g" if shape.group else "i2_s")
+        for group, format in ((0, "i1_s"), (64, "i1_g")):
+            ternary, binary = (space.candidate_layouts(GemmShape(256, 960, group, b), isa) for b in (False, True))
+            assert {layout.format for layout in binary} - {layout.format for layout in ternary} == {format}
+            assert set(ternary) < set(binary)
+
+
+def test_the_default_is_of_two_bits_or_one() -> None:
+    """Of ternary weights formats of fewer bits are chosen by measurement. Scales of groups have their own formats."""
+    for isa in TARGETS:
+        for shape in (*SHAPES, GemmShape(2560, 2560, binary=True)):
+            bits, scales = 1 if shape.binary else 2, "g" if shape.group else "s"
+            assert space.default_plan(shape, isa).layout.format == f"i{bits}_{scales}"
 
 
 @pytest.mark.parametrize(("format", "isa"), space.TEMPLATES, ids=map("-".join, space.TEMPLATES))
 def test_blocks_are_whole_and_fit_their_cache(format: str, isa: str) -> None:
     template = space.TEMPLATES[format, isa]
     for shape in (GemmShape(2560, 6912), GemmShape(1, 1), GemmShape(128256, 23040)):
-        if format == "i2_g":
+        if FORMATS[format].grouped:
             shape = GemmShape(shape.m, round_up(shape.k, 128), 128)
+        shape = dataclasses.replace(shape, binary=FORMATS[format].binary)
         for layout in (x for x in space.candidate_layouts(shape, isa, thorough=True) if x.format == format):
             for tile in space.candidate_tiles("gemm", shape, isa, layout, thorough=True):
                 spec = KernelSpec("gemm", shape, isa, layout, tile)
@@ -99,7 +109,7 @@ def test_blocks_are_whole_and_fit_their_cache(format: str, isa: str) -> None:
                 if template.unit:
                     assert sizes.mr % template.unit == sizes.nr % template.unit == 0
                 if not template.mc:
-                    least, weights_per_byte = (sizes.mr, 1) if template.unit else (layout.bm, 4)
+                    least, weights_per_byte = (sizes.mr, 1) if template.unit else (layout.bm, 8 if shape.binary else 4)
                     assert sizes.mc in (0, least) or sizes.mc * sizes.kc // weights_per_byte <= template.l2
 
 
@@ -130,6 +140,7 @@ def test_the_good_one_is_legal() -> None:
         ({"layout": Layout("i2_s", 4, 30)}, "multiple of 4"),
         ({"shape": GemmShape(2560, 2560, 128)}, "i2_s is not for a matrix with groups"),
         ({"layout": Layout("i2_g", 8, 128)}, "i2_g is not for a matrix with one scale"),
+        ({"layout": Layout("i1_s", 64, 128)}, "i1_s is not for a matrix that holds 0"),
         ({"shape": GemmShape(8, 512, 64), "layout": Layout("i2_g", 8, 128)}, "bk must be the group of 64 columns"),
         ({"shape": GemmShape(8, 500, 64), "layout": Layout("i2_g", 8, 64)}, "divide K=500"),
         ({"shape": GemmShape(8, 272, 272), "layout": Layout("i2_g", 16, 272)}, "may overflow; at most 256"),

@@ -83,7 +83,7 @@ def specs(levels: Iterable[tuple[str, str]]) -> Iterator[KernelSpec]:
     for format, isa in levels:
         template = space.TEMPLATES[format, isa]
         layout = Layout(format, template.bm[0], template.bk[0])
-        shape = GemmShape(960, 1920, layout.bk if FORMATS[format].grouped else 0)
+        shape = GemmShape(960, 1920, layout.bk if FORMATS[format].grouped else 0, FORMATS[format].binary)
         for op in OPS:
             tiles = space.candidate_tiles(op, shape, isa, layout, thorough=True)
             kinds = {(tile.prefetch > 0, tile.lut_groups, tile.mixed): tile for tile in tiles}

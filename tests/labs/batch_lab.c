@@ -124,21 +124,50 @@ static int32_t compare(batch *b, int32_t all, float *got, float *want, int32_t v
   return code == BG_OK ? different : code;
 }
 
+// Forget the positions after the first `kept`; the state, where there is one, need not be theirs.
+static void forget(bg_session *session, int32_t kept, const uint8_t *state) {
+  if (bg_rewind(session, kept) == BG_E_STATE)
+    bg_state_load(session, kept, state);
+}
+
 // Take a sequence's positions out of the cache in two pieces, forget the later ones and load them again.
 static int32_t reload(bg_session *session) {
   const int32_t n = bg_position(session), kept = below(n + 1), middle = kept + below(n - kept + 1);
   const size_t bytes = (size_t)bg_position_bytes(session);
   uint8_t *first = malloc(bytes * (middle - kept)), *second = malloc(bytes * (n - middle));
-  int32_t code = first && second ? bg_session_save(session, kept, middle - kept, first) : BG_E_MEMORY;
+  uint8_t *state = malloc((size_t)bg_state_bytes(session));
+  int32_t code = first && second && state ? bg_state_save(session, state) : BG_E_MEMORY;
+  if (code == BG_OK)
+    code = bg_session_save(session, kept, middle - kept, first);
   if (code == BG_OK)
     code = bg_session_save(session, middle, n - middle, second);
-  bg_rewind(session, kept);
+  if (code == BG_OK)
+    forget(session, kept, state);
   if (code == BG_OK)
     code = bg_session_load(session, middle - kept, first);
   if (code == BG_OK)
     code = bg_session_load(session, n - middle, second);
+  if (code == BG_OK)
+    code = bg_state_load(session, n, state);
   free(first);
   free(second);
+  free(state);
+  return code;
+}
+
+// Take back as many as `most` of the latest tokens of two sessions that hold the same, as after a refused guess. A
+// state that cannot go so far stays, or is the other session's.
+static int32_t take_back(bg_session *session, bg_session *same, int32_t most) {
+  const int32_t position = bg_position(session);
+  const int32_t back = position - below((most < position ? most : position) + 1);
+  int32_t code = bg_rewind(session, back);
+  if (code != BG_OK || bg_rewind(same, back) == BG_OK)
+    return code == BG_E_STATE ? BG_OK : code;
+  uint8_t *state = malloc((size_t)bg_state_bytes(session));
+  code = state ? bg_state_save(session, state) : BG_E_MEMORY;
+  if (code == BG_OK)
+    code = bg_state_load(same, back, state);
+  free(state);
   return code;
 }
 
@@ -153,24 +182,21 @@ static int32_t step(int32_t vocab) {
   for (int32_t i = 0; i < b.n && result == BG_OK; i++)
     if (below(3) == 0)
       result = reload(b.sessions[i]);
-    else if (below(3) == 0) { // as after a refused guess
-      const int32_t position = bg_position(b.sessions[i]);
-      const int32_t back = position - below((b.lengths[i] < position ? b.lengths[i] : position) + 1);
-      bg_rewind(b.sessions[i], back);
-      bg_rewind(alone[b.which[i]], back);
-    }
+    else if (below(3) == 0)
+      result = take_back(b.sessions[i], alone[b.which[i]], b.lengths[i]);
   free(got);
   free(want);
   return result;
 }
 
-// Continue from positions of any bytes: 300 random ones, then of one byte alone. What the logits are does not
-// matter, nor whether they are numbers.
+// Continue from positions and a state of any bytes: 300 random positions, then of one byte alone. What the logits are
+// does not matter, nor whether they are numbers.
 static int32_t continue_nonsense(bg_session *session, int32_t vocab) {
   static const int fills[] = {-1, 0x00, 0x7f, 0x80, 0xff}; // -1: random
   const bg_sampling greedy = {.top_p = 1, .repeat_penalty = 1};
   const int32_t n = 300, tokens[3] = {0, 1, 2};
-  const size_t bytes = (size_t)bg_position_bytes(session) * n;
+  const size_t of_state = (size_t)bg_state_bytes(session);
+  const size_t bytes = (size_t)bg_position_bytes(session) * n + of_state;
   uint8_t *positions = malloc(bytes);
   float *logits = malloc((size_t)vocab * 3 * sizeof *logits);
   int32_t code = positions && logits ? BG_OK : BG_E_MEMORY, chosen;
@@ -178,7 +204,9 @@ static int32_t continue_nonsense(bg_session *session, int32_t vocab) {
     for (size_t i = 0; i < bytes; i++)
       positions[i] = (uint8_t)(fills[kind] < 0 ? below(256) : fills[kind]);
     bg_rewind(session, 0);
-    code = bg_session_load(session, n, positions);
+    code = bg_session_load(session, n, positions + of_state);
+    if (code == BG_OK)
+      code = bg_state_load(session, n, positions);
     if (code == BG_OK)
       code = bg_forward(session, tokens, 3, logits, 1);
     if (code == BG_OK)

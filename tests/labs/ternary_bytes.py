@@ -29,6 +29,17 @@ def q2_0(codes: Codes, scales: np.ndarray) -> bytes:
     return bytes(out)
 
 
+def q1_0(codes: Codes, scales: np.ndarray) -> bytes:
+    """The weights must be -1 and +1."""
+    out = bytearray()
+    for block, scale in blocks(codes, scales):
+        signs = bytearray(16)
+        for j, w in enumerate(block):
+            signs[j // 8] |= (w > 0) << j % 8
+        out += half(scale) + signs
+    return bytes(out)
+
+
 def tq2_0(codes: Codes, scales: np.ndarray) -> bytes:
     out = bytearray()
     for block, scale in blocks(codes, scales):
@@ -87,7 +98,13 @@ def sparse(codes: Codes) -> Codes:
     return fours.reshape(codes.shape).astype(np.int8)
 
 
+def binary(codes: Codes) -> Codes:
+    """Weights without a 0."""
+    return np.where(codes == 0, 1, codes).astype(np.int8)
+
+
 WRITERS: dict[str, tuple[int, int, Callable[[Codes, np.ndarray], bytes]]] = {
+    "Q1_0": (41, 128, q1_0),
     "Q2_0": (42, 64, q2_0),
     "Q2_0 of 128": (42, 128, q2_0),
     "PQ2_0": (142, 128, q2_0),

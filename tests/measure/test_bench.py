@@ -187,7 +187,7 @@ def test_the_real_peers_agree(name: str, model: Model) -> None:
 
 
 @pytest.mark.peers
-@pytest.mark.parametrize("name", ["Bonsai-1.7B", "BitCPM4-0.5B"])
+@pytest.mark.parametrize("name", ["Bonsai-1.7B", "Bonsai-1.7B-1bit", "BitCPM4-0.5B"])
 def test_llama_cpp_agrees_on_a_scale_for_every_group(name: str) -> None:
     """Q2_0 in its own blocks of 64 for Bonsai's of 128, TQ2_0 for 256; on widths of which q6_K makes whole blocks."""
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: pip install llama-cpp-python")

@@ -170,8 +170,13 @@ def test_arguments_are_checked(tmp_path: Path) -> None:
         climbed(tmp_path / "r.jsonl", "3K")
     with pytest.raises(ArgumentError, match="head is"):
         climbed(tmp_path / "r.jsonl", "1K", head="f8")
+    with pytest.raises(ArgumentError, match="nothing to measure"):
+        api.ladder(["1K"], gen=0, output=tmp_path / "r.jsonl")
+    with pytest.raises(UnsupportedError, match="sse9"):
+        climbed(tmp_path / "r.jsonl", "1K", isa="sse9")
     with pytest.raises(BitgenError, match="not a regular file"):
         climbed(tmp_path, "1K")
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---- what is shown -------------------------------------------------------------------------------------------
@@ -196,6 +201,12 @@ def test_the_command_prints_a_table_and_what_does_not_fit(tmp_path: Path, monkey
     assert [each["rung"] for each in found["results"]] == ["ladder-1K"]
     assert [each["rung"] for each in found["misfits"]] == ["ladder-2K"]
     assert found["reading_tok_s"] == [5.0, 7.0] and found["file"] == str(tmp_path / "r.jsonl")
+
+
+def test_an_interrupted_command_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ladder, "_measured", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    shown = bitgen("--ladder", "-o", tmp_path / "r.jsonl")
+    assert shown.exit_code and "interrupted; the same command goes on from here" in shown.output
 
 
 @pytest.mark.parametrize(

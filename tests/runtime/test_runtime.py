@@ -530,8 +530,9 @@ def test_the_runner_refuses(sanitized: Path, arguments: tuple[str, ...], ids: st
     assert done.stderr.startswith("runner: ") and said in done.stderr
 
 
-def test_sequences_together_are_clean() -> None:
-    bench = lab.bench("wide-heads", 0, "certified", library.host_isas()[:1])
+@pytest.mark.parametrize("name", ["wide-heads", "qwen35-rotated"])
+def test_sequences_together_are_clean(name: str) -> None:
+    bench = lab.bench(name, 0, "certified", library.host_isas()[:1])
     program = sanitized_program(bench, places.LABS / "batch_lab.c")
     for threads, cache in (("1", "BG_CACHE_F16"), ("3", "BG_CACHE_I8"), ("2", "BG_CACHE_F32")):
         number = str(headers.constants("bitgen.h", "bg_cache")[cache])
@@ -653,7 +654,15 @@ def test_same_bits_with_avx512(tmp_path: Path) -> None:
 
 
 @pytest.mark.qemu
-@pytest.mark.parametrize(("arch", "name"), [("arm64", "thirds"), ("riscv64", "thirds"), ("arm64", "gemma3-inputs")])
+@pytest.mark.parametrize(
+    ("arch", "name"),
+    [
+        ("arm64", "thirds"),
+        ("riscv64", "thirds"),
+        ("arm64", "gemma3-inputs"),
+        *((arch, "qwen35-rotated") for arch in ("arm64", "riscv64")),
+    ],
+)
 def test_same_bits_on_other_architectures(arch: str, name: str, tmp_path: Path) -> None:
     qemu = f"qemu-{targets.platform_of(arch).triple.split('-')[0]}-static"
     if shutil.which(qemu) is None:

@@ -172,7 +172,7 @@ def some_specs(m: int, k: int) -> list[KernelSpec]:
     found = []
     for (name, isa), template in space.TEMPLATES.items():
         layout = Layout(name, template.bm[0], template.bk[0])
-        shape = GemmShape(m, k, layout.bk if FORMATS[name].grouped else 0)
+        shape = GemmShape(m, k, layout.bk if FORMATS[name].grouped else 0, FORMATS[name].binary)
         found.append(KernelSpec("gemv", shape, isa, layout, Tile()))
         for groups in template.lut_groups:
             found.append(KernelSpec("gemm", shape, isa, layout, Tile(template.nr[0], 0, lut_groups=groups)))

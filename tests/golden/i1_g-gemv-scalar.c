@@ -1,0 +1,223 @@
+// bg_i1_g_gemv_m127_k128_s64_b1_bm64_bk64__scalar
+//
+// gemv of W [127, 128] in layout i1_g_bm64_bk64 on scalar.
+// Generated from templates/i1_g/scalar.c.j2 by:
+//   bitgen gen bg_i1_g_gemv_m127_k128_s64_b1_bm64_bk64__scalar
+
+#include <string.h>
+
+#include "kernel.h"
+
+enum { ROWS = 16, TOGETHER = 1 }; // rows of a vector, vectors that prefill takes together
+enum { M = 127, K = 128, M_PAD = 128, K_PAD = 128 };
+enum { BM = 64, BK = 64, PANELS = 2 };
+enum { WEIGHT_BYTES = 2560, OPERAND_BYTES = 1088 };
+enum { PREFETCH = 0 };
+_Static_assert(M_PAD == PANELS * BM && M <= M_PAD && K <= K_PAD, "whole panels and blocks cover the matrix");
+
+// A byte is eight columns of a row, of which each four index a table of 16 sums. A step is four bytes of each
+// row: eight tables.
+enum { STEP = 32, VB = ROWS, VECTORS = BM / ROWS, STEP_BYTES = BM * STEP / 8 };
+// Weights are prefetched into the second-level cache: tables fill the first.
+enum { LOCALITY = 2 };
+enum { TABLE_BYTES = 32, COLUMN_BYTES = TABLE_BYTES / 4 };
+_Static_assert(BM % ROWS == 0 && BK % STEP == 0 && K_PAD % BK == 0, "whole vectors of rows, whole steps");
+
+// A lane is a row.
+typedef uint8_t vector __attribute__((vector_size(ROWS)));
+typedef int32_t ints __attribute__((vector_size(4 * ROWS)));
+
+typedef int16_t entries __attribute__((vector_size(32)));
+typedef uint8_t bytes __attribute__((vector_size(16)));
+
+// Tables of four activations: entry i is the sum of |q| where bit j of i, the sign of weight j, agrees with
+// the sign of q[j]. So
+//   sum w q = 2 * (sum of entries) - sum |q|
+// An entry is 0..512: 16 bytes are the low five bits of all, 16 bytes the rest.
+static void build_tables(const int8_t *q, int32_t columns, uint8_t *tables) {
+  const entries i = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  for (int32_t k = 0; k < columns; k += 4, tables += TABLE_BYTES) {
+    entries sum = {0};
+    for (int j = 0; j < 4; j++) {
+      const int16_t a = q[k + j];
+      sum += (-(i >> j & 1) & a) + (int16_t)(a < 0 ? -a : 0);
+    }
+    const bytes low = __builtin_convertvector(sum & 31, bytes);
+    const bytes high = __builtin_convertvector(sum >> 5, bytes);
+    memcpy(tables, &low, sizeof low);
+    memcpy(tables + sizeof low, &high, sizeof high);
+  }
+}
+
+static int32_t magnitude(const int8_t *q, int32_t columns) {
+  int32_t sum = 0;
+  for (int32_t k = 0; k < columns; k++)
+    sum += q[k] < 0 ? -q[k] : q[k];
+  return sum;
+}
+
+enum { GROUP = BK, GROUPS = K / GROUP };
+enum { PANEL_SCALES = GROUPS * BM * 2, PANEL_BYTES = PANEL_SCALES + BM * K / 8 };
+_Static_assert(K == K_PAD, "whole groups");
+enum { MV = VECTORS, NR = 1 };
+_Static_assert(VECTORS % MV == 0, "a panel is whole passes");
+
+typedef float floats __attribute__((vector_size(4 * ROWS)));
+
+// One token's operand: float steps [GROUPS] of the activations, int32 sums [GROUPS] of |q|, then the tables.
+enum { HEADER = (GROUPS * 8 + 63) / 64 * 64 };
+_Static_assert(HEADER + K * COLUMN_BYTES <= OPERAND_BYTES, "the operand holds all of it");
+
+static void pack_activations(const int8_t *q, int32_t n, uint8_t *operand) {
+  const int32_t floats = GROUPS * (int32_t)sizeof(float);
+  for (int32_t t = 0; t < n; t++, q += K + floats, operand += OPERAND_BYTES) {
+    int32_t sums[GROUPS];
+    for (int32_t g = 0; g < GROUPS; g++)
+      sums[g] = magnitude(q + g * GROUP, GROUP);
+    memset(operand, 0, HEADER);
+    memcpy(operand, q + K, floats);
+    memcpy(operand + floats, sums, sizeof sums);
+    build_tables(q, K, operand + HEADER);
+  }
+}
+
+static inline vector look_up(const uint8_t *entries, vector index) {
+  vector found;
+  for (int r = 0; r < ROWS; r++)
+    found[r] = entries[index[r]];
+  return found;
+}
+
+typedef uint16_t sums __attribute__((vector_size(2 * ROWS)));
+
+static inline sums add_bytes(sums acc, vector low, vector high) {
+  return acc + __builtin_convertvector(low, sums) + (__builtin_convertvector(high, sums) << 5);
+}
+
+static inline ints rows(sums acc) { return 2 * __builtin_convertvector(acc, ints); }
+
+// Exponent and fraction of a half in a float's place, rebased from 15 to 127 by an exact product.
+static inline floats widen(const uint8_t *halves) {
+  floats v;
+  for (int r = 0; r < ROWS; r++) {
+    const uint32_t bits = (uint32_t)(halves[2 * r] | halves[2 * r + 1] << 8) << 13;
+    float a;
+    memcpy(&a, &bits, sizeof a);
+    v[r] = a * 0x1p112f;
+  }
+  return v;
+}
+
+// Sums are uint16. A column adds at most 128 to a lane.
+enum { SPAN = 480 };
+_Static_assert(BK <= SPAN && SPAN * 128 < 1 << 16, "uint16 sums over BK columns are exact");
+
+// Eight tables, looked up with four columns of each of the rows. Sums of their low parts, at most 8 * 31, and
+// of their high parts, at most 8 * 16, fit a byte.
+static inline __attribute__((always_inline)) sums add_entries(sums acc, const vector index[8],
+                                                              const uint8_t *table) {
+  vector low = {0}, high = {0};
+#pragma clang loop unroll(full)
+  for (int i = 0; i < 8; i++, table += TABLE_BYTES) {
+    low += look_up(table, index[i]);
+    high += look_up(table + TABLE_BYTES / 2, index[i]);
+  }
+  return add_bytes(acc, low, high);
+}
+
+// One step of MV vectors of rows by `tokens` <= NR tokens.
+static inline __attribute__((always_inline)) void add_step(sums acc[NR][MV], const uint8_t *w,
+                                                           const uint8_t *q, int tokens) {
+#pragma clang loop unroll(full)
+  for (int v = 0; v < MV; v++) {
+    vector index[8];
+#pragma clang loop unroll(full)
+    for (int i = 0; i < 8; i += 2) {
+      vector both;
+      memcpy(&both, w + i / 2 * BM + v * ROWS, sizeof both);
+      index[i] = both & 15;
+      index[i + 1] = both >> 4;
+    }
+#pragma clang loop unroll(full)
+    for (int t = 0; t < tokens; t++)
+      acc[t][v] = add_entries(acc[t][v], index, q + (size_t)t * OPERAND_BYTES);
+  }
+}
+
+// MV vectors of a panel's rows by `tokens` <= NR tokens. Within a group of columns sums are exact; then, in
+// float,
+//   total = total + sum * (scale * step)
+// with the row's scale and the token's step, group by group, each operation rounded: in every kernel alike.
+static inline __attribute__((always_inline)) void micro_kernel(const uint8_t *scales, const uint8_t *w,
+                                                               const uint8_t *x, int tokens, int32_t *y) {
+  floats total[NR][MV] = {0};
+  for (int32_t g = 0; g < GROUPS; g++, scales += BM * 2) {
+    sums acc[NR][MV] = {0};
+    for (int32_t i = g * GROUP; i < (g + 1) * GROUP; i += STEP, w += STEP_BYTES) {
+      add_step(acc, w, x + HEADER + i * COLUMN_BYTES, tokens);
+    }
+#pragma clang loop unroll(full)
+    for (int v = 0; v < MV; v++) {
+      const floats scale = widen(scales + v * ROWS * 2);
+#pragma clang loop unroll(full)
+      for (int t = 0; t < tokens; t++) {
+        const uint8_t *header = x + (size_t)t * OPERAND_BYTES;
+        float step;
+        int32_t sum;
+        memcpy(&step, header + g * 4, sizeof step);
+        memcpy(&sum, header + (GROUPS + g) * 4, sizeof sum);
+        total[t][v] += __builtin_convertvector(rows(acc[t][v]) - sum, floats) * (scale * step);
+      }
+    }
+  }
+  for (int t = 0; t < tokens; t++)
+    memcpy(y + (size_t)t * M_PAD, total[t], sizeof total[t]);
+}
+
+// All rows of a panel share the loads of the activations.
+static void products(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0,
+                     int32_t p1) {
+  (void)n;
+  w += (size_t)p0 * PANEL_BYTES;
+  for (int32_t p = p0; p < p1; p++, w += PANEL_BYTES)
+    micro_kernel(w, w + PANEL_SCALES, operand, 1, y + p * BM);
+}
+
+static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1,
+                void *scratch) {
+  (void)scratch;
+  products(w, operand, n, y, p0, p1);
+}
+
+// A row as floats, scale times sign: exactly.
+static void unpack_row(const uint8_t *w, int32_t row, float *out) {
+  typedef int32_t signs __attribute__((vector_size(32)));
+  typedef float values __attribute__((vector_size(32)));
+  const signs bit = {0, 1, 2, 3, 4, 5, 6, 7};
+  const int32_t r = row % BM;
+  const uint8_t *scales = w + (size_t)(row / BM) * PANEL_BYTES, *at = scales + PANEL_SCALES + r;
+  for (int32_t g = 0; g < GROUPS; g++) {
+    const floats of_rows = widen(scales + (g * BM + r / ROWS * ROWS) * 2);
+    const float scale = of_rows[r % ROWS];
+    for (int32_t i = 0; i < GROUP; i += 8, at += BM, out += 8) {
+      const signs plus = ((signs){0} + *at) >> bit & 1;
+      const values v = __builtin_convertvector(2 * plus - 1, values) * scale;
+      memcpy(out, &v, sizeof v);
+    }
+  }
+}
+
+const bg_kernel bg_i1_g_gemv_m127_k128_s64_b1_bm64_bk64__scalar = {
+    .symbol = "bg_i1_g_gemv_m127_k128_s64_b1_bm64_bk64__scalar",
+    .m = M,
+    .k = K,
+    .group = GROUP,
+    .m_pad = M_PAD,
+    .panels = PANELS,
+    .max_n = 1,
+    .weight_bytes = WEIGHT_BYTES,
+    .operand_bytes = OPERAND_BYTES,
+    .pack_activations = pack_activations,
+    .run = run,
+    .unpack_row = unpack_row,
+};
