@@ -323,7 +323,7 @@ class Layout:
 
     bm: rows of one panel, the unit of work that threads divide.
     bk: columns of one block (i2_s: 4 weights in each of bk/4 bytes; tl1, tl2: the K tile of one LUT pass; i1_s: those
-        of one 16-bit sum; i1_g, i2_g: the group that shares a scale).
+        of one 16-bit sum; i1_g, i2_g, t5_g: the group that shares a scale).
     """
 
     format: str

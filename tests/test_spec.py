@@ -5,6 +5,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bitgen.kernels.formats import FORMATS
 from bitgen.spec import DeltaShape, GemmShape, KernelSpec, Layout, ModelShape, Tile
 
 positive = st.integers(1, 1 << 20)
@@ -14,7 +15,9 @@ specs = st.builds(
     st.sampled_from(["gemv", "gemm"]),
     st.builds(GemmShape, positive, positive, natural),
     st.sampled_from(["avx2", "avx512vbmi", "avx512vnni", "neon", "scalar"]),
-    st.builds(Layout, st.sampled_from(["i1_s", "i1_g", "i2_s", "i2_g", "t5", "tl1", "tl2"]), positive, positive),
+    st.builds(
+        Layout, st.sampled_from(["i1_s", "i1_g", "i2_s", "i2_g", "t5_g", "t5", "tl1", "tl2"]), positive, positive
+    ),
     st.builds(Tile, st.integers(1, 64), natural, natural, natural, st.booleans()),
 )
 

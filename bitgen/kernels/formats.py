@@ -19,7 +19,7 @@ OPERAND_HEADER = 64
 """An i2_s or t5 operand starts with int32 sum(q), alone on its cache line."""
 
 GROUP_BYTES = 8
-"""An i2_g operand starts with float steps of all groups, then their int32 sum(q); of i1_g sum |q|."""
+"""An operand with groups starts with float steps of all groups, then their int32 sum(q); of i1_g sum |q|."""
 
 BIT_COLUMN_BYTES = 8
 """Of each four activations an i1_s or i1_g operand holds 16 sums of two bytes."""
@@ -94,6 +94,11 @@ class Format:
         return self.unpacker(data, shape, layout.bm, layout.bk)
 
 
+def _group_bytes(k: int, bk: int) -> int:
+    """Steps and sums of the groups, alone on their cache lines, and k activations."""
+    return round_up(k // bk * GROUP_BYTES, ALIGN) + k
+
+
 def _lut_bytes(k_pad: int, bk: int) -> int:
     """Look-up tables of k_pad columns, in triples as far as whole blocks of bk go and in pairs beyond."""
     k3 = lay.tl2_triple_columns(k_pad, bk)
@@ -150,9 +155,22 @@ FORMATS: dict[str, Format] = {
             bk_multiple=lay.GROUP_STEP,
             k_multiple=lambda bk: bk,
             matrix_bytes=lambda m, k, bk: m * k // 4 + m * (k // bk) * 2,
-            activation_bytes=lambda k, bk: round_up(k // bk * GROUP_BYTES, ALIGN) + k,
+            activation_bytes=_group_bytes,
             packer=lay.pack_i2_g,
             unpacker=lay.unpack_i2_g,
+            grouped=True,
+        ),
+        Format(
+            name="t5_g",
+            bits=8 / 5,
+            about="codes w + 1 of five rows to a byte, and a float16 scale for every group of a row",
+            bm_multiple=5,
+            bk_multiple=lay.GROUP_STEP,
+            k_multiple=lambda bk: bk,
+            matrix_bytes=lambda m, k, bk: m * k // 5 + m * (k // bk) * 2,
+            activation_bytes=_group_bytes,
+            packer=lay.pack_t5_g,
+            unpacker=lay.unpack_t5_g,
             grouped=True,
         ),
         Format(

@@ -2,7 +2,7 @@
 
 Canonical weights are codes {-1, 0, +1}, int8 [M, K]. Runtime layouts (i2_s, tl1, tl2) pad M to the panel height
 and K to the block with zero weights; with no padding they are byte for byte what bitnet.cpp writes. t5 is ours and
-pads likewise, and so are i2_g and i1_g, which have a scale for every group of a row. i1_s and i1_g are for binary
+pads likewise, and so are i2_g, t5_g and i1_g, those with scales: for every group of a row. i1_s and i1_g are for binary
 weights: none of the matrix is 0, and what pads it is -1. The tensor types of files are blocks.py's.
 
 Axes are named in the comments as they are reshaped; a transpose then spells the loop order of the stream,
@@ -89,13 +89,7 @@ def pack_t5(codes: Codes, bm: int, bk: int) -> Bytes:
     """
     _check_t5(bm)
     c = _padded(codes, bm, bk)
-    rows = (c + np.uint8(1)).reshape(c.shape[0] // 5, 5, c.shape[1])
-    pair = rows[:, 0] * np.uint8(3)
-    pair += rows[:, 1]
-    rest = rows[:, 2] * np.uint8(9)
-    rest += rows[:, 3] * np.uint8(3)
-    rest += rows[:, 4]
-    return np.where(pair > 0, rest * np.uint8(8) + (np.uint8(8) - pair), rest + np.uint8(216)).reshape(-1)
+    return _fives((c + np.uint8(1)).reshape(c.shape[0] // 5, 5, c.shape[1])).reshape(-1)
 
 
 def unpack_t5(data: Bytes, shape: GemmShape, bm: int, bk: int) -> Codes:
@@ -103,26 +97,37 @@ def unpack_t5(data: Bytes, shape: GemmShape, bm: int, bk: int) -> Codes:
     _check_t5(bm)
     m_pad, k_pad = round_up(shape.m, bm), round_up(shape.k, bk)
     packed = exactly(data, m_pad // 5 * k_pad, "t5").reshape(m_pad // 5, k_pad)
+    return _crop((_unfives(packed, "t5") - np.int8(1)).reshape(m_pad, k_pad), shape)
+
+
+def _check_t5(bm: int, name: str = "t5") -> None:
+    if bm < 1 or bm % 5:
+        raise UnsupportedError(f"{name} panels of {bm} rows: need a multiple of five, which share their bytes")
+
+
+def _fives(c: Bytes) -> Bytes:
+    """Codes 0..2 [n, 5, ...] -> uint8 [n, ...], one byte for five."""
+    pair = c[:, 0] * np.uint8(3)
+    pair += c[:, 1]
+    rest = c[:, 2] * np.uint8(9)
+    rest += c[:, 3] * np.uint8(3)
+    rest += c[:, 4]
+    return np.where(pair > 0, rest * np.uint8(8) + (np.uint8(8) - pair), rest + np.uint8(216))
+
+
+def _unfives(packed: Bytes, name: str) -> Codes:
+    """The inverse of _fives: uint8 [n, ...] -> codes 0..2 [n, 5, ...]. A byte above 242 is a FormatError."""
     if packed.size and packed.max() > 242:
-        raise FormatError("t5 data holds a byte above 242: the tensor is corrupt or was packed otherwise")
+        raise FormatError(f"{name} data holds a byte above 242: the tensor is corrupt or was packed otherwise")
     rest = np.where(packed < 216, packed >> 3, packed - np.uint8(216))
     pair = np.where(packed < 216, np.uint8(8) - (packed & 7), np.uint8(0))
-    codes = np.empty((m_pad // 5, 5, k_pad), np.int8)
-    for row, code in enumerate((pair // 3, pair % 3, rest // 9, rest // 3 % 3, rest % 3)):
-        codes[:, row] = code
-    codes -= 1
-    return _crop(codes.reshape(m_pad, k_pad), shape)
-
-
-def _check_t5(bm: int) -> None:
-    if bm < 1 or bm % 5:
-        raise UnsupportedError(f"t5 panels of {bm} rows: need a multiple of five, which share their bytes")
+    return np.stack([pair // 3, pair % 3, rest // 9, rest // 3 % 3, rest % 3], axis=1).view(np.int8)
 
 
 # ---- i2_g: four codes w + 1 to a byte, rows side by side, a scale for every row and group --------------------------
 
 GROUP_STEP = 16
-"""Columns of one step of i2_g: four bytes of each row."""
+"""Columns of one step of i2_g, four bytes of each row; groups are whole steps, t5_g's too."""
 
 
 def pack_i2_g(codes: Codes, bm: int, bk: int, scales: Scales) -> Bytes:
@@ -133,21 +138,22 @@ def pack_i2_g(codes: Codes, bm: int, bk: int, scales: Scales) -> Bytes:
     lie side by side, and rows need not be told apart before they meet their scales.
     """
     stored = _panel_scales(codes, bm, bk, scales, GROUP_STEP)
-    c = _padded(codes, bm, bk).reshape(len(stored), bm, codes.shape[1] // GROUP_STEP, 4, 4) + np.uint8(1)
+    panels, k = stored.shape[0], codes.shape[1]
+    c = _padded(codes, bm, bk).reshape(panels, bm, k // GROUP_STEP, 4, 4) + np.uint8(1)
     #                                  panel   row  step            quarter byte
     packed = c[:, :, :, 0] << 6 | c[:, :, :, 1] << 4 | c[:, :, :, 2] << 2 | c[:, :, :, 3]
-    steps = packed.transpose(0, 2, 1, 3).reshape(len(stored), -1)
-    return np.concatenate([stored, steps], axis=1).reshape(-1)
+    steps = packed.transpose(0, 2, 1, 3).reshape(panels, -1)
+    return np.concatenate([stored.reshape(panels, -1), steps], axis=1).reshape(-1)
 
 
 def _panel_scales(codes: Codes, bm: int, bk: int, scales: Scales, step: int) -> Bytes:
-    """The scales of each panel, float16 [group, row] as uint8 [panels, bytes]; rows that pad the last one have 0."""
+    """Scales [M, K / bk] of codes [M, K] -> uint8 [panel, group, bm * 2]: float16 numbers; 0 for rows that pad."""
     m, k = codes.shape
     if k % bk or bk % step or scales.shape != (m, k // bk):
         raise FormatError(f"scales {list(scales.shape)} do not fit {m} x {k} weights in groups of {bk}")
     panels = round_up(m, bm) // bm
-    stored = np.pad(exact_float16(scales), ((0, panels * bm - m), (0, 0))).reshape(panels, bm, -1).transpose(0, 2, 1)
-    return np.ascontiguousarray(stored).reshape(panels, -1).view(np.uint8)
+    padded = np.pad(exact_float16(scales), ((0, panels * bm - m), (0, 0)))
+    return np.ascontiguousarray(padded.reshape(panels, bm, -1).transpose(0, 2, 1)).view(np.uint8)
 
 
 def unpack_i2_g(data: Bytes, shape: GemmShape, bm: int, bk: int) -> Codes:
@@ -160,6 +166,33 @@ def unpack_i2_g(data: Bytes, shape: GemmShape, bm: int, bk: int) -> Codes:
     steps = packed.reshape(panels, k // GROUP_STEP, bm, 4).transpose(0, 2, 1, 3)
     codes = np.stack([steps >> np.uint8(shift) & 3 for shift in (6, 4, 2, 0)], axis=3).view(np.int8) - np.int8(1)
     return _crop(codes.reshape(panels * bm, k), shape)
+
+
+# ---- t5_g: one column of five rows to a byte, rows side by side, a scale for every row and group -------------------
+
+
+def pack_t5_g(codes: Codes, bm: int, bk: int, scales: Scales) -> Bytes:
+    """Codes [M, K], scales [M, K / bk] -> uint8 [m_pad * (K / 5 + K / bk * 2)]; bk columns are a group, and divide K.
+
+    Stream: panel, group, and of that its scales, float16 [bm], then its codes: four columns, row r < bm / 5, column. A
+    byte is t5's, of one column of the rows r, r + bm / 5, ..., r + 4 bm / 5. So four columns of five rows are a word,
+    rows need not be told apart before they meet their scales, and memory is read from front to back.
+    """
+    _check_t5(bm, "t5_g")
+    stored = _panel_scales(codes, bm, bk, scales, GROUP_STEP)
+    panels, k = stored.shape[0], codes.shape[1]
+    c = _padded(codes, bm, bk).reshape(panels, 5, bm // 5, k // 4, 4) + np.uint8(1)
+    words = _fives(c).transpose(0, 2, 1, 3).reshape(panels, k // bk, -1)
+    return np.concatenate([stored, words], axis=2).reshape(-1)
+
+
+def unpack_t5_g(data: Bytes, shape: GemmShape, bm: int, bk: int) -> Codes:
+    """The codes [M, K] of pack_t5_g's bytes. A byte above 242 is a FormatError."""
+    _check_t5(bm, "t5_g")
+    panels, k = round_up(shape.m, bm) // bm, shape.k
+    packed = exactly(data, panels * (k // bk * bm * 2 + bm // 5 * k), "t5_g").reshape(panels, k // bk, -1)
+    words = packed[:, :, bm * 2 :].reshape(panels, k // 4, bm // 5, 4).transpose(0, 2, 1, 3)
+    return _crop((_unfives(words, "t5_g") - np.int8(1)).reshape(panels * bm, k), shape)
 
 
 # ---- i1_s, i1_g: the signs of eight columns to a byte, rows side by side -------------------------------------------
@@ -197,7 +230,8 @@ def pack_i1_g(codes: Codes, bm: int, bk: int, scales: Scales) -> Bytes:
     wrong = int(np.count_nonzero(zeros[scales != 0]))
     if wrong:
         raise _not_binary(wrong, codes)
-    return np.concatenate([stored, _signs(codes, bm, bk)], axis=1).reshape(-1)
+    signs = _signs(codes, bm, bk)
+    return np.concatenate([stored.reshape(len(signs), -1), signs], axis=1).reshape(-1)
 
 
 def unpack_i1_g(data: Bytes, shape: GemmShape, bm: int, bk: int) -> Codes:

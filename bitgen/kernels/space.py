@@ -78,7 +78,7 @@ class Template:
 
 
 _AHEAD = (2048, 1024, 4096, 512, 0)
-_FAR = (4096, 8192, 2048, 1024, 0)
+_FAR = (4096, 2048, 8192, 1024, 0)  # with scale groups: every cache line is asked for
 
 TEMPLATES: dict[tuple[str, str], Template] = {
     ("i1_s", "avx2"): Template((64, 128, 32), (256, 128), nr=(6, 8, 4), prefetch=_FAR, int16_columns=BIT_COLUMNS),
@@ -103,12 +103,19 @@ TEMPLATES: dict[tuple[str, str], Template] = {
         (4, 2, 1), (64,), nr=(4, 2), mr=2, prefetch=_AHEAD, kc=4096, int16_columns=PRODUCT_COLUMNS, lanes=16
     ),
     ("i2_s", "scalar"): Template((4, 1, 8), (128, 64), l2=0, any_layout=True),
-    ("i2_g", "avx512vnni"): Template((64,), (128, 64), nr=(4,), prefetch=_AHEAD),
-    ("i2_g", "avxvnni"): Template((64, 32), (128, 64), nr=(6, 5, 4), prefetch=_AHEAD),
-    ("i2_g", "avx2"): Template((64, 16), (128, 64), nr=(6, 4, 2), prefetch=_AHEAD, int16_columns=GROUP_COLUMNS_MADDUBS),
-    ("i2_g", "dotprod"): Template((16, 8, 4), (128, 64), nr=(8, 4), prefetch=_AHEAD),
-    ("i2_g", "neon"): Template((16, 8, 4), (128, 64), nr=(4, 2), prefetch=_AHEAD, int16_columns=GROUP_COLUMNS_VMLAL),
+    ("i2_g", "avx512vnni"): Template((64,), (128, 64), nr=(4,), prefetch=_FAR),
+    ("i2_g", "avxvnni"): Template((64, 32), (128, 64), nr=(6, 5, 4), prefetch=_FAR),
+    ("i2_g", "avx2"): Template((64, 16), (128, 64), nr=(6, 4, 2), prefetch=_FAR, int16_columns=GROUP_COLUMNS_MADDUBS),
+    ("i2_g", "dotprod"): Template((16, 8, 4), (128, 64), nr=(8, 4), prefetch=_FAR),
+    ("i2_g", "neon"): Template((16, 8, 4), (128, 64), nr=(4, 2), prefetch=_FAR, int16_columns=GROUP_COLUMNS_VMLAL),
     ("i2_g", "scalar"): Template((16, 4, 64), (128, 64), nr=(4,)),
+    ("t5_g", "avx512vbmi"): Template((80,), (128, 64), nr=(3, 4), prefetch=_FAR),
+    ("t5_g", "avx512vnni"): Template((80,), (128, 64), nr=(3, 4), prefetch=_FAR),
+    ("t5_g", "avxvnni"): Template((80,), (128, 64), nr=(6, 5, 4), prefetch=_FAR),
+    ("t5_g", "avx2"): Template((80, 40), (128, 64), nr=(6, 4, 2), prefetch=_FAR, int16_columns=GROUP_COLUMNS_MADDUBS),
+    ("t5_g", "dotprod"): Template((80, 20), (128, 64), nr=(8, 4), prefetch=_FAR),
+    ("t5_g", "neon"): Template((80, 20), (128, 64), nr=(4, 2), prefetch=_FAR, int16_columns=GROUP_COLUMNS_VMLAL),
+    ("t5_g", "scalar"): Template((20, 80), (128, 64), nr=(4,)),
     ("t5", "amx"): Template((5,), (256,), prefetch=_AHEAD, kc=512, mc=AMX_ROWS, nc=AMX_TOKENS),
     ("t5", "avx512vbmi"): Template((5,), (256,), nr=(4, 2), mr=5, prefetch=_AHEAD, mixed=(True, False), lanes=32),
     ("t5", "avx512vnni"): Template((5,), (256,), nr=(4, 2), mr=5, prefetch=_AHEAD, mixed=(True, False), lanes=32),

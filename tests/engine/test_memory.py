@@ -143,7 +143,8 @@ def six_bits(size: tuple[int, int]) -> tuple[tuple[int, ...], int, bytes]:
 def test_a_matrix_packed_part_by_part_is_the_matrix_packed(name: str, panels: int) -> None:
     """Panels begin in one part and end in another, or span all three."""
     form = FORMATS[name]
-    layout = Layout(name, panels * form.bm_multiple, {"tl2": 96, "i2_g": 16, "i1_g": 32}.get(name, 128))
+    usual = {"tl2": 96, "i2_g": 16, "t5_g": 16, "i1_g": 32}.get(name, 128)
+    layout = Layout(name, panels * form.bm_multiple, usual)
     group = layout.bk if form.grouped else 0
     shape = replace(TINY, head_dim=34, group=group, binary=form.binary)  # q: 136 rows, k and v: 68
     checkpoint = synth.SynthCheckpoint(shape, 3)

@@ -76,20 +76,29 @@ static inline __m512i third(__m512i v) {
   return by_table(_mm_setr_epi8(0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 0, 0, 0, 0, 0, 0), v);
 }
 
-// v mod 9 of bytes below 27. One shuffle, not one for each part: Zen 4's units for shuffles also do vpdpbusd.
-static const uint8_t nines[64] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 1, 2, 3, 4,
-                                  5, 6, 7, 8, 0, 1, 2, 3, 4, 5, 6, 7, 8};
-
-static inline __m512i mod9(__m512i v) { return _mm512_permutexvar_epi8(v, load(nines)); }
+// A table has an entry for each value of the lower six bits: PAIR and FIRST by a byte below 216, LOW and FOURTH
+// by REST. So no part waits for more than two others, and few instructions are left for the units that also do
+// vpdpbusd.
+static const uint8_t pairs[64] = {8, 7, 6, 5, 4, 3, 2, 1, 8, 7, 6, 5, 4, 3, 2, 1, 8, 7, 6, 5, 4, 3,
+                                  2, 1, 8, 7, 6, 5, 4, 3, 2, 1, 8, 7, 6, 5, 4, 3, 2, 1, 8, 7, 6, 5,
+                                  4, 3, 2, 1, 8, 7, 6, 5, 4, 3, 2, 1, 8, 7, 6, 5, 4, 3, 2, 1};
+static const uint8_t firsts[64] = {2, 2, 2, 1, 1, 1, 0, 0, 2, 2, 2, 1, 1, 1, 0, 0, 2, 2, 2, 1, 1, 1,
+                                   0, 0, 2, 2, 2, 1, 1, 1, 0, 0, 2, 2, 2, 1, 1, 1, 0, 0, 2, 2, 2, 1,
+                                   1, 1, 0, 0, 2, 2, 2, 1, 1, 1, 0, 0, 2, 2, 2, 1, 1, 1, 0, 0};
+static const uint8_t lows[64] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 1, 2, 3, 4,
+                                 5, 6, 7, 8, 0, 1, 2, 3, 4, 5, 6, 7, 8};
+static const uint8_t fourths[64] = {0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 0, 0, 1, 1,
+                                    1, 2, 2, 2, 0, 0, 0, 1, 1, 1, 2, 2, 2};
 
 static inline void decode(__m512i v, __m512i u[PARTS]) {
-  const __m512i eight = _mm512_set1_epi8(8);
+  const __m512i last = _mm512_set1_epi8((char)216); // and above, the pair is 0
+  const __mmask64 some = _mm512_cmplt_epu8_mask(v, last);
   const __m512i eighth = _mm512_and_si512(_mm512_srli_epi16(v, 3), _mm512_set1_epi8(31));
-  u[REST] = _mm512_min_epu8(eighth, _mm512_sub_epi8(v, _mm512_set1_epi8((char)216)));
-  u[PAIR] = _mm512_subs_epu8(eight, _mm512_sub_epi8(v, _mm512_slli_epi16(u[REST], 3)));
-  u[FIRST] = third(u[PAIR]);
-  u[LOW] = mod9(u[REST]);
-  u[FOURTH] = third(u[LOW]);
+  u[REST] = _mm512_min_epu8(eighth, _mm512_sub_epi8(v, last));
+  u[PAIR] = _mm512_maskz_permutexvar_epi8(some, v, load(pairs));
+  u[FIRST] = _mm512_maskz_permutexvar_epi8(some, v, load(firsts));
+  u[LOW] = _mm512_permutexvar_epi8(u[REST], load(lows));
+  u[FOURTH] = _mm512_permutexvar_epi8(u[REST], load(fourths));
 }
 
 // AMX: four instructions multiply a square, at most 32 tokens by 32 rows, over 64 columns; its sums are four

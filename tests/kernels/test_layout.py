@@ -122,6 +122,31 @@ def test_t5_bytes() -> None:
     assert np.array_equal(two[0, :243], data) and np.array_equal(two[1, :243], data[::-1])
 
 
+@given(m=sizes, groups=st.integers(1, 4), fives=st.integers(1, 9), steps=st.integers(1, 4), seed=seeds)
+def test_round_trip_with_groups(m: int, groups: int, fives: int, steps: int, seed: int) -> None:
+    codes, bm, bk = ternary(m, groups * 16 * steps, seed), 5 * fives, 16 * steps
+    scales = np.random.default_rng(seed).integers(0, 0x7C00, (m, groups), np.uint16).view(np.float16)
+    for pack, unpack in ((layout.pack_i2_g, layout.unpack_i2_g), (layout.pack_t5_g, layout.unpack_t5_g)):
+        data = pack(codes, bm, bk, scales.astype(np.float32))
+        assert np.array_equal(unpack(data, GemmShape(*codes.shape), bm, bk), codes)
+        panels = data.reshape(-(-m // bm), -1)
+        if pack is layout.pack_i2_g:  # of a panel, or of each group
+            heads = panels[:, : groups * bm * 2].reshape(-1, groups, bm * 2)
+        else:
+            heads = panels.reshape(len(panels), groups, -1)[:, :, : bm * 2]
+        rows = heads.copy().view(np.float16).transpose(0, 2, 1).reshape(-1, groups)
+        assert np.array_equal(rows[:m], scales) and not rows[m:].any()
+
+
+def test_t5_g_bytes() -> None:
+    """A word is four columns of five rows, which are a fifth of the panel apart."""
+    codes = ternary(20, 16)
+    data = layout.pack_t5_g(codes, 20, 16, np.ones((20, 1), np.float32))
+    words = data[40:].reshape(4, 4, 4)  # four columns, row, column
+    for row in range(4):
+        assert np.array_equal(words[:, row].reshape(-1), layout.pack_t5(codes[row::4], 5, 16))
+
+
 def test_padding_is_zero_weights() -> None:
     codes = ternary(5, 130)
     assert layout.pack_i2_s(codes, 4, 128).size == 8 * 256 // 4
@@ -159,6 +184,8 @@ def test_bad_bytes_are_refused() -> None:
         layout.unpack_t5(ff, shape, 5, 128)
     with pytest.raises(FormatError, match="above 242"):
         layout.unpack_t5(np.full(1 << 14, 243, np.uint8), shape, 5, 128)
+    with pytest.raises(FormatError, match="t5_g data holds a byte above 242"):
+        layout.unpack_t5_g(ff, shape, 5, 128)
     with pytest.raises(FormatError, match="cut short"):
         layout.unpack_t5(ff[:1791], shape, 5, 128)
     with pytest.raises(FormatError, match="pair code"):
@@ -179,6 +206,8 @@ def test_illegal_tiles_are_refused(bm: int, bk: int) -> None:
 def test_t5_panels_are_fives_of_rows(bm: int) -> None:
     with pytest.raises(UnsupportedError, match="multiple of five"):
         layout.pack_t5(ternary(32, 96), bm, 128)
+    with pytest.raises(UnsupportedError, match="t5_g panels of"):
+        layout.pack_t5_g(ternary(32, 96), bm, 32, np.ones((32, 3), np.float32))
 
 
 def test_packing_a_large_matrix_takes_no_time() -> None:

@@ -58,9 +58,11 @@ def test_thorough_tries_more() -> None:
 
 def test_formats_offered_by_level() -> None:
     """A format is offered where it has a template better than portable C; at the scalar level all are."""
-    shape = GemmShape(256, 960)
-    offered = {isa: {layout.format for layout in space.candidate_layouts(shape, isa)} for isa in TARGETS}
-    assert offered == {
+
+    def by_level(shape: GemmShape) -> dict[str, set[str]]:
+        return {isa: {layout.format for layout in space.candidate_layouts(shape, isa)} for isa in TARGETS}
+
+    assert by_level(GemmShape(256, 960)) == {
         "amx": {"i2_s", "t5", "tl2"},
         "avx512vbmi": {"i2_s", "t5", "tl2"},
         "avx512vnni": {"i2_s", "t5", "tl2"},
@@ -71,6 +73,7 @@ def test_formats_offered_by_level() -> None:
         "neon": {"i2_s", "t5", "tl1"},
         "scalar": {"i2_s", "t5", "tl1", "tl2"},
     }
+    assert by_level(GemmShape(256, 960, 64)) == {isa: {"i2_g", "t5_g"} for isa in TARGETS}
 
 
 def test_binary_matrices_are_offered_formats_of_one_bit_too() -> None:
@@ -161,6 +164,10 @@ def test_the_good_one_is_legal() -> None:
         ({"layout": Layout("tl2", 64, 288), "tile": Tile()}, "may overflow; at most 255"),
         ({"layout": Layout("t5", 4, 128)}, "bm must be a positive multiple of 5"),
         ({"layout": Layout("t5", 10, 128)}, "bm must be one of"),
+        ({"layout": Layout("t5_g", 80, 128)}, "t5_g is not for a matrix with one scale"),
+        ({"shape": GemmShape(80, 512, 64), "layout": Layout("t5_g", 60, 64)}, "bm must be one of"),
+        ({"shape": GemmShape(80, 512, 64), "layout": Layout("t5_g", 8, 64)}, "bm must be a positive multiple of 5"),
+        ({"shape": GemmShape(80, 512, 8), "layout": Layout("t5_g", 80, 8)}, "bk must be a positive multiple of 16"),
         ({"layout": Layout("tl1", 64, 256), "isa": "neon", "tile": Tile()}, "may overflow; at most 254"),
     ],
 )
