@@ -14,7 +14,7 @@
 //
 // A kernel with groups has the scales of its weights in its matrix, takes rows of q that go on with
 // the float steps [k / group] of the activations, and gives floats: y = W x, every operation
-// defined (run.c.j2 of i2_g and t5_g). `unpack_row` gives a row of its matrix: scale times code, exactly.
+// defined (shared/group_products.c.j2). `unpack_row` gives a row of its matrix: scale times code, exactly.
 typedef struct {
   const char *symbol;
   int32_t m, k, m_pad;

@@ -5,7 +5,6 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitgen.kernels.formats import FORMATS
 from bitgen.spec import DeltaShape, GemmShape, KernelSpec, Layout, ModelShape, Tile
 
 positive = st.integers(1, 1 << 20)

@@ -210,7 +210,7 @@ class Config:
         if types is None:
             return None
         if not isinstance(types, list) or not all(isinstance(kind, str) for kind in types):
-            raise FormatError(f"{self.path}: layer_types is {quoted(types)}; expected a list of texts")
+            raise UnsupportedError(f"{self.path}: layer_types is {quoted(types)}; expected a list of texts")
         if len(types) != self._get("num_hidden_layers"):
             raise FormatError(f"{self.path}: layer_types has {len(types)} entries, one for each layer is expected")
         return types

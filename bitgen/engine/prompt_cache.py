@@ -1,10 +1,11 @@
 """Prompt caches on disk: what a session computed of its tokens, for a later session of the same model.
 
 A file is a head, the tokens as int32, and the keys and values of one position after the other, as bg_session_save
-gives them; then, of a model with Gated DeltaNet, the state after the last of them (bg_state_save). The head says of
-which model, type of cache and definition of the floats they are, and has a checksum of the whole file. So a file of
-another model is refused, and one that is damaged too: it is read to its end before anything of it is used. A checksum
-is no signature: whoever can write the file decides what the model continues.
+gives them; then, of a model with Gated DeltaNet, the state after the last of them (bg_state_save), the number of an
+earlier position as uint64, and, unless that is the last one too, the state there. The head says of which model, type of
+cache and definition of the floats they are, and has a checksum of the whole file. So a file of another model is
+refused, and one that is damaged too: it is read to its end before anything of it is used. A checksum is no signature:
+whoever can write the file decides what the model continues.
 """
 
 from __future__ import annotations
@@ -43,12 +44,17 @@ class Kind:
     definition: int  # BG_DEFINITION
     cache: int  # of enum bg_cache
     position_bytes: int
-    state_bytes: int = 0  # behind the positions
+    state_bytes: int = 0  # of a state behind the positions
 
     @property
     def version(self) -> int:
         """Of the file."""
         return WITH_STATE if self.state_bytes else WITHOUT_STATE
+
+    @property
+    def behind(self) -> tuple[int, ...]:
+        """How many bytes may follow the positions."""
+        return (self.state_bytes + 8, 2 * self.state_bytes + 8) if self.state_bytes else (0,)
 
     @property
     def at_once(self) -> int:
@@ -89,7 +95,8 @@ class PromptCache:
         if count > context:
             raise EngineError(f"{path}: holds {count} tokens, this session's context {context}")
         self._blank = kind.head(count)
-        if os.fstat(f.fileno()).st_size != HEAD.size + count * (4 + position_bytes) + kind.state_bytes:
+        self.states: list[tuple[int, bytes]] = []  # positions and the states there, the last first, once all is read
+        if os.fstat(f.fileno()).st_size - HEAD.size - count * (4 + position_bytes) not in kind.behind:
             raise FormatError(f"{path}: is damaged: it has not the size that its head says")
         self._tokens = f.read(4 * count)
         self.tokens: Ids = np.frombuffer(self._tokens, "<i4")
@@ -112,8 +119,7 @@ class PromptCache:
             raise FormatError(f"{path}: is damaged: a position has {found.position_bytes} bytes")
 
     def pieces(self) -> Iterator[tuple[int, bytes]]:
-        """Numbers of positions, and their bytes; then 0 and the state, where there is one. FormatError in the end where
-        the checksum is another."""
+        """Numbers of positions, and their bytes. FormatError in the end where the checksum is another."""
         digest = hashlib.blake2b(self._blank + self._tokens, digest_size=CHECKSUM)
         self._file.seek(HEAD.size + len(self._tokens))
         left, size = len(self.tokens), self._kind.position_bytes
@@ -125,13 +131,21 @@ class PromptCache:
             digest.update(piece)
             left -= count
             yield count, piece
-        if self._kind.state_bytes and not left:
-            state = self._file.read(self._kind.state_bytes)
-            digest.update(state)
-            if len(state) == self._kind.state_bytes:
-                yield 0, state
+        behind = self._file.read(max(self._kind.behind))
+        digest.update(behind)
         if left or digest.digest() != self._checksum:
             raise FormatError(f"{self._path}: is damaged: its bytes are not those that were saved")
+        self.states = self._states_of(behind)
+
+    def _states_of(self, behind: bytes) -> list[tuple[int, bytes]]:
+        """What follows the positions, taken apart."""
+        size, last = self._kind.state_bytes, len(self.tokens)
+        if not size:
+            return []
+        at, earlier = int.from_bytes(behind[size : size + 8], "little"), behind[size + 8 :]
+        if at > last:
+            raise FormatError(f"{self._path}: is damaged: it has a state of a position that it has not")
+        return [(last, behind[:size]), *([(at, earlier)] if earlier else [])]
 
 
 @contextmanager

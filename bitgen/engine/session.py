@@ -225,7 +225,8 @@ class Session(Uncopied):
             binding.check(self._lib, self._lib.bg_session_save(self._open(), first, some, buffer), "cannot save")
             yield bytes(piece)
         if kind.state_bytes:
-            yield self._state()
+            at, state = self._kept if self._kept and self._kept[0] <= count else (count, b"")
+            yield from (self._state(), at.to_bytes(8, "little"), state)
 
     def _state(self) -> bytes:
         """The state of the session's position."""
@@ -240,11 +241,11 @@ class Session(Uncopied):
         try:
             for count, piece in saved.pieces():
                 buffer = binding.ffi().from_buffer("uint8_t[]", piece)
-                if count:
-                    code = self._lib.bg_session_load(self._open(), count, buffer)
-                else:
-                    code = self._lib.bg_state_load(self._open(), self.position, buffer)
-                binding.check(self._lib, code, "cannot restore")
+                binding.check(self._lib, self._lib.bg_session_load(self._open(), count, buffer), "cannot restore")
+            for at, state in saved.states[:1]:
+                buffer = binding.ffi().from_buffer("uint8_t[]", state)
+                binding.check(self._lib, self._lib.bg_state_load(self._open(), at, buffer), "cannot restore")
+            self._kept = saved.states[1] if saved.states[1:] else None
         except BaseException:
             self._lib.bg_rewind(self._open(), 0)
             raise

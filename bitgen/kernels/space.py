@@ -39,6 +39,9 @@ L2_SHARE = 128 << 10
 AMX_ROWS, AMX_TOKENS = 320, 512
 # Groups of four columns that one pass looks up: their tables stay in the nearest caches, their entries fill a word.
 LUT_GROUPS = 8
+# Columns of such a pass: a group with a scale is whole passes. In a mixed kernel they divide the tokens among them.
+PASS_COLUMNS = 4 * LUT_GROUPS
+MIXED_COLUMNS = (128, 64, 256, 32)
 # Rows that pass through one set of tables: the sums of 2560 rows take 480 KiB of the second-level cache. Of mixed
 # kernels half of the rows have none.
 LUT_ROWS, MIXED_LUT_ROWS = 2560, 4096
@@ -103,11 +106,16 @@ TEMPLATES: dict[tuple[str, str], Template] = {
         (4, 2, 1), (64,), nr=(4, 2), mr=2, prefetch=_AHEAD, kc=4096, int16_columns=PRODUCT_COLUMNS, lanes=16
     ),
     ("i2_s", "scalar"): Template((4, 1, 8), (128, 64), l2=0, any_layout=True),
-    ("i2_g", "avx512vnni"): Template((64,), (128, 64), nr=(4,), prefetch=_FAR),
-    ("i2_g", "avxvnni"): Template((64, 32), (128, 64), nr=(6, 5, 4), prefetch=_FAR),
-    ("i2_g", "avx2"): Template((64, 16), (128, 64), nr=(6, 4, 2), prefetch=_FAR, int16_columns=GROUP_COLUMNS_MADDUBS),
+    ("i2_g", "avx512vnni"): Template((64,), (128, 64), nr=(4,), prefetch=_FAR, mixed=(True, False), lanes=32),
+    ("i2_g", "avxvnni"): Template((64, 32), (128, 64), nr=(6, 5, 4), prefetch=_FAR, lanes=32),
+    ("i2_g", "avx2"): Template(
+        (64, 16), (128, 64), nr=(6, 4, 2), prefetch=_FAR, int16_columns=GROUP_COLUMNS_MADDUBS, lanes=32
+    ),
+    ("i2_g", "i8mm"): Template((16, 8, 4), (128, 64), nr=(8, 4), mr=8, unit=2, prefetch=_FAR, kc=2048),
     ("i2_g", "dotprod"): Template((16, 8, 4), (128, 64), nr=(8, 4), prefetch=_FAR),
-    ("i2_g", "neon"): Template((16, 8, 4), (128, 64), nr=(4, 2), prefetch=_FAR, int16_columns=GROUP_COLUMNS_VMLAL),
+    ("i2_g", "neon"): Template(
+        (16, 8, 4), (128, 64), nr=(4, 2), prefetch=_FAR, int16_columns=GROUP_COLUMNS_VMLAL, lanes=16
+    ),
     ("i2_g", "scalar"): Template((16, 4, 64), (128, 64), nr=(4,)),
     ("t5_g", "avx512vbmi"): Template((80,), (128, 64), nr=(3, 4), prefetch=_FAR),
     ("t5_g", "avx512vnni"): Template((80,), (128, 64), nr=(3, 4), prefetch=_FAR),
@@ -220,7 +228,7 @@ def blocks(spec: KernelSpec) -> Blocks:
         mc=template.mc or _cached_rows(spec, template, mr, kc),
         nc=template.nc,
         lut_mc=min(geometry.m_pad, most // bm * bm) if template.lanes else 0,
-        strip_rows=STRIP_ROWS if template.lanes else 0,
+        strip_rows=STRIP_ROWS if template.lanes and not spec.shape.group else 0,
         mixed_rows=MIXED_ROWS if template.lanes else 0,
         table_rows=TABLE_ROWS if template.lanes else 0,
     )
@@ -236,8 +244,8 @@ def _cached_rows(spec: KernelSpec, template: Template, mr: int, kc: int) -> int:
         return 0
     layout = spec.layout
     scales = 2 * layout.bm * (kc // layout.bk) if spec.shape.group else 0
-    per_byte = 8 if FORMATS[layout.format].binary else 4
-    step, nbytes = (mr, mr * kc) if template.unit else (layout.bm, layout.bm * kc // per_byte + scales)
+    rows, per_byte = max(mr, layout.bm), 8 if FORMATS[layout.format].binary else 4
+    step, nbytes = (rows, rows * kc) if template.unit else (layout.bm, layout.bm * kc // per_byte + scales)
     return max(template.l2 // nbytes, 1) * step
 
 
@@ -254,6 +262,7 @@ def _layout_reason(spec: KernelSpec) -> str | None:
 
 
 def _tile_reason(op: Op, tile: Tile, layout: Layout, template: Template, geometry: Geometry) -> str | None:
+    grouped = FORMATS[layout.format].grouped
     if op == "gemv":
         if (tile.nr, tile.kc, tile.lut_groups, tile.mixed) != (1, 0, 0, False):
             return "a gemv tile has only a prefetch distance"
@@ -266,6 +275,10 @@ def _tile_reason(op: Op, tile: Tile, layout: Layout, template: Template, geometr
         return f"nr must be one of {sorted(template.nr)}, not {tile.nr}"
     if tile.lut_groups not in template.lut_groups:
         return f"lut_groups must be one of {sorted(template.lut_groups)}, not {tile.lut_groups}"
+    if tile.lut_groups and grouped and layout.bk % PASS_COLUMNS:
+        return f"look-ups need groups of a multiple of {PASS_COLUMNS} columns, not {layout.bk}"
+    if tile.mixed and grouped and layout.bk not in MIXED_COLUMNS:
+        return f"mixed needs groups of {', '.join(map(str, sorted(MIXED_COLUMNS)))} columns, not {layout.bk}"
     if tile.mixed and not (tile.lut_groups and any(template.mixed)):
         return "mixed goes with look-ups, where the template has it"
     if tile.mixed and geometry.m_pad < 2 * MIXED_ROWS:

@@ -142,6 +142,7 @@ def runs(model: Model, case: Case, cache: Cache = "f16") -> Iterator[tuple[Sessi
         sessions = [first, *(opened.enter_context(first.share(room)) for _ in range(case.batch - 1))]
         for session in sessions if case.context else ():
             session.forward(prompt(model, case.context))
+            session._keep_state()
         timed = _prefill if case.kind == "prefill" else _decode
         yield first, timed(sessions, prompt(model, case.tokens))
 

@@ -33,7 +33,8 @@ def _steps(model: Model, machine: Limits, case: Case, cache: Cache) -> tuple[Ste
     times[OUTSIDE] = (round(wall * 1e9) - sum(ns for ns, _ in times.values()), forwards)
     tokens = case.tokens * case.batch * len(seconds)
     steps = []
-    for name, (ns, calls) in times.items():
+    taken = {name: time for name, time in times.items() if time[1]}  # a model has not every kind of layer
+    for name, (ns, calls) in taken.items():
         read, ops = _work(model, name, calls, tokens)
         steps.append(
             Step(

@@ -195,16 +195,17 @@ def cut(checkpoint: Checkpoint) -> Checkpoint:
 def _same_bits(checkpoint: Checkpoint, plans: Sequence[ModelPlan], listener: Listener) -> Iterator[Check]:
     """Logits [TOKENS, vocab] of every level and format, against those of the first, which meet the reference."""
     shape = checkpoint.shape
+    head: pack.Head = "certified" if shape.ternary_head else "f16"  # as it is: its kernels are compared too
     tokens = _prompts(shape.vocab, 1, TOKENS)[0]
     first: npt.NDArray[np.float32] | None = None
     with data.scratch() as folder:
         for at in plans:
             for name, planned in _plans_to_check(shape, at):
                 packed, level = folder / "model.bgpk", f"{at.isa}, {name}"
-                pack.write(packed, checkpoint, planned, progress=partial(listener, f"packing for {level}"))
+                pack.write(packed, checkpoint, planned, head, partial(listener, f"packing for {level}"))
                 options = BuildOptions(listener=listener, stage=f"compiling kernels for {level}")
                 built = library.for_model(shape, [planned], options)
-                model = Model(packed, shape, _NO_TOKENIZER, planned, built, packed, "f16", 2)
+                model = Model(packed, shape, _NO_TOKENIZER, planned, built, packed, head, 2)
                 listener(f"computing logits on {level}", 0, 0)
                 logits = model.logits(tokens)
                 if first is None:

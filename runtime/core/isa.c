@@ -74,7 +74,8 @@ const char *bg_strerror(int32_t code) {
   case BG_E_THREAD:
     return "a thread cannot be started; use fewer threads";
   case BG_E_STATE:
-    return "the state of this sequence is not that of the position; rewind to 0 and append its tokens again";
+    return "the state of this model's sequence is not that of the position; rewind to 0 and append the "
+           "tokens again";
   default:
     return "unknown error code";
   }

@@ -43,7 +43,8 @@ static int64_t channels_of(const bg_header *c) {
 // Some layers attend, and layers of both kinds have the norms of the simplest.
 static int delta_is_sane(const bg_header *c) {
   if (!c->delta_period)
-    return 1;
+    return !c->delta_key_heads && !c->delta_value_heads && !c->delta_key_dim && !c->delta_value_dim &&
+           !c->delta_taps && !c->delta_rates;
   return between(c->delta_period, 1, c->layers) && between(c->delta_key_heads, 1, MAX_DELTA_HEADS) &&
          between(c->delta_value_heads, 1, MAX_DELTA_HEADS) &&
          c->delta_value_heads % c->delta_key_heads == 0 && between(c->delta_key_dim, 1, MAX_HEAD_DIM) &&

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf_files import SMALLEST, TINY, TINY_LLAMA
+from gguf_files import SHAPES, SMALLEST, TINY, TINY_LLAMA
 
-from bitgen.checkpoints import presets, synth
+from bitgen.checkpoints import presets, reference, synth
 from bitgen.checkpoints.tensors import is_ternary, tensor_shapes
 from bitgen.errors import FormatError
 from bitgen.gguf.reader import read_gguf
@@ -56,6 +56,12 @@ def test_chunks_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.array_equal(whole.dense("token_embd.weight"), embedding)
 
 
+def test_binary_codes_are_signs() -> None:
+    shape = dataclasses.replace(presets.load("stories"), binary=True)
+    codes, scale = synth.SynthCheckpoint(shape, 1).ternary(UP)
+    assert codes.all() and abs(codes.mean()) < 0.01 and 0.9 <= np.asarray(scale) * 16 <= 1.1
+
+
 def test_codes_have_the_shares_of_trained_models() -> None:
     codes, scale = synth.SynthCheckpoint(presets.load("stories"), 1).ternary(UP)
     assert codes.shape == (1024, 256) and codes.dtype == np.int8
@@ -73,6 +79,19 @@ def test_a_layer_keeps_the_size_of_its_input(shape: object) -> None:
         assert 0.8 < np.std(x @ codes.T * scale) < 1.25
     norm = checkpoint.dense("blk.0.attn_norm.weight")
     assert norm.dtype == np.float32 and norm.shape == (256,) and 0.9 <= norm.min() < norm.max() <= 1.1
+
+
+@pytest.mark.parametrize("name", ["qwen35", "qwen35 rotated"])
+def test_states_of_a_hybrid_neither_grow_nor_vanish(name: str) -> None:
+    checkpoint = synth.SynthCheckpoint(SHAPES[name], 3)
+    decay, step = checkpoint.dense("blk.0.ssm_a"), checkpoint.dense("blk.0.ssm_dt.bias")
+    assert -2 <= decay.min() < decay.max() <= -0.05 and -4 <= step.min() < step.max() <= -1
+    x = np.random.default_rng(0).standard_normal((64, 256))
+    assert 0.3 < np.std(x @ checkpoint.dense("blk.0.ssm_alpha.weight").astype(np.float64).T) < 0.8
+    logits = reference.forward(checkpoint, np.random.default_rng(1).integers(0, 300, 120))
+    assert np.isfinite(logits).all()
+    spread = logits.std(axis=1)
+    assert 1 < spread.min() < spread.max() < 4
 
 
 def test_the_embedding_is_not_degenerate() -> None:

@@ -176,13 +176,16 @@ def test_heads_are_those_of_transformers(tiny: Any, change: Callable[..., None],
 def test_absent_keys_have_the_value_of_transformers(architecture: str) -> None:
     family = FAMILIES[architecture]
     transformers = pytest.importorskip("transformers")
-    config = transformers.AutoConfig.for_model(family.model_type)
+    config = transformers.AutoConfig.for_model(family.model_type).get_text_config()
     rope = config.rope_parameters
     values = config.to_dict() | {
         "rope_theta": rope.get("full_attention", rope).get("rope_theta"),
         "rope_local_base_freq": rope.get("sliding_attention", {}).get("rope_theta"),
         "sliding_window_pattern": getattr(config, "_sliding_window_pattern", None),
     }
+    if "full_attention_interval" in family.defaults:  # the class keeps what it makes of it
+        values["full_attention_interval"] = config.layer_types.index("full_attention") + 1
+        assert family.partial_rotary == rope["partial_rotary_factor"]
     assert {key: values[key] for key in family.defaults} == family.defaults
 
 

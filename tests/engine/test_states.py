@@ -163,6 +163,25 @@ def test_saved_and_restored(model: bitgen.Model, ids: list[int], want: np.ndarra
             assert session.position == n + 20
 
 
+def test_a_file_serves_the_prompt_that_was_continued(model: bitgen.Model, tmp_path: Path) -> None:
+    """And what follows its text: the state before the prompt's last tokens is kept, and so is the last."""
+    prompt, path = lab.tokens(model.shape, 90, 7), tmp_path / "prompt.kv"
+    with model.session(context=300) as session:
+        text = text_of(model, prompt, 40, session=session)
+        session.save(path)
+    for other, most in ((prompt, 16), ([*prompt, *text, 5], 2), ([*prompt[:-9], 1], 10)):
+        with model.session(context=300) as session:
+            assert session.restore(path) == len(prompt) + 39
+            again = model.generate(other, 20, session=session, **GREEDY)
+            list(again)
+            assert again.token_ids == text_of(model, other, 20)
+            assert again.timing.prompt_tokens <= most
+            session.rewind(10)  # before what was kept
+            session.save(tmp_path / "short.kv")
+            assert session.restore(tmp_path / "short.kv") == 10
+            assert np.array_equal(session.forward(prompt[10:40]), model.logits(prompt[:40])[-1])
+
+
 def test_a_model_without_a_state_refuses_the_file(model: bitgen.Model, ids: list[int], tmp_path: Path) -> None:
     with model.session(context=10) as session:
         session.append(ids[:5])

@@ -20,7 +20,7 @@ from bitgen.data import shipped_path
 from bitgen.gguf import types
 from bitgen.gguf.container import Container
 from bitgen.gguf.reader import read_gguf
-from bitgen.gguf.writer import write_gguf
+from bitgen.gguf.writer import FILE_TYPES, write_gguf
 from bitgen.measure import peer_engines
 from bitgen.spec import ModelShape, RopeScaling
 
@@ -174,14 +174,17 @@ def test_llama_cpp_agrees_on_each_form_of_bonsai(tmp_path: Path, group: int, typ
         ("minicpm", 256, "tq2_0"),
         ("hunyuan", 256, "tq2_0"),
         ("qwen3", 64, "q2_0"),
+        ("qwen3", 128, "q1_0"),
+        ("bitnet", 0, "q1_0"),
     ],
 )
 def test_llama_cpp_agrees_on_scales_of_groups(tmp_path: Path, name: str, group: int, type: str) -> None:
     """The blocks' own scales; embeddings, residuals and logits that are scaled, and norms of heads after RoPE."""
-    write_gguf(tmp_path / "m.gguf", synth.SynthCheckpoint(replace(SHAPES[name], group=group), 1), type)
+    shape = replace(SHAPES[name], group=group, binary=FILE_TYPES[type].binary)
+    write_gguf(tmp_path / "m.gguf", synth.SynthCheckpoint(shape, 1), type)
     try:
         theirs = llama(tmp_path / "m.gguf")
-    except ValueError:  # the first llama.cpp with Q2_0 is of 2026
+    except ValueError:  # the first llama.cpp with Q2_0 or Q1_0 is of 2026
         pytest.skip(f"this llama.cpp opens no {type} file of a {name} model")
     tokens = [1, 7, 200, 31, 5, 299]
     got, want = Model.load(tmp_path / "m.gguf").logits(tokens), logits(theirs, tokens)

@@ -88,16 +88,16 @@ static inline vector look_up(const uint8_t *entries, vector index) {
 // uint16: of each half of 16 rows the first and the last eight.
 typedef struct {
   __m256i first, last;
-} sums;
+} row_sums;
 
-static inline sums add_bytes(sums acc, vector low, vector high) {
+static inline row_sums add_bytes(row_sums acc, vector low, vector high) {
   const __m256i l = (__m256i)low, h = (__m256i)high, factors = _mm256_set1_epi16(1 | 32 << 8);
   const __m256i first = _mm256_maddubs_epi16(_mm256_unpacklo_epi8(l, h), factors),
                 last = _mm256_maddubs_epi16(_mm256_unpackhi_epi8(l, h), factors);
-  return (sums){_mm256_add_epi16(acc.first, first), _mm256_add_epi16(acc.last, last)};
+  return (row_sums){_mm256_add_epi16(acc.first, first), _mm256_add_epi16(acc.last, last)};
 }
 
-static inline ints rows(sums acc) {
+static inline ints rows(row_sums acc) {
   const __m256i v[2] = {_mm256_permute2x128_si256(acc.first, acc.last, 0x20),
                         _mm256_permute2x128_si256(acc.first, acc.last, 0x31)};
   uint16_t in_order __attribute__((vector_size(2 * ROWS)));
@@ -111,8 +111,8 @@ _Static_assert(BK <= SPAN && SPAN * 128 < 1 << 16, "uint16 sums over BK columns 
 
 // Eight tables, looked up with four columns of each of the rows. Sums of their low parts, at most 8 * 31, and
 // of their high parts, at most 8 * 16, fit a byte.
-static inline __attribute__((always_inline)) sums add_entries(sums acc, const vector index[8],
-                                                              const uint8_t *table) {
+static inline __attribute__((always_inline)) row_sums add_entries(row_sums acc, const vector index[8],
+                                                                  const uint8_t *table) {
   vector low = {0}, high = {0};
 #pragma clang loop unroll(full)
   for (int i = 0; i < 8; i++, table += TABLE_BYTES) {
@@ -123,7 +123,7 @@ static inline __attribute__((always_inline)) sums add_entries(sums acc, const ve
 }
 
 // One step of MV vectors of rows by `tokens` <= NR tokens.
-static inline __attribute__((always_inline)) void add_step(sums acc[NR][MV], const uint8_t *w,
+static inline __attribute__((always_inline)) void add_step(row_sums acc[NR][MV], const uint8_t *w,
                                                            const uint8_t *q, int tokens) {
 #pragma clang loop unroll(full)
   for (int v = 0; v < MV; v++) {
@@ -147,7 +147,7 @@ static inline __attribute__((always_inline)) void micro_kernel(const uint8_t *sc
   (void)scales;
   ints total[NR][MV] = {0};
   for (int32_t b = 0; b < BLOCKS; b++) {
-    sums acc[NR][MV] = {0};
+    row_sums acc[NR][MV] = {0};
     for (int32_t i = b * BK; i < (b + 1) * BK; i += STEP, w += STEP_BYTES) {
       add_step(acc, w, x + HEADER + (size_t)i * COLUMN_BYTES, tokens);
     }

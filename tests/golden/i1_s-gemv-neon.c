@@ -86,13 +86,13 @@ static inline vector look_up(const uint8_t *entries, vector index) {
   return (vector)vqtbl1q_u8(vld1q_u8(entries), (uint8x16_t)index);
 }
 
-typedef uint16_t sums __attribute__((vector_size(2 * ROWS)));
+typedef uint16_t row_sums __attribute__((vector_size(2 * ROWS)));
 
-static inline sums add_bytes(sums acc, vector low, vector high) {
-  return acc + __builtin_convertvector(low, sums) + (__builtin_convertvector(high, sums) << 5);
+static inline row_sums add_bytes(row_sums acc, vector low, vector high) {
+  return acc + __builtin_convertvector(low, row_sums) + (__builtin_convertvector(high, row_sums) << 5);
 }
 
-static inline ints rows(sums acc) { return 2 * __builtin_convertvector(acc, ints); }
+static inline ints rows(row_sums acc) { return 2 * __builtin_convertvector(acc, ints); }
 
 // Sums are uint16. A column adds at most 128 to a lane.
 enum { SPAN = 480 };
@@ -100,8 +100,8 @@ _Static_assert(BK <= SPAN && SPAN * 128 < 1 << 16, "uint16 sums over BK columns 
 
 // Eight tables, looked up with four columns of each of the rows. Sums of their low parts, at most 8 * 31, and
 // of their high parts, at most 8 * 16, fit a byte.
-static inline __attribute__((always_inline)) sums add_entries(sums acc, const vector index[8],
-                                                              const uint8_t *table) {
+static inline __attribute__((always_inline)) row_sums add_entries(row_sums acc, const vector index[8],
+                                                                  const uint8_t *table) {
   vector low = {0}, high = {0};
 #pragma clang loop unroll(full)
   for (int i = 0; i < 8; i++, table += TABLE_BYTES) {
@@ -112,7 +112,7 @@ static inline __attribute__((always_inline)) sums add_entries(sums acc, const ve
 }
 
 // One step of MV vectors of rows by `tokens` <= NR tokens.
-static inline __attribute__((always_inline)) void add_step(sums acc[NR][MV], const uint8_t *w,
+static inline __attribute__((always_inline)) void add_step(row_sums acc[NR][MV], const uint8_t *w,
                                                            const uint8_t *q, int tokens) {
 #pragma clang loop unroll(full)
   for (int v = 0; v < MV; v++) {
@@ -136,7 +136,7 @@ static inline __attribute__((always_inline)) void micro_kernel(const uint8_t *sc
   (void)scales;
   ints total[NR][MV] = {0};
   for (int32_t b = 0; b < BLOCKS; b++) {
-    sums acc[NR][MV] = {0};
+    row_sums acc[NR][MV] = {0};
     for (int32_t i = b * BK; i < (b + 1) * BK; i += STEP, w += STEP_BYTES) {
       for (int line = 0; line < STEP_BYTES; line += 64)
         __builtin_prefetch(w + PREFETCH + line, 0, LOCALITY);

@@ -1,8 +1,8 @@
-// bg_i2_g_gemm_m127_k128_s64_bm64_bk64_nr2__avx2
+// bg_i2_g_gemm_m127_k128_s64_bm64_bk64_nr2_g8__avx2
 //
 // gemm of W [127, 128] in layout i2_g_bm64_bk64 on avx2.
 // Generated from templates/i2_g/avx2.c.j2 by:
-//   bitgen gen bg_i2_g_gemm_m127_k128_s64_bm64_bk64_nr2__avx2
+//   bitgen gen bg_i2_g_gemm_m127_k128_s64_bm64_bk64_nr2_g8__avx2
 
 #include <immintrin.h>
 #include <string.h>
@@ -45,7 +45,7 @@ static void pack_activations(const int8_t *q, int32_t n, uint8_t *operand) {
 // A lane is a row.
 typedef int32_t ints __attribute__((vector_size(4 * ROWS)));
 typedef float floats __attribute__((vector_size(4 * ROWS)));
-typedef __m256i vector, sums;
+typedef __m256i vector, row_sums;
 _Static_assert(VB == sizeof(vector), "a vector is a step of its rows");
 
 // Sums are int16. A lane gains 8 products of a code 0..2 and an activation -128..127 from each step.
@@ -68,20 +68,20 @@ static inline __m256i multiply(__m256i c, const uint8_t *q) {
   return _mm256_maddubs_epi16(c, _mm256_set1_epi32(four));
 }
 
-static inline sums add_products(sums acc, const vector c[4], const uint8_t *q) {
+static inline row_sums add_products(row_sums acc, const vector c[4], const uint8_t *q) {
   const __m256i first = _mm256_add_epi16(multiply(c[0], q), multiply(c[1], q + 4)),
                 last = _mm256_add_epi16(multiply(c[2], q + 8), multiply(c[3], q + 12));
   return _mm256_add_epi16(acc, _mm256_add_epi16(first, last));
 }
 
-static inline ints rows(sums acc) { return (ints)_mm256_madd_epi16(acc, _mm256_set1_epi16(1)); }
+static inline ints rows(row_sums acc) { return (ints)_mm256_madd_epi16(acc, _mm256_set1_epi16(1)); }
 
 static inline floats widen(const uint8_t *halves) {
   return (floats)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)halves));
 }
 
 // One step of MV vectors of rows by `tokens` <= NR tokens.
-static inline __attribute__((always_inline)) void add_step(sums acc[NR][MV], const uint8_t *w,
+static inline __attribute__((always_inline)) void add_step(row_sums acc[NR][MV], const uint8_t *w,
                                                            const uint8_t *q, int tokens) {
 #pragma unroll
   for (int v = 0; v < MV; v++) {
@@ -101,7 +101,7 @@ static inline __attribute__((always_inline)) void micro_kernel(const uint8_t *sc
                                                                const uint8_t *x, int tokens, int32_t *y) {
   floats total[NR][MV] = {0};
   for (int32_t g = 0; g < GROUPS; g++, scales += BM * 2) {
-    sums acc[NR][MV] = {0};
+    row_sums acc[NR][MV] = {0};
     for (int32_t i = g * GROUP; i < (g + 1) * GROUP; i += STEP, w += STEP_BYTES) {
       add_step(acc, w, x + HEADER + i * COLUMN_BYTES, tokens);
     }
@@ -154,10 +154,239 @@ static void products(const uint8_t *w, const uint8_t *operand, int32_t n, int32_
   }
 }
 
+// Whole tiles of LANES tokens are looked up, not multiplied (BiQGEMM, arXiv:2005.09904). A table has an entry
+// for each of the 81 ways to weight four activations by -1, 0 or +1: the sums of LANES tokens side by side,
+// so that a load and an add do the work of 4 * LANES multiply-adds. One pass takes all rows through the
+// tables of LUT_GROUPS times four columns, which stay in the nearest caches; then the next tables are built.
+// The passes of a group of columns end with its scales.
+enum { LUT_GROUPS = 8, LANES = 32, ENTRIES = 81 };
+enum { PASS = 4 * LUT_GROUPS, PASSES = K / PASS, GROUP_PASSES = GROUP / PASS, PASS_STEPS = PASS / STEP };
+enum { LUT_MC = 128 };
+_Static_assert(LUT_MC <= M_PAD && LUT_MC % BM == 0, "whole panels");
+_Static_assert(LUT_GROUPS == 8 && PASS_STEPS == 2 && LANES % STEP == 0 && GROUP % PASS == 0,
+               "a pass is two steps, of which a row has a word of entries; a group is whole passes");
+enum { MOST_LOOKED_UP = LUT_MC };
+
+enum { ROOM = (MOST_LOOKED_UP + STEP - 1) / STEP * STEP };
+
+// The int16 sums of a group cannot overflow.
+enum { FLUSH = GROUP_PASSES };
+_Static_assert(128 * FLUSH * PASS <= INT16_MAX, "int16 sums over FLUSH passes are exact");
+
+typedef int16_t lanes __attribute__((vector_size(2 * LANES)));
+typedef int32_t wide_lanes __attribute__((vector_size(4 * LANES), aligned(64)));
+typedef float float_lanes __attribute__((vector_size(4 * LANES), aligned(64)));
+typedef int8_t bytes __attribute__((vector_size(STEP)));
+typedef int16_t wide_bytes __attribute__((vector_size(2 * STEP)));
+typedef int32_t sums __attribute__((vector_size(4 * STEP)));
+typedef uint8_t columns __attribute__((vector_size(VB)));
+typedef uint32_t words __attribute__((vector_size(VB)));
+typedef uint64_t long_words __attribute__((vector_size(2 * VB)));
+
+typedef struct {
+  const uint8_t *operand; // [n][OPERAND_BYTES]
+  int32_t n;
+  int32_t rows;
+  int32_t *y; // [n][M_PAD]
+} tile;
+
+typedef struct {
+  lanes table[LUT_GROUPS][ENTRIES];
+  lanes x[LUT_GROUPS][4];
+  lanes part[ROOM]; // sums of a group so far
+  float_lanes total[ROOM];
+  float_lanes step; // of a group's activations, of each token
+  float scale[GROUPS][ROOM];
+  // Of each group of four columns of a row, its place in the table.
+  uint8_t entry[PASSES][ROOM][LUT_GROUPS];
+} workspace;
+
+// The codes of ROWS rows over a step: of each row four bytes, of four columns each.
+static inline columns load_step(const uint8_t *w, int32_t row, int32_t step) {
+  columns c;
+  memcpy(&c, w + (size_t)(row / BM) * PANEL_BYTES + PANEL_SCALES + (step * BM + row % BM) * 4, sizeof c);
+  return c;
+}
+
+static inline floats load_scales(const uint8_t *w, int32_t row, int32_t g) {
+  return widen(w + (size_t)(row / BM) * PANEL_BYTES + (g * BM + row % BM) * 2);
+}
+
+// The elements of 16 vectors shuffled like a deck of cards, its halves riffled. After 4 rounds
+// neighbours are the elements that stood in the same lane.
+static inline void riffle_bytes(bytes v[16]) {
+  bytes u[8][2];
+  for (int i = 0; i < 8; i++) {
+    const bytes a = v[i], b = v[8 + i];
+    u[i][0] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    u[i][1] = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  }
+  memcpy(v, u, sizeof u);
+}
+
+// The elements of 16 vectors shuffled like a deck of cards, its halves riffled. After 4 rounds
+// neighbours are the elements that stood in the same lane.
+static inline void riffle_sums(sums v[16]) {
+  sums u[8][2];
+  for (int i = 0; i < 8; i++) {
+    const sums a = v[i], b = v[8 + i];
+    u[i][0] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    u[i][1] = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  }
+  memcpy(v, u, sizeof u);
+}
+
+// The entries of four columns each: a byte c0 c1 c2 c3 of base-4 digits becomes the base-3 number of the same
+// digits. What has a digit 3 is no code, and becomes the last entry.
+static inline columns entries_of(columns c) {
+  const columns entry = c - (c >> 2) - 3 * (c >> 4) - 9 * (c >> 6), inside = (columns)(entry < ENTRIES);
+  return (entry & inside) | ((ENTRIES - 1) & ~inside);
+}
+
+// The entries of BM rows from `row` on, of which those of a pass become contiguous, and their scales.
+static void place_panel(const uint8_t *w, int32_t row, int32_t at, workspace *s) {
+  for (int32_t g = 0; g < GROUPS; g++)
+    for (int32_t r = 0; r < BM; r += ROWS) {
+      const floats scale = load_scales(w, row + r, g);
+      memcpy(&s->scale[g][at + r], &scale, sizeof scale);
+    }
+  for (int32_t pass = 0; pass < PASSES; pass++)
+    for (int32_t r = 0; r < BM; r += ROWS) {
+      const columns first = entries_of(load_step(w, row + r, PASS_STEPS * pass)),
+                    second = entries_of(load_step(w, row + r, PASS_STEPS * pass + 1));
+      const long_words both = __builtin_convertvector((words)first, long_words) |
+                              __builtin_convertvector((words)second, long_words) << 32;
+      memcpy(s->entry[pass][at + r], &both, sizeof both);
+    }
+}
+
+static void place(const uint8_t *w, int32_t rows, workspace *s) {
+  const int32_t skip = 0;
+  for (int32_t row = skip; row < rows; row += BM)
+    place_panel(w, row, row - skip, s);
+}
+
+// The activations of a pass, STEP tokens and columns at a time; lanes beyond n repeat the last token and are
+// not stored in the end.
+static void load_activations(const uint8_t *q, int32_t n, workspace *s) {
+  for (int square = 0; square < PASS_STEPS * LANES / STEP; square++) {
+    const int step = square % PASS_STEPS, t0 = square / PASS_STEPS * STEP;
+    bytes v[STEP];
+    for (int t = 0; t < STEP; t++)
+      memcpy(&v[t], q + (size_t)(t0 + t < n ? t0 + t : n - 1) * OPERAND_BYTES + step * STEP, STEP);
+    for (int round = 0; round < 4; round++)
+      riffle_bytes(v);
+    for (int j = 0; j < STEP; j++) { // byte j % 4 of a step has columns j % 4, j % 4 + 4, ...
+      const wide_bytes x = __builtin_convertvector(v[j], wide_bytes);
+      memcpy((int16_t *)&s->x[4 * step + j % 4][j / 4] + t0, &x, sizeof x);
+    }
+  }
+}
+
+// The steps of a group's activations, of each token.
+static void load_steps(const tile *t, int32_t g, workspace *s) {
+  for (int i = 0; i < LANES; i++)
+    memcpy((float *)&s->step + i, t->operand + (size_t)(i < t->n ? i : t->n - 1) * OPERAND_BYTES + g * 4,
+           sizeof(float));
+}
+
+// Entry 27 c0 + 9 c1 + 3 c2 + c3 is the sum of (c - 1) x over the four.
+static void build_tables(lanes (*x)[4], workspace *s) {
+  for (int g = 0; g < LUT_GROUPS; g++) {
+    lanes high[9], low[9];
+    for (int i = 0; i < 9; i++) {
+      const int16_t c = (int16_t)(i / 3 - 1), d = (int16_t)(i % 3 - 1);
+      high[i] = c * x[g][0] + d * x[g][1];
+      low[i] = c * x[g][2] + d * x[g][3];
+    }
+    for (int h = 0; h < 9; h++)
+      for (int l = 0; l < 9; l++)
+        s->table[g][9 * h + l] = high[h] + low[l];
+  }
+}
+
+// One row in one pass: a word holds the places of its entries. The first pass of FLUSH starts int16 sums, the
+// last ends them: when those of a group are whole, in float,
+//   total = total + sum * (scale * step)
+// with the row's scale and the token's step, every operation rounded: as in products. Compilers that mix the
+// loads of several rows, or keep eight addresses, run out of registers.
+static inline __attribute__((always_inline)) void lut_micro_kernel(int32_t pass, int32_t r, int starts,
+                                                                   int ends, workspace *s) {
+  lanes sum = starts ? (lanes){0} : s->part[r];
+  const lanes(*table)[ENTRIES] = s->table;
+  __asm__ volatile("" : "+r"(table)::"memory"); // in order, from one address
+  uint64_t entries;
+  memcpy(&entries, s->entry[pass][r], sizeof entries);
+  for (int g = 0; g < LUT_GROUPS; g++)
+    sum += table[g][(uint8_t)(entries >> 8 * g)];
+  if (!ends) {
+    s->part[r] = sum;
+    return;
+  }
+  const float_lanes factor = s->scale[pass / GROUP_PASSES][r] * s->step;
+  s->total[r] += __builtin_convertvector(sum, float_lanes) * factor;
+}
+
+static inline __attribute__((always_inline)) void lut_pass(const tile *t, int32_t pass, int starts, int ends,
+                                                           workspace *s) {
+  for (int32_t r = 0; r < t->rows; r++)
+    lut_micro_kernel(pass, r, starts, ends, s);
+}
+
+// The sums of STEP rows and STEP tokens, of which some may be beyond the last, go to y [token][M_PAD].
+static inline void store_square(const wide_lanes *total, int32_t token, int32_t rows, int32_t tokens,
+                                int32_t *y) {
+  sums v[STEP];
+  for (int r = 0; r < STEP; r++)
+    memcpy(&v[r], (const int32_t *)&total[r] + token, sizeof v[r]);
+  for (int round = 0; round < 4; round++)
+    riffle_sums(v);
+  for (int32_t t = 0; t < tokens && t < STEP; t++, y += M_PAD)
+    memcpy(y, &v[t], rows < STEP ? (size_t)rows * sizeof *y : sizeof v[t]);
+}
+
+static void lut_macro_kernel(const tile *t, workspace *s) {
+  const int32_t skip = 0, rows = t->rows;
+  memset(s->total, 0, (size_t)rows * sizeof *s->total);
+  for (int32_t pass = 0; pass < PASSES; pass++) {
+    const int32_t i = pass % GROUP_PASSES;
+    if (i == 0)
+      load_steps(t, pass / GROUP_PASSES, s);
+    load_activations(t->operand + HEADER + pass * PASS, t->n, s);
+    build_tables(s->x, s);
+    const int starts = i % FLUSH == 0, ends = i % FLUSH == FLUSH - 1 || i == GROUP_PASSES - 1;
+    if (starts && ends)
+      lut_pass(t, pass, 1, 1, s);
+    else if (starts)
+      lut_pass(t, pass, 1, 0, s);
+    else if (ends)
+      lut_pass(t, pass, 0, 1, s);
+    else
+      lut_pass(t, pass, 0, 0, s);
+  }
+  const wide_lanes *total = (const wide_lanes *)s->total; // y takes the bits of floats
+  for (int32_t r = 0; r < rows; r += STEP)
+    for (int32_t token = 0; token < t->n; token += STEP)
+      store_square(total + r, token, rows - r, t->n - token, t->y + (size_t)token * M_PAD + skip + r);
+}
+
 static void run(const uint8_t *w, const uint8_t *operand, int32_t n, int32_t *y, int32_t p0, int32_t p1,
                 void *scratch) {
-  (void)scratch;
-  products(w, operand, n, y, p0, p1);
+  // Up to LANES / 2 tokens beyond whole tiles are multiplied, which takes less time than one more tile.
+  const int32_t in_tiles = n % LANES > LANES / 2 ? n : n - n % LANES;
+  const int32_t parts = in_tiles ? ((p1 - p0) * BM + LUT_MC - 1) / LUT_MC : 0;
+  for (int32_t i = 0; i < parts; i++) {
+    const int32_t p = p0 + (p1 - p0) * i / parts, rows = (p0 + (p1 - p0) * (i + 1) / parts - p) * BM;
+    place(w + (size_t)p * PANEL_BYTES, rows, scratch);
+    for (int32_t t = 0; t < in_tiles; t += LANES) {
+      const int32_t tokens = in_tiles - t < LANES ? in_tiles - t : LANES;
+      const tile one = {operand + (size_t)t * OPERAND_BYTES, tokens, rows, y + (size_t)t * M_PAD + p * BM};
+      lut_macro_kernel(&one, scratch);
+    }
+  }
+  if (in_tiles < n)
+    products(w, operand + (size_t)in_tiles * OPERAND_BYTES, n - in_tiles, y + (size_t)in_tiles * M_PAD, p0,
+             p1);
 }
 
 // A row as floats, scale times code: exactly, as a code is -1, 0 or 1.
@@ -183,8 +412,8 @@ static void unpack_row(const uint8_t *w, int32_t row, float *out) {
   }
 }
 
-const bg_kernel bg_i2_g_gemm_m127_k128_s64_bm64_bk64_nr2__avx2 = {
-    .symbol = "bg_i2_g_gemm_m127_k128_s64_bm64_bk64_nr2__avx2",
+const bg_kernel bg_i2_g_gemm_m127_k128_s64_bm64_bk64_nr2_g8__avx2 = {
+    .symbol = "bg_i2_g_gemm_m127_k128_s64_bm64_bk64_nr2_g8__avx2",
     .m = M,
     .k = K,
     .group = GROUP,
@@ -193,6 +422,9 @@ const bg_kernel bg_i2_g_gemm_m127_k128_s64_bm64_bk64_nr2__avx2 = {
     .max_n = INT32_MAX,
     .weight_bytes = WEIGHT_BYTES,
     .operand_bytes = OPERAND_BYTES,
+    .m_tile = 1280,
+    .n_tile = LANES,
+    .scratch_bytes = sizeof(workspace),
     .pack_activations = pack_activations,
     .run = run,
     .unpack_row = unpack_row,

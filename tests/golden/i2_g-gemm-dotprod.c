@@ -61,10 +61,10 @@ static inline floats widen(const uint8_t *halves) {
   return (floats)vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(halves)));
 }
 
-typedef int32x4_t sums;
+typedef int32x4_t row_sums;
 
 // Four codes of each of the rows times the same four activations, quarter by quarter.
-static inline sums add_products(sums acc, const vector c[4], const uint8_t *q) {
+static inline row_sums add_products(row_sums acc, const vector c[4], const uint8_t *q) {
   const int8x16_t x = vreinterpretq_s8_u8(vld1q_u8(q));
   acc = vdotq_laneq_s32(acc, c[0], x, 0);
   acc = vdotq_laneq_s32(acc, c[1], x, 1);
@@ -72,10 +72,10 @@ static inline sums add_products(sums acc, const vector c[4], const uint8_t *q) {
   return vdotq_laneq_s32(acc, c[3], x, 3);
 }
 
-static inline ints rows(sums acc) { return (ints)acc; }
+static inline ints rows(row_sums acc) { return (ints)acc; }
 
 // One step of MV vectors of rows by `tokens` <= NR tokens.
-static inline __attribute__((always_inline)) void add_step(sums acc[NR][MV], const uint8_t *w,
+static inline __attribute__((always_inline)) void add_step(row_sums acc[NR][MV], const uint8_t *w,
                                                            const uint8_t *q, int tokens) {
 #pragma unroll
   for (int v = 0; v < MV; v++) {
@@ -95,7 +95,7 @@ static inline __attribute__((always_inline)) void micro_kernel(const uint8_t *sc
                                                                const uint8_t *x, int tokens, int32_t *y) {
   floats total[NR][MV] = {0};
   for (int32_t g = 0; g < GROUPS; g++, scales += BM * 2) {
-    sums acc[NR][MV] = {0};
+    row_sums acc[NR][MV] = {0};
     for (int32_t i = g * GROUP; i < (g + 1) * GROUP; i += STEP, w += STEP_BYTES) {
       add_step(acc, w, x + HEADER + i * COLUMN_BYTES, tokens);
     }

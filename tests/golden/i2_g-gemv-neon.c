@@ -67,12 +67,12 @@ static inline floats widen(const uint8_t *halves) {
 // 0..2 and an activation -128..127 from each step.
 typedef struct {
   int16x8_t low, high;
-} sums;
+} row_sums;
 enum { SPAN = 512 };
 _Static_assert(GROUP <= SPAN && SPAN / STEP * 4 * (2 * 128) <= 32768, "int16 sums over a group are exact");
 
 // Four codes of each of the rows times the same four activations, quarter by quarter.
-static inline sums add_products(sums acc, const vector c[4], const uint8_t *q) {
+static inline row_sums add_products(row_sums acc, const vector c[4], const uint8_t *q) {
 #pragma unroll
   for (int quarter = 0; quarter < 4; quarter++, q += 4) {
     int32_t four;
@@ -84,10 +84,12 @@ static inline sums add_products(sums acc, const vector c[4], const uint8_t *q) {
   return acc;
 }
 
-static inline ints rows(sums acc) { return (ints)vpaddq_s32(vpaddlq_s16(acc.low), vpaddlq_s16(acc.high)); }
+static inline ints rows(row_sums acc) {
+  return (ints)vpaddq_s32(vpaddlq_s16(acc.low), vpaddlq_s16(acc.high));
+}
 
 // One step of MV vectors of rows by `tokens` <= NR tokens.
-static inline __attribute__((always_inline)) void add_step(sums acc[NR][MV], const uint8_t *w,
+static inline __attribute__((always_inline)) void add_step(row_sums acc[NR][MV], const uint8_t *w,
                                                            const uint8_t *q, int tokens) {
 #pragma unroll
   for (int v = 0; v < MV; v++) {
@@ -107,7 +109,7 @@ static inline __attribute__((always_inline)) void micro_kernel(const uint8_t *sc
                                                                const uint8_t *x, int tokens, int32_t *y) {
   floats total[NR][MV] = {0};
   for (int32_t g = 0; g < GROUPS; g++, scales += BM * 2) {
-    sums acc[NR][MV] = {0};
+    row_sums acc[NR][MV] = {0};
     for (int32_t i = g * GROUP; i < (g + 1) * GROUP; i += STEP, w += STEP_BYTES) {
       for (int line = 0; line < STEP_BYTES; line += 64)
         __builtin_prefetch(w + PREFETCH + line, 0, LOCALITY);

@@ -45,7 +45,7 @@ static void pack_activations(const int8_t *q, int32_t n, uint8_t *operand) {
 // A lane is a row.
 typedef int32_t ints __attribute__((vector_size(4 * ROWS)));
 typedef float floats __attribute__((vector_size(4 * ROWS)));
-typedef __m256i vector, sums;
+typedef __m256i vector, row_sums;
 _Static_assert(VB == sizeof(vector), "a vector is a step of its rows");
 
 // Sums are int16. A lane gains 8 products of a code 0..2 and an activation -128..127 from each step.
@@ -68,20 +68,20 @@ static inline __m256i multiply(__m256i c, const uint8_t *q) {
   return _mm256_maddubs_epi16(c, _mm256_set1_epi32(four));
 }
 
-static inline sums add_products(sums acc, const vector c[4], const uint8_t *q) {
+static inline row_sums add_products(row_sums acc, const vector c[4], const uint8_t *q) {
   const __m256i first = _mm256_add_epi16(multiply(c[0], q), multiply(c[1], q + 4)),
                 last = _mm256_add_epi16(multiply(c[2], q + 8), multiply(c[3], q + 12));
   return _mm256_add_epi16(acc, _mm256_add_epi16(first, last));
 }
 
-static inline ints rows(sums acc) { return (ints)_mm256_madd_epi16(acc, _mm256_set1_epi16(1)); }
+static inline ints rows(row_sums acc) { return (ints)_mm256_madd_epi16(acc, _mm256_set1_epi16(1)); }
 
 static inline floats widen(const uint8_t *halves) {
   return (floats)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)halves));
 }
 
 // One step of MV vectors of rows by `tokens` <= NR tokens.
-static inline __attribute__((always_inline)) void add_step(sums acc[NR][MV], const uint8_t *w,
+static inline __attribute__((always_inline)) void add_step(row_sums acc[NR][MV], const uint8_t *w,
                                                            const uint8_t *q, int tokens) {
 #pragma unroll
   for (int v = 0; v < MV; v++) {
@@ -101,7 +101,7 @@ static inline __attribute__((always_inline)) void micro_kernel(const uint8_t *sc
                                                                const uint8_t *x, int tokens, int32_t *y) {
   floats total[NR][MV] = {0};
   for (int32_t g = 0; g < GROUPS; g++, scales += BM * 2) {
-    sums acc[NR][MV] = {0};
+    row_sums acc[NR][MV] = {0};
     for (int32_t i = g * GROUP; i < (g + 1) * GROUP; i += STEP, w += STEP_BYTES) {
       add_step(acc, w, x + HEADER + i * COLUMN_BYTES, tokens);
     }

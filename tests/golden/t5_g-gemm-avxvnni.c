@@ -45,7 +45,7 @@ static void pack_activations(const int8_t *q, int32_t n, uint8_t *operand) {
 // A lane is a row.
 typedef int32_t ints __attribute__((vector_size(4 * ROWS)));
 typedef float floats __attribute__((vector_size(4 * ROWS)));
-typedef __m256i vector, sums;
+typedef __m256i vector, row_sums;
 _Static_assert(VB == sizeof(vector), "a vector is a step of its rows");
 
 // The codes of a quarter, 0..2: of each row four columns side by side.
@@ -53,7 +53,7 @@ static inline vector decode(vector v, int quarter) {
   return _mm256_and_si256(_mm256_srli_epi16(v, 6 - 2 * quarter), _mm256_set1_epi8(3));
 }
 
-static inline sums add_products(sums acc, vector c, int32_t four) {
+static inline row_sums add_products(row_sums acc, vector c, int32_t four) {
   return _mm256_dpbusd_avx_epi32(acc, c, _mm256_set1_epi32(four));
 }
 
@@ -63,7 +63,7 @@ static inline floats widen(const uint8_t *halves) {
 
 // One step of MV vectors of rows by `tokens` <= NR tokens: of each row four columns side by side, times
 // the same four activations, which are loaded once for all rows.
-static inline __attribute__((always_inline)) void add_step(sums acc[NR][MV], const uint8_t *w,
+static inline __attribute__((always_inline)) void add_step(row_sums acc[NR][MV], const uint8_t *w,
                                                            const uint8_t *q, int tokens) {
   vector codes[MV];
   memcpy(codes, w, sizeof codes);
@@ -80,7 +80,7 @@ static inline __attribute__((always_inline)) void add_step(sums acc[NR][MV], con
   }
 }
 
-static inline ints rows(sums acc) { return (ints)acc; }
+static inline ints rows(row_sums acc) { return (ints)acc; }
 
 // MV vectors of a panel's rows by `tokens` <= NR tokens. Within a group of columns sums are exact; then, in
 // float,
@@ -90,7 +90,7 @@ static inline __attribute__((always_inline)) void micro_kernel(const uint8_t *sc
                                                                const uint8_t *x, int tokens, int32_t *y) {
   floats total[NR][MV] = {0};
   for (int32_t g = 0; g < GROUPS; g++, scales += BM * 2) {
-    sums acc[NR][MV] = {0};
+    row_sums acc[NR][MV] = {0};
     for (int32_t i = g * GROUP; i < (g + 1) * GROUP; i += STEP, w += STEP_BYTES) {
       add_step(acc, w, x + HEADER + i * COLUMN_BYTES, tokens);
     }

@@ -49,7 +49,7 @@ typedef struct {
 } vector;
 typedef struct {
   int32_t of[ROWS];
-} sums;
+} row_sums;
 
 // Codes 0..2 of the four quarters of a step: of each row four columns side by side.
 static inline void decode(const uint8_t *w, vector c[4]) {
@@ -62,14 +62,14 @@ static inline void decode(const uint8_t *w, vector c[4]) {
 }
 
 // Four codes of each of the rows times the same four activations, quarter by quarter.
-static inline sums add_products(sums acc, const vector c[4], const uint8_t *q) {
+static inline row_sums add_products(row_sums acc, const vector c[4], const uint8_t *q) {
   for (int quarter = 0; quarter < 4; quarter++)
     for (int j = 0; j < VB; j++)
       acc.of[j / 4] += c[quarter].at[j] * (int8_t)q[quarter * 4 + j % 4];
   return acc;
 }
 
-static inline ints rows(sums acc) {
+static inline ints rows(row_sums acc) {
   ints v;
   memcpy(&v, acc.of, sizeof v);
   return v;
@@ -88,7 +88,7 @@ static inline floats widen(const uint8_t *halves) {
 }
 
 // One step of MV vectors of rows by `tokens` <= NR tokens.
-static inline __attribute__((always_inline)) void add_step(sums acc[NR][MV], const uint8_t *w,
+static inline __attribute__((always_inline)) void add_step(row_sums acc[NR][MV], const uint8_t *w,
                                                            const uint8_t *q, int tokens) {
 #pragma unroll
   for (int v = 0; v < MV; v++) {
@@ -108,7 +108,7 @@ static inline __attribute__((always_inline)) void micro_kernel(const uint8_t *sc
                                                                const uint8_t *x, int tokens, int32_t *y) {
   floats total[NR][MV] = {0};
   for (int32_t g = 0; g < GROUPS; g++, scales += BM * 2) {
-    sums acc[NR][MV] = {0};
+    row_sums acc[NR][MV] = {0};
     for (int32_t i = g * GROUP; i < (g + 1) * GROUP; i += STEP, w += STEP_BYTES) {
       add_step(acc, w, x + HEADER + i * COLUMN_BYTES, tokens);
     }

@@ -78,16 +78,20 @@ def _mixed(format: str, isa: str) -> Iterator[KernelSpec]:
     """Half of the rows multiplied beside look-ups: one block of them, an odd number of blocks, more than one part."""
     template, layout = space.TEMPLATES[format, isa], _layouts(format, isa)[0]
     tile = Tile(template.nr[0], lut_groups=template.lut_groups[0], mixed=True)
-    for m, k in ((130, 300), (450, 2500), (4200, 256)) if any(template.mixed) else ():
-        yield KernelSpec("gemm", GemmShape(m, k), isa, layout, tile)
+    if any(template.mixed):
+        for m, k in ((130, 300), (450, 2500), (4200, 256)):
+            yield KernelSpec("gemm", _shape(layout, m, k), isa, layout, tile)
+        for bk in space.MIXED_COLUMNS if FORMATS[format].grouped else ():
+            other = Layout(format, layout.bm, bk)
+            yield KernelSpec("gemm", _shape(other, 200, 500), isa, other, tile)
 
 
 def _specs(format: str, isa: str) -> list[KernelSpec]:
     found = [*_boundary(format, isa), *_tiles(format, isa), *_preset_ks(format, isa), *_mixed(format, isa)]
     if FORMATS[format].grouped:  # any group
         step = FORMATS[format].bk_multiple
-        groups = [Layout(format, _layouts(format, isa)[0].bm, bk) for bk in (step, 3 * step, 256)]
-        found += [_spec(op, isa, layout, 9, 512) for op in ("gemv", "gemm") for layout in groups]
+        groups = [Layout(format, _layouts(format, isa)[0].bm, bk) for bk in (step, 2 * step, 3 * step, 96, 256)]
+        found += [_spec(op, isa, layout, 9, 768) for op in ("gemv", "gemm") for layout in groups]
     if isa == "scalar":  # any layout: blocks of four columns, panels of odd height
         free = [Layout("i2_s", 3, 20), Layout("i2_s", 1, 4)] if format == "i2_s" else []
         found += [_spec(op, isa, layout, 7, 50) for op in ("gemv", "gemm") for layout in free]

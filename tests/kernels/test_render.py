@@ -30,6 +30,7 @@ OPS: tuple[Op, ...] = ("gemv", "gemm")
 KERNELS = [(format, isa, op) for format, isa in TEMPLATES for op in OPS]
 REPEATED = {
     *((format, isa, "gemv") for format in ("i2_s", "t5") for isa in ("amx", "i8mm")),
+    ("i2_g", "i8mm", "gemv"),
     ("t5_g", "avx512vbmi", "gemm"),
 }
 """Kernels that are those of a lower level under another name: one golden text shows both."""

@@ -30,6 +30,7 @@ def test_bounds_of_int16_sums() -> None:
     assert parts * 26 * -128 >= -(1 << 15) and parts * 26 * 127 < 1 << 15 <= (parts + 1) * 26 * 128
     assert space.PAIR_COLUMNS // 2 * 256 < 1 << 15 <= (space.PAIR_COLUMNS // 2 + 1) * 256
     assert space.TRIPLE_COLUMNS // 3 * 384 < 1 << 15 <= (space.TRIPLE_COLUMNS // 3 + 1) * 384
+    assert space.QUAD_COLUMNS // 4 * 512 < 1 << 15 <= (space.QUAD_COLUMNS // 4 + 1) * 512
 
 
 @pytest.mark.parametrize("isa", TARGETS)
@@ -147,6 +148,19 @@ def test_the_good_one_is_legal() -> None:
         ({"shape": GemmShape(8, 512, 64), "layout": Layout("i2_g", 8, 128)}, "bk must be the group of 64 columns"),
         ({"shape": GemmShape(8, 500, 64), "layout": Layout("i2_g", 8, 64)}, "divide K=500"),
         ({"shape": GemmShape(8, 272, 272), "layout": Layout("i2_g", 16, 272)}, "may overflow; at most 256"),
+        (
+            {"shape": GemmShape(8, 480, 48), "layout": Layout("i2_g", 16, 48), "tile": Tile(nr=6, lut_groups=8)},
+            "look-ups need groups of a multiple of 32 columns, not 48",
+        ),
+        (
+            {
+                "isa": "avx512vnni",
+                "shape": GemmShape(128, 384, 96),
+                "layout": Layout("i2_g", 64, 96),
+                "tile": Tile(nr=4, lut_groups=8, mixed=True),
+            },
+            "mixed needs groups of 32, 64, 128, 256 columns, not 96",
+        ),
         ({"tile": Tile(nr=8, kc=2560)}, "below K"),
         ({"tile": Tile(nr=8, kc=-128)}, "below K"),
         ({"isa": "scalar", "tile": Tile(kc=1280)}, "where the template divides K"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,9 @@ import pytest
 import runtime_lab as lab
 from lanes import F32, hadamard, log1p, sigmoid, silu, softplus
 from test_ops import ALSO, Ops, assert_same
+from test_runtime import DELTA, refused, run, sanitized_program
 
+from bitgen import headers
 from bitgen.checkpoints import delta, rotation
 from bitgen.compile import library
 from bitgen.engine.opened import CACHES, Cache
@@ -315,6 +319,58 @@ def test_every_step_is_timed(name: str) -> None:
     of_delta = ("delta_in", "delta_out", "enter_delta", "delta_rates", "convolve", "delta", "leave_delta")
     assert [calls[step] for step in of_delta] == [deltas] * 7
     assert calls["gate_up"] == calls["down"] == s.layers
+
+
+# ---- packed files, under the sanitizers ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sanitized() -> Path:
+    return sanitized_program(lab.bench("qwen35-rotated", levels=library.host_isas()[:1]))
+
+
+def test_the_runner_agrees_and_is_clean(sanitized: Path) -> None:
+    bench = lab.bench("qwen35-rotated", levels=library.host_isas()[:1])
+    tokens = lab.tokens(bench.shape, 150)
+    for options in (("--threads", "3"), ("--chunk", "7"), ("--chunk", "1", "--context", "150")):
+        done = run(sanitized, bench.packed[0], " ".join(map(str, tokens)), *options)
+        assert done.returncode == 0, done.stderr.decode()
+        assert same_bits(np.frombuffer(done.stdout, F32).reshape(150, -1), bench.logits(tokens))
+
+
+def test_absurd_headers(sanitized: Path, tmp_path: Path) -> None:
+    """Dimensions that are not those of the matrices and sections; signs that are none; sections cut short."""
+    whole = lab.bench("qwen35-rotated", levels=library.host_isas()[:1]).packed[0].read_bytes()
+    damaged = tmp_path / "m.bgpk"
+
+    def patched(field: str, value: int) -> Path:
+        changed = bytearray(whole)
+        header = headers.declared("core/model.h").from_buffer("bg_header *", changed)
+        assert getattr(header, field) != value
+        setattr(header, field, value)
+        damaged.write_bytes(changed)
+        return damaged
+
+    for field in DELTA[:-1]:
+        for value in (-1, 0, 1, 5, 1 << 14, 2**30, 2**31 - 1, -(2**31)):
+            assert refused(sanitized, patched(f"delta_{field}", value), ""), (field, value)
+    for field, values in (
+        ("delta_rates", (-1, 1 << 30, 2)),
+        ("hadamard", (-1, 0, 3, 128, 1 << 22, 2**31 - 1)),
+        ("hadamard_signed", (-1, 0, 2)),
+        ("hadamard_regrouped", (-1, 2)),
+        ("attention_gate", (-1, 0, 2)),
+        *((field, (1,)) for field in ("sub_norms", "input_norms", "post_norms")),
+    ):
+        for value in values:
+            assert refused(sanitized, patched(field, value), ""), (field, value)
+    signs = lab.bench("qwen35-rotated", levels=library.host_isas()[:1]).checkpoint.dense("hadamard_signs.256")
+    first = whole.index(signs.astype(F32).tobytes())
+    damaged.write_bytes(whole[:first] + struct.pack("<f", 0.5) + whole[first + 4 :])
+    assert refused(sanitized, damaged, "not a packed model")
+    for size in range(600, len(whole), len(whole) // 40):
+        damaged.write_bytes(whole[:16] + struct.pack("<Q", size) + whole[24:size])
+        assert refused(sanitized, damaged, "not a packed model"), size
 
 
 # ---- faults that must be noticed -----------------------------------------------------------------------------

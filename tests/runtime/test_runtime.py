@@ -560,6 +560,7 @@ def test_files_cut_short(sanitized: Path, tmp_path: Path) -> None:
 
 
 SIZES = ("hidden", "intermediate", "layers", "heads", "kv_heads", "head_dim", "vocab", "context")
+DELTA = ("period", "key_heads", "value_heads", "key_dim", "value_dim", "taps", "rates")
 ABSURD: dict[str, tuple[float, ...]] = {
     "version": (0, 1),
     "header_bytes": (0,),
@@ -573,6 +574,10 @@ ABSURD: dict[str, tuple[float, ...]] = {
     "rope_dims": (-2, 0, 1, 3, 34, 1 << 30),
     "window": (-1, 1 << 30),
     "window_period": (-1, 0, 1 << 30),
+    "attention_gate": (-1, 2),
+    **{f"delta_{field}": (-1, 1, 1 << 30) for field in DELTA},
+    "hadamard": (-4, 1, 2, 3, 8, 256, 1 << 30),
+    **dict.fromkeys(("hadamard_signed", "hadamard_regrouped"), (-1, 1, 2)),  # it has no rotation
 }
 """Field of bg_header -> values that mean nothing, whatever the model."""
 
@@ -598,7 +603,8 @@ def test_absurd_headers(sanitized: Path, tmp_path: Path) -> None:
     for field, text in (("magic", b"GGUF"), ("layout", b"x" * 256)):  # with no NUL behind it
         assert refused(sanitized, patched(field, text), "not a packed model"), field
     assert refused(sanitized, patched("layout", b"qkv=other"), "other kernels")
-    assert refused(sanitized, patched("input_norms", 1), "lacks a kernel")  # for matrices that are apart
+    for field in ("input_norms", "attention_gate"):  # for matrices that are apart, or larger
+        assert refused(sanitized, patched(field, 1), "lacks a kernel")
 
 
 def test_values_that_are_no_numbers(sanitized: Path, tmp_path: Path) -> None:
