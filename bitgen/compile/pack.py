@@ -19,16 +19,15 @@ from bitgen import data, store
 from bitgen.checkpoints.checkpoint import (
     NARROW,
     Checkpoint,
-    Codes,
     DenseType,
     Floats,
-    Scales,
     dense_type,
     row_pieces,
 )
 from bitgen.checkpoints.rope import frequencies
 from bitgen.checkpoints.tensors import FUSED, head_name, ternary_ends
-from bitgen.compile import checksum
+from bitgen.compile import checksum, head_rows
+from bitgen.compile.head_rows import LANES
 from bitgen.errors import BitgenError, UnsupportedError
 from bitgen.headers import capacity, constants, declared, record
 from bitgen.kernels.formats import FORMATS, Format
@@ -37,9 +36,8 @@ from bitgen.spec import HEAD_ROLE, DeltaShape, Layout, ModelShape, Progress, rou
 
 Head = Literal["certified", "f16", "int8"]
 
-MAGIC, LANES = b"BITGENPK", 16
+MAGIC = b"BITGENPK"
 PIECE = 1 << 20  # weights that are packed at once
-TINY = 2.0**-100
 RATES = "rates"  # of Gated DeltaNet, in what says the types of float matrices
 _RATES = ("ssm_alpha", "ssm_beta")  # the rows that give decay and beta
 _FIRST_PART = {  # role -> the first of its parts in enum bg_parts of runtime/core/model.h
@@ -92,7 +90,7 @@ def header(
         "checksum": bytes(capacity("core/model.h", "bg_header", "checksum")),
         **_delta_fields(shape.delta),
         "delta_rates": _dense_type(dense.get(RATES, "f16")),
-        "hadamard": shape.hadamard.block if shape.hadamard else 0,
+        "hadamard_block": shape.hadamard.block if shape.hadamard else 0,
         "hadamard_signed": shape.hadamard is not None and shape.hadamard.signed,
         "hadamard_regrouped": shape.hadamard is not None and shape.hadamard.regrouped,
     }
@@ -263,7 +261,7 @@ def _write_section(f: BinaryIO, section: Section, digest: hashlib.blake2b) -> No
 
 def _sections(checkpoint: Checkpoint, plan: ModelPlan, head: Head, dense: Mapping[str, DenseType]) -> Iterator[Section]:
     """Every section of the file, in the order that the runtime walks it. Each is to be read before the next."""
-    s, norms = checkpoint.shape, RowNorms(checkpoint.shape.vocab)
+    s, norms = checkpoint.shape, head_rows.RowNorms(checkpoint.shape.vocab)
     yield _rows(checkpoint, "token_embd.weight", plan, dense, norms)
     yield [_norm(checkpoint, "output_norm.weight", s.hidden)]
     for windowed in (False, True) if s.window else (False,):
@@ -343,23 +341,8 @@ def _packed(
         raise type(error)(f"tensor {tensor}: {error}") from None
 
 
-class RowNorms:
-    """Norms of the rows of a ternary matrix, float32 [p(rows)], rounded up: runtime/core/ternary_head.c.
-
-    A row's is at most sqrt(hidden) times the greatest float16 number, so it is finite.
-    """
-
-    def __init__(self, rows: int) -> None:
-        self.of_rows = np.zeros(round_up(rows, LANES), np.float32)
-
-    def add(self, rows: slice, codes: Codes, scales: Scales) -> None:
-        """Some rows: codes int8 [n, K], scales float32 [n, G]."""
-        weights = np.count_nonzero(codes.reshape(*scales.shape, -1), axis=2)
-        self.of_rows[rows] = np.sqrt((weights * scales.astype(np.float64) ** 2).sum(axis=1)) * (1 + 2.0**-20) + TINY
-
-
 def _rows(
-    checkpoint: Checkpoint, name: str, plan: ModelPlan, types: Mapping[str, DenseType], norms: RowNorms
+    checkpoint: Checkpoint, name: str, plan: ModelPlan, types: Mapping[str, DenseType], norms: head_rows.RowNorms
 ) -> Section:
     """Embedding or head: floats in their type, or panels of a ternary matrix, the norms of whose rows are kept."""
     if name in types:
@@ -367,7 +350,7 @@ def _rows(
     return _ternary_matrix(checkpoint, name, plan.matrices[HEAD_ROLE].layout, norms)
 
 
-def _ternary_matrix(checkpoint: Checkpoint, name: str, layout: Layout, norms: RowNorms) -> Section:
+def _ternary_matrix(checkpoint: Checkpoint, name: str, layout: Layout, norms: head_rows.RowNorms) -> Section:
     """Whole panels, some rows at a time."""
     shape, form = checkpoint.shape, FORMATS[layout.format]
     panel = layout.bm if form.by_panels else shape.vocab
@@ -407,90 +390,20 @@ def _int8_matrix(checkpoint: Checkpoint, name: str, certified: bool) -> Iterator
     uppers, residuals, norms, scales = np.zeros((4, round_up(checkpoint.shape.vocab, LANES)), np.float32)
     for rows, values in _dense(checkpoint, name):
         n = len(values)
-        row_scales, codes = _int8_rows(values)
+        row_scales, codes = head_rows.int8_rows(values)
         scales[rows] = row_scales[:n]
         if certified:
-            certificate = _certificate(_whole_vectors(values), row_scales, codes)
+            certificate = head_rows.certificate(_whole_vectors(values), row_scales, codes)
             for of_all, of_rows in zip((uppers, residuals, norms), certificate, strict=True):
                 of_all[rows] = of_rows[:n]
             if not np.isfinite(certificate).all():
                 raise BitgenError(f"tensor {name} holds rows so long that logits would be infinite")
     yield from ([uppers], [residuals], [norms], [scales]) if certified else ([scales],)
     if certified:
-        yield (_upper_bits(_int8_rows(values)[1]) for _, values in _dense(checkpoint, name))
-        yield (_lower_bits(_int8_rows(values)[1]) for _, values in _dense(checkpoint, name))
+        yield (head_rows.upper_bits(head_rows.int8_rows(values)[1]) for _, values in _dense(checkpoint, name))
+        yield (head_rows.lower_bits(head_rows.int8_rows(values)[1]) for _, values in _dense(checkpoint, name))
     else:
-        yield (_int8_rows(values)[1] for _, values in _dense(checkpoint, name))
-
-
-def _columns(codes: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
-    """Codes plus 128, uint8 [n, blocks, 4, 64]: rows padded to whole blocks of SCREEN_COLUMNS."""
-    columns = constants("simd/ops.h", "bg_screen")["SCREEN_COLUMNS"]
-    padded = np.pad(codes, ((0, 0), (0, -codes.shape[1] % columns)))
-    return (padded.view(np.uint8) ^ np.uint8(128)).reshape(len(codes), -1, 4, columns // 4)
-
-
-def _upper_bits(codes: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
-    """The upper six bits of each code, uint8 [n, blocks, 192], as runtime/simd/ops.h says."""
-    upper = _columns(codes) >> 2
-    four, two = upper & 15, upper >> 4
-    nibbles = four[:, :, ::2] | four[:, :, 1::2] << 4
-    return np.concatenate([nibbles.reshape(*nibbles.shape[:2], 128), _two_bits(two)], axis=2)
-
-
-def _lower_bits(codes: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
-    """The lower two, uint8 [n, blocks, 64]."""
-    return _two_bits(_columns(codes) & 3)
-
-
-def _two_bits(two: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Columns 64 c + j at 2 c of byte j."""
-    packed = two[:, :, 0] | two[:, :, 1] << 2 | two[:, :, 2] << 4 | two[:, :, 3] << 6
-    return np.asarray(packed, np.uint8)
-
-
-def _int8_rows(rows: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int8]]:
-    """Row scales float32 [p(n)] and rows int8 [n, p(hidden)]: absmax of a row to 127, half to even."""
-    n, hidden = rows.shape
-    values = rows.astype(np.float32)
-    scales = np.zeros(round_up(n, LANES), np.float32)
-    scales[:n] = np.maximum(np.abs(values).max(axis=1), np.float32(1e-30)) / np.float32(127)
-    values /= scales[:n, None]
-    codes = np.zeros((n, round_up(hidden, LANES)), np.int8)
-    np.rint(values, out=codes[:, :hidden], casting="unsafe")
-    return scales, codes
-
-
-def _certificate(
-    head: Floats, scales: npt.NDArray[np.float32], codes: npt.NDArray[np.int8]
-) -> tuple[npt.NDArray[np.float32], ...]:
-    """Residuals of the upper bits, residuals and norms, float32 [p(n)] of n rows, rounded up: what
-    runtime/core/certified_head.c bounds logits with.
-
-    For a row w with scale s and codes q, the norm is |s q| and the residual |w - s q| + gamma (|w| + |s q|), gamma
-    being more than float arithmetic can add: (hidden / 16 + 32) 2^-23. The upper bits are codes u of their own, in
-    the middle of the four that share them; the norm is the greater of both. TINY is more than numbers below the normal
-    floats, which have fewer bits, can add.
-    """
-    n = len(head)
-    uppers, residuals, norms = np.zeros((3, *scales.shape), np.float32)
-    gamma, up = (head.shape[1] / 16 + 32) * 2.0**-23, 1 + 2.0**-20
-    rows, steps = head.astype(np.float64), scales[:n, None].astype(np.float64)
-    length, norm = _lengths(rows), np.zeros(n)
-    off = []  # |w - s q|, |w - s u|
-    for approximate in (lambda: codes, lambda: (codes & ~np.int8(3)) + 1.5):  # one after the other: memory may be short
-        near = approximate() * steps
-        norm = np.maximum(norm, _lengths(near))
-        off.append(_lengths(np.subtract(rows, near, out=near)))
-    with np.errstate(over="ignore"):
-        norms[:n] = norm * up + TINY
-        residuals[:n], uppers[:n] = ((each + gamma * (length + norm)) * up + TINY for each in off)
-    return uppers, residuals, norms
-
-
-def _lengths(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The Euclidean norm of each row, with no copy of them."""
-    return np.asarray(np.sqrt(np.einsum("ij,ij->i", rows, rows)))
+        yield (head_rows.int8_rows(values)[1] for _, values in _dense(checkpoint, name))
 
 
 def _norm(checkpoint: Checkpoint, name: str, width: int) -> npt.NDArray[np.float32]:

@@ -63,7 +63,7 @@ def _shape(s: ModelShape, why: str) -> dict[str, Any]:
         "activation_reason": why,
         "layer_norms": list(s.norms),
         **({"attention_gate": True} if s.attention_gate else {}),
-        **({"delta": asdict(s.delta)} if s.delta else {}),
+        **({"delta": asdict(s.delta), "state_bytes": s.state_bytes} if s.delta else {}),
         **({"hadamard": asdict(s.hadamard)} if s.hadamard else {}),
         **({"qk_norm_after_rope": True} if s.qk_norm_after_rope else {}),
         "head_tied": s.tied,

@@ -134,11 +134,11 @@ def weight_bytes(shape: ModelShape) -> int:
 def kv_bytes(shape: ModelShape, width: int, beside: int) -> int:
     """Bytes of keys and values at full context: `width` of a number, `beside` of a position's scale, for each head.
 
-    As runtime/core/state.c allocates them, in blocks of 256 positions; with the state of Gated DeltaNet.
+    As runtime/core/state.c allocates them, in blocks of 256 positions; with the two states of Gated DeltaNet.
     """
     positions = round_up(shape.context, 256)
     numbers = round_up(shape.head_dim, 4) + round_up(shape.head_dim, 16)
-    return shape.attending * shape.kv_heads * positions * (numbers * width + 2 * beside) + shape.state_bytes
+    return shape.attending * shape.kv_heads * positions * (numbers * width + 2 * beside) + 2 * shape.state_bytes
 
 
 def model(models: Models) -> Iterator[Finding]:

@@ -84,8 +84,8 @@ static void rotate(const state *s, int width, float *x, int inverse) {
   const bg_model *m = s->model;
   const bg_header *c = &m->config;
   const int32_t widths[WIDTHS] = {c->hidden, c->heads * c->head_dim, c->intermediate, m->delta.inner};
-  if (c->hadamard)
-    s->ops->hadamard(x, m->signs[width], widths[width], c->hadamard, inverse);
+  if (c->hadamard_block)
+    s->ops->hadamard(x, m->signs[width], widths[width], c->hadamard_block, inverse);
 }
 
 // x = embedding row; cos and sin of the position

@@ -54,7 +54,7 @@ static int delta_is_sane(const bg_header *c) {
 }
 
 static int hadamard_is_sane(const bg_header *c) {
-  const int32_t block = c->hadamard;
+  const int32_t block = c->hadamard_block;
   if (!block)
     return !c->hadamard_signed && !c->hadamard_regrouped;
   return between(block, 4, MAX_WIDTH) && (block & (block - 1)) == 0 &&

@@ -74,7 +74,7 @@ typedef struct {
   int32_t delta_key_dim, delta_value_dim;     // elements of a head
   int32_t delta_taps;                         // positions that the convolution spans, the last its own
   int32_t delta_rates;                        // DENSE_*, the type of the rows that give decay and beta
-  int32_t hadamard;           // columns of a block of the rotation before matrices, a power of four; 0: none
+  int32_t hadamard_block;     // columns of a block of the rotation before matrices, a power of four; 0: none
   int32_t hadamard_signed;    // 0, 1: with signs
   int32_t hadamard_regrouped; // 0, 1: DELTA_OUT's input goes by key head first, then by those that read it
   uint8_t zero[48];

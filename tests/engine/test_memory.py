@@ -148,10 +148,10 @@ def test_a_matrix_packed_part_by_part_is_the_matrix_packed(name: str, panels: in
     group = layout.bk if form.grouped else 0
     shape = replace(TINY, head_dim=34, group=group, binary=form.binary)  # q: 136 rows, k and v: 68
     checkpoint = synth.SynthCheckpoint(shape, 3)
-    scales: list[float] = []
+    scales = np.zeros(3, np.float32)
     got = b"".join(piece.tobytes() for piece in pack._fused(checkpoint, 0, "qkv", layout, scales))
     parts = [checkpoint.ternary(f"blk.0.{part}.weight") for part in ("attn_q", "attn_k", "attn_v")]
-    assert scales == [1.0 if form.grouped else scale for _, scale in parts]
+    assert scales.tolist() == [1.0 if form.grouped else scale for _, scale in parts]
     of_rows = np.concatenate([scale for _, scale in parts]) if form.grouped else None
     want = form.pack(np.concatenate([codes for codes, _ in parts]), layout, of_rows).tobytes()
     assert got.ljust(len(want), b"\0") == want

@@ -17,7 +17,7 @@ import runtime_lab as lab
 
 from bitgen.checkpoints.checkpoint import ALL, dense_type, narrow_bf16, widen_bf16
 from bitgen.checkpoints.synth import SynthCheckpoint
-from bitgen.compile import library, pack
+from bitgen.compile import head_rows, library, pack
 
 VOCAB, HIDDEN = 2048, 128
 SHAPE = lab.shape("choices", vocab=VOCAB, layers=1, tied=False)
@@ -69,7 +69,7 @@ def states_of(rows: np.ndarray) -> np.ndarray:
     """Embeddings float32 [VOCAB, HIDDEN]: random, along rows, along what int8 loses of rows, sparse, none, and such
     that their high digits say nothing of all elements but one."""
     states = RNG.standard_normal(rows.shape).astype(np.float32)
-    scales, codes = pack._int8_rows(rows)
+    scales, codes = head_rows.int8_rows(rows)
     lost = rows - codes[:, :HIDDEN] * scales[:VOCAB, None]
     states[1::5] = rows[1::5]
     states[2::5] = lost[2::5] / np.maximum(np.abs(lost[2::5]).max(axis=1, keepdims=True), 1e-30)
@@ -110,7 +110,7 @@ def crafted(
     path = Path(tempfile.mkdtemp(prefix="bitgen-test-")) / "model.bgpk"
     with pytest.MonkeyPatch.context() as patch:
         if certificate:
-            patch.setattr(pack, "_certificate", certificate)
+            patch.setattr(head_rows, "certificate", certificate)
         pack.write(path, checkpoint, found, "certified")
     return lab.Bench(SHAPE, checkpoint, library.for_model(SHAPE, [found]), (path,))
 
@@ -162,14 +162,14 @@ def test_the_bound_is_reached(claim: float, choice: int) -> None:
     holds exactly, lies at 0.6 of it. Who claimed half the residual would choose row 9."""
     rows = np.zeros((VOCAB, HIDDEN), np.float32)
     rows[7] = rows_of("plain")[7]
-    scales, codes = pack._int8_rows(rows)
+    scales, codes = head_rows.int8_rows(rows)
     kept = codes[7, :HIDDEN] * scales[7]
     lost = rows[7] - kept
     state = lost - kept * (lost @ kept) / (kept @ kept)
     state /= np.abs(state).max()
     at = int(np.abs(state).argmax())
     rows[9, at] = 0.6 * (rows[7] @ state) / state[at]
-    honest = pack._certificate
+    honest = head_rows.certificate
 
     def certificate(head: Any, scales: Any, codes: Any) -> Any:
         uppers, residuals, norms = honest(head, scales, codes)
@@ -190,7 +190,7 @@ def test_the_bound_by_the_high_digit_is_reached(claim: float, choice: int) -> No
     state[:, 64:] = 0.49
     rows[1500, 64:] = 1
     rows[3, 0] = 0.95 * 0.49 * 64 / 127
-    honest = pack._certificate
+    honest = head_rows.certificate
 
     def certificate(head: Any, scales: Any, codes: Any) -> Any:
         uppers, residuals, norms = honest(head, scales, codes)
@@ -217,7 +217,7 @@ def test_the_bound_by_the_upper_bits_is_reached(claim: float, choice: int, count
     state[:, 0] = 0
     at = int(np.abs(state[0]).argmax())
     rows[3, at] = 0.75 * (rows[1500] @ state[0]) / state[0, at]
-    honest = pack._certificate
+    honest = head_rows.certificate
 
     def certificate(head: Any, scales: Any, codes: Any) -> Any:
         uppers, residuals, norms = honest(head, scales, codes)

@@ -356,7 +356,7 @@ def test_absurd_headers(sanitized: Path, tmp_path: Path) -> None:
             assert refused(sanitized, patched(f"delta_{field}", value), ""), (field, value)
     for field, values in (
         ("delta_rates", (-1, 1 << 30, 2)),
-        ("hadamard", (-1, 0, 3, 128, 1 << 22, 2**31 - 1)),
+        ("hadamard_block", (-1, 0, 3, 128, 1 << 22, 2**31 - 1)),
         ("hadamard_signed", (-1, 0, 2)),
         ("hadamard_regrouped", (-1, 2)),
         ("attention_gate", (-1, 0, 2)),

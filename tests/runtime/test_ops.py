@@ -14,7 +14,7 @@ import runtime_lab as lab
 from bitgen import targets
 from bitgen.checkpoints import reference
 from bitgen.checkpoints.checkpoint import narrow_bf16, widen_bf16
-from bitgen.compile import library, pack
+from bitgen.compile import head_rows, library
 from bitgen.engine.opened import CACHES, Cache
 
 F32 = np.float32
@@ -347,7 +347,7 @@ def test_screen(ops: Ops, k: int, n: int) -> None:
     for rows in (1, 2, 5, 64):
         for low, high in ((-127, 128), (127, 128), (-127, -126)):
             w, x = (rng.integers(low, high, (m, k), dtype=np.int8) for m in (rows, n))
-            upper, lower = pack._upper_bits(w), pack._lower_bits(w)
+            upper, lower = head_rows.upper_bits(w), head_rows.lower_bits(w)
             sums, refined = np.full((n, rows), 5, np.int32), np.full((2, rows), 5, np.int32)
             at = ops.ffi.new("int8_t *[]", [ops.at(row, "int8_t *") for row in x])
             pair = ops.ffi.new("int8_t *[]", [at[0], at[n - 1]])

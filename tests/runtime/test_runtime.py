@@ -20,7 +20,7 @@ import runtime_lab as lab
 
 from bitgen import headers, targets
 from bitgen.checkpoints import reference
-from bitgen.compile import binding, library, pack
+from bitgen.compile import binding, head_rows, library, pack
 from bitgen.compile.clang import BuildOptions, find_compiler
 from bitgen.engine.opened import CACHES, Cache
 from bitgen.spec import round_up
@@ -110,7 +110,7 @@ def test_int8_head() -> None:
     f16, int8 = lab.bench("odd-sizes"), lab.bench("odd-sizes", 0, "int8")
     tokens = lab.tokens(f16.shape, 9)
     got = int8.logits(tokens)
-    scales, codes = pack._int8_rows(f16.checkpoint.dense("token_embd.weight"))
+    scales, codes = head_rows.int8_rows(f16.checkpoint.dense("token_embd.weight"))
     assert np.abs(got - f16.logits(tokens)).max() < 0.02 * np.abs(got).max()
     for level in range(len(int8.packed)):
         assert same_bits(int8.logits(tokens, level, threads=2, chunk=4), got)
@@ -118,7 +118,7 @@ def test_int8_head() -> None:
         last = np.empty(int8.shape.vocab, np.float32)
         assert session.code(tokens, last, 0) == 0
     assert same_bits(last, got[-1])
-    assert codes.dtype == np.int8 and len(scales) == round_up(int8.shape.vocab, lab.pack.LANES)
+    assert codes.dtype == np.int8 and len(scales) == round_up(int8.shape.vocab, head_rows.LANES)
 
 
 def test_rewind_and_logits_on_demand() -> None:
@@ -576,7 +576,7 @@ ABSURD: dict[str, tuple[float, ...]] = {
     "window_period": (-1, 0, 1 << 30),
     "attention_gate": (-1, 2),
     **{f"delta_{field}": (-1, 1, 1 << 30) for field in DELTA},
-    "hadamard": (-4, 1, 2, 3, 8, 256, 1 << 30),
+    "hadamard_block": (-4, 1, 2, 3, 8, 256, 1 << 30),
     **dict.fromkeys(("hadamard_signed", "hadamard_regrouped"), (-1, 1, 2)),  # it has no rotation
 }
 """Field of bg_header -> values that mean nothing, whatever the model."""

@@ -20,7 +20,7 @@ from bitgen import headers
 from bitgen.checkpoints.architectures import shape_from
 from bitgen.checkpoints.checkpoint import ALL, Checkpoint
 from bitgen.checkpoints.synth import SynthCheckpoint
-from bitgen.compile import binding, library, pack
+from bitgen.compile import binding, head_rows, library, pack
 from bitgen.errors import FormatError, UnsupportedError
 from bitgen.kernels.formats import FORMATS
 
@@ -248,13 +248,13 @@ def test_the_bound_is_reached(claim: float, choice: int, count: int, monkeypatch
     codes[9, 0] = 1
     scales = np.ones((VOCAB, HIDDEN // GROUP), np.float32)
     scales[9] = np.float16(0.8 * 0.49 * (HIDDEN - 2) / 127)
-    honest = pack.RowNorms.add
+    honest = head_rows.RowNorms.add
 
     def claimed(self: Any, rows: slice, codes: np.ndarray, scales: np.ndarray) -> None:
         honest(self, rows, codes, scales)
         self.of_rows[rows] *= np.float32(claim)
 
-    monkeypatch.setattr(pack.RowNorms, "add", claimed)
+    monkeypatch.setattr(head_rows.RowNorms, "add", claimed)
     with crafted((codes, scales), np.tile(state, (VOCAB, 1))).open() as session:
         many = [1] * count
         assert session.next(many, many, count=count, temperature=0.0) == [choice] * count
