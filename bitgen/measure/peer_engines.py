@@ -97,13 +97,16 @@ class ForLlama:
     def ternary(self, name: str) -> tuple[npt.NDArray[np.int8], Scale]:
         """The same weights."""
         codes, scale = self._inner.ternary(name)
-        if self.shape.group != self._inner.shape.group:
-            scale = np.repeat(np.asarray(scale), self._inner.shape.group // self.shape.group, axis=1)
-        return codes, scale
+        return codes, self._repeated(scale) if isinstance(scale, np.ndarray) else scale
 
     def ternary_rows(self, name: str, rows: slice) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-        """As they are."""
-        return self._inner.ternary_rows(name, rows)
+        """The same weights."""
+        codes, scales = self._inner.ternary_rows(name, rows)
+        return codes, self._repeated(scales)
+
+    def _repeated(self, scales: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Each scale as often as blocks of its group."""
+        return np.repeat(scales, self._inner.shape.group // self.shape.group, axis=1)
 
     def dense(self, name: str, rows: slice = ALL) -> npt.NDArray[np.floating[Any]]:
         """As it is."""
@@ -113,7 +116,7 @@ class ForLlama:
 class LlamaCpp:
     """llama.cpp through llama-cpp-python, its matrices TQ2_0, or Q2_0 or Q1_0 where groups of weights have scales.
 
-    Its head is q6_K, as its quantiser makes it.
+    Its head is q6_K, as its quantiser makes it, or of the matrices' type where it is ternary too.
     """
 
     def __init__(self, path: Path, threads: int, context: int) -> None:
@@ -131,13 +134,18 @@ class LlamaCpp:
             raise EngineError(f"llama.cpp cannot make a context of {context} tokens")
         self._vocab = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model))
         names = {known.file_type: name.upper() for name, known in FILE_TYPES.items()}
-        type = names[Container(path).metadata["general.file_type"]]
-        self.about = f"llama-cpp-python {version('llama-cpp-python')}, {type}, q6_K head, f16 cache"
+        file = Container(path)
+        type, tensors = names[file.metadata["general.file_type"]], file.tensors
+        head = tensors.get("output.weight", tensors["token_embd.weight"]).type_name
+        self.about = f"llama-cpp-python {version('llama-cpp-python')}, {type}, {head} head, f16 cache"
 
     @staticmethod
     def prepare(source: Path, to: Path) -> None:
-        """Matrices by bitgen's writer; embedding and head to q6_K by llama.cpp's own quantiser."""
+        """Matrices by bitgen's writer; embedding and head, unless ternary, to q6_K by llama.cpp's own quantiser."""
         api, f16_head, checkpoint = _llama_api(), to.with_name(f".{to.name}.f16-head"), ForLlama(read_gguf(source))
+        if checkpoint.shape.ternary_embedding and checkpoint.shape.ternary_head:
+            write_gguf(to, checkpoint, checkpoint.type)
+            return
         try:
             write_gguf(f16_head, checkpoint, checkpoint.type)
             params = api.llama_model_quantize_default_params()
